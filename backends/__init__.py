@@ -1,0 +1,123 @@
+"""The table of backends, and how names become classes. Nothing heavy is imported until a backend is chosen.
+
+To add a backend:
+
+1. write one file here with a class that follows `backends.base.Backend`;
+2. add its line to BUILTIN below (another package instead declares the entry point group `asrbench.backends`);
+3. run `asrbench list`, then `asrbench run --backends NAME`: the gate says whether its rows may be ranked.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from backends.base import BackendError, BackendUnavailable
+
+ENTRY_POINT_GROUP = "asrbench.backends"
+
+BUILTIN = {  # name -> "module:class", in the order tables show them
+    "whisper-cpu": "backends.openai_whisper:WhisperCpu",
+    "whisper-cuda": "backends.openai_whisper:WhisperCuda",
+    "faster-whisper": "backends.faster_whisper:FasterWhisper",
+}
+
+
+class UnknownBackend(BackendError):
+    """No backend has that name; the message lists the ones there are."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A backend on a device at a precision, written `name@device/precision`."""
+
+    backend: str
+    device: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}@{self.device}/{self.precision}"
+
+
+def names() -> list[str]:
+    """Names of all registered backends: the built-in ones, then those of other packages."""
+    return [*BUILTIN, *(name for name in _plugins() if name not in BUILTIN)]
+
+
+def load(name: str) -> Any:
+    """Import and return the backend class called `name`.
+
+    Raises:
+        UnknownBackend: nothing is registered under the name.
+        BackendUnavailable: the module that defines it cannot be imported.
+    """
+    target = BUILTIN.get(name)
+    plugin = _plugins().get(name)
+    if target is None and plugin is None:
+        raise UnknownBackend(_unknown(name))
+    try:
+        if target is None:
+            assert plugin is not None
+            return plugin.load()
+        module, _, attribute = target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise BackendUnavailable(
+            f"its module cannot be imported: {error}", "reinstall the package that provides it"
+        ) from error
+
+
+def parse(text: str, device: str = "auto") -> list[Variant]:
+    """Turn one `name[@device[/precision]]` into variants.
+
+    Without a device the backend's own devices are used, narrowed by `device` ("cpu" or "cuda"; "auto"
+    takes every one of them). Without a precision the device's default precision is taken.
+
+    Raises:
+        UnknownBackend, BackendUnavailable: as `load`.
+        BackendError: the backend has no such device or precision.
+    """
+    name, _, place = text.strip().partition("@")
+    backend = load(name)
+    chosen, _, precision = place.partition("/")
+    if chosen and chosen not in backend.devices:
+        raise BackendError(f"{name} has no device {chosen!r}; it has {_either(backend.devices)}")
+    if precision and precision not in backend.devices[chosen]:
+        raise BackendError(
+            f"{name}@{chosen} has no precision {precision!r}; it has {_either(backend.devices[chosen])}"
+        )
+    places = [chosen] if chosen else [d for d in backend.devices if device in ("auto", d)]
+    if not places:
+        raise BackendError(f"{name} does not run on {device}; it has {_either(backend.devices)}")
+    return [Variant(name, d, precision or backend.devices[d][0]) for d in places]
+
+
+def every(device: str = "auto") -> list[Variant]:
+    """All variants of all importable backends, every precision, in table order."""
+    found = []
+    for name in names():
+        try:
+            backend = load(name)
+        except BackendUnavailable:
+            continue
+        for place, precisions in backend.devices.items():
+            if device in ("auto", place):
+                found += [Variant(name, place, p) for p in precisions]
+    return found
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"no backend is called {name!r}.{hint} Available: {', '.join(names())}"
+
+
+def _either(choices: Any) -> str:
+    return " or ".join(choices)

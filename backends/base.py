@@ -1,0 +1,128 @@
+"""The seam between the harness and an engine: what a backend is given and what it must give back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+SAMPLE_RATE_HZ = 16_000
+WINDOW_SECONDS = 30  # Whisper's audio context; longer clips take the engine's sequential long-form path
+
+
+class BackendError(Exception):
+    """An engine cannot do what it was asked to. The message says what, why and what to do."""
+
+
+class BackendUnavailable(BackendError):
+    """This machine cannot run the backend: a package, a device or a precision is missing.
+
+    `remedy` is the command or action that mends it, or None when nothing can.
+    """
+
+    def __init__(self, reason: str, remedy: str | None = None):
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = remedy
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The decoding every backend must honour exactly, or refuse by raising BackendError.
+
+    Windows of clips up to 30 s are decoded once and without timestamps; longer clips go through
+    sequential long-form decoding with timestamps (Radford et al. 2022, section 3.8), one window after
+    the other, from where the last complete segment ended.
+    """
+
+    task: str = "transcribe"  # or "translate" (to English; multilingual checkpoints only)
+    language: str | None = None  # None: each clip's own language, English where the clip names none
+    beam_size: int = 1  # 1 is greedy
+    threads: int = 1  # CPU threads of the engine, all its pools together
+    temperature: float = 0.0  # a single temperature: no fallback ladder, so equal work for every engine
+    condition_on_previous_text: bool = False  # long-form: is the last window's text the next one's prompt?
+    no_speech_threshold: float = 0.6  # a window above it, and below logprob_threshold, is skipped as silent
+    logprob_threshold: float = -1.0  # average log-probability per token
+    suppress_blank: bool = True
+    suppress_tokens: str = "-1"  # "-1": Whisper's own list of non-speech symbols
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as a JSON-ready dict."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One set of weights in OpenAI's format: a torch file with `dims` and `model_state_dict`."""
+
+    name: str
+    path: Path
+    sha256: str
+    dimensions: Mapping[str, int]  # the fields of whisper.model.ModelDimensions
+    note: str = ""  # what a reader of results must know, e.g. that the model understands synthetic English only
+
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether the vocabulary is the multilingual one (51,865 tokens or more)."""
+        return self.dimensions["n_vocab"] >= 51_865
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The finished answer to one clip: plain values only, nothing left to compute.
+
+    Attributes:
+        text: the whole text.
+        tokens: ids of the tokens decoded for it, timestamps included, special start and end tokens not;
+            None when the engine does not tell.
+        stage_seconds: seconds by stage where the engine can tell; the names in use are
+            "log_mel", "encode" and "decode".
+    """
+
+    text: str
+    tokens: Sequence[int] | None = None
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """One engine on one device at one precision, loaded. See `backends/__init__.py` for adding one."""
+
+    devices: ClassVar[Mapping[str, Sequence[str]]]
+    """Device name ("cpu", "cuda") -> precisions it offers there, the default one first."""
+
+    @classmethod
+    def check(cls, device: str, precision: str) -> None:
+        """Raise BackendUnavailable if this machine cannot run the variant; must not load weights."""
+        ...
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> Backend:
+        """Load the checkpoint and return a backend ready to transcribe.
+
+        Raises:
+            BackendUnavailable: the machine lacks something.
+            BackendError: the checkpoint or a setting cannot be honoured.
+        """
+        ...
+
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        """Every field of Settings as the engine really runs it, plus anything else worth recording."""
+        ...
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        """Transcribe one clip and return only when the final text exists.
+
+        Args:
+            audio: float32, shape (samples,), mono, 16 kHz, in [-1, 1]. Must not be modified.
+            language: ISO 639-1 code to decode in.
+        """
+        ...
+
+    def synchronize(self) -> None:
+        """Block until the device is idle. Called by the harness inside the clock, at both ends."""
+        ...

@@ -1,0 +1,1 @@
+"""How engines are measured, scored, gated and reported; knows no backend by name."""

@@ -1,0 +1,115 @@
+"""The run record: one JSON document a run, its schema, and how it is written, read and stripped of texts."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+SCHEMA_VERSION = 1
+# History: 1 = first version.
+
+SCHEMA_PATH = Path(__file__).with_name("run.schema.json")
+
+Run = dict[str, Any]  # validated against run.schema.json; raw samples kept, figures derived by harness.score
+
+
+class RecordError(Exception):
+    """A run record cannot be read or written; the message says which and why."""
+
+
+def text_sha256(text: str) -> str:
+    """Return the hex SHA-256 of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def validate(run: Run) -> None:
+    """Raise RecordError naming the first place where `run` breaks the schema."""
+    error = next(iter(sorted(_validator().iter_errors(run), key=lambda e: len(e.absolute_path))), None)
+    if error is not None:
+        place = "/".join(str(part) for part in error.absolute_path) or "the document"
+        raise RecordError(f"the record breaks its schema at {place}: {error.message[:300]}")
+
+
+def read(path: Path) -> Run:
+    """Read and validate a stored run.
+
+    Raises:
+        RecordError: missing, not JSON, another schema version, or not a valid record.
+    """
+    if path.is_dir():
+        path = path / "run.json"
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RecordError(f"{path} is not JSON ({error}); expected a run.json that asrbench wrote") from error
+    version = run.get("schema_version") if isinstance(run, dict) else None
+    if version != SCHEMA_VERSION:
+        raise RecordError(
+            f"{path} has schema_version {version!r}; this asrbench reads version {SCHEMA_VERSION}"
+        )
+    validate(run)
+    return run
+
+
+def dumps(run: Run) -> str:
+    """Serialise a run as one strict JSON document (no NaN or Infinity)."""
+    return json.dumps(run, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+
+
+def write(run: Run, path: Path) -> None:
+    """Validate and write atomically: a reader sees the old file or the whole new one, never a part."""
+    validate(run)
+    write_text(path, dumps(run))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically.
+
+    Raises:
+        RecordError: the folder cannot be written, or the disk is full.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            temporary = file.name
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise RecordError(f"cannot write {path}: {error.strerror}") from error
+
+
+def without_texts(run: Run) -> Run:
+    """Return a copy that keeps hashes and counts in place of references, transcripts and tokens."""
+    run = copy.deepcopy(run)
+    run["settings"]["texts"] = False
+    for clip in run["clips"]:
+        clip["reference"] = None
+    for result in run["results"]:
+        for item in [*result["samples"], *((result["integrity"] or {}).get("probes", []))]:
+            item["text"] = None
+            if "tokens" in item:
+                item["tokens"] = None
+    return run
+
+
+@cache
+def _validator() -> Any:
+    schema = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+    return jsonschema.Draft202012Validator(schema)
