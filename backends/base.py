@@ -13,7 +13,11 @@ SAMPLE_RATE_HZ = 16_000
 WINDOW_SECONDS = 30  # Whisper's audio context; longer clips take the engine's sequential long-form path
 
 
-class BackendError(Exception):
+class AsrbenchError(Exception):
+    """A problem the user can act on. `main` prints its message, without a traceback, and exits with 2."""
+
+
+class BackendError(AsrbenchError):
     """An engine cannot do what it was asked to. The message says what, why and what to do."""
 
 

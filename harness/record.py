@@ -13,6 +13,8 @@ from typing import Any
 
 import jsonschema
 
+from backends.base import AsrbenchError
+
 SCHEMA_VERSION = 1
 # History: 1 = first version.
 
@@ -21,7 +23,7 @@ SCHEMA_PATH = Path(__file__).with_name("run.schema.json")
 Run = dict[str, Any]  # validated against run.schema.json; raw samples kept, figures derived by harness.score
 
 
-class RecordError(Exception):
+class RecordError(AsrbenchError):
     """A run record cannot be read or written; the message says which and why."""
 
 
