@@ -98,6 +98,9 @@ class Backend(Protocol):
     devices: ClassVar[Mapping[str, Sequence[str]]]
     """Device name ("cpu", "cuda") -> precisions it offers there, the default one first."""
 
+    imports: ClassVar[Sequence[str]]
+    """Modules of the engine, imported (and timed) by the worker before `load`."""
+
     @classmethod
     def check(cls, device: str, precision: str) -> None:
         """Raise BackendUnavailable if this machine cannot run the variant; must not load weights."""

@@ -1,0 +1,213 @@
+"""The child process that holds one engine, times its calls and answers its parent in JSON messages.
+
+Started by harness.worker_handle as `python -m harness.worker FD`, FD being one end of a socket pair. Messages
+are JSON objects. The parent asks for one thing at a time:
+
+    {"do": "load", ...}                 -> {"event": "loaded", ...} or {"event": "refused", ...}
+    {"do": "call", "audio", "language"} -> {"event": "ready"}, then on {"do": "go"}:
+                                           {"event": "answer", ...}, then {"event": "settled", ...}
+    {"do": "resources"}                 -> {"event": "resources", ...}
+
+Nothing here decides what a figure means: raw values go to the parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+# Bound before any engine is imported, so that replacing time.perf_counter_ns cannot change the clock.
+_clock_ns = time.perf_counter_ns
+
+NANOSECONDS = 1e-9
+
+
+def main() -> None:
+    """Serve the parent until it closes the connection."""
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends its workers
+    connection = Connection(int(sys.argv[1]))
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        _serve(connection)
+
+
+def _serve(connection: Connection) -> None:
+    engine = None
+    while True:
+        message = _receive(connection)
+        match message["do"]:
+            case "load":
+                try:
+                    engine = _Engine(message)
+                    reply = {"event": "loaded", **engine.load_report}
+                except BaseException as error:
+                    reply = {"event": "refused", **_describe(error)}
+                _send(connection, reply)
+            case "call":
+                assert engine is not None
+                audio = _read_audio(message["audio"])
+                _send(connection, {"event": "ready"})
+                assert _receive(connection)["do"] == "go"
+                _send(connection, {"event": "answer", **engine.call(audio, message["language"])})
+                _send(connection, {"event": "settled", "late_work_seconds": engine.late_work_seconds()})
+            case "resources":
+                assert engine is not None
+                _send(connection, {"event": "resources", **engine.resources()})
+
+
+class _Engine:
+    """A loaded backend and the meters around it."""
+
+    def __init__(self, message: dict[str, Any]):
+        started = _clock_ns()
+        import backends
+        from backends.base import Checkpoint, Settings
+
+        backend_class = backends.load(message["backend"])
+        device, precision = message["device"], message["precision"]
+        backend_class.check(device, precision)
+        for module in backend_class.imports:
+            importlib.import_module(module)
+        imported = _clock_ns()
+        spec = dict(message["checkpoint"], path=Path(message["checkpoint"]["path"]))
+        settings = Settings(**message["settings"])
+        self.backend = backend_class.load(Checkpoint(**spec), device, precision, settings)
+        self.backend.synchronize()
+        loaded = _clock_ns()
+
+        from harness import probes
+
+        self._late_work = probes.LateWorkDetector()
+        self._energy = probes.EnergyMeter(device)
+        self._joules: float | None = 0.0
+        self.load_report = {
+            "import_seconds": (imported - started) * NANOSECONDS,
+            "load_seconds": (loaded - imported) * NANOSECONDS,
+            # through JSON and back: what is recorded is a plain copy, not the backend's own object
+            "applied_settings": json.loads(json.dumps(dict(self.backend.applied_settings))),
+        }
+
+    def call(self, audio: Any, language: str) -> dict[str, Any]:
+        """Transcribe once and return the answer with what it cost."""
+        from harness import probes
+
+        gc.collect()
+        gc.disable()  # a collection inside the clock would be charged to whichever call it hits
+        try:
+            self._late_work.before()
+            joules = self._energy.read_joules()
+            cpu_seconds = probes.process_cpu_seconds()
+            self.backend.synchronize()
+            start = _clock_ns()
+            try:
+                answer = _finished(self.backend.transcribe(audio, language))
+                self.backend.synchronize()
+            except Exception as error:
+                answer = {"text": None, "tokens": None, "stage_seconds": {}, **_describe(error)}
+            end = _clock_ns()
+            answer["wall_seconds"] = (end - start) * NANOSECONDS
+            answer["cpu_seconds"] = probes.process_cpu_seconds() - cpu_seconds
+            self._add_joules(joules)
+        finally:
+            gc.enable()
+        return answer
+
+    def late_work_seconds(self) -> float:
+        """Wait until the process is idle; return for how long it was not after the last call."""
+        start = _clock_ns()
+        self.backend.synchronize()
+        drained = (_clock_ns() - start) * NANOSECONDS
+        return max(drained if drained > 0.005 else 0.0, self._late_work.after())
+
+    def resources(self) -> dict[str, Any]:
+        """Return the worker's peaks and totals so far."""
+        from harness import probes
+
+        return {
+            "peak_rss_bytes": probes.peak_rss_bytes(),
+            "peak_vram_allocator_bytes": probes.torch_peak_allocated_bytes(),
+            "energy_joules": self._joules,
+            "energy_source": self._energy.source,
+        }
+
+    def _add_joules(self, before: float | None) -> None:
+        after = self._energy.read_joules()
+        if before is None or after is None or self._joules is None:
+            self._joules = None
+        else:
+            self._joules += after - before
+
+
+def _finished(transcript: Any) -> dict[str, Any]:
+    """Copy a Transcript into plain values, inside the clock, so that nothing lazy is left for later.
+
+    Raises:
+        TypeError: it is not a Transcript of finished values, a lazy generator for instance.
+    """
+    from backends.base import Transcript
+
+    if not isinstance(transcript, Transcript):
+        raise TypeError(f"transcribe() returned a {type(transcript).__name__}, not a Transcript")
+    if type(transcript.text) is not str:
+        raise TypeError(
+            f"transcribe() returned a {type(transcript.text).__name__} as text; it must return a finished str"
+        )
+    tokens = transcript.tokens
+    return {
+        # a lone surrogate is no text: keep it visible rather than fail on it later
+        "text": transcript.text.encode("utf-8", "backslashreplace").decode("utf-8"),
+        "tokens": None if tokens is None else [int(token) for token in tokens],
+        "stage_seconds": {str(name): float(value) for name, value in transcript.stage_seconds.items()},
+        "error": None,
+    }
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    from backends.base import AsrbenchError, BackendUnavailable
+
+    known = isinstance(error, AsrbenchError)
+    if not known:
+        import traceback
+
+        traceback.print_exc()  # to the worker's log, for whoever wrote the backend
+    return {
+        "error": str(error) if known else f"{type(error).__name__}: {error}",
+        "unavailable": isinstance(error, BackendUnavailable),
+        "remedy": getattr(error, "remedy", None),
+    }
+
+
+def _read_audio(path: str) -> Any:
+    import numpy as np
+
+    audio = np.load(path, allow_pickle=False)
+    audio.setflags(write=False)  # an engine that changes its input would change the next one's
+    return audio
+
+
+def _receive(connection: Connection) -> dict[str, Any]:
+    return json.loads(connection.recv_bytes())
+
+
+def _send(connection: Connection, message: dict[str, Any]) -> None:
+    connection.send_bytes(json.dumps(message).encode())
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies, however that happens."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""The parent's end of one worker process: start it, ask it, and say in words how it died."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from backends import Variant
+from backends.base import Checkpoint, Settings
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+# Every pool an engine may own is told the same number of threads.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+
+
+class WorkerError(Exception):
+    """The worker refused, hung or died; the message is what the row's `error` says."""
+
+    def __init__(self, message: str, unavailable: bool = False, remedy: str | None = None):
+        super().__init__(message)
+        self.unavailable = unavailable
+        self.remedy = remedy
+
+
+class Worker:
+    """One engine in one process, paused whenever it is not its turn."""
+
+    def __init__(self, variant: Variant, log_path: Path, threads: int, timeout_seconds: float):
+        self.variant = variant
+        self.timeout_seconds = timeout_seconds
+        self._log_path = log_path
+        ours, theirs = socket.socketpair()
+        environment = dict(os.environ, TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
+        environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+        # The root first: the worker must import this checkout whatever the user's folder holds.
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(PROJECT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+        )
+        cores = pinned_cores(threads)
+        with log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "harness.worker", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,  # an engine's prints must not reach the user's stdout, which may be JSON
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches the parent alone; the group can be killed whole
+            )
+        if cores is not None:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(self._process.pid, cores)
+        theirs.close()
+        self._connection = Connection(ours.detach())
+        self._paused = False
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        return self._process.pid
+
+    def load(self, checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
+        """Load the engine; return import_seconds, load_seconds and applied_settings.
+
+        Raises:
+            WorkerError: the backend refused, or the worker died or hung.
+        """
+        spec = asdict(checkpoint) | {"path": str(checkpoint.path), "dimensions": dict(checkpoint.dimensions)}
+        self._send(
+            do="load",
+            backend=self.variant.backend,
+            device=self.variant.device,
+            precision=self.variant.precision,
+            checkpoint=spec,
+            settings=settings.as_dict(),
+        )
+        reply = self._receive("loading")
+        if reply["event"] == "refused":
+            raise WorkerError(reply["error"], reply["unavailable"], reply["remedy"])
+        return reply
+
+    def call(self, audio: Path, language: str, what: str) -> dict[str, Any]:
+        """Have one clip transcribed; return the answer with both clocks' times and the late work.
+
+        Args:
+            audio: .npy file of float32 samples.
+            what: how messages name the clip.
+
+        Raises:
+            WorkerError: the worker died or hung; an engine's exception is an answer with `error` set.
+        """
+        self._send(do="call", audio=str(audio), language=language)
+        self._receive(what)
+        start = time.perf_counter_ns()
+        self._send(do="go")
+        answer = self._receive(what)
+        answer["roundtrip_seconds"] = (time.perf_counter_ns() - start) * 1e-9
+        answer["late_work_seconds"] = self._receive(what)["late_work_seconds"]
+        return answer
+
+    def resources(self) -> dict[str, Any]:
+        """Return the worker's peaks and totals so far."""
+        self._send(do="resources")
+        return self._receive("reporting its resources")
+
+    def pause(self) -> None:
+        """Stop the process until resume(): only the worker whose turn it is may use the machine."""
+        if not self._paused:
+            self._signal(signal.SIGSTOP)
+            self._paused = True
+
+    def resume(self) -> None:
+        """Let a paused process go on."""
+        if self._paused:
+            self._signal(signal.SIGCONT)
+            self._paused = False
+
+    def stop(self) -> None:
+        """End the process and every child it started. Safe to call at any time, more than once."""
+        self._connection.close()
+        self._signal(signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)
+
+    def log_tail(self, characters: int = 300) -> str:
+        """Return the last line the worker printed, empty when it printed nothing."""
+        with contextlib.suppress(OSError):
+            lines = self._log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            return lines[-1][-characters:] if lines else ""
+        return ""
+
+    def _send(self, **message: Any) -> None:
+        try:
+            self._connection.send_bytes(json.dumps(message).encode())
+        except OSError as error:
+            raise WorkerError(self._death("starting a call")) from error
+
+    def _receive(self, what: str) -> dict[str, Any]:
+        try:
+            if not self._connection.poll(self.timeout_seconds):
+                self.stop()
+                raise WorkerError(
+                    f"no answer within {self.timeout_seconds:g} s while {what}; stopped (--timeout raises the limit)"
+                )
+            return json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise WorkerError(self._death(what)) from error
+
+    def _death(self, what: str) -> str:
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return f"the worker closed its connection while {what}"
+        said = self.log_tail()
+        last_words = f"; it last printed: {said}" if said else ""
+        if code >= 0:
+            return f"the worker exited with code {code} while {what}{last_words}"
+        name = signal.Signals(-code).name
+        why = {
+            "SIGKILL": ": something killed it, most often the system for want of memory",
+            "SIGABRT": ": it called abort()",
+            "SIGSEGV": ": it crashed on a bad memory access",
+        }.get(name, "")
+        return f"the worker died of {name} while {what}{why}{last_words}"
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+
+def default_threads() -> int:
+    """Return the number of physical cores this process may use."""
+    allowed = _allowed_cores()
+    if allowed is None:
+        return psutil.cpu_count(logical=False) or 1
+    return max(1, len(set(_siblings(allowed).values())))
+
+
+def pinned_cores(threads: int) -> list[int] | None:
+    """Return the cores a worker is pinned to: one a physical core first; None where pinning is unknown."""
+    allowed = _allowed_cores()
+    if allowed is None:
+        return None
+    siblings = _siblings(allowed)
+    rank: dict[str, int] = {}
+    ordered: list[tuple[int, int]] = []
+    for core in allowed:
+        nth = rank[siblings[core]] = rank.get(siblings[core], -1) + 1
+        ordered.append((nth, core))
+    return [core for _, core in sorted(ordered)][:threads]
+
+
+def _allowed_cores() -> list[int] | None:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def _siblings(cores: Sequence[int]) -> Mapping[int, str]:
+    """Map each logical core to a name of its physical one."""
+    found = {}
+    for core in cores:
+        path = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        try:
+            found[core] = path.read_text().strip()
+        except OSError:
+            found[core] = str(core)
+    return found
