@@ -9,6 +9,7 @@ To add a backend:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 from dataclasses import dataclass
@@ -99,14 +100,18 @@ def every(device: str = "auto") -> list[Variant]:
     """All variants of all importable backends, every precision, in table order."""
     found = []
     for name in names():
-        try:
-            backend = load(name)
-        except BackendUnavailable:
-            continue
-        for place, precisions in backend.devices.items():
-            if device in ("auto", place):
-                found += [Variant(name, place, p) for p in precisions]
+        with contextlib.suppress(BackendUnavailable):
+            found += [variant for variant in of(name) if device in ("auto", variant.device)]
     return found
+
+
+def of(name: str) -> list[Variant]:
+    """All variants of one backend.
+
+    Raises:
+        UnknownBackend, BackendUnavailable: as `load`.
+    """
+    return [Variant(name, d, p) for d, precisions in load(name).devices.items() for p in precisions]
 
 
 def _plugins() -> dict[str, EntryPoint]:

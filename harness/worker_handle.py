@@ -161,7 +161,8 @@ class Worker:
             if not self._connection.poll(self.timeout_seconds):
                 self.stop()
                 raise WorkerError(
-                    f"no answer within {self.timeout_seconds:g} s while {what}; stopped (--timeout raises the limit)"
+                    f"no answer within {self.timeout_seconds:g} s while {what}; stopped "
+                    "(--timeout raises the limit)"
                 )
             return json.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as error:

@@ -1,0 +1,63 @@
+"""The `asrbench` command: `asrbench run`, `asrbench list`, `asrbench doctor`, …"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from backends.base import AsrbenchError
+from harness import doctor, list_command, report, run_command, weights
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    0: done; 1: something failed; 2: bad input; 130: interrupted.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    parsed = _parser().parse_args(arguments)
+    parsed.argv = arguments
+    try:
+        return parsed.func(parsed)
+    except AsrbenchError as error:
+        print(f"asrbench: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader (`| head`) has left: nobody to tell. Python's own flush at exit must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("asrbench: stopped", file=sys.stderr)
+        return 130
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"asrbench: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="asrbench",
+        description="Compare speech recognition engines on the same audio, weights and decoding. "
+        "Speed counts only at quality.",
+    )
+    parser.add_argument("--version", action="version", version=f"asrbench {_version()}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (run_command, list_command, doctor, weights):
+        module.add_parser(subparsers)
+    report.add_parsers(subparsers)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version("asrbench")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

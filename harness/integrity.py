@@ -1,0 +1,135 @@
+"""Checks that a worker's speed is the speed of doing the work: nothing cached, nothing done early or late.
+
+After the measured rounds every worker answers a few clips once more (seen) and, beside each, a copy it was
+never given (unseen): the clip with noise of one 16-bit step added, which sounds the same, costs an honest
+engine the same and matches no cache key; and a splice of two clips, whose words are those of neither.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+
+from harness import record
+from harness.audio import dithered
+from harness.corpus import Clip
+from harness.worker_handle import Worker
+
+PROBED_CLIPS = 5
+LONGEST_PROBE_SECONDS = 30.0  # one window: a longer clip costs much and shows no more
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A copy of a clip that no engine has been given; `path` holds its samples, `clip` the original's."""
+
+    kind: str  # "dithered" or "spliced"
+    clip: Clip
+    seen: Path
+    path: Path
+
+
+def prepare(clips: Sequence[Clip], audio: Mapping[str, Path], folder: Path, seed: int) -> list[Probe]:
+    """Write the copies that probe caches; the same ones for every engine.
+
+    Args:
+        audio: clip name -> .npy of its samples.
+    """
+    spoken = [c for c in clips if c.reference != "" and c.audio_seconds <= LONGEST_PROBE_SECONDS]
+    spoken.sort(key=lambda clip: (clip.audio_seconds, clip.name))
+    if len(spoken) > PROBED_CLIPS:  # evenly over the lengths
+        step = (len(spoken) - 1) / (PROBED_CLIPS - 1)
+        spoken = [spoken[round(i * step)] for i in range(PROBED_CLIPS)]
+    probes = []
+    for number, clip in enumerate(spoken):
+        copy = dithered(np.load(audio[clip.name]), seed + number)
+        probes.append(Probe("dithered", clip, audio[clip.name], _save(folder, f"dithered{number}", copy)))
+    if len(spoken) > 1:
+        first, second = spoken[len(spoken) // 2], spoken[-1]
+        if first is second:
+            first = spoken[0]
+        copy = _splice(np.load(audio[first.name]), np.load(audio[second.name]))
+        probes.append(Probe("spliced", first, audio[first.name], _save(folder, "spliced", copy)))
+    return probes
+
+
+def run(
+    worker: Worker, probes: Sequence[Probe], normalize: Callable[[str, str], str]
+) -> list[dict[str, Any]]:
+    """Put the probes to one worker; return one record entry each.
+
+    Raises:
+        WorkerError: the worker died or hung.
+    """
+    entries = []
+    for number, probe in enumerate(probes):
+        asked = [("seen", probe.seen), ("unseen", probe.path)]
+        if number % 2:
+            asked.reverse()  # so that a machine that drifts favours neither
+        what = f"answering a {probe.kind} copy of clip {probe.clip.name}"
+        answers = {kind: worker.call(path, probe.clip.language, what) for kind, path in asked}
+        texts = {kind: answer["text"] for kind, answer in answers.items()}
+        normalised = {
+            kind: None if text is None else normalize(text, probe.clip.language).split()
+            for kind, text in texts.items()
+        }
+        unseen = texts["unseen"]
+        entries.append(
+            {
+                "kind": probe.kind,
+                "clip": probe.clip.name,
+                "seen_seconds": answers["seen"]["wall_seconds"],
+                "unseen_seconds": answers["unseen"]["wall_seconds"],
+                "changed_words": _word_edits(normalised["seen"], normalised["unseen"]),
+                "text": unseen,
+                "text_sha256": None if unseen is None else record.text_sha256(unseen),
+                "text_words": None if normalised["unseen"] is None else len(normalised["unseen"]),
+            }
+        )
+    return entries
+
+
+def summarise(probes: list[dict[str, Any]], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a result's `integrity` from its probes and its measured samples."""
+    ratios = [
+        probe["unseen_seconds"] / max(probe["seen_seconds"], 1e-6)
+        for probe in probes
+        if probe["kind"] == "dithered" and probe["text"] is not None
+    ]
+    answered = [sample for sample in samples if sample["error"] is None]
+    clocks = [sample["wall_seconds"] / max(sample["roundtrip_seconds"], 1e-9) for sample in answered]
+    return {
+        "probes": probes,
+        "unseen_over_seen": statistics.median(ratios) if ratios else None,
+        "late_work_seconds": sum(sample["late_work_seconds"] for sample in answered) if answered else None,
+        "clock_ratio": statistics.median(clocks) if clocks else None,
+    }
+
+
+def _splice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Start as `first` and end as `second`, as long as `first`: words of both, answers of neither."""
+    half = len(first) // 2
+    tail = second[-(len(first) - half) :]
+    copy = np.concatenate([first[:half], tail])
+    return np.pad(copy, (0, len(first) - len(copy)))
+
+
+def _word_edits(before: list[str] | None, after: list[str] | None) -> int | None:
+    if before is None or after is None:
+        return None
+    if not before or not after:
+        return len(before) + len(after)
+    counts = jiwer.process_words(" ".join(before), " ".join(after))
+    return counts.substitutions + counts.deletions + counts.insertions
+
+
+def _save(folder: Path, name: str, samples: np.ndarray) -> Path:
+    path = folder / f"probe-{name}.npy"
+    np.save(path, samples, allow_pickle=False)
+    return path

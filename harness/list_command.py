@@ -1,0 +1,65 @@
+"""`asrbench list`: every registered backend, whether this machine can run it, else what mends it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import backends
+from backends.base import BackendUnavailable
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the `list` subcommand."""
+    parser = subparsers.add_parser("list", help="backends, and whether this machine can run them")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table; always 0: a backend that cannot run here is no error."""
+    found = rows()
+    if arguments.json:
+        json.dump(found, sys.stdout, indent=1)
+        print()
+        return 0
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("variant", "runs here", "otherwise"):
+        table.add_column(heading, overflow="fold")
+    for row in found:
+        remedy = f"; {row['remedy']}" if row["remedy"] else ""
+        table.add_row(
+            escape(row["variant"]),
+            "[green]yes[/green]" if row["available"] else "[yellow]no[/yellow]",
+            "" if row["available"] else escape(f"{row['reason']}{remedy}"),
+        )
+    console.print(table)
+    return 0
+
+
+def rows() -> list[dict[str, Any]]:
+    """Return one entry a variant: variant, available, reason, remedy."""
+    found = []
+    for name in backends.names():
+        try:
+            variants = backends.of(name)
+        except BackendUnavailable as error:
+            found.append(
+                {"variant": name, "available": False, "reason": error.reason, "remedy": error.remedy}
+            )
+            continue
+        for variant in variants:
+            row: dict[str, Any] = {"variant": str(variant), "available": True, "reason": None, "remedy": None}
+            try:
+                backends.load(name).check(variant.device, variant.precision)
+            except BackendUnavailable as error:
+                row.update(available=False, reason=error.reason, remedy=error.remedy)
+            found.append(row)
+    return found

@@ -1,0 +1,267 @@
+"""Runs a plan: one worker a variant, rounds interleaved, raw samples into a record saved as it grows."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import secrets
+import shutil
+import signal
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backends import Variant
+from harness import gate, integrity, normalize, probes, record, score
+from harness.audio import dithered
+from harness.corpus import Clip, write_samples
+from harness.plan import Plan, blank_record, now
+from harness.progress import Progress
+from harness.worker_handle import Worker, WorkerError
+
+WARMUP_SECONDS = 30.0  # one whole window
+BUSY_FRACTION = 0.10  # of all cores, used by processes that are not the run's: worth a warning
+SPREAD_LIMIT = 0.15  # interquartile range over median of a clip's times across rounds: worth a warning
+
+
+def new_run_id() -> str:
+    """Return a name that sorts by time and that two runs started in one second do not share."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+
+
+def run(plan: Plan, run_id: str, folder: Path, progress: Progress) -> record.Run:
+    """Measure every variant of the plan; return the scored and gated record.
+
+    The record is saved to `folder`/run.json after every round, so that whatever ends the run early leaves
+    what was measured. A failing engine becomes an error in its own row. Ctrl-C or SIGTERM ends the run with
+    a record marked as interrupted.
+
+    Raises:
+        RecordError: the record cannot be written (disk full, folder not writable).
+    """
+    return _Session(plan, run_id, folder, progress).run()
+
+
+class _Session:
+    def __init__(self, plan: Plan, run_id: str, folder: Path, progress: Progress):
+        self.plan = plan
+        self.folder = folder
+        self.progress = progress
+        self.workers: dict[str, Worker] = {}
+        self.record = blank_record(plan, run_id)
+        self.rows = {row["variant"]: row for row in self.record["results"]}
+        self.normalize = normalize.normalizer(plan.normalizer)
+
+    def run(self) -> record.Run:
+        logs = self.folder / "logs"
+        logs.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="asrbench-") as temporary:
+            try:
+                with _termination_as_interrupt():
+                    self._measure(Path(temporary), logs)
+                    self.record["complete"] = True
+            except KeyboardInterrupt:
+                self.record["interrupted"] = "stopped by the user (Ctrl-C or a termination signal)"
+            finally:
+                # From here on a second Ctrl-C must not lose what the first one saved.
+                with _interrupts_ignored():
+                    for worker in self.workers.values():
+                        worker.stop()
+                    self.progress.close()
+                    self._finish()
+        if not self.plan.texts:
+            shutil.rmtree(logs, ignore_errors=True)  # engines may print what they heard
+        for log in logs.glob("*.log"):
+            if log.stat().st_size == 0:
+                log.unlink()
+        with contextlib.suppress(OSError):
+            logs.rmdir()
+        return self.record
+
+    def _measure(self, temporary: Path, logs: Path) -> None:
+        self.progress.note(f"preparing {len(self.plan.clips)} clips")
+        audio = {clip.name: write_samples(clip, temporary) for clip in self.plan.clips}
+        copies = integrity.prepare(self.plan.clips, audio, temporary, self.plan.seed)
+        warmup = self._warmup_clip(audio, temporary)
+        for variant in self.plan.variants:
+            self._start(variant, logs, warmup)
+        self._save()
+        calls = len(self.workers) * (self.plan.rounds * len(audio) + 2 * len(copies))
+        self.progress.start(calls)
+        names = [str(variant) for variant in self.plan.variants]
+        for number in range(self.plan.rounds):
+            shift = number % max(len(names), 1)
+            order = [name for name in names[shift:] + names[:shift] if name in self.workers]
+            self._round(number, order, audio)
+            self._save()
+        for name in names:
+            with self._turn(name, "checking its answers") as worker:
+                if worker is not None:
+                    self.progress.stage(name, "checking for cached and late answers")
+                    found = integrity.run(worker, copies, self.normalize)
+                    self.progress.advance(2 * len(copies))
+                    self.rows[name]["integrity"] = {"probes": found}
+                    self._collect_resources(worker)
+
+    def _start(self, variant: Variant, logs: Path, warmup: Path) -> None:
+        name = str(variant)
+        row = self.rows[name]
+        self.progress.note(f"loading {name}")
+        log = logs / f"{name.replace('/', '_')}.log"
+        plan = self.plan
+        worker = self.workers[name] = Worker(variant, log, plan.settings.threads, plan.timeout_seconds)
+        with self._turn(name, "loading"):
+            report = worker.load(plan.checkpoint, plan.settings)
+            row["applied_settings"] = report["applied_settings"]
+            row["load"]["import_seconds"] = report["import_seconds"]
+            row["load"]["load_seconds"] = report["load_seconds"]
+            for call in range(plan.warmup):
+                answer = worker.call(warmup, self._language(), "warming up")
+                if answer["error"] is not None:
+                    continue  # the measured calls will say so, clip by clip
+                row["load"]["first_call_seconds" if call == 0 else "warm_call_seconds"] = answer[
+                    "wall_seconds"
+                ]
+            row["status"], row["error"] = "ok", None
+
+    def _round(self, number: int, order: list[str], audio: dict[str, Path]) -> None:
+        load = probes.LoadMonitor([worker.pid for worker in self.workers.values()])
+        for name in order:
+            with self._turn(name, "measuring") as worker:
+                if worker is None:
+                    continue
+                for clip in self.plan.clips:
+                    self.progress.stage(name, f"round {number + 1}/{self.plan.rounds}", clip.name)
+                    answer = worker.call(audio[clip.name], clip.language, f"answering clip {clip.name}")
+                    self.rows[name]["samples"].append(_sample(clip, number, answer))
+                    self.progress.advance(1)
+        self.record["rounds"].append({"round": number, "order": order, **load.finish()})
+
+    @contextlib.contextmanager
+    def _turn(self, name: str, doing: str) -> Iterator[Worker | None]:
+        """Give one worker the machine; a WorkerError inside becomes its row's error and ends the worker."""
+        worker = self.workers.get(name)
+        if worker is None:
+            yield None
+            return
+        worker.resume()
+        try:
+            yield worker
+            worker.pause()
+        except WorkerError as error:
+            row = self.rows[name]
+            row["status"] = "unavailable" if error.unavailable else "error"
+            row["error"], row["remedy"] = str(error), error.remedy
+            worker.stop()
+            del self.workers[name]
+            self.progress.note(f"{name} failed {doing}: {error}")
+
+    def _warmup_clip(self, audio: dict[str, Path], temporary: Path) -> Path:
+        """Speech-like sound that is none of the clips: nothing learned from it helps a measured call."""
+        middle = sorted(self.plan.clips, key=lambda clip: clip.audio_seconds)[len(self.plan.clips) // 2]
+        samples = np.load(audio[middle.name])[: int(WARMUP_SECONDS * 16_000)]
+        path = temporary / "warmup.npy"
+        np.save(path, dithered(np.ascontiguousarray(samples[::-1]), self.plan.seed - 1), allow_pickle=False)
+        return path
+
+    def _language(self) -> str:
+        return self.plan.settings.language or self.plan.clips[0].language
+
+    def _collect_resources(self, worker: Worker) -> None:
+        row = self.rows[str(worker.variant)]
+        found = worker.resources()
+        del found["event"]
+        row["resources"].update(found)
+        row["resources"]["peak_vram_process_bytes"] = probes.process_vram_bytes(worker.pid)
+
+    def _save(self) -> None:
+        stored = self.record if self.plan.texts else record.without_texts(self.record)
+        # integrity is filled only when its last part is known
+        record.write(_without_partial_integrity(stored), self.folder / "run.json")
+
+    def _finish(self) -> None:
+        for row in self.record["results"]:
+            if row["integrity"] is not None:
+                row["integrity"] = integrity.summarise(row["integrity"]["probes"], row["samples"])
+            spent = [s["cpu_seconds"] for s in row["samples"] if s["cpu_seconds"] is not None]
+            row["resources"]["cpu_seconds"] = sum(spent) if spent else None
+        self.record["warnings"] += list(_disturbances(self.record))
+        self.record["finished_at"] = now()
+        score.score(self.record, self.plan.normalizer)
+        gate.judge(self.record)
+        self._save()
+
+
+def _sample(clip: Clip, number: int, answer: dict[str, Any]) -> dict[str, Any]:
+    text, tokens = answer["text"], answer["tokens"]
+    return {
+        "clip": clip.name,
+        "round": number,
+        "wall_seconds": answer["wall_seconds"],
+        "roundtrip_seconds": answer["roundtrip_seconds"],
+        "cpu_seconds": answer["cpu_seconds"],
+        "late_work_seconds": answer["late_work_seconds"],
+        "stage_seconds": answer["stage_seconds"],
+        "text": text,
+        "text_sha256": None if text is None else record.text_sha256(text),
+        "text_words": None,
+        "tokens": tokens,
+        "token_count": None if tokens is None else len(tokens),
+        "error": answer["error"],
+    }
+
+
+def _disturbances(run: record.Run) -> Iterator[str]:
+    """Say in words what may have disturbed the timing."""
+    busy = [r["foreign_cpu_fraction"] for r in run["rounds"] if r["foreign_cpu_fraction"] is not None]
+    if busy and max(busy) > BUSY_FRACTION:
+        yield f"other programs used up to {max(busy):.0%} of the processor meanwhile: times are disturbed"
+    for row in run["results"]:
+        times: dict[str, list[float]] = {}
+        for sample in row["samples"]:
+            if sample["error"] is None:
+                times.setdefault(sample["clip"], []).append(sample["wall_seconds"])
+        spreads = [
+            (np.percentile(values, 75) - np.percentile(values, 25)) / statistics.median(values)
+            for values in times.values()
+            if len(values) >= 3
+        ]
+        if spreads and statistics.median(spreads) > SPREAD_LIMIT:
+            yield (
+                f"{row['variant']}: times of one clip spread by {statistics.median(spreads):.0%} "
+                "between rounds (interquartile range over median)"
+            )
+
+
+def _without_partial_integrity(run: record.Run) -> record.Run:
+    rows = [
+        row | {"integrity": None} if row["integrity"] and len(row["integrity"]) < 4 else row
+        for row in run["results"]
+    ]
+    return run | {"results": rows}
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

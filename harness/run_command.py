@@ -1,0 +1,303 @@
+"""`asrbench run`: from arguments to a checked plan, then the run, its files and the table."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import backends
+from backends import Variant, checkpoint
+from backends.base import AsrbenchError, BackendError, BackendUnavailable, Checkpoint, Settings
+from harness import corpus, normalize, orchestrate, progress, record, report, worker_handle
+from harness.plan import Plan
+
+REFERENCE = "whisper-cpu@cpu/float32"
+RESULTS = Path("results")
+
+
+class RunError(AsrbenchError):
+    """A run cannot start as asked; the message says why and what to do."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the `run` subcommand."""
+    parser = subparsers.add_parser(
+        "run",
+        help="measure backends and print the table",
+        description="Measure backends on the same audio, weights and decoding, and rank the right ones.",
+    )
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--backends",
+        metavar="A,B@CPU/INT8,…",
+        help="variants, as name[@device[/precision]]; default: every one this machine can run",
+    )
+    what.add_argument(
+        "--model",
+        metavar="NAME|PATH",
+        help="checkpoint in OpenAI's format; default: tiny.en, else the bundled one",
+    )
+    source = what.add_mutually_exclusive_group()
+    source.add_argument(
+        "--audio",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="files, folders, manifests or LibriSpeech trees",
+    )
+    source.add_argument("--manifest", type=Path, metavar="FILE", help="JSON lines, NeMo's field names")
+    what.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    what.add_argument(
+        "--no-reference",
+        action="store_true",
+        help="do not add the reference backend; rows are then not ranked",
+    )
+    how = parser.add_argument_group("how it decodes (the same for every backend)")
+    how.add_argument("--beam-size", type=_at_least(1), default=1, metavar="N", help="1 is greedy (default)")
+    how.add_argument("--language", metavar="XX", help="default: each clip's own, else English")
+    how.add_argument("--task", choices=["transcribe", "translate"], default="transcribe")
+    how.add_argument(
+        "--threads",
+        type=_at_least(1),
+        metavar="N",
+        help="CPU threads an engine may use; default: physical cores",
+    )
+    timing = parser.add_argument_group("how it is measured and judged")
+    timing.add_argument(
+        "--rounds", type=_at_least(1), default=5, metavar="N", help="measured rounds (default 5)"
+    )
+    timing.add_argument(
+        "--warmup", type=_at_least(0), default=2, metavar="N", help="calls before measuring (default 2)"
+    )
+    timing.add_argument(
+        "--timeout",
+        type=_positive,
+        default=600.0,
+        metavar="S",
+        help="seconds one call may take (default 600)",
+    )
+    timing.add_argument(
+        "--reference",
+        default=REFERENCE,
+        metavar="VARIANT",
+        help=f"what the gate compares with (default {REFERENCE})",
+    )
+    timing.add_argument(
+        "--wer-tolerance",
+        type=_positive,
+        default=1.0,
+        metavar="POINTS",
+        help="WER points above the reference's that still rank (default 1.0)",
+    )
+    timing.add_argument(
+        "--max-wer",
+        type=_positive,
+        default=50.0,
+        metavar="PERCENT",
+        help="no row above it is ranked (default 50)",
+    )
+    timing.add_argument(
+        "--normalizer", default="whisper", metavar="NAME", help=f"one of {', '.join(normalize.NAMES)}"
+    )
+    timing.add_argument("--seed", type=int, default=0, metavar="N")
+    output = parser.add_argument_group("what comes out")
+    output.add_argument(
+        "--output",
+        nargs="+",
+        action="extend",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="further files; the ending says the format",
+    )
+    output.add_argument(
+        "--json", action="store_true", help="print the record, one JSON document, and nothing else to stdout"
+    )
+    output.add_argument(
+        "--no-texts",
+        action="store_true",
+        help="store hashes and counts in place of references and transcripts",
+    )
+    output.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        metavar="FOLDER",
+        help="where runs are kept (default results)",
+    )
+    output.add_argument("--quiet", action="store_true", help="no progress")
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out `asrbench run`; return 0, or 1 when a row failed, or 130 when interrupted."""
+    formats = [(path, report.format_of(path)) for path in arguments.output]
+    with _one_at_a_time():
+        plan = _plan(arguments)
+        run_id = orchestrate.new_run_id()
+        folder = _new_folder(arguments.results, run_id)
+        finished = orchestrate.run(plan, run_id, folder, progress.choose(arguments.quiet))
+    stored = finished if plan.texts else record.without_texts(finished)
+    report.write_all(stored, folder)
+    _point_latest(arguments.results, folder)
+    for path, name in formats:
+        record.write_text(path, report.render(stored, name))
+    if arguments.json:
+        sys.stdout.write(record.dumps(stored))
+    else:
+        report.print_table(stored, Console())
+        print(f"\nStored in {folder}/ (run.json, samples.csv, summary.csv, report.md)")
+    if finished["interrupted"]:
+        print(f"asrbench: {finished['interrupted']}; what was measured is in {folder}/", file=sys.stderr)
+        return 130
+    asked_for = arguments.backends is not None
+    bad = ("error", "unavailable") if asked_for else ("error",)
+    return 1 if any(row["status"] in bad for row in finished["results"]) else 0
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    normalize.identify(arguments.normalizer)  # an unknown name is an error now, not after an hour
+    variants, unavailable = _variants(arguments)
+    if not variants:
+        reasons = "\n".join(f"  {v}: {why}{f' ({fix})' if fix else ''}" for v, why, fix in unavailable)
+        raise RunError(f"this machine can run none of the backends asked for:\n{reasons}")
+    clips = corpus.load_clips(arguments.audio, arguments.manifest, language=arguments.language)
+    model = _checkpoint(arguments.model)
+    foreign = sorted({clip.language for clip in clips} - {"en"})
+    if foreign and not model.is_multilingual:
+        raise RunError(
+            f"{model.name} understands English only, but clips are in {', '.join(foreign)}; "
+            "choose a multilingual --model, other clips, or pass --language en to decode them as English"
+        )
+    settings = Settings(
+        task=arguments.task,
+        language=arguments.language,
+        beam_size=arguments.beam_size,
+        threads=arguments.threads or worker_handle.default_threads(),
+    )
+    return Plan(
+        variants=variants,
+        unavailable=unavailable,
+        checkpoint=model,
+        settings=settings,
+        clips=clips,
+        reference=arguments.reference,
+        rounds=arguments.rounds,
+        warmup=arguments.warmup,
+        timeout_seconds=arguments.timeout,
+        device=arguments.device,
+        wer_tolerance=arguments.wer_tolerance / 100,
+        max_wer=arguments.max_wer / 100,
+        seed=arguments.seed,
+        texts=not arguments.no_texts,
+        normalizer=arguments.normalizer,
+        command=["asrbench", *arguments.argv],
+    )
+
+
+def _variants(arguments: argparse.Namespace) -> tuple[list[Variant], list[tuple[Variant, str, str | None]]]:
+    """Return the variants to measure and those that this machine cannot run, with why."""
+    if arguments.backends is None:
+        asked = backends.every(arguments.device)
+    else:
+        names = [name for name in arguments.backends.split(",") if name.strip()]
+        if not names:
+            raise RunError(f"--backends names none; available: {', '.join(backends.names())}")
+        asked = [variant for name in names for variant in backends.parse(name, arguments.device)]
+    reference = _one_variant(arguments.reference)
+    arguments.reference = str(reference)
+    if not arguments.no_reference and reference not in asked:
+        asked.insert(0, reference)
+    asked = list(dict.fromkeys(asked))
+    usable, unavailable = [], []
+    for variant in asked:
+        try:
+            backends.load(variant.backend).check(variant.device, variant.precision)
+            usable.append(variant)
+        except BackendUnavailable as error:
+            unavailable.append((variant, error.reason, error.remedy))
+    return usable, unavailable
+
+
+def _one_variant(text: str) -> Variant:
+    found = backends.parse(text)
+    if len(found) != 1:
+        raise BackendError(
+            f"--reference {text!r} is not one variant; say which of {', '.join(map(str, found))}"
+        )
+    return found[0]
+
+
+def _checkpoint(model: str | None) -> Checkpoint:
+    if model is not None:
+        return checkpoint.resolve(model, download=True)
+    found, line = checkpoint.default_model()
+    print(line, file=sys.stderr)
+    return found
+
+
+def _new_folder(results: Path, run_id: str) -> Path:
+    folder = results / run_id
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot create {folder}: {error.strerror}; make {results} writable or pass --results FOLDER"
+        ) from error
+    return folder
+
+
+def _point_latest(results: Path, folder: Path) -> None:
+    """Make results/latest point to the folder, in one step."""
+    link = results / f".latest-{folder.name}"
+    with contextlib.suppress(OSError):  # a file system without links loses a convenience, not a result
+        link.symlink_to(folder.name)
+        os.replace(link, results / "latest")
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Hold the machine-wide lock: two runs at once would measure each other."""
+    path = Path(tempfile.gettempdir()) / f"asrbench-{os.getuid()}.lock"
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = lock.read().strip()
+            raise RunError(
+                f"another run is measuring on this machine (process {holder or 'unknown'}); "
+                "two at once would disturb each other's times: wait for it or stop it"
+            ) from error
+        lock.truncate(0)
+        lock.write(json.dumps(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _at_least(least: int) -> Any:
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+        return value
+
+    return integer
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text}")
+    return value
