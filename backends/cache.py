@@ -1,0 +1,71 @@
+"""The cache folder, and the locks that let two processes use it at once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from backends.base import AsrbenchError
+
+
+class CacheError(AsrbenchError):
+    """The cache folder cannot be used; the message names it and the variable that moves it."""
+
+
+def user_cache_dir() -> Path:
+    """Folder of the user's caches: `$XDG_CACHE_HOME`, else `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def cache_dir() -> Path:
+    """Folder for downloads and conversions: `$ASRBENCH_CACHE`, else `asrbench` in the user's caches."""
+    return Path(os.environ.get("ASRBENCH_CACHE") or user_cache_dir() / "asrbench")
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder in the cache, with its parents, and return it.
+
+    Raises:
+        CacheError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(
+            f"cannot create the folder {folder}: {error.strerror}. Set ASRBENCH_CACHE to a writable one"
+        ) from error
+    return folder
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the lock that goes with `target`; a second process waits here until the first is done.
+
+    The lock is `flock` on a file beside the target, so it goes when its holder dies, however it dies.
+
+    Raises:
+        CacheError: the lock file cannot be opened.
+    """
+    make_folder(target.parent)
+    path = target.with_name(f".{target.name}.lock")
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise CacheError(
+            f"cannot open the lock {path}: {error.strerror}. Set ASRBENCH_CACHE to one that can be written"
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def temporary_beside(target: Path) -> Path:
+    """Return a new empty file in the target's folder, to be filled and then renamed onto the target."""
+    handle, name = tempfile.mkstemp(dir=make_folder(target.parent), prefix=f".{target.name}.")
+    os.close(handle)
+    os.chmod(name, 0o644)
+    return Path(name)
