@@ -1,0 +1,50 @@
+# The same commands as pixi.toml's tasks (a test holds the two together), in a virtual environment that
+# is built on first use. ARGS adds arguments: make benchmark ARGS="--rounds 7 --model base.en"
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: help benchmark benchmark-json list doctor test lint clean
+
+help:
+	@echo "make benchmark       measure every backend this machine can run, print the table"
+	@echo "make benchmark-json  the same, one JSON document on stdout"
+	@echo "make list | doctor   what this machine can run | what is missing"
+	@echo "make test | lint     the project's own checks"
+	@echo "make clean           remove the virtual environment and caches of tools"
+
+benchmark: $(INSTALLED)
+	@$(BIN)/asrbench run $(ARGS)
+
+benchmark-json: $(INSTALLED)
+	@$(BIN)/asrbench run --json $(ARGS)
+
+list: $(INSTALLED)
+	@$(BIN)/asrbench list $(ARGS)
+
+doctor: $(INSTALLED)
+	@$(BIN)/asrbench doctor $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .benchmarks
+
+# Everything is said on stderr, so that `make benchmark-json >run.json` holds one JSON document.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+	  "asrbench needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")' >&2
+	@echo "setting up $(VENV) (once; some minutes)" >&2
+	@$(PYTHON) -m venv $(VENV) >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable ".[dev]" >&2
+	@touch $@

@@ -1,0 +1,69 @@
+"""Fixtures for runs with fake engines: a folder of spoken tones, a checkpoint, a private cache and lock."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import soundfile
+
+FAKES = Path(__file__).parent / "fakes"
+sys.path.insert(0, str(FAKES))  # also makes the fake backends' entry points known to this process
+os.environ["PYTHONPATH"] = os.pathsep.join(  # and to the workers it starts
+    [str(FAKES), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
+import tones  # noqa: E402
+from fake_checkpoint import write_fake_checkpoint  # noqa: E402
+
+TEXTS = {
+    "apples": "red apple white table",
+    "bridge": "stone river north summer cloud",
+    "letter": "paper letter number train morning silver evening",
+    "window": "window winter west water engine bread house",
+    "chairs": "black chair brown table green house",
+}
+
+
+@pytest.fixture(autouse=True)
+def own_machine_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep caches and the machine-wide lock of a test away from the user's."""
+    folder = tmp_path_factory.mktemp("machine")
+    monkeypatch.setenv("ASRBENCH_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+
+@pytest.fixture(scope="session")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of five clips of tones, each with its text beside it."""
+    folder = tmp_path_factory.mktemp("spoken")
+    for name, text in TEXTS.items():
+        soundfile.write(folder / f"{name}.wav", tones.speak(text), tones.SAMPLE_RATE_HZ, subtype="PCM_16")
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of OpenAI's format, small and random."""
+    return write_fake_checkpoint(tmp_path_factory.mktemp("model") / "fake.en.pt")
+
+
+@pytest.fixture
+def asrbench(spoken: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Call `asrbench run` on the spoken clips with `honest` as the reference; returns the exit status."""
+    from harness.cli import main
+
+    monkeypatch.setenv("FAKE_CLIPS", str(spoken))
+
+    def call(*arguments: str, clips: Path = spoken) -> int:
+        return main(
+            ["run", "--audio", str(clips), "--model", str(model), "--reference", "honest"]
+            + ["--results", str(tmp_path / "results"), "--threads", "1", "--quiet", *arguments]
+        )
+
+    return call

@@ -1,0 +1,241 @@
+"""Small engines that hear tones: an honest one, ones that cheat, and ones that break."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tones
+
+from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
+
+SECONDS_A_WORD = 0.01  # what hearing costs; asleep, so that a busy machine does not change the ratios
+
+
+class Honest:
+    """Hears every word and takes its time. The others change one thing each."""
+
+    devices = {"cpu": ("float32",)}
+    imports = ("numpy",)
+
+    @classmethod
+    def check(cls, device: str, precision: str) -> None:
+        pass
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> Honest:
+        return cls(settings)
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        return self.settings.as_dict()
+
+    def hear(self, audio: np.ndarray) -> str:
+        time.sleep(SECONDS_A_WORD * len(audio) / tones.WORD_SAMPLES)
+        return tones.hear(audio)
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        text = self.hear(audio)
+        return Transcript(text, tokens=[tones.WORDS.index(word) for word in text.split()])
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Twin(Honest):
+    """Honest too, under another name."""
+
+
+# Cheats: each must end unranked, with a reason that says what it did.
+
+
+class StopsEarly(Honest):
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        return Transcript(self.hear(audio[: int(0.4 * len(audio))]))
+
+
+class RepeatsToken(Honest):
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        return Transcript("red " * 60)
+
+
+class CachesAnswers(Honest):
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.answers: dict[bytes, Transcript] = {}
+
+    def key(self, audio: np.ndarray) -> bytes:
+        return hashlib.sha256(audio.tobytes()).digest()
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        key = self.key(audio)
+        if key not in self.answers:
+            self.answers[key] = super().transcribe(audio, language)
+        return self.answers[key]
+
+
+class CachesByBeginning(CachesAnswers):
+    """Its key is blind to inaudible noise, so dither does not get past it; a splice does."""
+
+    def key(self, audio: np.ndarray) -> bytes:
+        return f"{len(audio)} {tones.hear(audio[: tones.WORD_SAMPLES * 2])}".encode()
+
+
+class AnswersLastClip(Honest):
+    last = ""
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        answer, self.last = self.last, self.hear(audio)
+        return Transcript(answer)
+
+
+class LazyGenerator(Honest):
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        return Transcript(word for word in self.hear(audio).split())  # type: ignore[arg-type]
+
+
+class ReturnsBeforeDevice(Honest):
+    """Starts its (simulated) device on the real work and answers with what a quick look at the tones gives."""
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        threading.Thread(target=self.hear, args=(audio,)).start()
+        return Transcript(tones.hear(audio))
+
+
+class DropsClip(Honest):
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        if len(audio) == 5 * tones.WORD_SAMPLES:
+            return None  # type: ignore[return-value]
+        return super().transcribe(audio, language)
+
+
+class EmptyText(Honest):
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        return Transcript("")
+
+
+class OtherBeam(Honest):
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        return self.settings.as_dict() | {"beam_size": 5}
+
+
+class SaysNothingOfThreads(Honest):
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        return {name: value for name, value in self.settings.as_dict().items() if name != "threads"}
+
+
+class WorksAheadAtLoad(CachesAnswers):
+    """Finds the clips on the disk and hears them all while it loads."""
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        from harness import audio
+
+        for path in sorted(Path(os.environ["FAKE_CLIPS"]).glob("*.wav")):
+            super().transcribe(audio.decode(path), "en")
+
+
+class WorksAheadAtWarmUp(WorksAheadAtLoad):
+    """The same, on the first call, which is never measured."""
+
+    def __init__(self, settings: Settings):
+        CachesAnswers.__init__(self, settings)
+        self.cold = True
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        if self.cold:
+            self.cold = False
+            WorksAheadAtLoad.__init__(self, self.settings)
+            self.cold = False
+        return CachesAnswers.transcribe(self, audio, language)
+
+
+class StopsTheClock(Honest):
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        import sys
+
+        worker = sys.modules["__main__"]
+        real = worker._clock_ns
+        worker._clock_ns = lambda: real() // 10
+
+
+# Breakage: each must end as an error in its own row.
+
+
+class Raises(Honest):
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        raise ValueError("the | engine\n**broke**")
+
+
+class Aborts(Honest):
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        ctypes.CDLL(None).abort()
+        raise AssertionError
+
+
+class KilledForMemory(Honest):
+    calls = 0
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        self.calls += 1
+        if self.calls > 8:  # some calls are measured first: they must be kept
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().transcribe(audio, language)
+
+
+class Hangs(Honest):
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        time.sleep(3600)
+        raise AssertionError
+
+
+class ExitsAtLoad(Honest):
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> Honest:
+        os._exit(7)
+
+
+class RefusesSetting(Honest):
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> Honest:
+        raise BackendError("it cannot translate; choose --task transcribe")
+
+
+class NotInstalled(Honest):
+    @classmethod
+    def check(cls, device: str, precision: str) -> None:
+        raise BackendUnavailable("the package `unobtainium` is missing", "pip install unobtainium")
+
+
+class PrintsToStdout(Honest):
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        print("noise from an engine", flush=True)
+        os.write(1, b"and from its C library\n")
+        return super().transcribe(audio, language)
+
+
+class HostileText(Honest):
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        return Transcript('=HYPERLINK("http://x")|<script>alert(1)</script>\n[a](b) \ud800 \x1b[31m')
+
+
+class Slow(Honest):
+    """For tests that interrupt a run."""
+
+    def hear(self, audio: np.ndarray) -> str:
+        time.sleep(0.3)
+        return tones.hear(audio)

@@ -1,0 +1,84 @@
+"""The gate's reason to exist: every way of being fast by being wrong ends unranked, with the reason in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FAKES
+
+from harness import record
+
+CHEATS = {  # name -> what its reason must say
+    "stops-early": r"wrote \d+ words where the reference wrote \d+",
+    "repeats-token": r"WER \d+\.\d % is above the ceiling|WER .* points above",
+    "caches-answers": r"copies it had not heard took \d+\.\d times as long",
+    "caches-by-beginning": r"spliced from two clips with the text of",
+    "answers-last-clip": r"WER .* is above the ceiling",
+    "lazy-generator": r"returned a generator as text",
+    "returns-before-device": r"work went on for \d+\.\d+ s after its calls had returned",
+    "drops-clip": r"answered 4 of 5 clips \(not bridge\).*NoneType",
+    "empty-text": r"wrote 0 words where the reference wrote \d+",
+    "other-beam": r"ran with beam_size 5, asked 1",
+    "says-nothing-of-threads": r"does not say with which threads it ran",
+    "works-ahead-at-load": r"copies it had not heard took \d+\.\d times as long",
+    "works-ahead-at-warm-up": r"copies it had not heard took \d+\.\d times as long",
+    "stops-the-clock": r"its process measured only 1?\d% of the time that passed outside it",
+}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory, spoken: Path, model: Path) -> dict[str, dict[str, Any]]:
+    """One run of the honest engine, its twin and every cheat: backend name -> row."""
+    from harness.cli import main
+
+    results = tmp_path_factory.mktemp("cheats")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAKE_CLIPS", str(spoken))
+        main(
+            ["run", "--audio", str(spoken), "--model", str(model), "--reference", "honest", "--quiet"]
+            + ["--backends", ",".join(["twin", *CHEATS]), "--results", str(results), "--rounds", "3"]
+            + ["--threads", "1"]
+        )
+    run = record.read(results / "latest")
+    return {row["backend"]: row for row in run["results"]}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_cheat_is_unranked_with_its_reason(name: str, rows: dict[str, dict[str, Any]]) -> None:
+    gate = rows[name]["gate"]
+    assert not gate["ranked"]
+    assert gate["rank"] is None
+    reasons = "\n".join(gate["reasons"])
+    assert re.search(CHEATS[name], reasons), reasons
+
+
+def test_honest_engines_are_ranked(rows: dict[str, dict[str, Any]]) -> None:
+    assert rows["honest"]["gate"]["reasons"] == []
+    assert rows["twin"]["gate"]["reasons"] == []
+    assert {rows["honest"]["gate"]["rank"], rows["twin"]["gate"]["rank"]} == {1, 2}
+
+
+def test_every_cheat_of_the_fakes_is_tested() -> None:
+    source = (FAKES / "fake_engines.py").read_text()
+    cheats = source.split("# Cheats:")[1].split("# Breakage:")[0]
+    classes = re.findall(r"^class (\w+)", cheats, re.M)
+    assert {re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower() for name in classes} == set(CHEATS)
+
+
+def test_most_cheats_look_faster_than_the_honest_engine(rows: dict[str, dict[str, Any]]) -> None:
+    """Without the gate they would lead the table: this is what it is for."""
+    honest = rows["honest"]["rtfx"]["rtfx"]
+    faster = [name for name in CHEATS if rows[name]["rtfx"] and rows[name]["rtfx"]["rtfx"] > 1.5 * honest]
+    assert len(faster) >= 7, faster
+
+
+def test_reference_that_cheats_lets_nobody_through(asrbench: Callable[..., int], tmp_path: Path) -> None:
+    asrbench("--backends", "twin", "--reference", "empty-text", "--rounds", "1")
+    run = record.read(tmp_path / "results" / "latest")
+    assert [row["gate"]["ranked"] for row in run["results"]] == [False, False]
+    twin = next(row for row in run["results"] if row["backend"] == "twin")
+    assert "did not pass the gate itself" in " ".join(twin["gate"]["reasons"])

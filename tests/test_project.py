@@ -1,0 +1,73 @@
+"""The project's own promises: pixi and make run the same commands, CI runs the README's test command."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import backends
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+SHARED_TARGETS = ("benchmark", "benchmark-json", "list", "doctor", "test", "lint")
+
+
+def pixi() -> dict:
+    return tomllib.loads((ROOT / "pixi.toml").read_text())
+
+
+def make_commands(target: str) -> list[str]:
+    """Return a Makefile target's commands without the tools' folder, silence and arguments."""
+    text = (ROOT / "Makefile").read_text()
+    (body,) = re.findall(rf"^{re.escape(target)}:.*\n((?:\t.*\n)+)", text, re.M)
+    lines = [line.strip().lstrip("@") for line in body.splitlines()]
+    return [line.replace("$(BIN)/", "").replace("$(ARGS)", "").strip() for line in lines]
+
+
+@pytest.mark.parametrize("target", SHARED_TARGETS)
+def test_pixi_and_make_run_the_same_commands(target: str) -> None:
+    assert pixi()["tasks"][target]["cmd"].split(" && ") == make_commands(target)
+
+
+def test_every_pixi_task_has_its_make_target() -> None:
+    assert set(pixi()["tasks"]) == set(SHARED_TARGETS)
+
+
+def test_pixi_manifest_follows_its_schema() -> None:
+    # pixi's own schema (prefix-dev/pixi 2b25fc7, BSD-3-Clause)
+    schema = json.loads((Path(__file__).parent / "pixi.schema.json").read_text())
+    jsonschema.validators.validator_for(schema)(schema).validate(pixi())
+
+
+def test_pixi_has_the_environments_the_readme_names() -> None:
+    assert {"default", "cuda"} <= set(pixi()["environments"])
+
+
+def test_ci_runs_the_readme_test_command() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+    assert "make test" in (ROOT / "README.md").read_text()
+
+
+def test_builtin_backends_follow_the_protocol() -> None:
+    for name in backends.BUILTIN:
+        engine = backends.load(name)
+        assert engine.devices
+        assert engine.imports
+        for method in ("check", "load", "transcribe", "synchronize", "applied_settings"):
+            assert hasattr(engine, method), f"{name} lacks {method}"
+        assert backends.of(name)
+
+
+def test_imports_point_one_way() -> None:
+    """harness -> backends -> engines: a backend that imports the harness could not stand alone."""
+    for path in (ROOT / "backends").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) harness", path.read_text(), re.M), path
