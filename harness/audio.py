@@ -1,0 +1,265 @@
+"""Audio files into the samples every engine is given: float32, mono, 16 kHz, in [-1, 1].
+
+soundfile, soxr and PyAV are used directly. `librosa.load` gives the same samples for what soundfile reads (a
+test holds it), but importing it costs a second and brings in numba, in a parent that must stay light.
+
+MP3 goes to PyAV although libsndfile reads it. libsndfile 1.2.2 guesses an MP3's length from its first frame
+when it overlooks the Info header there, and then drops the end of the speech without a word (a quarter of it
+where that frame has 32 kbit/s and the others 24); and it fills up a file that was cut off with silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+import soxr
+
+from backends.base import SAMPLE_RATE_HZ, AsrbenchError
+
+EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")  # what folders are searched for
+
+MIN_SECONDS = 0.05  # shorter than any syllable, two of Whisper's 25 ms windows: a clip like that is a mistake
+MAX_PEAK = (
+    4.0  # lossy codecs overshoot full scale a little (clipped); 12 dB above it, the scale is another one
+)
+
+MIN_RATE_HZ, MAX_RATE_HZ = (
+    1_000,
+    1_000_000,
+)  # beyond them the header is wrong, and resampling would fill memory
+
+SOUNDFILE_SIGNATURES = (b"RIFF", b"RF64", b"fLaC", b"OggS")  # WAV, FLAC, Vorbis and Opus; PyAV reads the rest
+BLOCK_FRAMES = 1 << 16
+# ffmpeg's playlist formats could read other files or the network: only plain containers are let in.
+PYAV_FORMATS = "mp3,aac,mov,matroska,ogg,flac,wav,aiff,caf,asf"
+PYAV_DECLARED_LENGTH = ("mov,mp4", "matroska", "flac", "asf")  # elsewhere ffmpeg guesses from the bit rate
+MP3_SLACK_FRAMES = (
+    5  # the encoder's delay and padding, which decoders cut off, are counted in the Info header
+)
+DECLARED_SLACK_SECONDS = 0.1  # of containers that round their duration or count the encoder's delay
+STREAMED_WAV_BYTES = 0x7FFFF000  # from here on, sizes are what programs write that cannot know them
+
+
+class AudioError(AsrbenchError):
+    """A file is not the whole, finite audio it should be. The message names the file and says what to do."""
+
+
+def decode(path: Path) -> np.ndarray:
+    """Decode a file of any rate and channel count; the same file always gives the same samples.
+
+    Channels are averaged, then resampled with soxr at high quality. A codec's declared delay and padding are
+    removed, as players do.
+
+    Returns:
+        float32, shape (samples,), mono, 16 kHz, in [-1, 1]; at least MIN_SECONDS long.
+
+    Raises:
+        AudioError: missing, not a regular file, empty, not audio, damaged, shorter than its own header says,
+            holding NaN or infinite samples, out of scale, or shorter than MIN_SECONDS.
+    """
+    path = Path(path)
+    _check_file(path)
+    _check_wav_length(path)
+    _check_ogg_end(path)
+    samples, rate_hz = _read(path)
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise AudioError(
+            f"{path} claims a rate of {rate_hz} Hz, which no recording has; its header is damaged"
+        )
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{path} holds NaN or infinite samples; write it again from its source")
+    seconds = len(samples) / rate_hz
+    if seconds < MIN_SECONDS:
+        raise AudioError(f"{path} lasts {seconds:.3f} s; a clip needs at least {MIN_SECONDS} s of audio")
+    peak = float(np.abs(samples).max())
+    if peak > MAX_PEAK:
+        raise AudioError(
+            f"{path} has samples up to {peak:g}; scale it, floating-point audio must lie in [-1, 1]"
+        )
+    if rate_hz != SAMPLE_RATE_HZ:
+        samples = soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
+    return np.clip(samples, -1.0, 1.0).astype(np.float32, copy=False)
+
+
+def sha256(samples: np.ndarray) -> str:
+    """Return the hex SHA-256 of the samples as little-endian float32."""
+    return hashlib.sha256(np.ascontiguousarray(samples, dtype="<f4").tobytes()).hexdigest()
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise AudioError(f"{path} is a folder; an audio file is needed here")
+    if not path.exists():
+        raise AudioError(f"{path} does not exist; check the path")
+    if not path.is_file():  # a pipe would block for ever
+        raise AudioError(f"{path} is not a regular file; copy the audio into one")
+    try:
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise AudioError(f"{path} is empty (0 bytes); fetch or record it again")
+    except OSError as error:
+        raise AudioError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read(path: Path) -> tuple[np.ndarray, int]:
+    """Return the file's mono samples at its own rate, and the rate in Hz."""
+    with path.open("rb") as file:
+        signature = file.read(4)
+    if signature not in SOUNDFILE_SIGNATURES:
+        return _read_pyav(path)
+    try:
+        opened = soundfile.SoundFile(path)
+    except (soundfile.SoundFileError, TypeError):  # TypeError: it asks for the rate of any file named .raw
+        return _read_pyav(path)
+    with opened:
+        return _read_soundfile(opened, path)
+
+
+def _read_soundfile(file: soundfile.SoundFile, path: Path) -> tuple[np.ndarray, int]:
+    blocks = []
+    try:
+        while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+            blocks.append(block.mean(axis=1))
+    except soundfile.SoundFileError as error:
+        if file.frames > 1 << 60:  # a FLAC written to a pipe: libsndfile cannot read one of unknown length
+            return _read_pyav(path)
+        raise _damaged(path, str(error).strip() or "its data ends or breaks off early") from error
+    samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    if len(samples) < file.frames:
+        raise _truncated(path, file.frames / file.samplerate, len(samples) / file.samplerate)
+    return samples, file.samplerate
+
+
+def _read_pyav(path: Path) -> tuple[np.ndarray, int]:
+    options = {"format_whitelist": PYAV_FORMATS}
+    try:
+        with av.open(str(path), metadata_errors="replace", options=options) as container:
+            if not container.streams.audio:
+                raise AudioError(f"{path} has no audio stream")
+            stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise AudioError(f"{path} is coded in a way that cannot be read; convert it to WAV or FLAC")
+            rate_hz = stream.codec_context.sample_rate
+            declared_seconds = None
+            if container.format.name.startswith(PYAV_DECLARED_LENGTH):
+                if stream.duration is not None and stream.time_base is not None:
+                    declared_seconds = float(stream.duration * stream.time_base)
+                elif container.duration is not None:
+                    declared_seconds = container.duration / av.time_base
+            elif container.format.name == "mp3":
+                declared_seconds = _mp3_header_seconds(path)
+            try:
+                blocks = [block.mean(axis=0) for block in _float_blocks(container, stream, rate_hz, path)]
+            except av.FFmpegError as error:
+                raise _damaged(path, error.strerror or "its data cannot be decoded") from error
+    except av.FFmpegError as error:
+        raise AudioError(
+            f"{path} is not audio that can be read ({error.strerror}): it is damaged, cut off or of another "
+            f"kind; supported are {', '.join(EXTENSIONS)}"
+        ) from error
+    samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    if declared_seconds is not None and len(samples) / rate_hz < declared_seconds - DECLARED_SLACK_SECONDS:
+        raise _truncated(path, declared_seconds, len(samples) / rate_hz)
+    return samples, rate_hz
+
+
+def _float_blocks(
+    container: av.container.InputContainer, stream: av.AudioStream, rate_hz: int, path: Path
+) -> Iterator[np.ndarray]:
+    """Yield float32 blocks of shape (channels, samples); only the sample type is converted here."""
+    to_float = None
+    for frame in container.decode(stream):
+        if to_float is None:
+            layout = frame.layout.name
+            to_float = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate_hz)
+        if frame.sample_rate != rate_hz or frame.layout.name != layout:
+            raise AudioError(f"{path} changes its sample rate or channels on the way; convert it to one kind")
+        for converted in to_float.resample(frame):
+            yield converted.to_ndarray()
+
+
+def _check_wav_length(path: Path) -> None:
+    """Raise if a RIFF header promises more bytes of samples than the file holds; libsndfile does not tell."""
+    with path.open("rb") as file:
+        riff = file.read(12)
+        if riff[:4] not in (b"RIFF", b"RF64") or riff[8:] != b"WAVE":
+            return
+        large_bytes = None  # RF64 keeps the size in a chunk of its own
+        bytes_per_second = None
+        file_bytes = path.stat().st_size
+        while len(chunk := file.read(8)) == 8:
+            kind, size = chunk[:4], int.from_bytes(chunk[4:], "little")
+            start = file.tell()
+            if kind == b"ds64":
+                large_bytes = int.from_bytes(file.read(16)[8:], "little")
+            elif kind == b"fmt ":
+                bytes_per_second = int.from_bytes(file.read(12)[8:], "little")
+            elif kind == b"data":
+                size = large_bytes or size
+                present = file_bytes - start
+                if present < size and (large_bytes or size < STREAMED_WAV_BYTES):
+                    rate = bytes_per_second or 1
+                    raise _truncated(path, size / rate, present / rate)
+                return
+            file.seek(start + size + size % 2)
+
+
+def _check_ogg_end(path: Path) -> None:
+    """Raise if an Ogg file lacks its marked last page (RFC 3533, section 6); no header tells its length."""
+    longest_page = 27 + 255 + 255 * 255
+    with path.open("rb") as file:
+        if file.read(4) != b"OggS":
+            return
+        file.seek(max(0, path.stat().st_size - 2 * longest_page))
+        tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    whole = len(page) >= 27 and len(page) >= 27 + page[26] + sum(segments)
+    is_last = whole and page[5] & 4
+    if not is_last:
+        raise AudioError(f"{path} is truncated: its Ogg stream breaks off without an end; fetch it again")
+
+
+def _mp3_header_seconds(path: Path) -> float | None:
+    """Return the least playing time the Xing or Info header allows; None when the file has none.
+
+    Layout: http://gabriel.mp3-tech.org/mp3infotag.html
+    """
+    with path.open("rb") as file:
+        head = file.read(10)
+        tag_bytes = 0
+        if head[:3] == b"ID3":  # its size is stored in 7-bit bytes
+            tag_bytes = 10 + sum(
+                byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)
+            )
+        file.seek(tag_bytes)
+        frame = file.read(4096)
+    if len(frame) < 64 or frame[0] != 0xFF or frame[1] & 0xE6 != 0xE2:  # frame sync, layer III
+        return None
+    version, rate_index = frame[1] >> 3 & 3, frame[2] >> 2 & 3
+    if version == 1 or rate_index == 3:
+        return None
+    rate_hz = (44_100, 48_000, 32_000)[rate_index] // {3: 1, 2: 2, 0: 4}[version]
+    # by the layout 17 or 32 bytes in (MPEG-1), 9 or 17 (MPEG-2), but old ffmpeg wrote 17 for MPEG-2 mono too
+    for side_info_bytes in (9, 17, 32):
+        tag = frame[4 + side_info_bytes :][:12]
+        if tag[:4] in (b"Xing", b"Info") and tag[7] & 1:
+            frames = int.from_bytes(tag[8:], "big")
+            return max(0, frames - MP3_SLACK_FRAMES) * (1152 if version == 3 else 576) / rate_hz
+    return None
+
+
+def _truncated(path: Path, declared_seconds: float, found_seconds: float) -> AudioError:
+    return AudioError(
+        f"{path} is truncated: its header promises {declared_seconds:.2f} s, it holds {found_seconds:.2f} s; "
+        "fetch it again"
+    )
+
+
+def _damaged(path: Path, why: str) -> AudioError:
+    return AudioError(f"{path} is truncated or damaged: {why}; fetch it again")
