@@ -13,10 +13,10 @@ from harness.record import SCHEMA_VERSION, Run, text_sha256
 
 REFERENCE = "whisper-cpu@cpu/float32"
 VARIANTS = (REFERENCE, "faster-whisper@cpu/int8")
-WORDS = (
+TEXT = (
     "the quick brown fox jumps over a lazy dog while seven old ships sail past green hills at dawn and "
     "nobody on shore can tell which of them carries salt or silk from distant ports under summer rain"
-).split()
+)
 
 
 def make_run(
@@ -45,7 +45,7 @@ def make_run(
     """
     rng = np.random.default_rng(seed)
     if isinstance(references, int):
-        references = [" ".join(rng.choice(WORDS, rng.integers(5, 25))) for _ in range(references)]
+        references = [" ".join(rng.choice(TEXT.split(), rng.integers(5, 25))) for _ in range(references)]
     lengths = rng.uniform(2, 12, len(references)).round(3).tolist()
     clips = [
         _clip(i, reference, seconds, language)
@@ -59,7 +59,7 @@ def make_run(
         if answers is None:
             answers = [_mishear(rng, reference) for reference in references]
         pace = (seconds_per_audio_second or {}).get(variant, 0.2 / (place + 1))
-        results.append(_result(variant, clips, answers, rounds, pace, rng))
+        results.append(_result(variant, clips, answers, rounds=rounds, pace=pace, rng=rng))
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": "20260102T030405Z-0a1b",
@@ -111,7 +111,7 @@ def make_run(
 
 def add_unavailable(run: Run, variant: str, reason: str, remedy: str | None = None) -> dict[str, Any]:
     """Add the row of a variant that this machine cannot run; return it."""
-    result = _result(variant, [], [], 0, 1.0, np.random.default_rng(0))
+    result = _result(variant, [], [], rounds=0, pace=1.0, rng=np.random.default_rng(0))
     result.update(status="unavailable", error=reason, remedy=remedy, applied_settings=None, integrity=None)
     result["load"] = dict.fromkeys(result["load"])
     result["resources"] = dict.fromkeys(result["resources"])
@@ -144,6 +144,7 @@ def _result(
     variant: str,
     clips: Sequence[dict[str, Any]],
     answers: Sequence[str | None],
+    *,
     rounds: int,
     pace: float,
     rng: np.random.Generator,
@@ -226,7 +227,7 @@ def _sample(clip: dict[str, Any], number: int, text: str | None, wall_seconds: f
 
 def _mishear(rng: np.random.Generator, reference: str | None) -> str:
     words = (reference or "").split()
-    return " ".join(str(rng.choice(WORDS)) if rng.random() < 0.05 else word for word in words)
+    return " ".join(str(rng.choice(TEXT.split())) if rng.random() < 0.05 else word for word in words)
 
 
 def _sha256(text: str) -> str:

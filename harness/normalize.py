@@ -1,0 +1,136 @@
+"""Text normalisers for scoring: Whisper's own, from the installed openai-whisper, without importing it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+
+from backends.base import AsrbenchError
+
+Normalizer = Callable[[str, str], str]  # (text, ISO 639-1 language) -> words joined by single spaces
+
+NAMES = {
+    "whisper": "Whisper's English normaliser for English clips, its basic one for the others",
+    "whisper-english": "Whisper's English normaliser for every clip",
+    "whisper-basic": "Whisper's basic normaliser (lower case, no punctuation) for every clip",
+    "none": "words as they are, split at white space",
+}
+
+# Written without spaces between words: each character counts as a word, as Radford et al. 2022 score them
+# (https://arxiv.org/abs/2212.04356, section 4.4 and appendix C).
+UNSPACED_LANGUAGES = frozenset({"ja", "lo", "my", "th", "yue", "zh"})
+
+_SOURCES = ("__init__.py", "basic.py", "english.py", "english.json")
+_REMEDY = "install it again with `pip install --force-reinstall openai-whisper`, or pass --normalizer none"
+_MODULE_NAME = "_asrbench_whisper_normalizers"
+
+
+class NormalizerError(AsrbenchError):
+    """No normaliser has that name, or openai-whisper, which provides it, is missing or incomplete."""
+
+
+def normalizer(name: str) -> Normalizer:
+    """Return the function that normalises `(text, language)`.
+
+    Raises:
+        NormalizerError: unknown name, or openai-whisper is not installed.
+    """
+    _check(name)
+    if name == "none":
+        return _split_only
+    english, basic, spelled = _whisper()
+    always_english, never_english = name == "whisper-english", name == "whisper-basic"
+
+    def normalize(text: str, language: str) -> str:
+        if always_english or (language == "en" and not never_english):
+            chosen = english
+        else:
+            chosen = spelled if language in UNSPACED_LANGUAGES else basic
+        return " ".join(chosen(text).split())
+
+    return normalize
+
+
+def identify(name: str) -> dict[str, str]:
+    """Return the `scoring.normalizer` entry: name, SHA-256 of the sources and word list, their version.
+
+    Raises:
+        NormalizerError: unknown name, or openai-whisper is not installed.
+    """
+    _check(name)
+    if name == "none":
+        return {"name": name, "sha256": hashlib.sha256(b"").hexdigest(), "version": "built in"}
+    folder = _folder()
+    digest = hashlib.sha256()
+    for source in _SOURCES:
+        digest.update(source.encode() + b"\0" + _read(folder / source))
+    try:
+        release = version("openai-whisper")
+    except PackageNotFoundError:
+        release = "unknown"
+    return {"name": name, "sha256": digest.hexdigest(), "version": release}
+
+
+def _check(name: str) -> None:
+    if name not in NAMES:
+        close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise NormalizerError(f"no normaliser is called {name!r}.{hint} Available: {', '.join(NAMES)}")
+
+
+def _split_only(text: str, language: str) -> str:
+    return " ".join(text.split())
+
+
+@cache
+def _whisper() -> tuple[Callable[[str], str], Callable[[str], str], Callable[[str], str]]:
+    """Return Whisper's English, basic, and letter-splitting basic normalisers."""
+    module = _load()
+    with warnings.catch_warnings():
+        # openai-whisper leaves the file of its word list to the garbage collector to close
+        warnings.simplefilter("ignore", ResourceWarning)
+        english = module.EnglishTextNormalizer()
+    return english, module.BasicTextNormalizer(), module.BasicTextNormalizer(split_letters=True)
+
+
+def _load() -> ModuleType:
+    """Load whisper/normalizers as a package of its own: `import whisper` would bring torch with it."""
+    folder = _folder()
+    spec = importlib.util.spec_from_file_location(
+        _MODULE_NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None  # a path that ends in .py always has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[_MODULE_NAME] = module  # its relative imports look it up
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, OSError) as error:
+        del sys.modules[_MODULE_NAME]
+        raise NormalizerError(
+            f"cannot load the normalisers of openai-whisper ({error}); {_REMEDY}"
+        ) from error
+    return module
+
+
+def _folder() -> Path:
+    spec = importlib.util.find_spec("whisper")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(place) / "normalizers").is_dir():
+            return Path(place) / "normalizers"
+    found = f"the package `whisper` at {spec.origin} is another one" if spec else "it is not installed"
+    raise NormalizerError(f"Whisper's normalisers come with openai-whisper, but {found}; {_REMEDY}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise NormalizerError(f"cannot read {path}: {error.strerror}; {_REMEDY}") from error
