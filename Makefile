@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help benchmark benchmark-json list doctor test lint clean
+.PHONY: help benchmark benchmark-json list doctor test lint bench clean
 
 help:
 	@echo "make benchmark       measure every backend this machine can run, print the table"
 	@echo "make benchmark-json  the same, one JSON document on stdout"
 	@echo "make list | doctor   what this machine can run | what is missing"
 	@echo "make test | lint     the project's own checks"
+	@echo "make bench           what the harness itself costs"
 	@echo "make clean           remove the virtual environment and caches of tools"
 
 benchmark: $(INSTALLED)
@@ -35,6 +36,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/pytest benchmarks --benchmark-autosave $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .benchmarks

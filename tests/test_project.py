@@ -18,7 +18,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
-SHARED_TARGETS = ("benchmark", "benchmark-json", "list", "doctor", "test", "lint")
+SHARED_TARGETS = ("benchmark", "benchmark-json", "list", "doctor", "test", "lint", "bench")
 
 
 def pixi() -> dict:
