@@ -41,6 +41,7 @@ PYAV_DECLARED_LENGTH = ("mov,mp4", "matroska", "flac", "asf")  # elsewhere ffmpe
 MP3_SLACK_FRAMES = (
     5  # the encoder's delay and padding, which decoders cut off, are counted in the Info header
 )
+AAC_FRAME_SAMPLES = 1024
 DECLARED_SLACK_SECONDS = 0.1  # of containers that round their duration or count the encoder's delay
 STREAMED_WAV_BYTES = 0x7FFFF000  # from here on, sizes are what programs write that cannot know them
 
@@ -145,6 +146,7 @@ def _read_pyav(path: Path) -> tuple[np.ndarray, int]:
             if stream.codec_context is None:
                 raise AudioError(f"{path} is coded in a way that cannot be read; convert it to WAV or FLAC")
             rate_hz = stream.codec_context.sample_rate
+            is_mp4 = container.format.name.startswith("mov,mp4")
             declared_seconds = None
             if container.format.name.startswith(PYAV_DECLARED_LENGTH):
                 if stream.duration is not None and stream.time_base is not None:
@@ -165,6 +167,11 @@ def _read_pyav(path: Path) -> tuple[np.ndarray, int]:
     samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     if declared_seconds is not None and len(samples) / rate_hz < declared_seconds - DECLARED_SLACK_SECONDS:
         raise _truncated(path, declared_seconds, len(samples) / rate_hz)
+    if is_mp4 and declared_seconds is not None:
+        # ffmpeg removes the encoder's delay, as the edit list says, but keeps the padding of the last AAC frame
+        whole = round(declared_seconds * rate_hz)
+        if whole < len(samples) <= whole + 2 * AAC_FRAME_SAMPLES:
+            samples = samples[:whole]
     return samples, rate_hz
 
 
