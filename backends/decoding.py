@@ -1,0 +1,74 @@
+"""What every Whisper engine must honour alike: settings, languages, suppressed tokens."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from backends.base import SAMPLE_RATE_HZ, WINDOW_SECONDS, BackendError, Checkpoint, Settings
+
+WINDOW_SAMPLES = WINDOW_SECONDS * SAMPLE_RATE_HZ  # a clip up to here is one window, without timestamps
+
+
+def require_honourable(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Raise BackendError if no Whisper engine could decode this checkpoint with these settings."""
+    if settings.task not in ("transcribe", "translate"):
+        raise BackendError(f"there is no task {settings.task!r}; there are transcribe and translate")
+    if settings.temperature != 0.0:
+        raise BackendError(
+            f"temperature {settings.temperature} would sample at random, so engines could not be compared"
+        )
+    if settings.beam_size < 1:
+        raise BackendError(f"beam_size must be 1 (greedy) or more, not {settings.beam_size}")
+    if settings.threads < 1:
+        raise BackendError(f"threads must be 1 or more, not {settings.threads}")
+    if settings.task == "translate" and not checkpoint.is_multilingual:
+        raise BackendError(
+            f"{checkpoint.name} is English-only and cannot translate; take a multilingual model"
+        )
+    if settings.language is not None:
+        require_language(checkpoint, settings.language)
+    suppressed_tokens(settings, checkpoint)
+
+
+def require_language(checkpoint: Checkpoint, language: str, known: Sequence[str] = ()) -> None:
+    """Raise BackendError if the checkpoint cannot decode in the language.
+
+    Args:
+        checkpoint: the model.
+        language: an ISO 639-1 code.
+        known: the engine's languages; empty while they cannot be known without importing it.
+    """
+    if not checkpoint.is_multilingual:
+        if language != "en":
+            raise BackendError(
+                f"{checkpoint.name} is English-only and cannot decode {language!r}; take a multilingual "
+                "model, or only English clips"
+            )
+        return
+    if known and language not in known:
+        close = difflib.get_close_matches(language, known, n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise BackendError(
+            f"{checkpoint.name} has no language {language!r}.{hint} It has {', '.join(sorted(known))}"
+        )
+
+
+def suppressed_tokens(settings: Settings, checkpoint: Checkpoint) -> list[int]:
+    """Return `suppress_tokens` as ids; -1 stands for Whisper's list of non-speech symbols.
+
+    Raises:
+        BackendError: not a comma-separated list of token ids of this vocabulary.
+    """
+    try:
+        tokens = (
+            [int(part) for part in settings.suppress_tokens.split(",")] if settings.suppress_tokens else []
+        )
+    except ValueError as error:
+        raise BackendError(
+            f"suppress_tokens must be token ids with commas between, or -1, not {settings.suppress_tokens!r}"
+        ) from error
+    n_vocab = checkpoint.dimensions["n_vocab"]
+    if any(not -1 <= token < n_vocab for token in tokens):
+        raise BackendError(f"suppress_tokens must lie between 0 and {n_vocab - 1}, or be -1: {tokens}")
+    return tokens

@@ -1,0 +1,54 @@
+"""What this machine offers an engine, found out without importing the engine."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from backends.base import BackendUnavailable
+
+CUDA_TORCH = "install a CUDA build of PyTorch (https://pytorch.org/get-started/locally)"
+
+
+def require_package(module: str, distribution: str) -> Path:
+    """Return the file that `import module` would run, or raise BackendUnavailable naming what to install."""
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        raise BackendUnavailable(
+            f"the package {distribution} is not installed", f"pip install {distribution}"
+        )
+    return Path(spec.origin)
+
+
+def require_nvidia_gpu() -> None:
+    """Raise BackendUnavailable unless NVML, the driver's own library, counts at least one GPU."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise BackendUnavailable(
+            f"no NVIDIA driver answers (NVML: {error})",
+            "run it on a machine with an NVIDIA GPU and its driver",
+        ) from error
+    try:
+        if pynvml.nvmlDeviceGetCount() == 0:
+            raise BackendUnavailable("the NVIDIA driver sees no GPU", "make a GPU visible to this machine")
+    except pynvml.NVMLError as error:
+        raise BackendUnavailable(f"the NVIDIA driver cannot count its GPUs (NVML: {error})") from error
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def require_cuda_torch() -> None:
+    """Raise BackendUnavailable if the installed torch was built without CUDA, told by its version file."""
+    text = (require_package("torch", "torch").parent / "version.py").read_text(encoding="utf-8")
+    if re.search(r"^cuda\b[^=\n]*=\s*None\b", text, re.MULTILINE):
+        found = re.search(r"^__version__\s*=\s*'([^']*)'", text, re.MULTILINE)
+        raise BackendUnavailable(
+            f"the installed torch {found[1] if found else ''} is a CPU build", CUDA_TORCH
+        )

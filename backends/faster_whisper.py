@@ -1,0 +1,151 @@
+"""faster-whisper: Whisper on CTranslate2, from a conversion of the same checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
+from backends.ctranslate2_model import convert
+from backends.decoding import WINDOW_SAMPLES, require_honourable, require_language, suppressed_tokens
+from backends.devices import require_nvidia_gpu, require_package
+from backends.stages import StageClock
+
+
+class FasterWhisper:
+    """faster_whisper.WhisperModel, without its voice filter, its batching and its temperature fallback."""
+
+    devices: ClassVar[Mapping[str, Sequence[str]]] = {
+        "cpu": ("float32", "int8"),
+        "cuda": ("float16", "int8_float16"),
+    }
+
+    def __init__(self, model: Any, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
+        from faster_whisper.tokenizer import _LANGUAGE_CODES, Tokenizer
+
+        tokenizer = Tokenizer(model.hf_tokenizer, multilingual=False)
+        self._model = model
+        self._languages = tuple(
+            code for code in _LANGUAGE_CODES if model.hf_tokenizer.token_to_id(f"<|{code}|>") is not None
+        )
+        self._checkpoint = checkpoint
+        self._device = device
+        self._precision = precision
+        self._settings = settings
+        suppressed = suppressed_tokens(settings, checkpoint)
+        if suppressed:
+            # openai-whisper never samples it; faster-whisper only since 1.2
+            suppressed.append(tokenizer.no_speech)
+        self._options = {
+            "task": settings.task,
+            "temperature": settings.temperature,
+            "beam_size": settings.beam_size,
+            "patience": 1.0,  # openai-whisper's default
+            "length_penalty": 1.0,  # log-probability over length, as openai-whisper ranks beams without one
+            "repetition_penalty": 1.0,
+            "no_repeat_ngram_size": 0,
+            "condition_on_previous_text": settings.condition_on_previous_text,
+            "no_speech_threshold": settings.no_speech_threshold,
+            "log_prob_threshold": settings.logprob_threshold,
+            "compression_ratio_threshold": None,  # it only triggers the fallback to other temperatures
+            "suppress_blank": settings.suppress_blank,
+            "suppress_tokens": suppressed,
+            "max_initial_timestamp": 1.0,
+            "vad_filter": False,
+        }
+        self._clock = StageClock(self.synchronize)
+        model.encode = self._clock.timed("encode", model.encode)
+        model.feature_extractor = _TimedFeatures(model.feature_extractor, self._clock)
+
+    @classmethod
+    def check(cls, device: str, precision: str) -> None:
+        """Raise BackendUnavailable if a package or the GPU is missing."""
+        require_package("faster_whisper", "faster-whisper")
+        require_package("ctranslate2", "ctranslate2")
+        require_package("whisper", "openai-whisper")  # the conversion takes its tokenizer
+        if device == "cuda":
+            require_nvidia_gpu()
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> FasterWhisper:
+        """Convert the checkpoint unless the cache has it, and load it in the precision asked for.
+
+        Raises:
+            BackendUnavailable: CTranslate2 cannot use the device or the precision.
+            BackendError: a setting or the checkpoint cannot be honoured.
+        """
+        require_honourable(checkpoint, settings)
+        folder = convert(checkpoint)
+        from faster_whisper import WhisperModel
+
+        try:
+            model = WhisperModel(
+                str(folder),
+                device=device,
+                compute_type=precision,
+                cpu_threads=settings.threads,
+                num_workers=1,
+                local_files_only=True,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise BackendUnavailable(
+                f"CTranslate2 cannot run {precision} on {device}: {str(error).splitlines()[0]}",
+                "install CUDA 12's cuBLAS and cuDNN 9 where it finds them" if device == "cuda" else None,
+            ) from error
+        computed = model.model.compute_type
+        if computed not in (precision, f"{precision}_float32"):  # int8 keeps other layers in float32
+            raise BackendError(f"CTranslate2 would compute in {computed} where {precision} was asked for")
+        model.max_length = checkpoint.dimensions["n_text_ctx"]  # it takes every model's to be 448
+        return cls(model, checkpoint, device, precision, settings)
+
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        """The settings as WhisperModel.transcribe gets them, and what CTranslate2 really runs with."""
+        options = {name: value for name, value in self._options.items() if name != "log_prob_threshold"}
+        return {
+            **self._settings.as_dict(),
+            **options,
+            "suppress_tokens": self._settings.suppress_tokens,
+            "logprob_threshold": self._options["log_prob_threshold"],
+            "device": self._device,
+            "precision": self._precision,
+            "compute_type": self._model.model.compute_type,
+            "num_workers": self._model.model.num_workers,
+            "max_tokens_per_window": self._model.max_length // 2,
+            "without_timestamps": "clips up to 30 s",
+        }
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        """Transcribe one clip and drain the segments; see backends.base.Backend.
+
+        Raises:
+            BackendError: the model has no such language.
+        """
+        require_language(self._checkpoint, language, self._languages)
+        with self._clock.call():
+            segments, _ = self._model.transcribe(
+                audio, language=language, without_timestamps=len(audio) <= WINDOW_SAMPLES, **self._options
+            )
+            finished = list(segments)  # a generator: nothing is decoded until it is drained
+            tokens = tuple(token for segment in finished for token in segment.tokens)
+            text = "".join(segment.text for segment in finished).strip()
+        return Transcript(text, tokens, dict(self._clock.seconds))
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: CTranslate2 waits for its stream before it returns features or tokens."""
+
+
+class _TimedFeatures:
+    """The model's FeatureExtractor, with its call timed."""
+
+    def __init__(self, extractor: Any, clock: StageClock):
+        self._extractor = extractor
+        self._call = clock.timed("log_mel", extractor.__call__)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        return self._call(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._extractor, name)

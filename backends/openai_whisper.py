@@ -1,0 +1,170 @@
+"""openai-whisper, the reference implementation (Radford et al. 2022), on CPU and on CUDA."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
+from backends.checkpoint import load_state_dict
+from backends.decoding import WINDOW_SAMPLES, require_honourable, require_language
+from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
+from backends.stages import StageClock
+
+
+class _OpenAiWhisper:
+    """whisper.model.Whisper with the checkpoint's weights, called through whisper.transcribe."""
+
+    devices: ClassVar[Mapping[str, Sequence[str]]]
+
+    def __init__(self, model: Any, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
+        import torch
+        from whisper.tokenizer import LANGUAGES
+
+        # the module: the package's attribute of the same name is the function
+        self._module: Any = importlib.import_module("whisper.transcribe")
+        self._torch: Any = torch
+        self._model = model
+        self._languages = tuple(LANGUAGES)[: model.num_languages]
+        self._checkpoint = checkpoint
+        self._device = device
+        self._precision = precision
+        self._settings = settings
+        self._options = {
+            "task": settings.task,
+            "temperature": settings.temperature,
+            "beam_size": None if settings.beam_size == 1 else settings.beam_size,
+            "condition_on_previous_text": settings.condition_on_previous_text,
+            "no_speech_threshold": settings.no_speech_threshold,
+            "logprob_threshold": settings.logprob_threshold,
+            "compression_ratio_threshold": None,  # it only triggers the fallback to other temperatures
+            "suppress_blank": settings.suppress_blank,
+            "suppress_tokens": settings.suppress_tokens,
+            "fp16": precision == "float16",
+        }
+        self._clock = StageClock(self.synchronize)
+        model.encoder.forward = self._clock.timed("encode", model.encoder.forward)
+        self._log_mel = self._clock.timed("log_mel", self._module.log_mel_spectrogram)
+
+    @classmethod
+    def check(cls, device: str, precision: str) -> None:
+        """Raise BackendUnavailable if a package, the GPU or a CUDA build of torch is missing."""
+        require_package("whisper", "openai-whisper")
+        require_package("tiktoken", "tiktoken")
+        require_package("torch", "torch")
+        if device == "cuda":
+            require_nvidia_gpu()
+            require_cuda_torch()
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> _OpenAiWhisper:
+        """Build the model and load every tensor, none missing and none left over.
+
+        float16 is openai-whisper's own: weights stay float32 and are cast at every use.
+
+        Raises:
+            BackendUnavailable: torch cannot use the GPU.
+            BackendError: a setting cannot be honoured, or the weights do not fit the model.
+        """
+        require_honourable(checkpoint, settings)
+        import torch
+        from whisper.model import ModelDimensions, Whisper
+
+        _set_threads(settings.threads)
+        # float32 must mean float32: no TF32 in matrix products or convolutions
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        if device == "cuda" and not torch.cuda.is_available():
+            raise BackendUnavailable(f"torch {torch.__version__} cannot use a CUDA device", CUDA_TORCH)
+        model = Whisper(ModelDimensions(**checkpoint.dimensions))
+        try:
+            model.load_state_dict(load_state_dict(checkpoint), strict=True)
+            model = model.to(device)
+        except RuntimeError as error:
+            raise BackendError(f"{checkpoint.name} cannot be loaded: {str(error)[:300]}") from error
+        return cls(model, checkpoint, device, precision, settings)
+
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        """The settings as whisper.transcribe gets them, and what torch really runs with."""
+        torch = self._torch
+        return {
+            **self._settings.as_dict(),
+            **{name: value for name, value in self._options.items() if name not in ("beam_size", "fp16")},
+            "threads": torch.get_num_threads(),
+            "interop_threads": torch.get_num_interop_threads(),
+            "device": self._device,
+            "precision": self._precision,
+            "weights_dtype": str(next(self._model.parameters()).dtype).removeprefix("torch."),
+            "tf32": bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
+            "max_tokens_per_window": self._model.dims.n_text_ctx // 2,
+            "patience": None if self._settings.beam_size == 1 else 1.0,
+            "length_penalty": None,  # whisper ranks beams by log-probability over length
+            "without_timestamps": "clips up to 30 s",
+        }
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        """Transcribe one clip with whisper.transcribe; see backends.base.Backend.
+
+        Raises:
+            BackendError: the model has no such language.
+        """
+        require_language(self._checkpoint, language, self._languages)
+        with self._clock.call(), self._instrumented():
+            result = self._module.transcribe(
+                self._model,
+                audio,
+                language=language,
+                without_timestamps=len(audio) <= WINDOW_SAMPLES,
+                **self._options,
+            )
+            tokens = tuple(token for segment in result["segments"] for token in segment["tokens"])
+            text = result["text"].strip()
+        return Transcript(text, tokens, dict(self._clock.seconds))
+
+    def synchronize(self) -> None:
+        """Wait for CUDA; PyTorch's CPU operations return when they are done."""
+        if self._device == "cuda":
+            self._torch.cuda.synchronize()
+
+    @contextmanager
+    def _instrumented(self) -> Iterator[None]:
+        original = self._module.log_mel_spectrogram
+        self._module.log_mel_spectrogram = self._log_mel
+        try:
+            with warnings.catch_warnings():
+                # both are told by the variant's name, and by the contract that audio is only read
+                warnings.filterwarnings("ignore", "Performing inference on CPU when CUDA is available")
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+                yield
+        finally:
+            self._module.log_mel_spectrogram = original
+
+
+class WhisperCpu(_OpenAiWhisper):
+    """openai-whisper on the CPU: the reference the gate compares with."""
+
+    devices: ClassVar[Mapping[str, Sequence[str]]] = {"cpu": ("float32",)}
+
+
+class WhisperCuda(_OpenAiWhisper):
+    """openai-whisper on an NVIDIA GPU."""
+
+    devices: ClassVar[Mapping[str, Sequence[str]]] = {"cuda": ("float16", "float32")}
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != 1:
+        # torch allows it once, before its first parallel work; applied_settings tells what it is
+        with suppress(RuntimeError):
+            torch.set_num_interop_threads(1)
+    if torch.get_num_threads() != threads:
+        raise BackendError(f"torch runs {torch.get_num_threads()} threads where {threads} were asked for")
