@@ -39,13 +39,13 @@ def resampled_sums(values: np.ndarray, replicates: int = REPLICATES, seed: int =
     rng = np.random.default_rng(seed % 2**64)
     sums = np.empty((replicates, values.shape[1]))
     block = max(1, _BLOCK_COUNTS // utterances)
+    counts = np.empty((min(block, replicates), utterances))
     for start in range(0, replicates, block):
         size = min(block, replicates - start)
-        counts = np.empty((size, utterances))
-        for row in counts:
+        for row in counts[:size]:
             drawn = rng.integers(0, utterances, utterances, dtype=np.int32)
             row[:] = np.bincount(drawn, minlength=utterances)
-        sums[start : start + size] = counts @ values
+        sums[start : start + size] = counts[:size] @ values
     return sums
 
 
