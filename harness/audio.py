@@ -93,13 +93,13 @@ def sha256(samples: np.ndarray) -> str:
 
 
 def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise AudioError(f"{path} is a folder; an audio file is needed here")
-    if not path.exists():
-        raise AudioError(f"{path} does not exist; check the path")
-    if not path.is_file():  # a pipe would block for ever
-        raise AudioError(f"{path} is not a regular file; copy the audio into one")
     try:
+        if path.is_dir():
+            raise AudioError(f"{path} is a folder; an audio file is needed here")
+        if not path.exists():
+            raise AudioError(f"{path} does not exist; check the path")
+        if not path.is_file():  # a pipe would block for ever
+            raise AudioError(f"{path} is not a regular file; copy the audio into one")
         with path.open("rb") as file:
             if not file.read(1):
                 raise AudioError(f"{path} is empty (0 bytes); fetch or record it again")
@@ -168,7 +168,7 @@ def _read_pyav(path: Path) -> tuple[np.ndarray, int]:
     if declared_seconds is not None and len(samples) / rate_hz < declared_seconds - DECLARED_SLACK_SECONDS:
         raise _truncated(path, declared_seconds, len(samples) / rate_hz)
     if is_mp4 and declared_seconds is not None:
-        # ffmpeg removes the encoder's delay, as the edit list says, but keeps the padding of the last AAC frame
+        # ffmpeg removes the encoder's delay, as the edit list says, but keeps the last AAC frame's padding
         whole = round(declared_seconds * rate_hz)
         if whole < len(samples) <= whole + 2 * AAC_FRAME_SAMPLES:
             samples = samples[:whole]
