@@ -21,6 +21,7 @@ class FasterWhisper:
         "cpu": ("float32", "int8"),
         "cuda": ("float16", "int8_float16"),
     }
+    imports: ClassVar[Sequence[str]] = ("ctranslate2", "faster_whisper")
 
     def __init__(self, model: Any, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
         from faster_whisper.tokenizer import _LANGUAGE_CODES, Tokenizer

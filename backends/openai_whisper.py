@@ -21,6 +21,7 @@ class _OpenAiWhisper:
     """whisper.model.Whisper with the checkpoint's weights, called through whisper.transcribe."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]]
+    imports: ClassVar[Sequence[str]] = ("torch", "whisper")
 
     def __init__(self, model: Any, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
         import torch

@@ -1,0 +1,51 @@
+"""A checkpoint in OpenAI's format, small and random (seeded): real to every engine, quick to run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backends.checkpoint_file import expected_tensors
+
+ENGLISH, MULTILINGUAL, MULTILINGUAL_V3 = 51_864, 51_865, 51_866
+
+DIMENSIONS = {
+    "n_mels": 80,
+    "n_audio_ctx": 1500,
+    "n_audio_state": 32,
+    "n_audio_head": 2,
+    "n_audio_layer": 2,
+    "n_vocab": ENGLISH,
+    "n_text_ctx": 448,
+    "n_text_state": 32,
+    "n_text_head": 2,
+    "n_text_layer": 2,
+}
+
+
+def fake_content(seed: int = 0, dtype: torch.dtype = torch.float16, **dimensions: int) -> dict[str, Any]:
+    """Return what such a file holds; `dimensions` replaces some of DIMENSIONS."""
+    dims = {**DIMENSIONS, **dimensions}
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in expected_tensors(dims).items():
+        values = torch.randn(shape, generator=generator)
+        if name.endswith(("ln.weight", "ln_post.weight")):
+            values = 1 + 0.1 * values
+        elif len(shape) == 1:
+            values = 0.1 * values
+        elif "embedding" not in name:
+            values = values / math.sqrt(math.prod(shape[1:]))
+        tensors[name] = values.to(dtype)
+    return {"dims": dims, "model_state_dict": tensors}
+
+
+def write_fake_checkpoint(
+    path: Path, seed: int = 0, dtype: torch.dtype = torch.float16, **dimensions: int
+) -> Path:
+    """Write one to `path` and return the path."""
+    torch.save(fake_content(seed, dtype, **dimensions), path)
+    return path
