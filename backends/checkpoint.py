@@ -35,6 +35,7 @@ __all__ = [
     "load_state_dict",
     "openai_table",
     "resolve",
+    "unknown",
     "weights_folders",
 ]
 
@@ -145,7 +146,7 @@ def resolve(name_or_path: str, *, download: bool = False, progress: Progress | N
                 return _checkpoint(name_or_path, path)
         if Path(name_or_path).exists():
             return _from_path(Path(name_or_path))
-        raise CheckpointError(_unknown(name_or_path, entries))
+        raise CheckpointError(unknown(name_or_path))
     path = find(entry) or _fetched(entry, download, progress)
     if path == cached_path(entry) and entry.archive is not None and file_sha256(path) != entry.sha256:
         path = unpack(entry)  # left by another version of the project
@@ -249,12 +250,13 @@ def _checkpoint(name: str, path: Path, entry: Entry | None = None) -> Checkpoint
                 "Delete a broken copy and fetch it again; rename another model, or give its path"
             )
     dimensions = read_dimensions(path)
-    return Checkpoint(name, path, file_sha256(path), dimensions, entry.note if entry else "")
+    return Checkpoint(name, path.absolute(), file_sha256(path), dimensions, entry.note if entry else "")
 
 
-def _unknown(name: str, entries: dict[str, Entry]) -> str:
+def unknown(name: str) -> str:
+    """Return what to tell the user about a name that no model has: the nearest one and all there are."""
     own = [path.stem for folder in weights_folders() for path in sorted(folder.glob("*.pt"))]
-    choices = list(dict.fromkeys([*entries, *own]))
+    choices = list(dict.fromkeys([*catalogue(), *own]))
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return (
