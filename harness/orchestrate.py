@@ -17,13 +17,13 @@ import numpy as np
 
 from backends import Variant
 from harness import gate, integrity, normalize, probes, record, score
-from harness.audio import dithered
-from harness.corpus import Clip, write_samples
+from harness.corpus import Clip, dithered, write_samples
 from harness.plan import Plan, blank_record, now
 from harness.progress import Progress
 from harness.worker_handle import Worker, WorkerError
 
 WARMUP_SECONDS = 30.0  # one whole window
+WARMUP_SEED = 1_000_000  # added to the run's: no probe has it
 BUSY_FRACTION = 0.10  # of all cores, used by processes that are not the run's: worth a warning
 SPREAD_LIMIT = 0.15  # interquartile range over median of a clip's times across rounds: worth a warning
 
@@ -166,7 +166,11 @@ class _Session:
         middle = sorted(self.plan.clips, key=lambda clip: clip.audio_seconds)[len(self.plan.clips) // 2]
         samples = np.load(audio[middle.name])[: int(WARMUP_SECONDS * 16_000)]
         path = temporary / "warmup.npy"
-        np.save(path, dithered(np.ascontiguousarray(samples[::-1]), self.plan.seed - 1), allow_pickle=False)
+        np.save(
+            path,
+            dithered(np.ascontiguousarray(samples[::-1]), self.plan.seed + WARMUP_SEED),
+            allow_pickle=False,
+        )
         return path
 
     def _language(self) -> str:

@@ -110,7 +110,7 @@ def add_parser(subparsers: Any) -> None:
     timing.add_argument(
         "--normalizer", default="whisper", metavar="NAME", help=f"one of {', '.join(normalize.NAMES)}"
     )
-    timing.add_argument("--seed", type=int, default=0, metavar="N")
+    timing.add_argument("--seed", type=_at_least(0), default=0, metavar="N")
     output = parser.add_argument_group("what comes out")
     output.add_argument(
         "--output",

@@ -55,6 +55,7 @@ def _serve(connection: Connection) -> None:
             case "call":
                 assert engine is not None
                 audio = _read_audio(message["audio"])
+                engine.prepare()
                 _send(connection, {"event": "ready"})
                 assert _receive(connection)["do"] == "go"
                 _send(connection, {"event": "answer", **engine.call(audio, message["language"])})
@@ -96,14 +97,17 @@ class _Engine:
             "applied_settings": json.loads(json.dumps(dict(self.backend.applied_settings))),
         }
 
-    def call(self, audio: Any, language: str) -> dict[str, Any]:
-        """Transcribe once and return the answer with what it cost."""
-        from harness import probes
-
+    def prepare(self) -> None:
+        """Do what would disturb the next call before the parent's clock starts."""
         gc.collect()
         gc.disable()  # a collection inside the clock would be charged to whichever call it hits
+        self._late_work.before()
+
+    def call(self, audio: Any, language: str) -> dict[str, Any]:
+        """Transcribe once, after prepare(), and return the answer with what it cost."""
+        from harness import probes
+
         try:
-            self._late_work.before()
             joules = self._energy.read_joules()
             cpu_seconds = probes.process_cpu_seconds()
             self.backend.synchronize()

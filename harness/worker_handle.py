@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -164,9 +165,14 @@ class Worker:
                     f"no answer within {self.timeout_seconds:g} s while {what}; stopped "
                     "(--timeout raises the limit)"
                 )
-            return json.loads(self._connection.recv_bytes())
+            message = json.loads(self._connection.recv_bytes(), parse_constant=float)
         except (EOFError, OSError) as error:
             raise WorkerError(self._death(what)) from error
+        for name, value in _durations(message):
+            # One impossible figure must cost its own row, not the record it would make invalid.
+            if value is not None and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+                raise WorkerError(f"the worker reported {value!r} as {name} seconds while {what}")
+        return message
 
     def _death(self, what: str) -> str:
         try:
@@ -188,6 +194,13 @@ class Worker:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
+
+
+def _durations(message: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in message.items():
+        if name.endswith("_seconds") and name != "stage_seconds":
+            yield name.removesuffix("_seconds"), value
+    yield from message.get("stage_seconds", {}).items()
 
 
 def default_threads() -> int:

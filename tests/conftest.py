@@ -54,7 +54,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def asrbench(spoken: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def asrbench(
+    spoken: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
     """Call `asrbench run` on the spoken clips with `honest` as the reference; returns the exit status."""
     from harness.cli import main
 

@@ -80,10 +80,22 @@ def broken(tmp_path_factory: pytest.TempPathFactory, spoken: Path, model: Path) 
     from harness.cli import main
 
     results = tmp_path_factory.mktemp("broken")
-    names = "twin,raises,aborts,killed-for-memory,hangs,exits-at-load,refuses-setting,not-installed,hostile-text"
+    names = "twin,raises,aborts,killed-for-memory,hangs,exits-at-load,refuses-setting,not-installed,"
+    names += "hostile-text,reports-nonsense"
     status = main(
         ["run", "--audio", str(spoken), "--model", str(model), "--reference", "honest", "--quiet"]
-        + ["--backends", names, "--results", str(results), "--rounds", "2", "--timeout", "4", "--threads", "1"]
+        + [
+            "--backends",
+            names,
+            "--results",
+            str(results),
+            "--rounds",
+            "2",
+            "--timeout",
+            "4",
+            "--threads",
+            "1",
+        ]
     )
     return status, record.read(results / "latest")
 
@@ -97,6 +109,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory, spoken: Path, model: Path) 
         ("hangs", "error", "no answer within 4 s"),
         ("exits-at-load", "error", "exited with code 7 while loading"),
         ("refuses-setting", "error", "cannot translate; choose --task transcribe"),
+        ("reports-nonsense", "error", "reported -1.0 as encode seconds"),
         ("not-installed", "unavailable", "`unobtainium` is missing"),
     ],
 )
