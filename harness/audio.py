@@ -32,6 +32,7 @@ MIN_RATE_HZ, MAX_RATE_HZ = (
     1_000,
     1_000_000,
 )  # beyond them the header is wrong, and resampling would fill memory
+LSB_16BIT = 1 / 32_768
 
 SOUNDFILE_SIGNATURES = (b"RIFF", b"RF64", b"fLaC", b"OggS")  # WAV, FLAC, Vorbis and Opus; PyAV reads the rest
 BLOCK_FRAMES = 1 << 16
@@ -90,6 +91,19 @@ def decode(path: Path) -> np.ndarray:
 def sha256(samples: np.ndarray) -> str:
     """Return the hex SHA-256 of the samples as little-endian float32."""
     return hashlib.sha256(np.ascontiguousarray(samples, dtype="<f4").tobytes()).hexdigest()
+
+
+def dithered(samples: np.ndarray, seed: int) -> np.ndarray:
+    """Return a copy that sounds the same and that no cache has seen: with noise of up to 1 LSB at 16 bit.
+
+    The noise is uniform in ±1 LSB. With less, rounding to 16 bit would give back the original samples.
+
+    Args:
+        samples: float32, shape (samples,), in [-1, 1].
+        seed: the same seed gives the same copy, another seed another one.
+    """
+    noise = np.random.default_rng(seed).uniform(-LSB_16BIT, LSB_16BIT, size=len(samples))
+    return np.clip(samples + noise, -1.0, 1.0).astype(np.float32)
 
 
 def _check_file(path: Path) -> None:

@@ -24,7 +24,6 @@ BUNDLED_MANIFEST = Path(__file__).resolve().parent.parent / "audio_samples" / "m
 DEFAULT_LANGUAGE = "en"
 DURATION_SLACK_SECONDS = 0.1  # how far a manifest's duration may be off, or
 DURATION_SLACK = 0.01  # this share of it, whichever is more: encoders pad, and tools round
-LSB_16BIT = 1 / 32_768
 PROBLEMS_SHOWN = 10
 
 _log = logging.getLogger(__name__)
@@ -110,19 +109,6 @@ def write_samples(clip: Clip, folder: Path) -> Path:
     if not path.exists():
         np.save(path, clip.samples(), allow_pickle=False)
     return path
-
-
-def dithered(samples: np.ndarray, seed: int) -> np.ndarray:
-    """Return a copy that sounds the same and that no cache has seen: with noise of up to 1 LSB at 16 bit.
-
-    The noise is uniform in ±1 LSB. With less, rounding to 16 bit would give back the original samples.
-
-    Args:
-        samples: float32, shape (samples,), in [-1, 1].
-        seed: the same seed gives the same copy, another seed another one.
-    """
-    noise = np.random.default_rng(seed).uniform(-LSB_16BIT, LSB_16BIT, size=len(samples))
-    return np.clip(samples + noise, -1.0, 1.0).astype(np.float32)
 
 
 def _without_repeats(entries: list[Entry], problems: list[str]) -> list[Entry]:

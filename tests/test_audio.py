@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from harness.audio import AudioError, decode, sha256
+from harness.audio import AudioError, decode, dithered, sha256
 
 SHARED_AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
 
@@ -118,6 +118,23 @@ def test_sha256_is_of_little_endian_float32():
     bytes_of_it = bytes.fromhex("00000000 0000003f 000080bf")
     assert sha256(samples) == hashlib.sha256(bytes_of_it).hexdigest()
     assert sha256(samples) != sha256(samples[::-1])
+
+
+def test_dither_is_inaudible_seeded_and_survives_rounding_to_16_bit():
+    samples = np.round(tones(16_000) * 32_768).astype(np.float32) / 32_768
+    samples[:3] = (1.0, -1.0, 0.0)
+    before = samples.copy()
+    first, again, other = dithered(samples, 1), dithered(samples, 1), dithered(samples, 2)
+    assert np.array_equal(samples, before)
+    assert first.dtype == np.float32
+    assert first.shape == samples.shape
+    assert np.abs(first).max() <= 1.0
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert np.abs(first - samples).max() <= 1.001 / 32_768
+    to_int16 = [np.round(x * 32_768).clip(-32_768, 32_767).astype(np.int16) for x in (samples, first, other)]
+    assert (to_int16[0] != to_int16[1]).mean() > 0.3
+    assert (to_int16[1] != to_int16[2]).mean() > 0.3
 
 
 def test_overshoot_is_clipped_and_a_wrong_scale_refused(tmp_path):

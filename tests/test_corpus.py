@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from harness import audio as audio_file
-from harness.corpus import CorpusError, dithered, load_clips, write_samples
+from harness.corpus import CorpusError, load_clips, write_samples
 
 SHARED_AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
 
@@ -287,23 +287,6 @@ def test_workers_get_exactly_the_samples(tmp_path):
     assert stored.dtype == np.float32
     assert np.array_equal(stored, clip.samples())
     assert write_samples(clip, tmp_path) == path
-
-
-def test_dither_is_inaudible_seeded_and_survives_rounding_to_16_bit():
-    samples = np.round(tone(1.0) * 32_768).astype(np.float32) / 32_768
-    samples[:3] = (1.0, -1.0, 0.0)
-    before = samples.copy()
-    first, again, other = dithered(samples, 1), dithered(samples, 1), dithered(samples, 2)
-    assert np.array_equal(samples, before)
-    assert first.dtype == np.float32
-    assert first.shape == samples.shape
-    assert np.abs(first).max() <= 1.0
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
-    assert np.abs(first - samples).max() <= 1.001 / 32_768
-    to_int16 = [np.round(x * 32_768).clip(-32_768, 32_767).astype(np.int16) for x in (samples, first, other)]
-    assert (to_int16[0] != to_int16[1]).mean() > 0.3
-    assert (to_int16[1] != to_int16[2]).mean() > 0.3
 
 
 def test_memory_stays_flat(tmp_path):
