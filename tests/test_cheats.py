@@ -1,4 +1,4 @@
-"""The gate's reason to exist: every way of being fast by being wrong ends unranked, with the reason in words."""
+"""Why the gate exists: every way of being fast by being wrong ends unranked, with the reason in words."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class LazyGenerator(Honest):
 
 
 class ReturnsBeforeDevice(Honest):
-    """Starts its (simulated) device on the real work and answers with what a quick look at the tones gives."""
+    """Starts its (simulated) device on the real work and answers with what a quick look gives."""
 
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
         threading.Thread(target=self.hear, args=(audio,)).start()
