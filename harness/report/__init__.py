@@ -1,0 +1,23 @@
+"""Reports of a run: one row builder, one file a format, one table (`formats.FORMATS`) that names them.
+
+To add a format, write one file with a function from a run to its text and add its line to that table.
+"""
+
+from harness.report.command import add_parsers
+from harness.report.console import print_table
+from harness.report.formats import FORMATS, format_of, render, write_all
+from harness.report.readme import readme_table, readme_tables, update_between_markers
+from harness.report.rows import rows
+
+__all__ = [
+    "FORMATS",
+    "add_parsers",
+    "format_of",
+    "print_table",
+    "readme_table",
+    "readme_tables",
+    "render",
+    "rows",
+    "update_between_markers",
+    "write_all",
+]

@@ -1,0 +1,172 @@
+"""The columns of tables for people: heading, meaning, and how a row's figure is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from harness.report.rows import Row
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column; `cell` returns "" where the row has no such figure."""
+
+    heading: str
+    meaning: str
+    cell: Callable[[Row], str]
+    is_number: bool = True
+    importance: int = 0  # a narrow terminal loses the least important first; 0 is never dropped
+
+
+def figure(value: float | None) -> str:
+    """Write a figure with three significant digits, more only before the decimal point."""
+    if value is None:
+        return ""
+    if value != 0 and abs(value) < 0.1:
+        return f"{value:#.2g}"
+    decimals = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{decimals}f}"
+
+
+def interval(low: float | None, high: float | None, write: Callable[[float], str] = figure) -> str:
+    """Write an interval as `low to high`."""
+    return "" if low is None or high is None else f"{write(low)} to {write(high)}"
+
+
+def percent(value: float | None) -> str:
+    """Write percent with two decimals."""
+    return "" if value is None else f"{value:.2f}"
+
+
+def mebibytes(value: int | None) -> str:
+    """Write bytes as whole MiB."""
+    return "" if value is None else f"{value / 2**20:.0f}"
+
+
+def _kilojoules(value: float | None) -> str:
+    return figure(None if value is None else value / 1000)
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+RANK = Column("#", "rank by RTFx among rows of equal quality", lambda r: _count(r["rank"]))
+VARIANT = Column("variant", "backend@device/precision", lambda r: r["variant"], is_number=False)
+WER = Column(
+    "WER %",
+    "word errors per 100 reference words, over the whole set",
+    lambda r: percent(r["wer_percent"]) or "unknown",
+)
+
+FIGURES = (  # of speed and cost, in the order shown
+    Column(
+        "95 % CI",
+        "bootstrap interval of the WER, over clips",
+        lambda r: interval(r["wer_low_percent"], r["wer_high_percent"], percent),
+        importance=9,
+    ),
+    Column(
+        "RTFx",
+        "audio seconds per processing second: higher is faster",
+        lambda r: figure(r["rtfx"]),
+        importance=10,
+    ),
+    Column(
+        "RTFx 95 % CI",
+        "bootstrap interval of the RTFx, over clips",
+        lambda r: interval(r["rtfx_low"], r["rtfx_high"]),
+        importance=4,
+    ),
+    Column("speed-up", "RTFx over the reference backend's", lambda r: figure(r["speedup"]), importance=8),
+    Column("median s", "median seconds a clip", lambda r: figure(r["latency_median_seconds"]), importance=7),
+    Column(
+        "p90 s",
+        "nine in ten clips took at most so long",
+        lambda r: figure(r["latency_p90_seconds"]),
+        importance=6,
+    ),
+    Column("tok/s", "tokens per processing second", lambda r: figure(r["tokens_per_second"]), importance=2),
+    Column("load s", "seconds from checkpoint to ready", lambda r: figure(r["load_seconds"]), importance=3),
+    Column("RSS MiB", "peak memory of the process", lambda r: mebibytes(r["peak_rss_bytes"]), importance=5),
+    Column(
+        "VRAM MiB",
+        "peak device memory of the process, or of torch's allocator where only that is known",
+        lambda r: mebibytes(_vram(r)),
+        importance=5,
+    ),
+    Column(
+        "kJ/h",
+        "energy per hour of audio, of the whole device or package",
+        lambda r: _kilojoules(r["energy_joules_per_audio_hour"]),
+        importance=1,
+    ),
+)
+
+QUALITY = (
+    Column("CER %", "character errors per 100 reference characters", lambda r: percent(r["cer_percent"])),
+    Column("S", "substituted words", lambda r: _count(r["substitutions"])),
+    Column("D", "deleted words", lambda r: _count(r["deletions"])),
+    Column("I", "inserted words", lambda r: _count(r["insertions"])),
+    Column(
+        "exact",
+        "clips without any error, of those with a reference text",
+        lambda r: _of(r, "exact_clips", "scored_clips"),
+    ),
+    Column(
+        "same text",
+        "clips with the reference backend's text to the letter",
+        lambda r: _of(r, "same_text_clips", "compared_clips"),
+    ),
+    Column("WER points", "WER minus the reference backend's", lambda r: percent(r["wer_difference_points"])),
+    Column(
+        "95 % CI",
+        "paired bootstrap interval of that difference",
+        lambda r: interval(r["wer_difference_low_points"], r["wer_difference_high_points"], percent),
+    ),
+    Column(
+        "P(worse)",
+        "share of resamples with more errors than the reference backend",
+        lambda r: figure(r["probability_worse"]),
+    ),
+    Column(
+        "P(different)",
+        "one minus the two-sided p-value of the difference",
+        lambda r: figure(r["probability_different"]),
+    ),
+    Column("length", "words over the reference backend's", lambda r: figure(r["length_ratio"])),
+    Column("unstable", "clips whose text differs between rounds", lambda r: _count(r["unstable_clips"])),
+)
+
+TIMES = (
+    Column("calls", "answered calls", lambda r: _count(r["samples"])),
+    Column("min s", "quickest call", lambda r: figure(r["latency_min_seconds"])),
+    Column(
+        "IQR s",
+        "interquartile range of all calls, clips of all lengths together",
+        lambda r: figure(r["latency_iqr_seconds"]),
+    ),
+    Column("p99 s", "99th percentile", lambda r: figure(r["latency_p99_seconds"])),
+    Column("log-mel s", "median seconds in the features", lambda r: figure(r["log_mel_median_seconds"])),
+    Column("encode s", "median seconds in the encoder", lambda r: figure(r["encode_median_seconds"])),
+    Column("decode s", "median seconds in the decoder", lambda r: figure(r["decode_median_seconds"])),
+    Column("import s", "importing the engine", lambda r: figure(r["import_seconds"])),
+    Column("first call s", "first call on the warm-up clip", lambda r: figure(r["first_call_seconds"])),
+    Column("warm call s", "last call on the same clip", lambda r: figure(r["warm_call_seconds"])),
+    Column("CPU s", "processor seconds of all measured calls", lambda r: figure(r["cpu_seconds"])),
+)
+
+
+def shown(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """Return the columns that say something of at least one row."""
+    return [column for column in columns if any(column.cell(row) for row in rows)]
+
+
+def _vram(row: Row) -> int | None:
+    measured = row["peak_vram_process_bytes"]
+    return row["peak_vram_allocator_bytes"] if measured is None else measured
+
+
+def _of(row: Row, count: str, total: str) -> str:
+    return "" if row[count] is None else f"{row[count]}/{row[total]}"

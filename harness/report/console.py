@@ -1,0 +1,99 @@
+"""A run as a table in the terminal, as wide as the terminal is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import Box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from harness.record import Run
+from harness.report import columns, context
+from harness.report.columns import Column
+from harness.report.escape import visible
+from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
+
+RULES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")  # below the heading and below the ranked rows
+BESIDE = ("model", "audio", "decoding", "machine", "scoring", "gate")
+
+
+def print_table(run: Run, console: Console) -> None:
+    """Print what was measured with what, the table, and in words why rows are not ranked.
+
+    Columns that do not fit are left out, the least important first; never the WER, nor whether a row
+    is ranked.
+    """
+    built = rows(run)
+    measured = [row for row in built if row["group"] != UNAVAILABLE]
+    facts = context.describe(run)
+    grid = Table.grid(padding=(0, 2))
+    for label in BESIDE:
+        grid.add_row(Text(label, style="dim"), _text(facts[label], console))
+    console.print(grid)
+    if measured:
+        shown = _fitting(measured, console)
+        console.print()
+        console.print(_table(shown, measured, console))
+        console.print()
+        _print_legend(shown, run, console)
+    for group, title in ((UNRANKED, "Not ranked"), (UNAVAILABLE, "Not available on this machine")):
+        _print_reasons([row for row in built if row["group"] == group], title, console)
+    for warning in context.warnings(run):
+        console.print(_text(f"Warning: {warning}", console, "yellow"))
+
+
+def _fitting(measured: Sequence[Row], console: Console) -> list[Column]:
+    """Return the columns that fit the console's width, in order."""
+    shown = [columns.RANK, columns.VARIANT, columns.WER, *columns.shown(columns.FIGURES, measured)]
+    unlimited = console.options.update(max_width=10_000)
+    while Measurement.get(console, unlimited, _table(shown, measured, console)).maximum > console.width:
+        droppable = [column for column in shown if column.importance]
+        if not droppable:
+            break
+        shown.remove(min(droppable, key=lambda column: column.importance))
+    return shown
+
+
+def _table(shown: Sequence[Column], measured: Sequence[Row], console: Console) -> Table:
+    table = Table(box=RULES, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in shown:
+        table.add_column(
+            column.heading,
+            justify="right" if column.is_number else "left",
+            overflow="fold",
+            no_wrap=column is not columns.VARIANT,
+        )
+    for row, following in zip(measured, [*measured[1:], None], strict=True):
+        last_ranked = row["group"] == RANKED and following is not None and following["group"] != RANKED
+        cells = [
+            _text("-" if c is columns.RANK and row["rank"] is None else c.cell(row), console) for c in shown
+        ]
+        table.add_row(*cells, style=None if row["group"] == RANKED else "dim", end_section=last_ranked)
+    return table
+
+
+def _print_legend(shown: Sequence[Column], run: Run, console: Console) -> None:
+    legend = "; ".join(f"{c.heading}: {c.meaning}" for c in shown if c is not columns.VARIANT)
+    console.print(_text(f"{legend}.", console, "dim"))
+    if not any(result["gate"]["ranked"] for result in run["results"]):
+        console.print(Text("No row passed the gate: no engine here is faster than another at equal quality."))
+
+
+def _print_reasons(group: Sequence[Row], title: str, console: Console) -> None:
+    if not group:
+        return
+    console.print(Text(f"{title}:", style="bold"))
+    for row in group:
+        remedy = f" (to mend it: {row['remedy']})" if row["remedy"] else ""
+        line = _text(f"{row['variant']}: {row['reason']}{remedy}", console)
+        console.print(Padding(line, (0, 0, 0, 2), expand=False))
+
+
+def _text(text: str, console: Console, style: str = "") -> Text:
+    """Return text that is never read as markup and that the console's encoding can hold."""
+    encoding = console.encoding
+    return Text(visible(text).encode(encoding, "backslashreplace").decode(encoding), style=style)

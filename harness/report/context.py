@@ -1,0 +1,126 @@
+"""What must stand beside every figure: checkpoint, audio, decoding, machine, versions, scoring and gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from backends.base import Settings
+from harness.record import Run
+
+SHORT_HASH = 12  # hex digits of a SHA-256 that readers are shown
+
+
+def describe(run: Run) -> dict[str, str]:
+    """Return label -> plain text, unescaped, in the order reports show them."""
+    settings = run["settings"]
+    return {
+        "model": model(run),
+        "audio": audio(run),
+        "decoding": decoding(run),
+        "measured": f"{run['started_at']}, {_many(settings['rounds'], 'round')}, "
+        f"{_many(settings['warmup'], 'warm-up call')}, device {settings['device']}",
+        "machine": machine(run),
+        "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version),
+        "scoring": scoring(run),
+        "gate": gate(run),
+    }
+
+
+def warnings(run: Run) -> list[str]:
+    """Return what a reader must know before trusting the figures."""
+    found = list(run["warnings"])
+    if run["interrupted"]:
+        found.insert(0, f"interrupted: {run['interrupted']}")
+    elif not run["complete"]:
+        found.insert(0, "incomplete: the run did not come to its end")
+    return found
+
+
+def model(run: Run) -> str:
+    """Name, short hash and note of the checkpoint."""
+    checkpoint = run["checkpoint"]
+    note = f": {checkpoint['note']}" if checkpoint["note"] else ""
+    return f"{checkpoint['name']} (sha256 {checkpoint['sha256'][:SHORT_HASH]}){note}"
+
+
+def audio(run: Run) -> str:
+    """Size and languages of the set."""
+    clips = run["clips"]
+    languages = ", ".join(sorted({clip["language"] for clip in clips}))
+    length = _duration(sum(clip["audio_seconds"] for clip in clips))
+    words = [clip["reference_words"] for clip in clips if clip["reference_words"] is not None]
+    scored = (
+        f"{len(words)} with reference text ({_many(sum(words), 'word')})" if words else "no reference texts"
+    )
+    return f"{_many(len(clips), 'clip')} ({languages}), {length}, {scored}"
+
+
+def decoding(run: Run) -> str:
+    """The decoding asked for: what runs usually vary, and whatever else is not the default."""
+    asked = dict(run["settings"]["decoding"])
+    beams = asked.pop("beam_size", None)
+    parts = ["greedy" if beams == 1 else f"beam {beams}", asked.pop("task", "transcribe")]
+    language = asked.pop("language", None)
+    parts.append(f"language {language}" if language else "each clip's language")
+    if "threads" in asked:
+        parts.append(_many(asked.pop("threads"), "thread"))
+    defaults = Settings().as_dict()
+    parts += [f"{name} {value}" for name, value in asked.items() if defaults.get(name, ...) != value]
+    return ", ".join(parts)
+
+
+def machine(run: Run) -> str:
+    """The host in one line: what is known of it, names first."""
+    return ", ".join(_facts(run["host"])) or "unknown"
+
+
+def scoring(run: Run) -> str:
+    """Normaliser and bootstrap."""
+    normalizer, bootstrap = run["scoring"]["normalizer"], run["scoring"]["bootstrap"]
+    return (
+        f"normaliser {normalizer['name']} ({normalizer['version']}, sha256 "
+        f"{normalizer['sha256'][:SHORT_HASH]}), {100 * bootstrap['level']:g} % intervals from "
+        f"{bootstrap['replicates']} resamples, seed {bootstrap['seed']}"
+    )
+
+
+def gate(run: Run) -> str:
+    """What a row must keep to be ranked, in numbers."""
+    settings = run["settings"]
+    points, ceiling, length = (
+        f"{100 * settings[name]:g}" for name in ("wer_tolerance", "max_wer", "length_tolerance")
+    )
+    return (
+        f"reference {settings['reference']}, WER within {points} points of its and at most {ceiling} %, "
+        f"length within {length} %"
+    )
+
+
+def _facts(host: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in host.items():
+        if value is None or value in ("", [], {}):
+            continue
+        if isinstance(value, Mapping):
+            yield from _facts(value)
+        elif isinstance(value, list):
+            for item in value:
+                yield " ".join(_facts(item)) if isinstance(item, Mapping) else str(item)
+        elif isinstance(value, bool):
+            yield f"{name.replace('_', ' ')} {'yes' if value else 'no'}"
+        elif name.endswith("_bytes"):
+            yield f"{value / 2**30:.1f} GiB {name.removesuffix('_bytes').replace('_', ' ')}"
+        elif isinstance(value, str):
+            yield value
+        else:
+            yield f"{value} {name.replace('_', ' ')}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

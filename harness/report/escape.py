@@ -1,0 +1,43 @@
+"""Makes text from engines, files and users harmless in a terminal, in Markdown and in a spreadsheet."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_LETTER_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, direction marks, surrogates, separators
+_JOINERS = "\u200c\u200d"  # part of the spelling of Persian, of Indic scripts and of emoji
+
+
+def visible(text: str) -> str:
+    """Return the text on one line, each control or invisible character written as its escape."""
+    return "".join(
+        _escape(c) if unicodedata.category(c) in _INVISIBLE and c not in _JOINERS else c for c in text
+    )
+
+
+def markdown(text: str) -> str:
+    """Return the text so that Markdown shows it as it is: no markup, table cell, link or HTML comes of it."""
+    text = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
+    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # inside a word an underscore marks nothing
+    text = re.sub(r"://", "&#58;//", text)  # what would become a link without brackets
+    text = re.sub(r"(?i)\bwww\.", lambda match: match.group()[:-1] + "&#46;", text)
+    text = re.sub(r"@(?=\w)(?<!\w@)", "&#64;", text)  # a mention; `name@device` is none
+    return re.sub(r"^(\s*\d*)([-+#.)=]+)(?=\s|$)", r"\1\\\2", text)  # a list, heading or rule
+
+
+def csv_cell(text: str) -> str:
+    """Return the text so that no spreadsheet takes it for a formula (CWE-1236)."""
+    text = visible(text)
+    # spreadsheets skip white space and fold full-width signs before they look for a formula
+    start = unicodedata.normalize("NFKC", text).lstrip()[:1]
+    return f"'{text}" if start in ("=", "+", "-", "@") or text.startswith(("\\t", "\\r")) else text
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if character in _LETTER_ESCAPES:
+        return _LETTER_ESCAPES[character]
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,0 +1,90 @@
+"""A run as a Markdown page: what was measured on what, then the ranked rows, then the others with reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.record import Run
+from harness.report import columns, context
+from harness.report.columns import Column
+from harness.report.escape import markdown
+from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
+
+
+def render(run: Run) -> str:
+    """Return the whole page."""
+    built = rows(run)
+    ranked, unranked, unavailable = (
+        [row for row in built if row["group"] == group] for group in (RANKED, UNRANKED, UNAVAILABLE)
+    )
+    measured = [row for row in built if row["group"] != UNAVAILABLE]
+    parts = [f"# Run {markdown(run['run_id'])}", _facts(run), *_warnings(run)]
+    parts += ["## Ranked", table(ranked) if ranked else "No row passed the gate."]
+    if unranked:
+        parts += ["## Not ranked", _unranked(unranked)]
+    if unavailable:
+        parts += ["## Not available on this machine", _unavailable(unavailable)]
+    if measured:
+        parts += ["## Quality", _detail(columns.QUALITY, measured)]
+        parts += [
+            "## Time in detail",
+            _detail(columns.TIMES, measured),
+        ]
+        parts += ["## Columns", _legend(measured)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(ranked: Sequence[Row], importance: int = 0) -> str:
+    """Return the table of ranked rows, with the columns of at least that importance."""
+    figures = [c for c in columns.shown(columns.FIGURES, ranked) if c.importance >= importance]
+    return grid([columns.RANK, columns.VARIANT, columns.WER, *figures], ranked)
+
+
+def grid(shown: Sequence[Column], body: Sequence[Row]) -> str:
+    """Return a Markdown table of the columns, every cell escaped."""
+    lines = [
+        _line([column.heading for column in shown]),
+        _line(["---:" if column.is_number else "---" for column in shown], escaped=True),
+        *(_line([column.cell(row) for column in shown]) for row in body),
+    ]
+    return "\n".join(lines)
+
+
+REASON = Column("not ranked because", "", lambda row: row["reason"] or "", is_number=False)
+WHY = Column("why", "", lambda row: row["reason"] or "", is_number=False)
+REMEDY = Column("what mends it", "", lambda row: row["remedy"] or "", is_number=False)
+
+
+def _unranked(unranked: Sequence[Row]) -> str:
+    figures = columns.shown(columns.FIGURES, unranked)
+    return grid([columns.VARIANT, columns.WER, *figures, REASON], unranked)
+
+
+def _detail(group: Sequence[Column], measured: Sequence[Row]) -> str:
+    return grid([columns.VARIANT, columns.WER, *columns.shown(group, measured)], measured)
+
+
+def _unavailable(unavailable: Sequence[Row]) -> str:
+    return grid([columns.VARIANT, WHY, REMEDY], unavailable)
+
+
+def _facts(run: Run) -> str:
+    facts = context.describe(run)
+    lines = [_line([label, text]) for label, text in facts.items() if text]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _warnings(run: Run) -> list[str]:
+    found = context.warnings(run)
+    return ["\n".join(f"- **Warning:** {markdown(text)}" for text in found)] if found else []
+
+
+def _legend(measured: Sequence[Row]) -> str:
+    used = [columns.RANK, columns.WER]
+    for group in (columns.FIGURES, columns.QUALITY, columns.TIMES):
+        used += columns.shown(group, measured)
+    return "\n".join(f"- **{markdown(c.heading)}**: {markdown(c.meaning)}" for c in used)
+
+
+def _line(cells: Sequence[str], escaped: bool = False) -> str:
+    return f"| {' | '.join(cell if escaped else markdown(cell) for cell in cells)} |"

@@ -1,0 +1,82 @@
+"""Results tables for a README: generated from stored runs, put between two marker comments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from backends.base import AsrbenchError
+from harness import record
+from harness.record import Run
+from harness.report import context
+from harness.report.escape import markdown
+from harness.report.markdown import table
+from harness.report.rows import RANKED, UNRANKED, rows
+
+MAIN = 3  # importance of the columns a README has room for
+
+
+class MarkerError(AsrbenchError):
+    """A file cannot be updated: its markers are missing, doubled or in the wrong order."""
+
+
+def readme_table(run: Run, names_place: bool = True) -> str:
+    """Return the table of a run's ranked rows and, below, one line with what they were measured with.
+
+    Rows that are not ranked are named below the table with their reason: leaving them out silently would
+    hide what was tried. Without `names_place` the line leaves out model and machine.
+    """
+    built = rows(run)
+    ranked = [row for row in built if row["group"] == RANKED]
+    unranked = [row for row in built if row["group"] == UNRANKED]
+    parts = [table(ranked, MAIN) if ranked else "No row passed the gate.", _context_line(run, names_place)]
+    parts += [f"Not ranked: {markdown(row['variant'])}: {markdown(row['reason'])}." for row in unranked]
+    return "\n\n".join(parts)
+
+
+def readme_tables(runs: Sequence[Run]) -> str:
+    """Return the tables of several runs under one heading for each model and machine."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((context.model(run), context.machine(run)), []).append(run)
+    parts = []
+    for (model, machine), members in groups.items():
+        parts.append(f"**{markdown(model)}** on {markdown(machine)}")
+        parts += [readme_table(run, names_place=False) for run in members]
+    return "\n\n".join(parts)
+
+
+def update_between_markers(path: Path, text: str, name: str) -> None:
+    """Replace what stands between `<!-- asrbench:NAME -->` and `<!-- /asrbench:NAME -->` in a file.
+
+    Raises:
+        MarkerError: the file does not hold each marker once, the opening one first.
+        RecordError: the file cannot be written.
+    """
+    opening, closing = f"<!-- asrbench:{name} -->", f"<!-- /asrbench:{name} -->"
+    try:
+        before = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise MarkerError(f"cannot read {path}: {why}") from error
+    once = before.count(opening) == before.count(closing) == 1
+    if not once or before.index(opening) > before.index(closing):
+        raise MarkerError(
+            f"{path} must hold `{opening}` and after it `{closing}`, each once; "
+            f"it has {_found(before)}. Add the two lines where the tables belong"
+        )
+    start, end = before.index(opening) + len(opening), before.index(closing)
+    record.write_text(path, f"{before[:start]}\n{text.strip()}\n{before[end:]}")
+
+
+def _context_line(run: Run, names_place: bool) -> str:
+    facts = [context.audio(run), context.decoding(run)]
+    if names_place:
+        facts = [context.model(run), *facts, context.machine(run)]
+    facts += [f"normaliser {run['scoring']['normalizer']['name']}", f"run {run['run_id']}"]
+    return markdown("; ".join(facts)) + "."
+
+
+def _found(text: str) -> str:
+    return ", ".join(re.findall(r"<!-- /?asrbench:\S+ -->", text)) or "no such markers"

@@ -1,0 +1,74 @@
+"""A run as comma-separated values: one line a variant, or one line a measured call."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from harness.record import Run
+from harness.report import context
+from harness.report.escape import csv_cell
+from harness.report.rows import rows
+
+SAMPLE_COLUMNS = (
+    "wall_seconds",
+    "roundtrip_seconds",
+    "cpu_seconds",
+    "late_work_seconds",
+    "text_words",
+    "token_count",
+    "error",
+    "text_sha256",
+    "text",
+)
+STAGES = ("log_mel", "encode", "decode")
+
+
+def summary(run: Run) -> str:
+    """Return one line a variant with all its figures, and on each line what they were measured with."""
+    beside = {
+        "run_id": run["run_id"],
+        "model": run["checkpoint"]["name"],
+        "model_sha256": run["checkpoint"]["sha256"],
+        "decoding": context.decoding(run),
+        "machine": context.machine(run),
+        "normalizer": run["scoring"]["normalizer"]["name"],
+    }
+    lines = [row | beside for row in rows(run)]
+    return _write(list(lines[0]) if lines else ["variant", *beside], lines)
+
+
+def samples(run: Run) -> str:
+    """Return one line a measured call of every variant."""
+    clips = {clip["name"]: clip for clip in run["clips"]}
+    lines = []
+    for result in run["results"]:
+        for sample in result["samples"]:
+            line = {
+                "variant": result["variant"],
+                "round": sample["round"],
+                "clip": sample["clip"],
+                "audio_seconds": clips[sample["clip"]]["audio_seconds"],
+                **{name: sample[name] for name in SAMPLE_COLUMNS},
+            }
+            lines.append(line | {f"{s}_seconds": sample["stage_seconds"].get(s) for s in STAGES})
+    fixed = ["variant", "round", "clip", "audio_seconds"]
+    return _write([*fixed, *(f"{stage}_seconds" for stage in STAGES), *SAMPLE_COLUMNS], lines)
+
+
+def _write(names: Sequence[str], lines: Iterable[dict[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(names)
+    for line in lines:
+        writer.writerow([_cell(line[name]) for name in names])
+    return file.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Texts are made harmless; numbers stay numbers, without the last digits, which are rounding noise."""
+    if isinstance(value, str):
+        return csv_cell(value)
+    return f"{value:.10g}" if isinstance(value, float) else value
