@@ -76,7 +76,7 @@ def make_run(
             "warmup": 1,
             "timeout_seconds": 60.0,
             "device": "auto",
-            "reference": variants[0],
+            "reference": variants[0] if variants else REFERENCE,
             "wer_tolerance": 0.01,
             "max_wer": 0.5,
             "length_tolerance": 0.1,

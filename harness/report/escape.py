@@ -21,7 +21,7 @@ def markdown(text: str) -> str:
     """Return the text so that Markdown shows it as it is: no markup, table cell, link or HTML comes of it."""
     text = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
-    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # inside a word an underscore marks nothing
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word an underscore marks nothing
     text = re.sub(r"://", "&#58;//", text)  # what would become a link without brackets
     text = re.sub(r"(?i)\bwww\.", lambda match: match.group()[:-1] + "&#46;", text)
     text = re.sub(r"@(?=\w)(?<!\w@)", "&#64;", text)  # a mention; `name@device` is none
