@@ -198,9 +198,7 @@ def unpack(entry: Entry) -> Path:
         if target.is_file() and hash_now(target) == entry.sha256:
             return target  # another process was first
         if file_sha256(archive) != entry.archive_sha256:
-            raise CheckpointError(
-                f"{archive} is not the file in {SHIPPED_FOLDER / 'catalog.toml'}; check it out again"
-            )
+            raise CheckpointError(f"{archive} is not the file its catalog.toml describes; check it out again")
         temporary = temporary_beside(target)
         try:
             with lzma.open(archive) as packed, temporary.open("wb") as file:

@@ -125,7 +125,8 @@ class _OpenAiWhisper:
                 **self._options,
             )
             tokens = tuple(token for segment in result["segments"] for token in segment["tokens"])
-            text = result["text"].strip()
+            # as whisper's own writers print it; result["text"] would also spell out stray special tokens
+            text = "".join(segment["text"] for segment in result["segments"]).strip()
         return Transcript(text, tokens, dict(self._clock.seconds))
 
     def synchronize(self) -> None:

@@ -26,8 +26,17 @@ DIMENSIONS = {
 }
 
 
-def fake_content(seed: int = 0, dtype: torch.dtype = torch.float16, **dimensions: int) -> dict[str, Any]:
-    """Return what such a file holds; `dimensions` replaces some of DIMENSIONS."""
+def fake_content(
+    seed: int = 0, dtype: torch.dtype = torch.float16, loops: bool = False, **dimensions: int
+) -> dict[str, Any]:
+    """Return what such a file holds.
+
+    Args:
+        seed: of the random weights.
+        dtype: of all tensors.
+        loops: repeat a few tokens for ever, where it otherwise wanders over the vocabulary and ends.
+        dimensions: replaces some of DIMENSIONS.
+    """
     dims = {**DIMENSIONS, **dimensions}
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -40,12 +49,15 @@ def fake_content(seed: int = 0, dtype: torch.dtype = torch.float16, **dimensions
         elif "embedding" not in name:
             values = values / math.sqrt(math.prod(shape[1:]))
         tensors[name] = values.to(dtype)
+    if not loops:
+        # the position outweighs the last token, and every 40th position asks for the end of the text
+        positions = tensors["decoder.positional_embedding"].mul_(4)
+        end = 50_256 if dims["n_vocab"] == ENGLISH else 50_257
+        tensors["decoder.token_embedding.weight"][end] = positions[40::40].mean(0)
     return {"dims": dims, "model_state_dict": tensors}
 
 
-def write_fake_checkpoint(
-    path: Path, seed: int = 0, dtype: torch.dtype = torch.float16, **dimensions: int
-) -> Path:
-    """Write one to `path` and return the path."""
-    torch.save(fake_content(seed, dtype, **dimensions), path)
+def write_fake_checkpoint(path: Path, **content: Any) -> Path:
+    """Write `fake_content(**content)` to `path` and return the path."""
+    torch.save(fake_content(**content), path)
     return path

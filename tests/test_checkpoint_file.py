@@ -1,0 +1,172 @@
+"""What a checkpoint file holds is read without running it; what is broken, foreign or hostile is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import whisper
+from fake_checkpoint import DIMENSIONS, fake_content, write_fake_checkpoint
+
+from backends.base import Checkpoint
+from backends.checkpoint import CheckpointError, load_state_dict, resolve
+from backends.checkpoint_file import read_dimensions, read_tensors
+from backends.sha256 import file_sha256
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
+def test_tensors_read_without_torch_are_torchs(tmp_path: Path, dtype: torch.dtype) -> None:
+    content = fake_content(dtype=dtype)
+    flipped = content["model_state_dict"]["encoder.conv1.weight"].flip(2).transpose(0, 1).contiguous()
+    content["model_state_dict"]["encoder.conv1.weight"] = flipped.transpose(
+        0, 1
+    )  # strided, as torch may save it
+    torch.save(content, tmp_path / "m.pt")
+    ours, torchs = dict(read_tensors(tmp_path / "m.pt")), load_state_dict(resolve(str(tmp_path / "m.pt")))
+    assert list(ours) == list(torchs)
+    for name, values in ours.items():
+        np.testing.assert_array_equal(values, torchs[name].float().numpy())
+
+
+def test_the_state_dict_fits_whisper_strictly(model: Path) -> None:
+    whole = whisper.model.Whisper(whisper.model.ModelDimensions(**read_dimensions(model)))
+    whole.load_state_dict(load_state_dict(resolve(str(model))), strict=True)
+
+
+class Hostile:
+    """Runs a call when unpickled."""
+
+    def __init__(self, function: Any, *arguments: Any):
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("place", ["dims", "model_state_dict"])
+@pytest.mark.parametrize("function", [os.system, eval])
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, place: str, function: Any) -> None:
+    marker, path = tmp_path / "ran", tmp_path / "hostile.pt"
+    command = f"touch {marker}" if function is os.system else f"open({str(marker)!r}, 'w').close()"
+    content = fake_content()
+    content[place]["extra"] = Hostile(function, command)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="would run code"):
+        resolve(str(path))
+    with pytest.raises(CheckpointError, match="torch cannot load"):
+        load_state_dict(Checkpoint("hostile", path, sha256(path), DIMENSIONS))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["dims"].pop("n_mels"), r"missing: \['n_mels'\]"),
+        (lambda c: c["dims"].update(n_experts=8), r"unknown: \['n_experts'\]"),
+        (lambda c: c["dims"].update(n_text_layer=True), "n_text_layer is True, not a sane"),
+        (lambda c: c["dims"].update(n_text_layer=2.0), "n_text_layer is 2.0, not a sane"),
+        (lambda c: c["dims"].update(n_text_layer=-2), "n_text_layer is -2, not a sane"),
+        (lambda c: c["dims"].update(n_vocab=51_000), "n_vocab is 51000; Whisper has 51864 or 51865 or 51866"),
+        (lambda c: c["dims"].update(n_audio_ctx=750), "n_audio_ctx is 750; Whisper has 1500"),
+        (lambda c: c["dims"].update(n_text_head=5), "n_text_state is not a multiple of n_text_head"),
+        (lambda c: c["dims"].update(n_text_layer=3), "missing 24: "),
+        (lambda c: c["model_state_dict"].pop("decoder.ln.bias"), r"missing 1: \['decoder.ln.bias'\]"),
+        (lambda c: c["model_state_dict"].update(more=torch.zeros(1)), r"unknown 1: \['more'\]"),
+        (
+            lambda c: c["model_state_dict"].update({"decoder.ln.bias": torch.zeros(31)}),
+            r"shape \(31,\), its dims",
+        ),
+        (
+            lambda c: c["model_state_dict"].update({"decoder.ln.bias": 0.5}),
+            "holds something that is no tensor",
+        ),
+        (lambda c: c.pop("dims"), "is no checkpoint in OpenAI's format"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whispers_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    content = fake_content()
+    change(content)
+    torch.save(content, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=message):
+        resolve(str(tmp_path / "m.pt"))
+
+
+def test_a_tensor_cut_short_is_refused(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "short.pt"
+    with zipfile.ZipFile(model) as whole, zipfile.ZipFile(path, "w") as short:
+        for member in whole.namelist():
+            content = whole.read(member)
+            short.writestr(member, content[:-2] if member.endswith("/data/5") else content)
+    with pytest.raises(CheckpointError, match="is cut short"):
+        resolve(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"no checkpoint at all", "is not a checkpoint as torch.save writes it"),
+        (pickle.dumps({"dims": {}}), "is not a checkpoint as torch.save writes it"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "m.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        resolve(str(tmp_path / "m.pt"))
+
+
+def test_a_truncated_file_a_folder_and_a_missing_file_are_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "half.pt").write_bytes(model.read_bytes()[: model.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="is truncated or damaged"):
+        resolve(str(tmp_path / "half.pt"))
+    with pytest.raises(CheckpointError, match=r"is a folder; give a .pt file; it holds half.pt"):
+        resolve(str(tmp_path))
+    with pytest.raises(CheckpointError, match="there is no file"):
+        resolve(str(tmp_path / "gone.pt"))
+
+
+def test_a_file_that_changed_after_it_was_checked_is_not_loaded(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    path.write_bytes(model.read_bytes())
+    found = resolve(str(path))
+    write_fake_checkpoint(path, seed=1)
+    with pytest.raises(CheckpointError, match="changed after it was checked"):
+        load_state_dict(found)
+
+
+def test_a_hash_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    os.utime(path, ns=(1, 1))
+    first = file_sha256(path)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(1, 1))
+    assert file_sha256(path) == first, "same size and time: not hashed again"
+    os.utime(path, ns=(2, 2))
+    assert file_sha256(path) == sha256(path)
+
+
+def test_a_damaged_note_or_an_unwritable_cache_costs_only_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = tmp_path / "file", tmp_path / "cache"
+    path.write_bytes(b"one")
+    monkeypatch.setenv("ASRBENCH_CACHE", str(cache))
+    file_sha256(path)
+    (note,) = (cache / "sha256").iterdir()
+    note.write_text('{"file"')
+    assert file_sha256(path) == sha256(path)
+    (tmp_path / "blocked").write_text("a file where the folder should be")
+    monkeypatch.setenv("ASRBENCH_CACHE", str(tmp_path / "blocked"))
+    assert file_sha256(path) == sha256(path)
