@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from backends.base import AsrbenchError
-from harness import doctor, list_command, report, run_command, weights
+from harness import baseline, compare_command, doctor, list_command, report, run_command, weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"asrbench {_version()}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run_command, list_command, doctor, weights):
+    for module in (run_command, list_command, doctor, weights, compare_command, baseline):
         module.add_parser(subparsers)
     report.add_parsers(subparsers)
     return parser
