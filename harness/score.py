@@ -9,6 +9,7 @@ are paired.
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -207,7 +208,7 @@ def _median_walls(result: Result) -> dict[str, float]:
     walls: dict[str, list[float]] = {}
     for sample in _timed(result):
         walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
-    return {clip: stats.percentiles(values, [50])[0] for clip, values in walls.items()}
+    return {clip: statistics.median(values) for clip, values in walls.items()}
 
 
 def _column(names: Sequence[str], values: Mapping[str, float]) -> np.ndarray:
