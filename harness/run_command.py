@@ -102,10 +102,10 @@ def add_parser(subparsers: Any) -> None:
     )
     timing.add_argument(
         "--max-wer",
-        type=_positive,
-        default=50.0,
-        metavar="PERCENT",
-        help="no row above it is ranked (default 50)",
+        type=_wer,
+        default=0.5,
+        metavar="WER",
+        help="no row above it is ranked; 0.5 or 50%% (default 0.5)",
     )
     timing.add_argument(
         "--normalizer", default="whisper", metavar="NAME", help=f"one of {', '.join(normalize.NAMES)}"
@@ -198,7 +198,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         timeout_seconds=arguments.timeout,
         device=arguments.device,
         wer_tolerance=arguments.wer_tolerance / 100,
-        max_wer=arguments.max_wer / 100,
+        max_wer=arguments.max_wer,
         seed=arguments.seed,
         texts=not arguments.no_texts,
         normalizer=arguments.normalizer,
@@ -288,16 +288,25 @@ def _one_at_a_time() -> Iterator[None]:
 
 def _at_least(least: int) -> Any:
     def integer(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
-        return value
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} up, not {text}")
+        return int(text)
 
     return integer
 
 
+def _wer(text: str) -> float:
+    value = _positive(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if value > 10:
+        raise argparse.ArgumentTypeError(f"is a fraction: {text} would let everything through; {text}%?")
+    return value
+
+
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a positive number, not {text}")
     return value
