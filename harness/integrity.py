@@ -17,7 +17,8 @@ import jiwer
 import numpy as np
 
 from harness import record
-from harness.corpus import Clip, dithered
+from harness.audio import dithered
+from harness.corpus import Clip
 from harness.worker_handle import Worker
 
 PROBED_CLIPS = 5

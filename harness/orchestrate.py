@@ -17,7 +17,8 @@ import numpy as np
 
 from backends import Variant
 from harness import gate, integrity, normalize, probes, record, score
-from harness.corpus import Clip, dithered, write_samples
+from harness.audio import dithered
+from harness.corpus import Clip, write_samples
 from harness.plan import Plan, blank_record, now
 from harness.progress import Progress
 from harness.worker_handle import Worker, WorkerError
