@@ -122,7 +122,7 @@ def alignment_heads(dimensions: dict[str, int], sha256: str) -> list[list[int]]:
     chosen = np.zeros((layers, heads), dtype=bool)
     chosen[layers // 2 :] = True
     for name, url in openai_table("_MODELS").items():
-        if sha256 in url:
+        if url.split("/")[-2] == sha256:
             packed = gzip.decompress(base64.b85decode(openai_table("_ALIGNMENT_HEADS")[name]))
             chosen = np.frombuffer(packed, dtype=bool).reshape(layers, heads)
     return [[int(layer), int(head)] for layer, head in np.argwhere(chosen)]
