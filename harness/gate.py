@@ -125,12 +125,12 @@ def _differences(run: Run, result: Result, reference: Result | None) -> Iterator
             f"WER {wer:.1%} is {100 * (wer - reference_wer):.1f} points above the reference's "
             f"{reference_wer:.1%} (allowed: {100 * tolerance:.1f})"
         )
-    words, reference_words = _output_words(result), _output_words(reference)
-    length = run["settings"]["length_tolerance"]
-    if reference_words and words is not None and abs(words / reference_words - 1) > length + 1e-12:
+    versus = (result["wer"] or {}).get("versus_reference") or {}
+    ratio, length = versus.get("length_ratio"), run["settings"]["length_tolerance"]
+    if ratio is not None and abs(ratio - 1) > length + 1e-12:
         yield (
-            f"wrote {words} words where the reference wrote {reference_words} "
-            f"({words / reference_words:.0%}; allowed: {1 - length:.0%} to {1 + length:.0%})"
+            f"wrote {ratio:.0%} of the reference's number of words "
+            f"(allowed: {1 - length:.0%} to {1 + length:.0%})"
         )
     yield from _copies(result, reference)
 
@@ -159,10 +159,6 @@ def _share(probe: dict[str, Any]) -> float:
 
 def _wer(result: Result) -> float | None:
     return None if result["wer"] is None else result["wer"]["wer"]
-
-
-def _output_words(result: Result) -> int | None:
-    return None if result["wer"] is None else result["wer"]["output_words"]
 
 
 def _listing(names: list[str], limit: int = 3) -> str:

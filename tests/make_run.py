@@ -187,6 +187,8 @@ def _result(
                     "clip": clip["name"],
                     "seen_seconds": 0.5,
                     "unseen_seconds": 0.5,
+                    "seen_cpu_seconds": 0.9,
+                    "unseen_cpu_seconds": 0.9,
                     "changed_words": None if text is None else 0,
                     "text": text,
                     "text_sha256": None if text is None else text_sha256(text),
