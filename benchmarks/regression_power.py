@@ -1,0 +1,284 @@
+"""What `asrbench compare` finds and how often it is wrong, by simulation or from real runs.
+
+    python benchmarks/regression_power.py                        # print the tables of docs/regression.md
+    python benchmarks/regression_power.py --write docs/regression.md
+    python benchmarks/regression_power.py --runs results/2026*   # like runs, really measured
+
+Every comparison goes through `harness.compare.compare`, as the command does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backends.base import Settings
+from harness import record, word_errors
+from harness.compare import compare
+from harness.record import Run, text_sha256
+from harness.verdict import Limits
+
+COMPARISONS = 200
+CLIPS = 20
+WORDS_A_CLIP = 15
+BACKENDS = ("first@cpu/float32", "second@cpu/float32", "third@cpu/int8")
+SLOWED = BACKENDS[1]
+LITERAL = Limits(max_slowdown=1.10)
+CALL_SECONDS = np.exp(np.random.default_rng(5).normal(0, 0.6, CLIPS))  # clips differ in length
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How a machine disturbs times, in logarithms: 0.01 is about one percent.
+
+    Attributes:
+        between_runs: standard deviation of what a whole run shares (heat, neighbours, clock).
+        process: of what one backend's process keeps through a run (memory layout, placement).
+        drift: of what changes slowly inside a run and is shared by those measured one after the other.
+        memory: correlation of that drift from one backend's turn to the next.
+        call: of what each call has to itself.
+        spikes: share of calls that take 1.3 to 3 times as long.
+    """
+
+    between_runs: float
+    process: float
+    drift: float
+    memory: float
+    call: float
+    spikes: float
+
+
+MACHINES = {
+    "quiet": Machine(0.003, 0.003, 0.005, 0.8, 0.02, 0.002),
+    "ordinary": Machine(0.015, 0.005, 0.015, 0.8, 0.04, 0.01),
+    "noisy": Machine(0.04, 0.01, 0.03, 0.9, 0.08, 0.02),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--comparisons", type=int, default=COMPARISONS, metavar="N")
+    parser.add_argument(
+        "--runs", type=Path, nargs="+", metavar="RUN", help="like runs: compare each with each"
+    )
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables between its markers")
+    arguments = parser.parse_args()
+    if arguments.runs:
+        tables = {"real": real_table([record.read(path) for path in arguments.runs])}
+    else:
+        tables = {
+            "time": time_table(arguments.comparisons),
+            "words": words_table(arguments.comparisons),
+        }
+    for name, table in tables.items():
+        print(table)
+        if arguments.write:
+            put_between_markers(arguments.write, name, table)
+
+
+# Time
+
+
+def simulate(
+    rng: np.random.Generator, machine: Machine, rounds: int, slowdowns: Mapping[str, float] | None = None
+) -> Run:
+    """Return a record of BACKENDS on the machine; texts and words are the same in all."""
+    level = rng.normal(0, machine.between_runs)
+    own = {name: rng.normal(0, machine.process) for name in BACKENDS}
+    drift = rng.normal(0, machine.drift)
+    samples: dict[str, list[dict[str, Any]]] = {name: [] for name in BACKENDS}
+    for number in range(rounds):
+        shift = number % len(BACKENDS)
+        for name in BACKENDS[shift:] + BACKENDS[:shift]:
+            step = machine.drift * np.sqrt(1 - machine.memory**2)
+            drift = machine.memory * drift + rng.normal(0, step)
+            logs = level + own[name] + drift + rng.normal(0, machine.call, CLIPS)
+            hit = rng.random(CLIPS) < machine.spikes
+            logs += np.where(hit, rng.uniform(np.log(1.3), np.log(3), CLIPS), 0)
+            walls = CALL_SECONDS * np.exp(logs) * (slowdowns or {}).get(name, 1.0)
+            samples[name] += [_sample(i, number, float(wall)) for i, wall in enumerate(walls)]
+    return _run(rounds, {name: _result(name, found) for name, found in samples.items()})
+
+
+def time_table(comparisons: int) -> str:
+    """False alarms and slowdowns found, by machine and rounds."""
+    lines = [
+        "| machine | rounds | backends | false alarms | 10 % found | 25 % found "
+        "| 10 % found at 1.10 | 25 % found at 1.10 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, machine in MACHINES.items():
+        for rounds in (5, 7, 10):
+            pairs = {
+                slowdown: list(_pairs(machine, rounds, slowdown, comparisons)) for slowdown in (1, 1.1, 1.25)
+            }
+            for backends in (BACKENDS, (SLOWED,)):
+                cells = [
+                    f"{_share(pairs[slowdown], limits, backends):.1%}"
+                    for limits, slowdowns in ((Limits(), (1, 1.1, 1.25)), (LITERAL, (1.1, 1.25)))
+                    for slowdown in slowdowns
+                ]
+                lines.append(f"| {name} | {rounds} | {len(backends)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _pairs(machine: Machine, rounds: int, slowdown: float, count: int) -> Iterator[tuple[Run, Run]]:
+    for seed in range(count):
+        rng = np.random.default_rng([seed, rounds, round(100 * slowdown)])
+        yield simulate(rng, machine, rounds), simulate(rng, machine, rounds, {SLOWED: slowdown})
+
+
+def _share(pairs: Sequence[tuple[Run, Run]], limits: Limits, backends: Sequence[str]) -> float:
+    """Share of comparisons of those backends in which the slowed one is called a regression."""
+    found = 0
+    for pair in pairs:
+        base, new = ({**run, "results": [_of(run, name) for name in backends]} for run in pair)
+        found += SLOWED in [row.variant for row in compare(base, new, limits).regressed]
+    return found / len(pairs)
+
+
+# Words
+
+
+def words_table(comparisons: int) -> str:
+    """What is found when words of the second backend go wrong, on 20 clips of 15 words."""
+    lines = [
+        "| words that go wrong, of 300 | WER increase, points | reported as changed text | regression |",
+        "|---|---|---|---|",
+    ]
+    for words in (0, 1, 2, 3, 6, 15):
+        reported = failed = 0
+        for seed in range(comparisons):
+            rng = np.random.default_rng([seed, words])
+            before = rng.random((CLIPS, WORDS_A_CLIP)) < 0.05  # the backend was never perfect
+            after = before.copy()
+            after.flat[rng.choice(np.flatnonzero(~before), words, replace=False)] = True
+            base, new = (_worded(wrong) for wrong in (before, after))
+            (row,) = compare(base, new, Limits()).rows
+            assert row.texts is not None
+            reported += bool(row.texts.changed)
+            failed += row.verdict == "regression"
+        points = 100 * words / (CLIPS * WORDS_A_CLIP)
+        lines.append(
+            f"| {words} | {points:.2f} | {reported / comparisons:.1%} | {failed / comparisons:.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _worded(wrong: np.ndarray) -> Run:
+    """Return a run whose second backend got those words wrong; `wrong` is bool, shape (clips, words)."""
+    hashes = [text_sha256("".join("01"[word] for word in clip)) for clip in wrong.astype(int)]
+    samples = [_sample(i, 0, 1.0, text) for i, text in enumerate(hashes)]
+    result = _result(SLOWED, samples)
+    result["wer"] = {
+        "per_clip": [
+            {
+                "clip": _clip_name(i),
+                "substitutions": int(clip.sum()),
+                "deletions": 0,
+                "insertions": 0,
+                "reference_words": WORDS_A_CLIP,
+            }
+            for i, clip in enumerate(wrong)
+        ]
+    }
+    return _run(1, {SLOWED: result})
+
+
+# Real runs
+
+
+def real_table(runs: Sequence[Run]) -> str:
+    """Every ordered pair of like runs, as it is and with each backend in turn made slower."""
+    lines = ["| planted in | slowdown | comparisons | called a regression |", "|---|---|---|---|"]
+    pairs = list(itertools.permutations(runs, 2))
+    quiet = sum(bool(compare(base, new, Limits()).regressed) for base, new in pairs)
+    lines.append(f"| nothing | none | {len(pairs)} | {quiet / len(pairs):.1%} |")
+    for variant in [result["variant"] for result in runs[0]["results"] if result["status"] == "ok"]:
+        for slowdown in (1.1, 1.15, 1.25):
+            planted = {id(run): _slowed(run, variant, slowdown) for run in runs}
+            found = sum(
+                variant in [row.variant for row in compare(base, planted[id(new)], Limits()).regressed]
+                for base, new in pairs
+            )
+            lines.append(f"| {variant} | {slowdown} | {len(pairs)} | {found / len(pairs):.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+def _slowed(run: Run, variant: str, slowdown: float) -> Run:
+    run = copy.deepcopy(run)
+    for sample in _of(run, variant)["samples"]:
+        if word_errors.is_answered(sample):
+            sample["wall_seconds"] *= slowdown
+    return run
+
+
+# Records: no more than `compare` reads
+
+
+def _run(rounds: int, results: Mapping[str, dict[str, Any]]) -> Run:
+    settings = {"reference": BACKENDS[0], "wer_tolerance": 0.01, "max_wer": 0.5, "length_tolerance": 0.1}
+    return {
+        "run_id": "simulated",
+        "complete": True,
+        "interrupted": None,
+        "host": {"host_class": "simulated"},
+        "versions": {},
+        "settings": {"decoding": Settings().as_dict(), "rounds": rounds, **settings},
+        "checkpoint": {"name": "simulated", "sha256": "0" * 64},
+        "scoring": {"normalizer": {"name": "none", "version": "", "sha256": "0" * 64}},
+        "clips": [
+            {"name": _clip_name(i), "sha256": "0" * 64, "language": "en", "reference_sha256": None}
+            for i in range(CLIPS)
+        ],
+        "warnings": [],
+        "results": list(results.values()),
+    }
+
+
+def _result(variant: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    gate = {"ranked": True, "rank": 1, "reasons": []}
+    return {"variant": variant, "status": "ok", "error": None, "gate": gate, "wer": None, "samples": samples}
+
+
+def _sample(clip: int, number: int, wall_seconds: float, text: str = "0" * 64) -> dict[str, Any]:
+    return {
+        "clip": _clip_name(clip),
+        "round": number,
+        "wall_seconds": wall_seconds,
+        "text_sha256": text,
+        "stage_seconds": {},
+        "error": None,
+    }
+
+
+def _clip_name(number: int) -> str:
+    return f"clip-{number:02}"
+
+
+def _of(run: Run, variant: str) -> dict[str, Any]:
+    return next(result for result in run["results"] if result["variant"] == variant)
+
+
+def put_between_markers(path: Path, name: str, table: str) -> None:
+    """Replace what stands between <!-- power:NAME --> and <!-- /power:NAME -->."""
+    start, end = f"<!-- power:{name} -->", f"<!-- /power:{name} -->"
+    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.S)
+    text, count = pattern.subn(lambda _: f"{start}\n{table}{end}", path.read_text(encoding="utf-8"))
+    if count != 1:
+        raise SystemExit(f"{path} has no {start} … {end}")
+    record.write_text(path, text)
+
+
+if __name__ == "__main__":
+    main()
