@@ -7,14 +7,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help benchmark benchmark-json list doctor test lint bench clean
+.PHONY: help benchmark benchmark-json list doctor regression test lint bench bench-compare clean
 
 help:
 	@echo "make benchmark       measure every backend this machine can run, print the table"
 	@echo "make benchmark-json  the same, one JSON document on stdout"
 	@echo "make list | doctor   what this machine can run | what is missing"
+	@echo "make regression      measure, and compare with this machine's baseline"
 	@echo "make test | lint     the project's own checks"
-	@echo "make bench           what the harness itself costs"
+	@echo "make bench           what the harness itself and each backend's stages cost"
+	@echo "make bench-compare   the same, against the last time"
 	@echo "make clean           remove the virtual environment and caches of tools"
 
 benchmark: $(INSTALLED)
@@ -29,6 +31,10 @@ list: $(INSTALLED)
 doctor: $(INSTALLED)
 	@$(BIN)/asrbench doctor $(ARGS)
 
+regression: $(INSTALLED)
+	@$(BIN)/asrbench run --rounds 7 $(ARGS)
+	@$(BIN)/asrbench compare baseline results/latest
+
 test: $(INSTALLED)
 	$(BIN)/pytest $(ARGS)
 
@@ -39,6 +45,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/pytest benchmarks --benchmark-autosave $(ARGS)
+
+bench-compare: $(INSTALLED)
+	$(BIN)/pytest benchmarks -W default::pytest_benchmark.logger.PytestBenchmarkWarning --benchmark-compare --benchmark-compare-fail=min:25% $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .benchmarks

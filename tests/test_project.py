@@ -18,7 +18,17 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
-SHARED_TARGETS = ("benchmark", "benchmark-json", "list", "doctor", "test", "lint", "bench")
+SHARED_TARGETS = (
+    "benchmark",
+    "benchmark-json",
+    "list",
+    "doctor",
+    "regression",
+    "test",
+    "lint",
+    "bench",
+    "bench-compare",
+)
 
 
 def pixi() -> dict:
