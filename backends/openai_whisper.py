@@ -140,9 +140,11 @@ class _OpenAiWhisper:
         self._module.log_mel_spectrogram = self._log_mel
         try:
             with warnings.catch_warnings():
-                # both are told by the variant's name, and by the contract that audio is only read
+                # said by the variant's name; answered by the contract that audio is only read; and of no use
+                # to anyone, that whisper's beam search hands numpy 2 a tensor to sort
                 warnings.filterwarnings("ignore", "Performing inference on CPU when CUDA is available")
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+                warnings.filterwarnings("ignore", "__array_wrap__", DeprecationWarning)
                 yield
         finally:
             self._module.log_mel_spectrogram = original
