@@ -383,13 +383,14 @@ def test_a_markdown_reader_sees_the_very_text(text):
 # files
 
 
-def test_write_all_writes_the_four_files_with_the_same_figures(run, tmp_path):
+def test_write_all_writes_its_files_with_the_same_figures(run, tmp_path):
     report.write_all(run, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "run.json",
         "samples.csv",
         "summary.csv",
         "report.md",
+        "report.html",
     }
     assert record.read(tmp_path) == run
     assert (tmp_path / "summary.csv").read_text() == report.render(run, "csv")

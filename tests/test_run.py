@@ -37,6 +37,7 @@ def test_run_leaves_its_files_and_latest(asrbench: Callable[..., int], tmp_path:
         "samples.csv",
         "summary.csv",
         "report.md",
+        "report.html",
     }
     run = latest(tmp_path)
     assert run["complete"]

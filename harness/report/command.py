@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rich.console import Console
 
 from harness import gate, normalize, record, score
 from harness.record import Run
+from harness.report import html
 from harness.report.columns import percent
 from harness.report.console import print_table
 from harness.report.escape import visible
-from harness.report.formats import FORMATS, format_of, render, write_all
+from harness.report.formats import FORMATS, FormatError, format_of, render, write_all
 from harness.report.readme import readme_tables, update_between_markers
 
 
@@ -28,6 +31,23 @@ def add_parsers(subparsers: Any) -> None:
     report.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
     report.add_argument(
         "--no-texts", action="store_true", help="hashes and counts in place of references and transcripts"
+    )
+    page = report.add_argument_group("for --format html")
+    page.add_argument(
+        "--with-audio",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="embed the run's short clips, found in these files, folders or manifests",
+    )
+    page.add_argument(
+        "--history",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="add a chart of RTFx over earlier comparable runs: their folders, or a folder of them",
     )
     report.set_defaults(func=run_report)
 
@@ -60,15 +80,41 @@ def run_report(arguments: argparse.Namespace) -> int:
     name = arguments.format
     if name is None and arguments.output is not None:
         name = format_of(arguments.output)
+    if name is None and (arguments.with_audio or arguments.history):
+        name = "html"
     if name is None:
         print_table(run, Console())
         return 0
-    text = render(run, name)
+    if name == "html":
+        text = _page(run, arguments)
+    elif arguments.with_audio or arguments.history:
+        raise FormatError(f"--with-audio and --history are for --format html, not {name}")
+    else:
+        text = render(run, name)
     if arguments.output is None:
         _print(text)
     else:
         record.write_text(arguments.output, text)
     return 0
+
+
+def _page(run: Run, arguments: argparse.Namespace) -> str:
+    from harness import history  # which itself builds on reports
+    from harness.report.html import audio
+
+    addresses = {}
+    if arguments.output is not None:  # a page on stdout has no place that links could start from
+        folder = arguments.run if arguments.run.is_dir() else arguments.run.parent
+        for file in (folder / name for name in html.SIBLINGS):
+            if file.is_file():
+                addresses[file.name] = quote(os.path.relpath(file, arguments.output.parent))
+    past = history.read_runs(arguments.history) if arguments.history else []
+    return html.render(
+        run,
+        audio=audio.embed(run, arguments.with_audio) if arguments.with_audio else None,
+        history=history.comparable_with(run, past) if past else (),
+        raw_data=addresses,
+    )
 
 
 def run_rescore(arguments: argparse.Namespace) -> int:

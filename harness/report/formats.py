@@ -9,17 +9,21 @@ from pathlib import Path
 from backends.base import AsrbenchError
 from harness import record
 from harness.record import Run
-from harness.report import markdown, tables
+from harness.report import complete, html, markdown, tables
 
 FORMATS: dict[str, Callable[[Run], str]] = {
+    "html": html.render,
     "md": markdown.render,
+    "complete": complete.render,
     "csv": tables.summary,
     "samples-csv": tables.samples,
     "json": record.dumps,
 }
 ENDINGS = {  # of file names, the longest first
     "samples.csv": "samples-csv",
+    "complete.md": "complete",
     ".csv": "csv",
+    ".html": "html",
     ".json": "json",
     ".markdown": "md",
     ".md": "md",
@@ -56,7 +60,7 @@ def format_of(path: Path) -> str:
 
 
 def write_all(run: Run, folder: Path) -> None:
-    """Write run.json, samples.csv, summary.csv and report.md into a folder, each atomically.
+    """Write run.json, samples.csv, summary.csv, report.md and report.html into a folder, each atomically.
 
     Raises:
         RecordError: the record is not valid, or a file cannot be written.
@@ -64,3 +68,5 @@ def write_all(run: Run, folder: Path) -> None:
     record.write(run, folder / "run.json")
     for file, name in (("samples.csv", "samples-csv"), ("summary.csv", "csv"), ("report.md", "md")):
         record.write_text(folder / file, render(run, name))
+    page = html.render(run, raw_data={name: name for name in html.SIBLINGS})
+    record.write_text(folder / "report.html", page)

@@ -1,0 +1,79 @@
+"""The Markdown page of a run with every transcript below it: what each engine wrote of each clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from harness.record import Run
+from harness.report import markdown as page
+from harness.report.columns import figure, percent
+from harness.report.escape import markdown
+from harness.report.rows import UNAVAILABLE, rows
+from harness.word_errors import is_answered
+
+HEADINGS = ("variant", "WER %", "S", "D", "I", "s", "text")
+
+
+def render(run: Run) -> str:
+    """Return the whole page. Texts that were left out of the record are told by their hash."""
+    results = {result["variant"]: result for result in run["results"]}
+    ordered = [_Answers(results[row["variant"]]) for row in rows(run) if row["group"] != UNAVAILABLE]
+    parts = ["## Transcripts", "Seconds are those of the call beside the text."]
+    if not run["settings"]["texts"]:
+        parts.append("This run was stored without texts: the first digits of their SHA-256 stand for them.")
+    for clip in run["clips"]:
+        parts += _clip(clip, ordered)
+    return page.render(run) + "\n" + "\n\n".join(parts) + "\n"
+
+
+class _Answers:
+    """One variant's samples and word errors by clip."""
+
+    def __init__(self, result: Mapping[str, Any]):
+        self.variant = result["variant"]
+        self.errors = {entry["clip"]: entry for entry in (result["wer"] or {}).get("per_clip", [])}
+        self.samples: dict[str, list[Mapping[str, Any]]] = {}
+        for sample in sorted(result["samples"], key=lambda sample: sample["round"]):
+            self.samples.setdefault(sample["clip"], []).append(sample)
+
+
+def _clip(clip: Mapping[str, Any], ordered: Sequence[_Answers]) -> Iterator[str]:
+    yield f"### {markdown(clip['name'])}"
+    facts = f"{clip['audio_seconds']:.1f} s, {markdown(clip['language'])}"
+    yield f"{facts}. Reference: {_text(clip, 'reference')}"
+    lines = [line for answers in ordered for line in _lines(clip["name"], answers)]
+    head = [f"| {' | '.join(HEADINGS)} |", "|---|---:|---:|---:|---:|---:|---|"]
+    yield "\n".join([*head, *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _lines(clip: str, answers: _Answers) -> Iterator[list[str]]:
+    """Yield the first round's answer with its errors, then those of later rounds that differ from it."""
+    seen: set[str | None] = set()
+    for sample in answers.samples.get(clip, []):
+        answer = sample["text_sha256"] if is_answered(sample) else sample["error"]
+        if answer in seen:
+            continue
+        name, figures = markdown(answers.variant), _figures(answers.errors.get(clip))
+        if seen:
+            name, figures = f"{name}, round {sample['round'] + 1}", [""] * 4
+        seen.add(answer)
+        said = (
+            _text(sample, "text") if is_answered(sample) else f"no answer: {markdown(sample['error'] or '')}"
+        )
+        yield [name, *figures, figure(sample["wall_seconds"]), said]
+
+
+def _figures(counted: Mapping[str, Any] | None) -> list[str]:
+    if counted is None:
+        return [""] * 4
+    wer = counted["wer"]
+    edits = (counted[name] for name in ("substitutions", "deletions", "insertions"))
+    return [percent(None if wer is None else 100 * wer), *map(str, edits)]
+
+
+def _text(item: Mapping[str, Any], name: str) -> str:
+    text, sha256 = item[name], item[f"{name}_sha256"]
+    if text is None:
+        return "none" if sha256 is None else f"(left out; sha256 {sha256[:12]})"
+    return markdown(text) if text.strip() else "(empty)"

@@ -1,0 +1,196 @@
+"""The pictures of a run: quality against speed, latency, stages, speed by clip length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness import stats
+from harness.record import Run
+from harness.report.columns import figure as written
+from harness.report.escape import visible
+from harness.report.html import frontier
+from harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
+from harness.report.html.svg import INK, PALETTE, RULE, STYLE, Mark, to_svg
+from harness.report.rows import RANKED, Row
+from harness.word_errors import is_answered
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BAR_INCHES = 0.27
+TIMES = "the table of times in detail"
+STAGES = ("log_mel", "encode", "decode")
+STAGE_COLOURS = (PALETTE[2], PALETTE[0], PALETTE[1])
+LENGTH_LIMITS = (2, 5, 10, 20, 30, 60, 120, 300, math.inf)  # seconds, each the end of a bucket
+
+
+def draw(run: Run, rows: Sequence[Row]) -> list[Chart]:
+    """Return the charts that the run has figures for.
+
+    Args:
+        rows: as harness.report.rows makes them; a variant's place there is its number in the page.
+    """
+    import matplotlib
+
+    results = {result["variant"]: result for result in run["results"]}
+    measured = [(n, row, results[row["variant"]]) for n, row in enumerate(rows) if row["rtfx"] is not None]
+    if not measured:
+        return []
+    with matplotlib.rc_context(STYLE):
+        found = [
+            frontier.chart(run, measured),
+            _latency(measured),
+            _stages(measured),
+            _by_length(run, measured),
+        ]
+    return [chart for chart in found if chart is not None]
+
+
+def _latency(measured: Measured) -> Chart:
+    figure, axes = _bars(measured)
+    marks: dict[str, Mark] = {}
+    for place, (n, row, result) in enumerate(measured):
+        walls = [
+            s["wall_seconds"] for s in result["samples"] if is_answered(s) and s["wall_seconds"] is not None
+        ]
+        low, first, median, third, high = stats.percentiles(walls, [0, 25, 50, 75, 99])
+        own = colour(n)
+        shade = 1.0 if row["group"] == RANKED else 0.45
+        axes.plot([low, high], [place, place], color=own, lw=1.2, alpha=shade)
+        (box,) = axes.barh(place, third - first, left=first, height=0.55, color=own, alpha=shade)
+        axes.plot([median, median], [place - 0.36, place + 0.36], color=INK, lw=1.6)
+        box.set_gid(f"box-{n}")
+        marks[f"box-{n}"] = Mark(
+            n,
+            f"{row['variant']}: median {written(median)} s, half of {len(walls)} calls between "
+            f"{written(first)} and {written(third)} s, p99 {written(high)} s",
+        )
+    axes.set_xscale("log")
+    plain_log_ticks(axes)
+    axes.set_xlabel("seconds a call (log scale)")
+    return Chart(
+        "latency",
+        "Latency",
+        "Box: the middle half of all measured calls; stroke: the median; line: from the quickest call to the "
+        "99th percentile. Paler: not ranked. Clips of all lengths together, so width is mostly theirs.",
+        to_svg(
+            figure, "latency", f"Seconds a call of {len(measured)} variants, as in the table of times.", marks
+        ),
+    )
+
+
+def _stages(measured: Measured) -> Chart | None:
+    if not any(sample["stage_seconds"] for _, _, result in measured for sample in result["samples"]):
+        return None
+    figure, axes = _bars(measured)
+    marks: dict[str, Mark] = {}
+    for place, (n, row, result) in enumerate(measured):
+        answered = _timed(result)
+        a_second = 1000 / row["audio_seconds"]
+        widths = {
+            stage: a_second * sum(s["stage_seconds"].get(stage, 0.0) for s in answered) for stage in STAGES
+        }
+        told = sum(widths.values())
+        widths["other" if told else "not told"] = max(
+            0.0, a_second * sum(s["wall_seconds"] for s in answered) - told
+        )
+        left = 0.0
+        for nth, ((stage, width), own) in enumerate(zip(widths.items(), (*STAGE_COLOURS, RULE), strict=True)):
+            if width > 0:
+                (bar,) = axes.barh(place, width, left=left, height=0.62, color=own)
+                bar.set_gid(f"stage-{n}-{nth}")
+                text = f"{row['variant']}, {stage.replace('_', '-')}: {written(width)} ms a second of audio"
+                marks[f"stage-{n}-{nth}"] = Mark(n, text)
+                left += width
+    for stage, own in zip((*STAGES, "other, or not told"), (*STAGE_COLOURS, RULE), strict=True):
+        axes.bar(0, 0, color=own, label=stage.replace("_", "-"))
+    figure.legend(loc="outside upper left", ncols=4, handlelength=1, handleheight=1)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("milliseconds a second of audio")
+    return Chart(
+        "stages",
+        "Where the time goes",
+        "All calls together, as the engines tell their stages. What they do not tell is grey.",
+        to_svg(
+            figure, "stages", f"Time by stage of {len(measured)} variants, as in the table of times.", marks
+        ),
+    )
+
+
+def _by_length(run: Run, measured: Measured) -> Chart:
+    seconds = {clip["name"]: clip["audio_seconds"] for clip in run["clips"]}
+    used = [b for b in range(len(LENGTH_LIMITS)) if any(_bucket(s) == b for s in seconds.values())]
+    names = [_bucket_name(bucket) for bucket in used]
+    figure, axes = new_figure(3.4)
+    marks: dict[str, Mark] = {}
+    lines = []
+    for n, row, result in reversed(measured):
+        audio, wall = dict.fromkeys(used, 0.0), dict.fromkeys(used, 0.0)
+        for sample in result["samples"]:
+            if is_answered(sample) and sample["wall_seconds"]:
+                bucket = _bucket(seconds[sample["clip"]])
+                audio[bucket] += seconds[sample["clip"]]
+                wall[bucket] += sample["wall_seconds"]
+        values = [audio[b] / wall[b] if wall[b] else None for b in used]
+        is_ranked = row["group"] == RANKED
+        (line,) = axes.plot(
+            range(len(used)),
+            [math.nan if value is None else value for value in values],
+            color=colour(n),
+            marker="o" if is_ranked else "X",
+            ls="-" if is_ranked else ":",
+            lw=1.6 if n < len(PALETTE) else 0.8,
+            ms=5,
+            label=visible(row["variant"]),
+        )
+        line.set_gid(f"line-{n}")
+        told = ", ".join(
+            f"{name}: {written(v)}" for name, v in zip(names, values, strict=True) if v is not None
+        )
+        marks[f"line-{n}"] = Mark(n, f"{row['variant']}, RTFx by clip length: {told}")
+        lines.append([row["variant"], *(written(value) for value in values)])
+    axes.set_xticks(range(len(used)), names)
+    axes.margins(x=0.08)
+    axes.set_yscale("log")
+    plain_log_ticks(axes, vertical=True)
+    axes.grid(True, axis="y")
+    axes.set_xlabel("length of the clip")
+    axes.set_ylabel("RTFx (log scale)")
+    handles, labels = axes.get_legend_handles_labels()
+    shown = len(PALETTE)
+    figure.legend(handles[::-1][:shown], labels[::-1][:shown], loc="outside upper left", ncols=2)
+    return Chart(
+        "by-length",
+        "Speed by clip length",
+        "Whisper pads every window to 30 s, so short clips cost more a second. Dotted: not ranked."
+        + (f" The first {shown} rows are coloured." if len(measured) > shown else ""),
+        to_svg(figure, "by-length", "RTFx by clip length; the table below it holds the figures.", marks),
+        (["variant", *names], lines[::-1]),
+    )
+
+
+def _bars(measured: Measured) -> tuple[Figure, Axes]:
+    """Return axes with one horizontal place a variant, the first on top."""
+    figure, axes = new_figure(1.1 + BAR_INCHES * max(len(measured), 2))
+    axes.set_yticks(range(len(measured)), [visible(row["variant"]) for _, row, _ in measured])
+    axes.set_ylim(len(measured) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(True, axis="x")
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _timed(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [s for s in result["samples"] if is_answered(s) and s["wall_seconds"] is not None]
+
+
+def _bucket(seconds: float) -> int:
+    return next(n for n, limit in enumerate(LENGTH_LIMITS) if seconds <= limit)
+
+
+def _bucket_name(bucket: int) -> str:
+    low, high = (0, *LENGTH_LIMITS)[bucket], LENGTH_LIMITS[bucket]
+    return f"over {low} s" if high == math.inf else f"{low} to {high} s"

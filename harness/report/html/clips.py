@@ -1,0 +1,163 @@
+"""The per-clip data of the page, compact: figures by variant, and each distinct text of a clip once."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jiwer
+
+from harness import normalize
+from harness.record import Run
+from harness.report.rows import Row
+from harness.word_errors import Texts, first_answers, is_answered
+
+CHUNK_CLIPS = 100  # texts are parsed when shown, so many clips at a time
+_CODES = {"substitute": 0, "delete": 1, "insert": 2}
+
+Json = Any
+
+
+@dataclass(frozen=True)
+class ClipData:
+    """What the page's script reads; every member is JSON-ready.
+
+    Attributes:
+        index: {"clips": [[name, audio_seconds, language, reference_words], ...], "rounds": ...}.
+        figures: by variant number: lists over the clips of substitutions, deletions, insertions, seconds
+            (median over rounds), the text's number among the clip's distinct ones, and {clip number: error}.
+        texts: chunks of CHUNK_CLIPS clips, each clip [reference, normalised reference, [[text, edits], ...]].
+            `edits` is flat: code, start, end (word numbers of the normalised reference), words heard; [] for
+            a text without errors, null where there is nothing to compare with.
+        note: why differences are missing or may disagree with the table, None where they are sound.
+    """
+
+    index: Json
+    figures: Sequence[Json]
+    texts: Sequence[Json]
+    note: str | None
+
+
+def collect(run: Run, rows: Sequence[Row]) -> ClipData:
+    """Return the data of all clips; `rows` gives the variants their numbers."""
+    results = {result["variant"]: result for result in run["results"]}
+    ordered = [results[row["variant"]] for row in rows]
+    firsts = [first_answers(result) for result in ordered]
+    numbers: list[dict[str, int]] = []  # a clip: text -> its number
+    for clip in run["clips"]:
+        known: dict[str, int] = {}
+        for first in firsts:
+            text = first[clip["name"]]["text"] if clip["name"] in first else None
+            if text is not None:
+                known.setdefault(text, len(known))
+        numbers.append(known)
+    texts, note = _texts(run, numbers)
+    return ClipData(
+        index={
+            "clips": [
+                [clip["name"], _short(clip["audio_seconds"]), clip["language"], clip["reference_words"]]
+                for clip in run["clips"]
+            ],
+            "rounds": run["settings"]["rounds"],
+            "texts": run["settings"]["texts"],
+            "chunk": CHUNK_CLIPS,
+        },
+        figures=[_figures(run, r, f, numbers) for r, f in zip(ordered, firsts, strict=True)],
+        texts=[texts[start : start + CHUNK_CLIPS] for start in range(0, len(texts), CHUNK_CLIPS)],
+        note=note,
+    )
+
+
+def dumps(value: Json) -> str:
+    """Return JSON that a `<script>` element can hold: nothing in it ends the element or a line of script."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate becomes JSON's own escape
+
+
+def edits(reference: Sequence[str], heard: Sequence[str]) -> list[int | str]:
+    """Return the word edits that turn one into the other, flat: code, start, end, words heard; …"""
+    if reference == heard:
+        return []
+    if not reference:  # jiwer would call it one empty word
+        return [_CODES["insert"], 0, 0, " ".join(heard)]
+    found: list[int | str] = []
+    for chunk in jiwer.process_words([" ".join(reference)], [" ".join(heard)]).alignments[0]:
+        if chunk.type != "equal":
+            words = " ".join(heard[chunk.hyp_start_idx : chunk.hyp_end_idx])
+            found += [_CODES[chunk.type], chunk.ref_start_idx, chunk.ref_end_idx, words]
+    return found
+
+
+def _texts(run: Run, numbers: Sequence[Mapping[str, int]]) -> tuple[list[Json], str | None]:
+    name = run["scoring"]["normalizer"]["name"]
+    note = None
+    try:
+        texts = Texts(run, name)
+        if normalize.identify(name) != run["scoring"]["normalizer"]:
+            note = (
+                f"The normaliser installed here is not the one this run was scored with ({name} "
+                f"{run['scoring']['normalizer']['version']}): differences may not add up to the counts."
+            )
+    except normalize.NormalizerError as error:
+        raw: list[Json] = [
+            [clip["reference"], None, [[text, None] for text in known]]
+            for clip, known in zip(run["clips"], numbers, strict=True)
+        ]
+        return raw, f"Differences are missing: {error}"
+    found: list[Json] = []
+    for clip, known in zip(run["clips"], numbers, strict=True):
+        reference = clip["reference"]
+        if reference is None:
+            found.append([None, None, [[text, None] for text in known]])
+            continue
+        normal = texts.normalised(reference, clip["name"])
+        words = normal.split()
+        heard = [[t, edits(words, texts.normalised(t, clip["name"]).split())] for t in known]
+        found.append([reference, normal, heard])
+    return found, note
+
+
+def _figures(
+    run: Run,
+    result: Mapping[str, Any],
+    first: Mapping[str, Mapping[str, Any]],
+    numbers: Sequence[Mapping[str, int]],
+) -> Json:
+    counted = {entry["clip"]: entry for entry in (result["wer"] or {}).get("per_clip", [])}
+    walls: dict[str, list[float]] = {}
+    for sample in result["samples"]:
+        if is_answered(sample) and sample["wall_seconds"] is not None:
+            walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
+    names = [clip["name"] for clip in run["clips"]]
+    places = {name: place for place, name in enumerate(names)}
+    columns: dict[str, Json] = {
+        short: [counted[name][long] if name in counted else None for name in names]
+        for short, long in (("s", "substitutions"), ("d", "deletions"), ("i", "insertions"))
+    }
+    columns["wall"] = [_short(statistics.median(walls[n])) if n in walls else None for n in names]
+    columns["text"] = [
+        known[first[name]["text"]] if name in first and first[name]["text"] is not None else None
+        for name, known in zip(names, numbers, strict=True)
+    ]
+    columns["answered"] = [int(name in first) for name in names]
+    columns["error"] = {places[clip]: error for clip, error in _first_errors(result)}
+    columns["unstable"] = [places[name] for name in (result["wer"] or {}).get("unstable_clips", [])]
+    return columns
+
+
+def _first_errors(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each clip's first error once."""
+    seen = set()
+    for sample in result["samples"]:
+        if sample["error"] is not None and sample["clip"] not in seen:
+            seen.add(sample["clip"])
+            yield sample["clip"], sample["error"]
+
+
+def _short(seconds: float) -> float:
+    return float(f"{seconds:.4g}")

@@ -1,0 +1,53 @@
+"""What the page's charts share: a figure of its width, its colours, plain ticks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.report.html.svg import OTHER, PALETTE, WIDTH_INCHES
+from harness.report.rows import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One picture with its words. `table` holds its figures where no other table of the page does."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+    table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
+
+
+def colour(number: int) -> str:
+    """Return the stand-in colour of the page's variant with that number."""
+    return PALETTE[number] if number < len(PALETTE) else OTHER
+
+
+Measured = Sequence[tuple[int, Row, Mapping[str, Any]]]
+
+
+def new_figure(height_inches: float) -> tuple[Figure, Axes]:
+    """Return a figure of the page's width with one pair of axes."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+    FigureCanvasSVG(figure)  # no pyplot: it keeps every figure it ever made
+    return figure, figure.add_subplot()
+
+
+def plain_log_ticks(axes: Axes, vertical: bool = False) -> None:
+    """Ticks at 1, 2 and 5 of each decade, written as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis = axes.yaxis if vertical else axes.xaxis
+    axis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
