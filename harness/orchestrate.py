@@ -91,6 +91,10 @@ class _Session:
         warmup = self._warmup_clip(audio, temporary)
         for variant in self.plan.variants:
             self._start(variant, logs, warmup)
+        strangers = probes.foreign_gpu_pids([worker.pid for worker in self.workers.values()])
+        if strangers and any(worker.variant.device == "cuda" for worker in self.workers.values()):
+            pids = ", ".join(map(str, strangers))
+            self.record["warnings"].append(f"other processes use the GPU ({pids}): times are disturbed")
         self._save()
         calls = len(self.workers) * (self.plan.rounds * len(audio) + 2 * len(copies))
         self.progress.start(calls)
