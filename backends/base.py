@@ -66,7 +66,7 @@ class Checkpoint:
     path: Path
     sha256: str
     dimensions: Mapping[str, int]  # the fields of whisper.model.ModelDimensions
-    note: str = ""  # what a reader of results must know, e.g. that the model understands synthetic English only
+    note: str = ""  # what a reader of results must know, e.g. that it understands synthetic English only
 
     @property
     def is_multilingual(self) -> bool:
