@@ -62,6 +62,7 @@ class TimeChange:
         p_value: two-sided, of the hypothesis that the rounds of both runs are alike.
         smallest_p_value: the least that so many rounds can give.
         clock_ratio, clock_p_value: the same as the clock showed it, nothing taken out.
+        uncut_ratio, uncut_clock_ratio, uncut_p_value: the same with spikes in their full length.
         machine: by how much the others in the same rounds changed (median), None without others.
         others: the variants that `machine` is taken from.
         base_rounds, new_rounds: how many values were compared.
@@ -75,6 +76,9 @@ class TimeChange:
     smallest_p_value: float
     clock_ratio: float
     clock_p_value: float
+    uncut_ratio: float
+    uncut_clock_ratio: float
+    uncut_p_value: float
     machine: float | None
     others: tuple[str, ...]
     base_rounds: int
@@ -86,10 +90,15 @@ class TimeChange:
 
 @dataclass(frozen=True)
 class Rounds:
-    """One variant's time by round in both runs: round number -> log of its seconds over the clips."""
+    """One variant's time by round in both runs: round number -> log of its seconds over the clips.
+
+    Spikes are cut in `base` and `new`, and left in the other two.
+    """
 
     base: Mapping[int, float]
     new: Mapping[int, float]
+    base_uncut: Mapping[int, float]
+    new_uncut: Mapping[int, float]
     base_spikes: float
     new_spikes: float
 
@@ -149,13 +158,14 @@ def rounds(base: Result, new: Result, clips: Sequence[str]) -> Rounds | None:
     ]
     if not usable or not all(numbers):
         return None
-    logs, spikes = [], []
+    cut, uncut, spikes = [], [], []
     for walls, present in zip((before, after), numbers, strict=True):
         seconds = np.array([[walls[number, clip] for clip in usable] for number in present])
-        totals, share = _round_totals(seconds)
-        logs.append(dict(zip(present, np.log(totals).tolist(), strict=True)))
-        spikes.append(share)
-    return Rounds(logs[0], logs[1], *spikes)
+        ceiling = SPIKE * np.median(seconds, axis=0)
+        for logs, values in ((cut, np.minimum(seconds, ceiling)), (uncut, seconds)):
+            logs.append(dict(zip(present, np.log(values.sum(axis=1)).tolist(), strict=True)))
+        spikes.append(float(np.mean(seconds > ceiling)))
+    return Rounds(*cut, *uncut, *spikes)
 
 
 def compare_times(own: Rounds, others: Mapping[str, Rounds], stages: Mapping[str, float]) -> TimeChange:
@@ -166,7 +176,8 @@ def compare_times(own: Rounds, others: Mapping[str, Rounds], stages: Mapping[str
         others: variants measured in the same rounds whose own work did not change.
         stages: as `compare_stages` gives them.
     """
-    base, new = _without_machine(own, others)
+    base, new = _without_machine(own, others, ("base", "new"))
+    uncut = _without_machine(own, others, ("base_uncut", "new_uncut"))
     by_clock = list(own.base.values()), list(own.new.values())
     clock = rank_test.shift(*by_clock)
     ratio = rank_test.shift(base, new)
@@ -176,6 +187,11 @@ def compare_times(own: Rounds, others: Mapping[str, Rounds], stages: Mapping[str
         interval=None if interval is None else (math.exp(interval[0]), math.exp(interval[1])),
         p_value=rank_test.mann_whitney(base, new),
         smallest_p_value=rank_test.smallest_p_value(len(base), len(new)),
+        uncut_ratio=math.exp(rank_test.shift(*uncut)),
+        uncut_clock_ratio=math.exp(
+            rank_test.shift(list(own.base_uncut.values()), list(own.new_uncut.values()))
+        ),
+        uncut_p_value=rank_test.mann_whitney(*uncut),
         clock_ratio=math.exp(clock),
         clock_p_value=rank_test.mann_whitney(*by_clock),
         machine=math.exp(clock - ratio) if others else None,
@@ -194,22 +210,18 @@ def compare_stages(base: Result, new: Result, clips: Sequence[str]) -> dict[str,
     return {stage: after[stage] / before[stage] for stage in before if stage in after and before[stage] > 0}
 
 
-def _round_totals(seconds: np.ndarray) -> tuple[np.ndarray, float]:
-    """Sum each round over the clips, spikes cut; shape (rounds, clips) -> (rounds,), share of spikes."""
-    ceiling = SPIKE * np.median(seconds, axis=0)
-    return np.minimum(seconds, ceiling).sum(axis=1), float(np.mean(seconds > ceiling))
-
-
-def _without_machine(own: Rounds, others: Mapping[str, Rounds]) -> tuple[list[float], list[float]]:
+def _without_machine(
+    own: Rounds, others: Mapping[str, Rounds], sides: tuple[str, str]
+) -> tuple[list[float], list[float]]:
     """Return the variant's values in both runs less the median of the others in the same round.
 
     Each other is taken relative to its own median in BASE, so that slow and fast ones weigh the same.
+    `sides` are the fields of Rounds to take, that of BASE first.
     """
-    if not others:
-        return list(own.base.values()), list(own.new.values())
-    levels = {name: float(np.median(list(other.base.values()))) for name, other in others.items()}
-    values: tuple[list[float], list[float]] = ([], [])
-    for side, found in (("base", values[0]), ("new", values[1])):
+    whole = (list(getattr(own, sides[0]).values()), list(getattr(own, sides[1]).values()))
+    levels = {name: float(np.median(list(getattr(r, sides[0]).values()))) for name, r in others.items()}
+    found: tuple[list[float], list[float]] = ([], [])
+    for side, values in zip(sides, found, strict=True):
         for number, value in getattr(own, side).items():
             beside = [
                 getattr(other, side)[number] - levels[name]
@@ -217,10 +229,8 @@ def _without_machine(own: Rounds, others: Mapping[str, Rounds]) -> tuple[list[fl
                 if number in getattr(other, side)
             ]
             if beside:
-                found.append(value - float(np.median(beside)))
-    if not all(values):  # the others were never measured in the same rounds
-        return list(own.base.values()), list(own.new.values())
-    return values
+                values.append(value - float(np.median(beside)))
+    return found if all(found) else whole  # whole: none was measured in the same rounds
 
 
 def _hashes(result: Result, clips: Sequence[str]) -> dict[str, set[str]]:

@@ -137,6 +137,15 @@ def _judge_time(time: TimeChange, limits: Limits, all_slower: bool, remarks: _Re
     faster = time.ratio < 1 / limits.max_slowdown and time.clock_ratio < 1 / half
     if slower and clear:
         remarks.worse.append(f"takes {said}; allowed: {limits.max_slowdown:.2f}")
+    elif (
+        time.uncut_ratio > limits.max_slowdown
+        and time.uncut_clock_ratio > half
+        and time.uncut_p_value < limits.alpha
+    ):
+        remarks.worse.append(
+            f"takes {time.uncut_ratio:.2f} times as long in all (p = {time.uncut_p_value:.2g}) because of "
+            f"calls far above their clip's median; allowed: {limits.max_slowdown:.2f}"
+        )
     elif all_slower:
         remarks.worse.append(
             f"takes {time.clock_ratio:.2f} times as long by the clock, and every other backend is slower too "
