@@ -1,7 +1,7 @@
 """Make the bundled audio clips and their manifest.jsonl: `python audio_samples/make.py`.
 
-Everything is spoken by espeak-ng (Python package `espeakng-loader`) from the sentences of weights/nano that the
-training of nano.en never sees, with fixed seeds. Other text, other voices: edit CLIPS.
+Everything is spoken by espeak-ng (Python package `espeakng-loader`), with fixed seeds. The texts are those
+sentences of weights/nano that the training of nano.en never sees. Other voices, speeds, formats: edit CLIPS.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "weights" / "nano"))
@@ -65,7 +64,7 @@ CLIPS = (
 
 
 def spoken(clip: Clip, texts: list[str], rng: random.Random) -> tuple[np.ndarray, list[str]]:
-    """Speak sentences off the front of `texts` until the clip is long enough: float32 samples, what was said."""
+    """Speak sentences off the front of `texts` until the clip is long enough: samples, sentences."""
     said: list[str] = []
     parts = [np.zeros(int(rng.uniform(0.2, 0.5) * clip.rate), np.float32)]
     while sum(map(len, parts)) < clip.seconds * clip.rate:
@@ -78,7 +77,7 @@ def spoken(clip: Clip, texts: list[str], rng: random.Random) -> tuple[np.ndarray
 
 
 def make(clip: Clip, texts: list[str], folder: Path) -> dict:
-    """Write one clip into `folder` and return its line of the manifest (file bytes repeat, but for the OGG serial)."""
+    """Write one clip into `folder` and return its line of the manifest."""
     rng = random.Random(f"{SEED}-{clip.file}")
     if clip.voice:
         wave, said = spoken(clip, texts, rng)
@@ -93,14 +92,19 @@ def make(clip: Clip, texts: list[str], folder: Path) -> dict:
     wave = wave * (clip.peak / max(np.abs(wave).max(), 1e-9))
     smallest = {"compression_level": 1.0} if clip.file.endswith(".flac") else {}
     soundfile.write(folder / clip.file, wave, clip.rate, subtype=clip.subtype, **smallest)
-    return {"audio_filepath": clip.file, "text": " ".join(said), "duration": round(len(wave) / clip.rate, 3),
-            "lang": "en", "license": LICENSE,
-            "source": f"espeak-ng, voice {clip.voice}" if clip.voice else "digital silence"}
+    return {
+        "audio_filepath": clip.file,
+        "text": " ".join(said),
+        "duration": round(len(wave) / clip.rate, 3),
+        "lang": "en",
+        "license": LICENSE,
+        "source": f"espeak-ng, voice {clip.voice}" if clip.voice else "digital silence",
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write all clips, then manifest.jsonl, into --out (default: this folder)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: this one)")
     folder = parser.parse_args(argv).out
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The bundled clips: the manifest says what the files are, and their texts are held out of nano.en's training."""
+"""The bundled clips: the manifest is true, and the texts are held out of nano.en's training."""
 
 from __future__ import annotations
 
