@@ -44,7 +44,20 @@ def read(path: Path, problems: list[str]) -> list[Entry]:
         return _read_folder(path, problems)
     if path.suffix.lower() in MANIFEST_EXTENSIONS:
         return read_manifest(path, problems)
-    return [Entry(path, path.parent, str(path), _text_beside(path, problems))]
+    return [_single(path, problems)]
+
+
+def _single(path: Path, problems: list[str]) -> Entry:
+    """Return one file's entry: with the text beside it, else as its folder's manifest has it."""
+    text = _text_beside(path, problems)
+    manifest = path.parent / FOLDER_MANIFEST
+    if text is None and manifest.is_file():
+        others: list[str] = []
+        for entry in read_manifest(manifest, others):
+            if os.path.realpath(entry.path) == os.path.realpath(path):
+                return entry
+        problems += others  # one of the wrong lines may be this file's
+    return Entry(path, path.parent, str(path), text)
 
 
 def read_manifest(path: Path, problems: list[str]) -> list[Entry]:

@@ -95,6 +95,18 @@ def test_language_given_by_the_caller_wins(tmp_path):
         load_clips(manifest=manifest, language="English")
 
 
+def test_single_file_is_what_its_folders_manifest_says(tmp_path):
+    write_wav(tmp_path / "one.wav")
+    path = write_wav(tmp_path / "two.wav", pitch_hz=880)
+    broken = {"audio_filepath": "one.wav", "lang": "English"}
+    write_manifest(tmp_path, broken, {"audio_filepath": "two.wav", "text": "hallo", "lang": "de"})
+    (clip,) = load_clips([path])
+    assert (clip.name, clip.reference, clip.language) == ("two", "hallo", "de")
+    (tmp_path / "two.txt").write_text("hello")  # closer than the manifest
+    assert load_clips([path])[0].reference == "hello"
+    assert "lang must be an ISO 639-1 code" in problems_of(tmp_path / "one.wav")
+
+
 def test_folder_with_texts_beside_the_audio(tmp_path):
     write_wav(tmp_path / "one.wav")
     (tmp_path / "one.txt").write_text("first\nline two\n", encoding="utf-8-sig")
