@@ -25,6 +25,7 @@ BUILTIN = {  # name -> "module:class", in the order tables show them
     "whisper-cuda": "backends.openai_whisper:WhisperCuda",
     "faster-whisper": "backends.faster_whisper:FasterWhisper",
 }
+PLANNED = ("max-hybrid", "max-whisper")  # what an error says of a name that is to come
 
 
 class UnknownBackend(BackendError):
@@ -121,6 +122,8 @@ def _plugins() -> dict[str, EntryPoint]:
 def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
+    if name in PLANNED:
+        return f"the backend {name!r} is planned but not there yet. Available: {', '.join(names())}"
     return f"no backend is called {name!r}.{hint} Available: {', '.join(names())}"
 
 
