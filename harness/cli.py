@@ -9,7 +9,18 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from backends.base import AsrbenchError
-from harness import baseline, compare_command, doctor, list_command, report, run_command, weights
+from harness import (
+    baseline,
+    compare_command,
+    demo,
+    doctor,
+    history_command,
+    list_command,
+    log,
+    report,
+    run_command,
+    weights,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,19 +34,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return parsed.func(parsed)
     except AsrbenchError as error:
-        print(f"asrbench: {error}", file=sys.stderr)
+        _complain(parsed, str(error))
         return 2
     except BrokenPipeError:
         # The reader (`| head`) has left: nobody to tell. Python's own flush at exit must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("asrbench: stopped", file=sys.stderr)
+        _complain(parsed, "stopped")
         return 130
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"asrbench: {where}{error.strerror or error}", file=sys.stderr)
+        _complain(parsed, f"{where}{error.strerror or error}")
         return 2
+
+
+def _complain(parsed: argparse.Namespace, message: str) -> None:
+    if getattr(parsed, "log_format", "text") == "json":
+        log.emit("error", message=message)
+    else:
+        print(f"asrbench: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,7 +64,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"asrbench {_version()}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run_command, list_command, doctor, weights, compare_command, baseline):
+    for module in (
+        run_command,
+        list_command,
+        doctor,
+        weights,
+        compare_command,
+        baseline,
+        history_command,
+        demo,
+    ):
         module.add_parser(subparsers)
     report.add_parsers(subparsers)
     return parser

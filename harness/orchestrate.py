@@ -144,7 +144,7 @@ class _Session:
                     self.progress.stage(name, f"round {number + 1}/{self.plan.rounds}", clip.name)
                     answer = worker.call(audio[clip.name], clip.language, f"answering clip {clip.name}")
                     self.rows[name]["samples"].append(_sample(clip, number, answer))
-                    self.progress.advance(1)
+                    self.progress.answered(name, clip.name, number, answer["wall_seconds"], answer["error"])
         self.record["rounds"].append({"round": number, "order": order, **load.finish()})
 
     @contextlib.contextmanager
@@ -164,7 +164,7 @@ class _Session:
             row["error"], row["remedy"] = str(error), error.remedy
             worker.stop()
             del self.workers[name]
-            self.progress.note(f"{name} failed {doing}: {error}")
+            self.progress.failed(name, doing, str(error))
 
     def _warmup_clip(self, audio: dict[str, Path], temporary: Path) -> Path:
         """Speech-like sound that is none of the clips: nothing learned from it helps a measured call."""

@@ -27,6 +27,14 @@ class Progress(Protocol):
     def advance(self, calls: int) -> None:
         """So many calls were made."""
 
+    def answered(
+        self, variant: str, clip: str, number: int, seconds: float | None, error: str | None
+    ) -> None:
+        """One measured call was made, in round `number` (from 0); `error` says why it gave no answer."""
+
+    def failed(self, variant: str, doing: str, error: str) -> None:
+        """The variant is out of the run."""
+
     def close(self) -> None:
         """Nothing more comes; leave the terminal clean. Safe to call twice."""
 
@@ -48,6 +56,12 @@ class Silent:
     def stage(self, variant: str, what: str, clip: str = "") -> None: ...
 
     def advance(self, calls: int) -> None: ...
+
+    def answered(
+        self, variant: str, clip: str, number: int, seconds: float | None, error: str | None
+    ) -> None: ...
+
+    def failed(self, variant: str, doing: str, error: str) -> None: ...
 
     def close(self) -> None: ...
 
@@ -75,6 +89,14 @@ class Lines:
 
     def advance(self, calls: int) -> None:
         self._done += calls
+
+    def answered(
+        self, variant: str, clip: str, number: int, seconds: float | None, error: str | None
+    ) -> None:
+        self.advance(1)
+
+    def failed(self, variant: str, doing: str, error: str) -> None:
+        self.note(f"{variant} failed {doing}: {error}")
 
     def close(self) -> None: ...
 
@@ -108,6 +130,14 @@ class Bar:
 
     def advance(self, calls: int) -> None:
         self._bar.advance(self._task, calls)
+
+    def answered(
+        self, variant: str, clip: str, number: int, seconds: float | None, error: str | None
+    ) -> None:
+        self.advance(1)
+
+    def failed(self, variant: str, doing: str, error: str) -> None:
+        self.note(f"{variant} failed {doing}: {error}")
 
     def close(self) -> None:
         self._bar.stop()

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from rich.console import Console
 import backends
 from backends import Variant, checkpoint
 from backends.base import AsrbenchError, BackendError, BackendUnavailable, Checkpoint, Settings
-from harness import corpus, normalize, orchestrate, progress, record, report, worker_handle
+from harness import corpus, log, normalize, orchestrate, progress, record, report, worker_handle
 from harness.plan import Plan
+from harness.progress import Progress
 
 REFERENCE = "whisper-cpu@cpu/float32"
 RESULTS = Path("results")
@@ -64,25 +65,25 @@ def add_parser(subparsers: Any) -> None:
         help="do not add the reference backend; rows are then not ranked",
     )
     how = parser.add_argument_group("how it decodes (the same for every backend)")
-    how.add_argument("--beam-size", type=_at_least(1), default=1, metavar="N", help="1 is greedy (default)")
+    how.add_argument("--beam-size", type=at_least(1), default=1, metavar="N", help="1 is greedy (default)")
     how.add_argument("--language", metavar="XX", help="default: each clip's own, else English")
     how.add_argument("--task", choices=["transcribe", "translate"], default="transcribe")
     how.add_argument(
         "--threads",
-        type=_at_least(1),
+        type=at_least(1),
         metavar="N",
         help="CPU threads an engine may use; default: physical cores",
     )
     timing = parser.add_argument_group("how it is measured and judged")
     timing.add_argument(
-        "--rounds", type=_at_least(1), default=5, metavar="N", help="measured rounds (default 5)"
+        "--rounds", type=at_least(1), default=5, metavar="N", help="measured rounds (default 5)"
     )
     timing.add_argument(
-        "--warmup", type=_at_least(0), default=2, metavar="N", help="calls before measuring (default 2)"
+        "--warmup", type=at_least(0), default=2, metavar="N", help="calls before measuring (default 2)"
     )
     timing.add_argument(
         "--timeout",
-        type=_positive,
+        type=positive,
         default=600.0,
         metavar="S",
         help="seconds one call may take (default 600)",
@@ -95,7 +96,7 @@ def add_parser(subparsers: Any) -> None:
     )
     timing.add_argument(
         "--wer-tolerance",
-        type=_positive,
+        type=positive,
         default=1.0,
         metavar="POINTS",
         help="WER points above the reference's that still rank (default 1.0)",
@@ -110,7 +111,7 @@ def add_parser(subparsers: Any) -> None:
     timing.add_argument(
         "--normalizer", default="whisper", metavar="NAME", help=f"one of {', '.join(normalize.NAMES)}"
     )
-    timing.add_argument("--seed", type=_at_least(0), default=0, metavar="N")
+    timing.add_argument("--seed", type=at_least(0), default=0, metavar="N")
     output = parser.add_argument_group("what comes out")
     output.add_argument(
         "--output",
@@ -136,34 +137,74 @@ def add_parser(subparsers: Any) -> None:
         metavar="FOLDER",
         help="where runs are kept (default results)",
     )
-    output.add_argument("--quiet", action="store_true", help="no progress")
+    progress_shown = output.add_mutually_exclusive_group()
+    progress_shown.add_argument("--quiet", action="store_true", help="no progress")
+    progress_shown.add_argument(
+        "--log-format",
+        choices=["text", "json"],
+        default="text",
+        help="json: progress as one JSON object a line on stderr (default text)",
+    )
     parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out `asrbench run`; return 0, or 1 when a row failed, or 130 when interrupted."""
     formats = [(path, report.format_of(path)) for path in arguments.output]
-    with _one_at_a_time():
-        plan = _plan(arguments)
-        run_id = orchestrate.new_run_id()
-        folder = _new_folder(arguments.results, run_id)
-        finished = orchestrate.run(plan, run_id, folder, progress.choose(arguments.quiet))
-    stored = finished if plan.texts else record.without_texts(finished)
-    report.write_all(stored, folder)
-    _point_latest(arguments.results, folder)
+    is_json = arguments.log_format == "json"
+    with log.warnings_as_events() if is_json else contextlib.nullcontext():
+        stored, folder = measure(arguments, lambda: _progress(arguments))
     for path, name in formats:
         record.write_text(path, report.render(stored, name))
     if arguments.json:
         sys.stdout.write(record.dumps(stored))
     else:
         report.print_table(stored, Console())
-        print(f"\nStored in {folder}/ (run.json, samples.csv, summary.csv, report.md)")
-    if finished["interrupted"]:
-        print(f"asrbench: {finished['interrupted']}; what was measured is in {folder}/", file=sys.stderr)
+        print(f"\nStored in {folder}/ (run.json, samples.csv, summary.csv, report.md, report.html)")
+    if stored["interrupted"]:
+        told = f"{stored['interrupted']}; what was measured is in {folder}/"
+        if is_json:
+            log.emit("error", message=told)
+        else:
+            print(f"asrbench: {told}", file=sys.stderr)
+    return status(arguments, stored)
+
+
+def defaults() -> argparse.Namespace:
+    """Return the arguments of a bare `asrbench run`."""
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    return parser.parse_args(["run"])
+
+
+def status(arguments: argparse.Namespace, stored: record.Run) -> int:
+    """Return the exit status that a run deserves: 0, 1 when a row failed, 130 when interrupted."""
+    if stored["interrupted"]:
         return 130
     asked_for = arguments.backends is not None
     bad = ("error", "unavailable") if asked_for else ("error",)
-    return 1 if any(row["status"] in bad for row in finished["results"]) else 0
+    return 1 if any(row["status"] in bad for row in stored["results"]) else 0
+
+
+def measure(arguments: argparse.Namespace, shown: Callable[[], Progress]) -> tuple[record.Run, Path]:
+    """Plan, measure and store a run; return its record, as stored, and its folder.
+
+    Args:
+        arguments: as `add_parser` makes them.
+        shown: called when measuring begins.
+
+    Raises:
+        AsrbenchError: nothing could be measured, for a reason the message tells.
+    """
+    with _one_at_a_time():
+        plan = _plan(arguments)
+        run_id = orchestrate.new_run_id()
+        folder = _new_folder(arguments.results, run_id)
+        finished = orchestrate.run(plan, run_id, folder, shown())
+    stored = finished if plan.texts else record.without_texts(finished)
+    report.write_all(stored, folder)
+    _point_latest(arguments.results, folder)
+    return stored, folder
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
@@ -173,7 +214,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         reasons = "\n".join(f"  {v}: {why}{f' ({fix})' if fix else ''}" for v, why, fix in unavailable)
         raise RunError(f"this machine can run none of the backends asked for:\n{reasons}")
     clips = corpus.load_clips(arguments.audio, arguments.manifest, language=arguments.language)
-    model = _checkpoint(arguments.model)
+    model = _checkpoint(arguments)
     foreign = sorted({clip.language for clip in clips} - {"en"})
     if foreign and not model.is_multilingual:
         raise RunError(
@@ -239,12 +280,19 @@ def _one_variant(text: str) -> Variant:
     return found[0]
 
 
-def _checkpoint(model: str | None) -> Checkpoint:
-    if model is not None:
-        return checkpoint.resolve(model, download=True)
+def _checkpoint(arguments: argparse.Namespace) -> Checkpoint:
+    if arguments.model is not None:
+        return checkpoint.resolve(arguments.model, download=True)
     found, line = checkpoint.default_model()
-    print(line, file=sys.stderr)
+    if arguments.log_format == "json":
+        log.emit("note", message=line)
+    else:
+        print(line, file=sys.stderr)
     return found
+
+
+def _progress(arguments: argparse.Namespace) -> Progress:
+    return log.JsonLines() if arguments.log_format == "json" else progress.choose(arguments.quiet)
 
 
 def _new_folder(results: Path, run_id: str) -> Path:
@@ -286,7 +334,9 @@ def _one_at_a_time() -> Iterator[None]:
         yield
 
 
-def _at_least(least: int) -> Any:
+def at_least(least: int) -> Any:
+    """Return an argument type: an integer of at least `least`."""
+
     def integer(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"must be a whole number from {least} up, not {text}")
@@ -296,13 +346,14 @@ def _at_least(least: int) -> Any:
 
 
 def _wer(text: str) -> float:
-    value = _positive(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    value = positive(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     if value > 10:
         raise argparse.ArgumentTypeError(f"is a fraction: {text} would let everything through; {text}%?")
     return value
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
+    """Return the positive, finite number that an argument is."""
     try:
         value = float(text)
     except ValueError:
