@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help benchmark benchmark-json list doctor regression test lint bench bench-compare clean
+.PHONY: help benchmark benchmark-json list doctor regression demo test-cpu test-gpu test-max test lint bench bench-compare clean
 
 help:
 	@echo "make benchmark       measure every backend this machine can run, print the table"
 	@echo "make benchmark-json  the same, one JSON document on stdout"
 	@echo "make list | doctor   what this machine can run | what is missing"
 	@echo "make regression      measure, and compare with this machine's baseline"
+	@echo "make demo            a race of all backends on one clip, in the terminal"
+	@echo "make test-cpu | test-gpu | test-max"
+	@echo "                     one backend on one clip, with its verdict"
 	@echo "make test | lint     the project's own checks"
 	@echo "make bench           what the harness itself and each backend's stages cost"
 	@echo "make bench-compare   the same, against the last time"
@@ -34,6 +37,18 @@ doctor: $(INSTALLED)
 regression: $(INSTALLED)
 	@$(BIN)/asrbench run --rounds 7 $(ARGS)
 	@$(BIN)/asrbench compare baseline results/latest
+
+demo: $(INSTALLED)
+	@$(BIN)/asrbench demo $(ARGS)
+
+test-cpu: $(INSTALLED)
+	@$(BIN)/asrbench run --backends whisper-cpu --audio audio_samples/statement.flac --rounds 1 $(ARGS)
+
+test-gpu: $(INSTALLED)
+	@$(BIN)/asrbench run --backends whisper-cuda --audio audio_samples/statement.flac --rounds 1 $(ARGS)
+
+test-max: $(INSTALLED)
+	@$(BIN)/asrbench run --backends max-hybrid --audio audio_samples/statement.flac --rounds 1 $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/pytest $(ARGS)
