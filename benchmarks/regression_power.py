@@ -248,7 +248,15 @@ def _run(rounds: int, results: Mapping[str, dict[str, Any]]) -> Run:
 
 def _result(variant: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
     gate = {"ranked": True, "rank": 1, "reasons": []}
-    return {"variant": variant, "status": "ok", "error": None, "gate": gate, "wer": None, "samples": samples}
+    return {
+        "variant": variant,
+        "backend": variant.partition("@")[0],
+        "status": "ok",
+        "error": None,
+        "gate": gate,
+        "wer": None,
+        "samples": samples,
+    }
 
 
 def _sample(clip: int, number: int, wall_seconds: float, text: str = "0" * 64) -> dict[str, Any]:

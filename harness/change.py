@@ -173,7 +173,7 @@ def compare_times(own: Rounds, others: Mapping[str, Rounds], stages: Mapping[str
 
     Args:
         own: the variant's.
-        others: variants measured in the same rounds whose own work did not change.
+        others: other backends' variants, measured in the same rounds, whose own work did not change.
         stages: as `compare_stages` gives them.
     """
     base, new = _without_machine(own, others, ("base", "new"))

@@ -104,8 +104,13 @@ def _rows(
     measured = {name: found for name, found in rounds.items() if found is not None}
     times = {}
     for name, own in measured.items():
-        # one whose texts changed does other work than before: it says nothing of the machine
-        others = {n: r for n, r in measured.items() if n != name and not texts[n].changed}
+        # Neither the same backend's other variants, which share its code, nor one whose texts changed and
+        # that does other work than before, says anything of the machine.
+        others = {
+            n: r
+            for n, r in measured.items()
+            if after[n]["backend"] != after[name]["backend"] and not texts[n].changed
+        }
         stages = change.compare_stages(before[name], after[name], clips)
         times[name] = change.compare_times(own, others, stages)
     all_slower = _all_slower(list(times.values()), limits)

@@ -135,6 +135,29 @@ def test_neighbour_whose_texts_changed_tells_nothing_of_the_machine() -> None:
     assert SECOND in [row.variant for row in found.regressed]
 
 
+def test_backend_whose_every_variant_became_slower_has_no_excuse_in_them() -> None:
+    """What slows a backend slows all its variants, and they may be most of a run."""
+    variants = (FIRST, SECOND, "twin@cpu/int8", "twin@cpu/int4")
+    pace = dict.fromkeys(variants, 0.1)
+    slow = pace | dict.fromkeys(variants[1:], 0.11)
+    answers = dict.fromkeys(variants, REFERENCES)
+    base, new = (
+        finished(
+            make_run(
+                variants,
+                REFERENCES,
+                rounds=7,
+                texts=answers,
+                seconds_per_audio_second=seconds,
+                audio_seconds=[5.0] * len(REFERENCES),
+                seed=seed,
+            )
+        )
+        for seed, seconds in enumerate((pace, slow))
+    )
+    assert [row.variant for row in compare(base, new, Limits()).regressed] == list(variants[1:])
+
+
 def test_one_backend_alone_is_judged_by_the_clock() -> None:
     found = against(measured((FIRST,), seed=2, slower={FIRST: 1.1}), measured((FIRST,), seed=1))
     assert [row.variant for row in found.regressed] == [FIRST]
