@@ -201,7 +201,9 @@ def _foot(shown: Race, console: Console) -> list[Text]:
 
 def _print_lines(shown: Race, console: Console) -> None:
     console.print(_head(shown, 1.0, console)[0], soft_wrap=True)
-    console.print("Each was measured alone, one after the other; in the order of their times:", soft_wrap=True)
+    console.print(
+        "Each was measured alone, one after the other; in the order of their times:", soft_wrap=True
+    )
     for lane in sorted(shown.lanes, key=lambda lane: (lane.seconds is None, lane.seconds or 0.0)):
         seconds, rtfx, wer = _figures(lane)
         figures = "" if lane.seconds is None else f"{seconds} s, RTFx {rtfx}, WER {wer} %, "
