@@ -246,9 +246,11 @@ def test_what_is_no_audio_file_is_refused_by_name(tmp_path):
 
 
 def test_a_playlist_cannot_reach_other_files(tmp_path):
-    write(tmp_path / "secret.wav", tones(16_000), 16_000)
+    write_pyav(tmp_path / "secret.mp3", tones(16_000), 16_000, "libmp3lame")
     path = tmp_path / "list.m3u8"
-    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nsecret.wav\n#EXT-X-ENDLIST\n")
+    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nsecret.mp3\n#EXT-X-ENDLIST\n")
+    with av.open(str(path)) as container:  # what ffmpeg would do
+        assert sum(frame.samples for frame in container.decode(audio=0)) > 10_000
     with pytest.raises(AudioError, match="not audio that can be read"):
         decode(path)
 

@@ -151,6 +151,8 @@ def test_rapl_adds_packages_and_survives_wrapping(tmp_path):
     meter = probes.EnergyMeter("cpu", powercap=tmp_path)
     assert meter.source == "rapl"
     start = meter.read_joules()
+    for part, name in ((tmp_path / "intel-rapl:0:0", "core"), (tmp_path / "intel-rapl:2", "psys")):
+        write_package(part, 500_000, name)
     write_package(first, 950_000)
     write_package(second, 300_000, "package-1")
     assert meter.read_joules() - start == pytest.approx(0.25)
