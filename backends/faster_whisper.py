@@ -15,7 +15,12 @@ from backends.stages import StageClock
 
 
 class FasterWhisper:
-    """faster_whisper.WhisperModel, without its voice filter, its batching and its temperature fallback."""
+    """faster_whisper.WhisperModel, without its voice filter, its batching and its temperature fallback.
+
+    Greedy decoding is openai-whisper's, token for token. With beams one rule differs and cannot be set:
+    CTranslate2 takes an end of text as a finished beam only when it is among the beam_size best candidates,
+    openai-whisper also when fewer than beam_size others rank above it. `applied_settings` says so.
+    """
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {
         "cpu": ("float32", "int8"),
@@ -113,6 +118,9 @@ class FasterWhisper:
             "device": self._device,
             "precision": self._precision,
             "compute_type": self._model.model.compute_type,
+            "beam_finishes": None
+            if self._settings.beam_size == 1
+            else "among the first beam_size candidates",
             "num_workers": self._model.model.num_workers,
             "max_tokens_per_window": self._model.max_length // 2,
             "without_timestamps": "clips up to 30 s",

@@ -106,6 +106,7 @@ class _OpenAiWhisper:
             "max_tokens_per_window": self._model.dims.n_text_ctx // 2,
             "patience": None if self._settings.beam_size == 1 else 1.0,
             "length_penalty": None,  # whisper ranks beams by log-probability over length
+            "beam_finishes": None if self._settings.beam_size == 1 else "before beam_size other candidates",
             "without_timestamps": "clips up to 30 s",
         }
 

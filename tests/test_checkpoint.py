@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,16 @@ def openai(weights: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return url
 
 
+@cache
+def compressed(content: bytes) -> bytes:
+    return lzma.compress(content, preset=0)
+
+
 def ship(folder: Path, monkeypatch: pytest.MonkeyPatch, packed: Path, **changes: str) -> Path:
     """Make `folder` what the project ships: nano.en, holding `packed`; `changes` replaces its fields."""
     folder.mkdir(exist_ok=True)
     archive = folder / "nano.en.pt.xz"
-    archive.write_bytes(lzma.compress(packed.read_bytes(), preset=0))
+    archive.write_bytes(compressed(packed.read_bytes()))
     fields = {
         "file": archive.name,
         "file_sha256": sha256(archive),

@@ -97,7 +97,7 @@ def test_both_decode_the_same_tokens(
     checkpoint = resolve(str(fake(**content)))
     heard = both(checkpoint, noise(seconds), language)
     assert len(set(heard.tokens)) > 2
-    if checkpoint.is_multilingual:
+    if checkpoint.is_multilingual and seconds < 30:
         both(checkpoint, noise(seconds), language, task="translate")
 
 
