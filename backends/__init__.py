@@ -25,7 +25,7 @@ BUILTIN = {  # name -> "module:class", in the order tables show them
     "whisper-cuda": "backends.openai_whisper:WhisperCuda",
     "faster-whisper": "backends.faster_whisper:FasterWhisper",
 }
-PLANNED = ("max-hybrid", "max-whisper")  # what an error says of a name that is to come
+PLANNED = ("max-hybrid", "max")  # what an error says of a name that is to come
 
 
 class UnknownBackend(BackendError):

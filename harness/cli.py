@@ -64,17 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"asrbench {_version()}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (
-        run_command,
-        list_command,
-        doctor,
-        weights,
-        compare_command,
-        baseline,
-        history_command,
-        demo,
+    for add_parser in (
+        run_command.add_parser,
+        list_command.add_parser,
+        doctor.add_parser,
+        weights.add_parser,
+        compare_command.add_parser,
+        baseline.add_parser,
+        history_command.add_parser,
+        demo.add_parser,
     ):
-        module.add_parser(subparsers)
+        add_parser(subparsers)
     report.add_parsers(subparsers)
     return parser
 

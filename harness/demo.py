@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from harness import progress, race, record, run_command
+from harness import progress, race, record, run_arguments, run_command
 from harness.corpus import BUNDLED_MANIFEST
 
 CLIP = BUNDLED_MANIFEST.with_name("slow.flac")  # long enough to read along, numbers and all
@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--clip", metavar="NAME", help="of a stored run; default: its longest up to 30 s")
     parser.add_argument(
         "--speed",
-        type=run_command.positive,
+        type=run_arguments.positive,
         default=1.0,
         metavar="X",
         help="times the true speed (default 1)",
@@ -38,11 +38,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--backends", metavar="A,B", help="as `asrbench run` takes them; default: all")
     parser.add_argument("--model", metavar="NAME|PATH", help="as `asrbench run` takes it")
     parser.add_argument("--reference", metavar="VARIANT", help="what the gate compares with")
-    parser.add_argument("--rounds", type=run_command.at_least(1), default=3, metavar="N", help="default 3")
+    parser.add_argument("--rounds", type=run_arguments.at_least(1), default=3, metavar="N", help="default 3")
     parser.add_argument(
-        "--threads", type=run_command.at_least(1), metavar="N", help="default: physical cores"
+        "--threads", type=run_arguments.at_least(1), metavar="N", help="default: physical cores"
     )
-    parser.add_argument("--results", type=Path, default=run_command.RESULTS, metavar="FOLDER")
+    parser.add_argument("--results", type=Path, default=run_arguments.RESULTS, metavar="FOLDER")
     parser.set_defaults(func=run)
 
 

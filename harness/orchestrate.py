@@ -119,7 +119,9 @@ class _Session:
         self.progress.note(f"loading {name}")
         log = logs / f"{name.replace('/', '_')}.log"
         plan = self.plan
-        worker = self.workers[name] = Worker(variant, log, plan.settings.threads, plan.timeout_seconds)
+        worker = self.workers[name] = Worker(
+            variant, log, plan.settings.threads, plan.timeout_seconds, quote_log=plan.texts
+        )
         with self._turn(name, "loading"):
             report = worker.load(plan.checkpoint, plan.settings)
             row["applied_settings"] = report["applied_settings"]

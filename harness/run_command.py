@@ -18,12 +18,20 @@ from rich.console import Console
 import backends
 from backends import Variant, checkpoint
 from backends.base import AsrbenchError, BackendError, BackendUnavailable, Checkpoint, Settings
-from harness import corpus, log, normalize, orchestrate, progress, record, report, worker_handle
+from harness import (
+    corpus,
+    log,
+    normalize,
+    orchestrate,
+    progress,
+    record,
+    report,
+    run_arguments,
+    worker_handle,
+)
+from harness.corpus import Clip
 from harness.plan import Plan
 from harness.progress import Progress
-
-REFERENCE = "whisper-cpu@cpu/float32"
-RESULTS = Path("results")
 
 
 class RunError(AsrbenchError):
@@ -32,120 +40,7 @@ class RunError(AsrbenchError):
 
 def add_parser(subparsers: Any) -> None:
     """Add the `run` subcommand."""
-    parser = subparsers.add_parser(
-        "run",
-        help="measure backends and print the table",
-        description="Measure backends on the same audio, weights and decoding, and rank the right ones.",
-    )
-    what = parser.add_argument_group("what is measured")
-    what.add_argument(
-        "--backends",
-        metavar="A,B@CPU/INT8,…",
-        help="variants, as name[@device[/precision]]; default: every one this machine can run",
-    )
-    what.add_argument(
-        "--model",
-        metavar="NAME|PATH",
-        help="checkpoint in OpenAI's format; default: tiny.en, else the bundled one",
-    )
-    source = what.add_mutually_exclusive_group()
-    source.add_argument(
-        "--audio",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="PATH",
-        help="files, folders, manifests or LibriSpeech trees",
-    )
-    source.add_argument("--manifest", type=Path, metavar="FILE", help="JSON lines, NeMo's field names")
-    what.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    what.add_argument(
-        "--no-reference",
-        action="store_true",
-        help="do not add the reference backend; rows are then not ranked",
-    )
-    how = parser.add_argument_group("how it decodes (the same for every backend)")
-    how.add_argument("--beam-size", type=at_least(1), default=1, metavar="N", help="1 is greedy (default)")
-    how.add_argument("--language", metavar="XX", help="default: each clip's own, else English")
-    how.add_argument("--task", choices=["transcribe", "translate"], default="transcribe")
-    how.add_argument(
-        "--threads",
-        type=at_least(1),
-        metavar="N",
-        help="CPU threads an engine may use; default: physical cores",
-    )
-    timing = parser.add_argument_group("how it is measured and judged")
-    timing.add_argument(
-        "--rounds", type=at_least(1), default=5, metavar="N", help="measured rounds (default 5)"
-    )
-    timing.add_argument(
-        "--warmup", type=at_least(0), default=2, metavar="N", help="calls before measuring (default 2)"
-    )
-    timing.add_argument(
-        "--timeout",
-        type=positive,
-        default=600.0,
-        metavar="S",
-        help="seconds one call may take (default 600)",
-    )
-    timing.add_argument(
-        "--reference",
-        default=REFERENCE,
-        metavar="VARIANT",
-        help=f"what the gate compares with (default {REFERENCE})",
-    )
-    timing.add_argument(
-        "--wer-tolerance",
-        type=positive,
-        default=1.0,
-        metavar="POINTS",
-        help="WER points above the reference's that still rank (default 1.0)",
-    )
-    timing.add_argument(
-        "--max-wer",
-        type=_wer,
-        default=0.5,
-        metavar="WER",
-        help="no row above it is ranked; 0.5 or 50%% (default 0.5)",
-    )
-    timing.add_argument(
-        "--normalizer", default="whisper", metavar="NAME", help=f"one of {', '.join(normalize.NAMES)}"
-    )
-    timing.add_argument("--seed", type=at_least(0), default=0, metavar="N")
-    output = parser.add_argument_group("what comes out")
-    output.add_argument(
-        "--output",
-        nargs="+",
-        action="extend",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="further files; the ending says the format",
-    )
-    output.add_argument(
-        "--json", action="store_true", help="print the record, one JSON document, and nothing else to stdout"
-    )
-    output.add_argument(
-        "--no-texts",
-        action="store_true",
-        help="store hashes and counts in place of references and transcripts",
-    )
-    output.add_argument(
-        "--results",
-        type=Path,
-        default=RESULTS,
-        metavar="FOLDER",
-        help="where runs are kept (default results)",
-    )
-    progress_shown = output.add_mutually_exclusive_group()
-    progress_shown.add_argument("--quiet", action="store_true", help="no progress")
-    progress_shown.add_argument(
-        "--log-format",
-        choices=["text", "json"],
-        default="text",
-        help="json: progress as one JSON object a line on stderr (default text)",
-    )
-    parser.set_defaults(func=run)
+    run_arguments.add_parser(subparsers, run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -214,6 +109,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         reasons = "\n".join(f"  {v}: {why}{f' ({fix})' if fix else ''}" for v, why, fix in unavailable)
         raise RunError(f"this machine can run none of the backends asked for:\n{reasons}")
     clips = corpus.load_clips(arguments.audio, arguments.manifest, language=arguments.language)
+    for name, value in arguments.where:
+        clips = _only(clips, name, value)
     model = _checkpoint(arguments)
     foreign = sorted({clip.language for clip in clips} - {"en"})
     if foreign and not model.is_multilingual:
@@ -269,6 +166,17 @@ def _variants(arguments: argparse.Namespace) -> tuple[list[Variant], list[tuple[
         except BackendUnavailable as error:
             unavailable.append((variant, error.reason, error.remedy))
     return usable, unavailable
+
+
+def _only(clips: list[Clip], name: str, value: str) -> list[Clip]:
+    def field(clip: Clip) -> str:
+        return clip.language if name == "lang" else str(clip.tags.get(name, "absent"))
+
+    kept = [clip for clip in clips if field(clip) == value]
+    if not kept:
+        there = ", ".join(sorted({field(clip) for clip in clips})[:20])
+        raise RunError(f"no clip has {name}={value}; their values of {name!r}: {there}")
+    return kept
 
 
 def _one_variant(text: str) -> Variant:
@@ -332,32 +240,3 @@ def _one_at_a_time() -> Iterator[None]:
         lock.write(json.dumps(os.getpid()))
         lock.flush()
         yield
-
-
-def at_least(least: int) -> Any:
-    """Return an argument type: an integer of at least `least`."""
-
-    def integer(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least} up, not {text}")
-        return int(text)
-
-    return integer
-
-
-def _wer(text: str) -> float:
-    value = positive(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    if value > 10:
-        raise argparse.ArgumentTypeError(f"is a fraction: {text} would let everything through; {text}%?")
-    return value
-
-
-def positive(text: str) -> float:
-    """Return the positive, finite number that an argument is."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number, not {text}")
-    return value

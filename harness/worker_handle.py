@@ -47,10 +47,18 @@ class WorkerError(Exception):
 class Worker:
     """One engine in one process, paused whenever it is not its turn."""
 
-    def __init__(self, variant: Variant, log_path: Path, threads: int, timeout_seconds: float):
+    def __init__(
+        self, variant: Variant, log_path: Path, threads: int, timeout_seconds: float, quote_log: bool = True
+    ):
+        """Start the process.
+
+        Args:
+            quote_log: may messages quote what the engine printed? It may have printed what it heard.
+        """
         self.variant = variant
         self.timeout_seconds = timeout_seconds
         self._log_path = log_path
+        self._quote_log = quote_log
         ours, theirs = socket.socketpair()
         environment = dict(os.environ, TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
         environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
@@ -144,7 +152,7 @@ class Worker:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
 
-    def log_tail(self, characters: int = 300) -> str:
+    def _last_words(self, characters: int = 300) -> str:
         """Return the last line the worker printed, empty when it printed nothing."""
         with contextlib.suppress(OSError):
             lines = self._log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -179,7 +187,7 @@ class Worker:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             return f"the worker closed its connection while {what}"
-        said = self.log_tail()
+        said = self._last_words() if self._quote_log else ""
         last_words = f"; it last printed: {said}" if said else ""
         if code >= 0:
             return f"the worker exited with code {code} while {what}{last_words}"

@@ -144,6 +144,7 @@ def test_failures_cost_the_others_nothing(broken: tuple[int, dict[str, Any]]) ->
         (["--model", "tiny.enn"], "tiny.en"),
         (["--manifest", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--normalizer", "whispr"], "whisper"),
+        (["--where", "lang=xx"], "no clip has lang=xx; their values of 'lang': en"),
         (["--results", "/proc/none"], "/proc/none"),
         (["--output", "report.docx"], "docx"),
     ],
@@ -162,6 +163,22 @@ def test_bad_input_is_one_clear_error(
     assert status == 2
     assert message in said
     assert "Traceback" not in said
+
+
+def test_where_selects_clips_by_a_manifest_field(
+    asrbench: Callable[..., int], spoken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = spoken / "styles.jsonl"
+    entries = [{"audio_filepath": "apples.wav", "text": "red apple white table", "style": "read"}]
+    entries += [{"audio_filepath": "bridge.wav", "text": "stone river north summer cloud", "style": "song"}]
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    try:
+        assert asrbench("--backends", "twin", "--rounds", "1", "--where", "style=song", clips=manifest) == 0
+        assert [clip["name"] for clip in latest(tmp_path)["clips"]] == ["bridge"]
+        assert asrbench("--backends", "twin", "--where", "style=opera", clips=manifest) == 2
+        assert "their values of 'style': read, song" in capsys.readouterr().err
+    finally:
+        manifest.unlink()
 
 
 def test_bad_clip_is_named_before_anything_runs(
