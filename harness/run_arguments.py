@@ -35,6 +35,7 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
     source.add_argument(
         "--audio",
         nargs="+",
+        action="extend",
         type=Path,
         default=[],
         metavar="PATH",

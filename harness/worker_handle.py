@@ -62,6 +62,8 @@ class Worker:
         ours, theirs = socket.socketpair()
         environment = dict(os.environ, TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
         environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+        # Intel's OpenMP lets idle threads spin for 200 ms by default: work after the call, to whoever looks.
+        environment.setdefault("KMP_BLOCKTIME", "10")
         # The root first: the worker must import this checkout whatever the user's folder holds.
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(PROJECT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]

@@ -72,7 +72,10 @@ def decoding(run: Run) -> str:
 
 def machine(run: Run) -> str:
     """The host in one line: what is known of it, names first."""
-    return ", ".join(_facts(run["host"])) or "unknown"
+    host = run["host"]
+    if "host_class" in host:  # it holds CPU, cores, GPU and memory
+        host = {name: host.get(name) for name in ("host_class", "gpu_driver", "os", "python", "container")}
+    return ", ".join(_facts(host)) or "unknown"
 
 
 def scoring(run: Run) -> str:
