@@ -32,9 +32,9 @@ from windows import Composer, Window
 BATCH = {6.0: 24, 15.0: 10, 30.0: 6}
 # Until this fraction of the training: how often each length is drawn
 STAGES = (
-    (0.35, {6.0: 1.0}),
-    (0.65, {6.0: 0.55, 15.0: 0.45}),
-    (0.85, {6.0: 0.30, 15.0: 0.25, 30.0: 0.45}),
+    (0.30, {6.0: 1.0}),
+    (0.55, {6.0: 0.5, 15.0: 0.5}),
+    (0.85, {6.0: 0.2, 15.0: 0.3, 30.0: 0.5}),
     (1.01, {30.0: 1.0}),
 )
 COLUMNS = ("step", "seconds", "length", "text", "phoneme", "guide", "accuracy")
@@ -53,7 +53,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder of the speech, the checkpoints and the curve (default: %(default)s)",
     )
     parser.add_argument(
-        "--steps", type=int, default=7000, help="length of the training (default: %(default)s)"
+        "--steps", type=int, default=6000, help="length of the training (default: %(default)s)"
     )
     parser.add_argument("--stop-after", type=int, help="stop at this step, to be resumed later")
     parser.add_argument(
@@ -118,7 +118,7 @@ def rate_at(step: int, args: argparse.Namespace) -> float:
 
 def teacher_weights(share: float) -> tuple[float, float]:
     """Weights of the phoneme and the attention loss: they carry the start and leave the end to the text."""
-    return 1.0 - 0.9 * min(1.0, share / 0.5), 0.3 * min(1.0, max(0.0, (0.7 - share) / 0.3))
+    return 1.0 - 0.9 * min(1.0, share / 0.5), 0.3 * min(1.0, max(0.0, (0.85 - share) / 0.3))
 
 
 def average_gradients(model: Nano, world: int) -> None:
@@ -170,8 +170,10 @@ def train(rank: int, world: int, args: argparse.Namespace, meeting: str) -> None
         collate_fn=None,
     )
     started, sums, curve = time.perf_counter() - clock, [], args.work / "curve.csv"
-    if rank == 0 and first == 0:
-        curve.write_text(",".join(COLUMNS) + "\n")
+    if rank == 0:
+        lines = curve.read_text().splitlines()[1:] if first else []
+        lines = [line for line in lines if int(line.split(",")[0]) <= first]  # those after it are made again
+        curve.write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
 
     def save(step: int) -> None:
         torch.save(
