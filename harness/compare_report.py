@@ -17,7 +17,13 @@ from harness.verdict import Row
 SCHEMA_VERSION = 1
 # History: 1 = first version.
 
-LABELS = {"regression": "REGRESSION", "better": "better", "same": "same", "new": "new"}
+LABELS = {
+    "regression": "REGRESSION",
+    "unclear": "unclear",
+    "better": "better",
+    "same": "same",
+    "new": "new",
+}
 
 
 def as_text(comparison: Comparison) -> str:
@@ -91,7 +97,8 @@ def as_junit(comparison: Comparison) -> str:
             said = [visible(reason) for reason in row.reasons]
             failure = ElementTree.SubElement(case, "failure", message=said[0], type="regression")
             failure.text = "\n".join(said)
-        told = [visible(text) for text in (_figures(row), *row.notes) if text]
+        others = row.reasons if row.verdict != "regression" else ()
+        told = [visible(text) for text in (_figures(row), *others, *row.notes) if text]
         if told:
             ElementTree.SubElement(case, "system-out").text = "\n".join(told)
     root = ElementTree.Element("testsuites")
@@ -114,8 +121,9 @@ def github_annotations(comparison: Comparison) -> Iterator[str]:
     for row in comparison.rows:
         if row.verdict == "regression":
             yield annotation("error", f"asrbench: {row.variant}", "\n".join(row.reasons))
-        if row.notes:
-            yield annotation("warning", f"asrbench: {row.variant}", "\n".join(row.notes))
+        told = [*(row.reasons if row.verdict == "unclear" else ()), *row.notes]
+        if told:
+            yield annotation("warning", f"asrbench: {row.variant}", "\n".join(told))
     for warning in comparison.warnings:
         yield annotation("warning", "asrbench", warning)
 
@@ -140,6 +148,9 @@ def _escape_property(text: str) -> str:
 def _headline(comparison: Comparison) -> str:
     count, bad = len(comparison.rows), len(comparison.regressed)
     verdict = f"{bad} of {count} backends regressed" if bad else f"none of {count} backends regressed"
+    unclear = sum(row.verdict == "unclear" for row in comparison.rows)
+    if unclear:
+        verdict += f", {unclear} unclear"
     return f"{comparison.new_run} against {comparison.base_run}, {comparison.clips} clips: {verdict}"
 
 

@@ -29,8 +29,9 @@ class Row:
     """The verdict on one variant.
 
     Attributes:
-        verdict: "regression", "better", "same" or "new" (not in BASE).
-        reasons: why it is a regression, or better.
+        verdict: "regression", "better", "same", "unclear" (it may be slower: too few rounds, or times that
+            vary too much to see) or "new" (not in BASE).
+        reasons: why it is a regression, better or unclear.
         notes: what else a reader should know.
         texts, words, time: None where there was nothing to compare.
     """
@@ -71,10 +72,22 @@ def judge(
         remarks.notes.append("its time was not compared: no clip was answered in every round of both runs")
     else:
         _judge_time(time, limits, all_slower, remarks)
+    verdict, reasons = next(
+        (name, said)
+        for name, said in (
+            ("regression", remarks.worse),
+            ("better", remarks.better),
+            ("unclear", remarks.unclear),
+            ("same", []),
+        )
+        if said or name == "same"
+    )
+    if verdict != "unclear":
+        remarks.notes += remarks.unclear
     return Row(
         new["variant"],
-        "regression" if remarks.worse else "better" if remarks.better else "same",
-        reasons=tuple(remarks.worse or remarks.better),
+        verdict,
+        reasons=tuple(reasons),
         notes=tuple(remarks.notes),
         texts=texts,
         words=words,
@@ -86,6 +99,7 @@ def judge(
 class _Remarks:
     worse: list[str] = field(default_factory=list)
     better: list[str] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -155,12 +169,18 @@ def _judge_time(time: TimeChange, limits: Limits, all_slower: bool, remarks: _Re
     elif faster and clear:
         remarks.better.append(f"takes {said}")
     elif slower or faster:
-        remarks.notes.append(f"seems to take {said}, but that is not clear at alpha {limits.alpha:g}")
+        doubtful = remarks.unclear if slower else remarks.notes
+        doubtful.append(f"seems to take {said}, but that is not clear at alpha {limits.alpha:g}")
     if time.smallest_p_value >= limits.alpha:
-        remarks.notes.append(
+        remarks.unclear.append(
             f"too few rounds to call anything slower: {time.base_rounds} and {time.new_rounds} give at best "
             f"p = {time.smallest_p_value:.2g}, not below {limits.alpha:g}; "
             f"run both with --rounds {rank_test.rounds_needed(limits.alpha)} or more"
+        )
+    elif time.interval is not None and time.interval[1] / time.ratio > 1 + 2 * (limits.max_slowdown - 1):
+        remarks.unclear.append(
+            f"its times vary so much that {time.interval[1]:.2f} times as long would not have been seen; "
+            "measure on a quieter machine, or with more rounds"
         )
     if time.new_spikes > time.base_spikes + SPIKES_RISE:
         remarks.notes.append(

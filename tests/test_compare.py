@@ -52,7 +52,6 @@ def measured(
 def finished(run: Run) -> Run:
     score.score(run, "none", replicates=200)
     gate.judge(run)
-    record.validate(run)
     return run
 
 
@@ -169,7 +168,8 @@ def test_too_few_rounds_are_said_and_never_fail() -> None:
         measured(rounds=5, seed=2, slower={SECOND: 3.0}), measured(rounds=5, seed=1), max_shared_slowdown=9
     )
     assert not found.regressed
-    (seems, few) = row(found).notes
+    assert row(found).verdict == "unclear"
+    (seems, few) = row(found).reasons
     assert "not clear" in seems
     assert "5 and 5 give at best p = 0.0079" in few
     assert "--rounds 7" in few
@@ -213,7 +213,7 @@ def test_comparisons_of_like_runs_are_quiet_and_of_unlike_ones_loud() -> None:
     rng = np.random.default_rng(7)
     base = measured(seed=1)
     alarms = misses = 0
-    for seed in range(25):
+    for seed in range(15):
         for slowdown in (1.0, 1.1):
             new = measured(seed=seed + 100, machine=float(rng.lognormal(0, 0.03)))
             drift = np.exp(np.cumsum(rng.normal(0, 0.01, 7)))
@@ -227,6 +227,16 @@ def test_comparisons_of_like_runs_are_quiet_and_of_unlike_ones_loud() -> None:
             misses += slowdown > 1.0 and regressed != [THIRD]
     assert alarms == 0
     assert misses <= 1
+
+
+def test_times_that_vary_too_much_are_not_called_the_same() -> None:
+    new = measured(seed=2)
+    for sample in result_of(new, SECOND)["samples"]:
+        sample["wall_seconds"] *= (0.7, 1.4, 0.8, 1.2, 0.6, 1.3, 1.0)[sample["round"]]
+    found = against(new)
+    assert row(found).verdict == "unclear"
+    assert "would not have been seen" in row(found).reasons[0]
+    assert not found.regressed
 
 
 def test_smallest_p_values_of_few_rounds() -> None:
