@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -32,19 +31,18 @@ def measured(
     slower: dict[str, float] | None = None,
     answers: dict[str, Sequence[str | None]] | None = None,
     machine: float = 1.0,
-    **more: Any,
+    clips: int = len(REFERENCES),
 ) -> Run:
     """Return a scored and judged run in which every backend answers right unless told otherwise."""
     pace = {name: machine * SECONDS[name] * (slower or {}).get(name, 1.0) for name in variants}
     run = make_run(
         variants,
-        REFERENCES,
+        REFERENCES[:clips],
         rounds=rounds,
-        texts={name: (answers or {}).get(name, REFERENCES) for name in variants},
+        texts={name: (answers or {}).get(name, REFERENCES)[:clips] for name in variants},
         seconds_per_audio_second=pace,
-        audio_seconds=[5.0] * len(REFERENCES),
+        audio_seconds=[5.0] * clips,
         seed=seed,
-        **more,
     )
     return finished(run)
 
@@ -471,14 +469,14 @@ Store = Callable[[str, Run], str]
 
 
 def test_exit_codes(stored: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    base = stored("base.json", measured(seed=1))
-    assert cli.main(["compare", base, stored("same.json", measured(seed=2))]) == 0
+    base = stored("base.json", measured(clips=3, seed=1))
+    assert cli.main(["compare", base, stored("same.json", measured(clips=3, seed=2))]) == 0
     assert "none of 3 backends regressed" in capsys.readouterr().out
-    slow = stored("slow.json", measured(seed=2, slower={SECOND: 1.15}))
+    slow = stored("slow.json", measured(clips=3, seed=2, slower={SECOND: 1.15}))
     assert cli.main(["compare", base, slow]) == 1
     assert f"REGRESSION  {SECOND}" in capsys.readouterr().out
     assert cli.main(["compare", base, slow, "--max-slowdown", "1.3"]) == 0
-    other = measured(seed=2)
+    other = measured(clips=3, seed=2)
     change_checkpoint(other)
     capsys.readouterr()
     assert cli.main(["compare", base, stored("other.json", other)]) == 2
@@ -489,7 +487,7 @@ def test_exit_codes(stored: Store, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bad_arguments_are_refused(stored: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = stored("base.json", measured(seed=1))
+    base = stored("base.json", measured(clips=3, seed=1))
     assert cli.main(["compare", base, base, "--allow", "weather"]) == 2
     assert "checkpoint, audio, settings, host, normalizer" in capsys.readouterr().err
     assert cli.main(["compare", base, str(tmp_path / "absent.json")]) == 2
@@ -504,7 +502,10 @@ def test_bad_arguments_are_refused(stored: Store, tmp_path: Path, capsys: pytest
 def test_output_is_written_in_the_format_of_its_ending(
     stored: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base, new = stored("base.json", measured(seed=1)), stored("new.json", measured(seed=2, slower={FIRST: 2}))
+    base, new = (
+        stored("base.json", measured(clips=3, seed=1)),
+        stored("new.json", measured(clips=3, seed=2, slower={FIRST: 2})),
+    )
     for name, start in (("r.md", "## asrbench"), ("r.json", "{"), ("r.xml", "<testsuites>")):
         assert cli.main(["compare", base, new, "--output", str(tmp_path / name)]) == 1
         assert (tmp_path / name).read_text().startswith(start)
@@ -517,8 +518,8 @@ def test_json_on_stdout_is_one_document(
     stored: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    base = stored("base.json", measured(seed=1))
-    new = stored("new.json", measured(seed=2, slower={SECOND: 1.2}))
+    base = stored("base.json", measured(clips=3, seed=1))
+    new = stored("new.json", measured(clips=3, seed=2, slower={SECOND: 1.2}))
     assert cli.main(["compare", base, new, "--format", "json"]) == 1
     captured = capsys.readouterr()
     document = json.loads(captured.out)
@@ -531,8 +532,8 @@ def test_json_on_stdout_is_one_document(
 def test_annotations_appear_on_github_only(
     stored: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = stored("base.json", measured(seed=1))
-    new = stored("new.json", measured(seed=2, slower={SECOND: 1.2}))
+    base = stored("base.json", measured(clips=3, seed=1))
+    new = stored("new.json", measured(clips=3, seed=2, slower={SECOND: 1.2}))
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     cli.main(["compare", base, new])
     assert "::error" not in capsys.readouterr().out
@@ -540,7 +541,7 @@ def test_annotations_appear_on_github_only(
     cli.main(["compare", base, new])
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("::error ") for line in lines) == 1
-    other = measured(seed=2)
+    other = measured(clips=3, seed=2)
     change_host(other)
     assert cli.main(["compare", base, stored("other.json", other)]) == 2
     (line,) = capsys.readouterr().out.splitlines()
