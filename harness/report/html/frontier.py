@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ABOVE = 11.0  # points: where a name goes if it can; beside its point the interval would strike it through
 LABELLED = 10  # more points than this cannot all have their name beside them
 
 
@@ -112,8 +113,10 @@ def _label(
     line_points, pixels_a_point = 11.0, figure.dpi / 72
     taken: list[tuple[float, float, float]] = []  # left, right, y in points
     for _, row in drawn:
-        x, y = axes.transData.transform((row["rtfx"], min(row["wer_percent"], top))) / pixels_a_point
-        taken.append((x - 6, x + 6, y))
+        ends = (row["rtfx_low"] or row["rtfx"], row["rtfx"], row["rtfx_high"] or row["rtfx"])
+        low, x, high = (axes.transData.transform((end, 0))[0] / pixels_a_point for end in ends)
+        y = axes.transData.transform((1, min(row["wer_percent"], top)))[1] / pixels_a_point
+        taken.append((min(low, x - 6), max(high, x + 6), y))
     for _, row in named:
         place = (row["rtfx"], min(row["wer_percent"], top))
         beyond = f" {row['wer_percent']:.0f} %" if row["wer_percent"] > top else ""
@@ -122,7 +125,7 @@ def _label(
         width = 5.2 * len(text)
         is_left = x + 9 + width > axes.bbox.x1 / pixels_a_point + 4
         start = x - 9 - width if is_left else x + 9
-        shifts = sorted((n * line_points / 2 for n in range(-6, 7)), key=abs)
+        shifts = sorted((n * line_points / 2 for n in range(-6, 7)), key=lambda shift: abs(shift - ABOVE))
         free = [
             shift
             for shift in shifts

@@ -180,7 +180,7 @@
     return made;
   };
   const space = (height) => {
-    const made = element("tr", { className: "space" }, element("td", { colSpan: KEYS.length + 2 }));
+    const made = element("tr", { className: "space" }, element("td"));
     made.setAttribute("aria-hidden", "true");
     made.style.height = `${height}px`;
     return made;
