@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,32 @@ from pathlib import Path
 from backends.base import BackendUnavailable
 
 CUDA_TORCH = "install a CUDA build of PyTorch (https://pytorch.org/get-started/locally)"
+
+
+CUDA_12_LIBRARIES = (  # of the packages nvidia-cublas-cu12 and nvidia-cudnn-cu12, each before what needs it
+    ("nvidia.cublas", "libcublasLt.so.12"),
+    ("nvidia.cublas", "libcublas.so.12"),
+    ("nvidia.cudnn", "libcudnn.so.9"),
+)
+
+
+def load_cuda_12_libraries() -> list[Path]:
+    """Load CUDA 12's libraries where Python packages brought them; return the files.
+
+    CTranslate2 opens them by name, which finds system-wide ones only, or one that is loaded already.
+    """
+    loaded = []
+    for package, name in CUDA_12_LIBRARIES:
+        try:
+            spec = find_spec(package)
+        except ImportError:
+            continue
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            path = Path(place) / "lib" / name
+            if path.exists():
+                ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+                loaded.append(path)
+    return loaded
 
 
 def require_package(module: str, distribution: str) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
 from backends.ctranslate2_model import convert
 from backends.decoding import WINDOW_SAMPLES, require_honourable, require_language, suppressed_tokens
-from backends.devices import require_nvidia_gpu, require_package
+from backends.devices import load_cuda_12_libraries, require_nvidia_gpu, require_package
 from backends.stages import StageClock
 
 
@@ -84,6 +84,8 @@ class FasterWhisper:
         """
         require_honourable(checkpoint, settings)
         folder = convert(checkpoint)
+        if device == "cuda":
+            load_cuda_12_libraries()
         from faster_whisper import WhisperModel
 
         try:
@@ -98,7 +100,7 @@ class FasterWhisper:
         except (ValueError, RuntimeError) as error:
             raise BackendUnavailable(
                 f"CTranslate2 cannot run {precision} on {device}: {str(error).splitlines()[0]}",
-                "install CUDA 12's cuBLAS and cuDNN 9 where it finds them" if device == "cuda" else None,
+                "pip install nvidia-cublas-cu12 nvidia-cudnn-cu12" if device == "cuda" else None,
             ) from error
         computed = model.model.compute_type
         if computed not in (precision, f"{precision}_float32"):  # int8 keeps other layers in float32

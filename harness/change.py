@@ -158,14 +158,16 @@ def rounds(base: Result, new: Result, clips: Sequence[str]) -> Rounds | None:
     ]
     if not usable or not all(numbers):
         return None
-    cut, uncut, spikes = [], [], []
+    cut: list[dict[int, float]] = []
+    uncut: list[dict[int, float]] = []
+    spikes: list[float] = []
     for walls, present in zip((before, after), numbers, strict=True):
         seconds = np.array([[walls[number, clip] for clip in usable] for number in present])
         ceiling = SPIKE * np.median(seconds, axis=0)
         for logs, values in ((cut, np.minimum(seconds, ceiling)), (uncut, seconds)):
             logs.append(dict(zip(present, np.log(values.sum(axis=1)).tolist(), strict=True)))
         spikes.append(float(np.mean(seconds > ceiling)))
-    return Rounds(*cut, *uncut, *spikes)
+    return Rounds(cut[0], cut[1], uncut[0], uncut[1], spikes[0], spikes[1])
 
 
 def compare_times(own: Rounds, others: Mapping[str, Rounds], stages: Mapping[str, float]) -> TimeChange:

@@ -101,3 +101,26 @@ def test_a_cpu_build_of_torch_is_told_by_its_version_file(
     assert "pytorch.org" in refused.value.remedy
     (tmp_path / "version.py").write_text("__version__ = '2.9.0'\ncuda: Optional[str] = '12.8'\nhip = None\n")
     devices.require_cuda_torch()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/self/maps, which Linux has")
+def test_libraries_of_cuda_packages_are_loaded_from_where_they_lie(tmp_path: Path) -> None:
+    import _soundfile_data
+
+    (real,) = Path(_soundfile_data.__file__).parent.glob("*.so")  # any shared library does
+    folder = tmp_path / "nvidia" / "cublas" / "lib"
+    folder.mkdir(parents=True)
+    (folder / "libcublas.so.12").write_bytes(real.read_bytes())
+    code = (
+        "from backends.devices import load_cuda_12_libraries as load;"
+        "print(*load(), sep='\\n'); print('libcublas.so.12' in open('/proc/self/maps').read())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [str(folder / "libcublas.so.12"), "True"]
