@@ -65,6 +65,7 @@ class Race:
     lanes: Sequence[Lane]
     absent: Sequence[str]  # variants that this machine could not run, with why
     facts: Sequence[str]  # model, decoding and machine: no speed without them
+    warnings: Sequence[str]  # what may have disturbed the times
 
     @property
     def seconds(self) -> float:
@@ -119,6 +120,7 @@ def race(run: Run, clip: str | None = None) -> Race:
         lanes=sorted(lanes, key=lambda lane: lane.seconds is None),
         absent=absent,
         facts=(context.model(run), context.decoding(run), context.machine(run)),
+        warnings=context.warnings(run),
     )
 
 
@@ -193,6 +195,7 @@ def _head(shown: Race, speed: float, console: Console) -> list[Text]:
 
 def _foot(shown: Race, console: Console) -> list[Text]:
     lines = [_text(f"not on this machine: {text}", console, "dim") for text in shown.absent]
+    lines += [_text(f"Warning: {text}", console, "yellow") for text in shown.warnings]
     if shown.reference is not None:
         said = f"what is said: {shown.reference or '(nothing)'}"
         lines = [Text(""), _text(said, console), *lines]

@@ -32,6 +32,7 @@ def run() -> Run:
     for variant, seconds in ((REFERENCE, 2.0), (OTHER, 1.0), (SHORT, 0.5)):
         for sample, factor in zip(result_of(made, variant)["samples"][::2], (1.5, 1.0, 0.5), strict=True):
             sample["wall_seconds"] = seconds * factor
+    made["warnings"] = ["other programs were busy"]
     add_unavailable(made, "absent@cuda/float16", "no CUDA device")
     score.score(made, "none", replicates=20)
     gate.judge(made)
@@ -79,6 +80,7 @@ def test_text_appears_with_time_and_figures_at_the_end(run: Run) -> None:
     assert finished[-5:] == ["2.00", "5.00", "0.00", "rank", "2"]
     assert "measured alone, one after the other" in start
     assert "at true speed" in start
+    assert "Warning: other programs were busy" in start
     for fact in ("tiny.en", "greedy", "Imaginary 9000"):
         assert fact in start
 
