@@ -241,6 +241,7 @@ def _run(rounds: int, results: Mapping[str, dict[str, Any]]) -> Run:
             {"name": _clip_name(i), "sha256": "0" * 64, "language": "en", "reference_sha256": None}
             for i in range(CLIPS)
         ],
+        "rounds": [],
         "warnings": [],
         "results": list(results.values()),
     }

@@ -20,6 +20,8 @@ from harness.verdict import Limits, Row, judge
 
 Result = dict[str, Any]
 
+BUSY_FRACTION = 0.10  # of all cores, used by other programs: beyond it the clock alone proves nothing
+
 
 class NotComparable(AsrbenchError):
     """The two runs did not do the same; the message lists what differs and how to go on all the same."""
@@ -74,7 +76,7 @@ def compare(base: Run, new: Run, limits: Limits, allow: Sequence[str] = ()) -> C
     if not clips or not working:
         lacking = "no clip in common" if working else "no backend that worked in BASE"
         raise NotComparable(f"the runs {base['run_id']} and {new['run_id']} have {lacking}")
-    rows = tuple(_rows(before, after, clips, limits))
+    rows = tuple(_rows(before, after, clips, limits, _busy(new)))
     return Comparison(
         base_run=base["run_id"],
         new_run=new["run_id"],
@@ -96,7 +98,11 @@ def _by_variant(run: Run) -> dict[str, Result]:
 
 
 def _rows(
-    before: Mapping[str, Result], after: Mapping[str, Result], clips: Sequence[str], limits: Limits
+    before: Mapping[str, Result],
+    after: Mapping[str, Result],
+    clips: Sequence[str],
+    limits: Limits,
+    busy: float | None,
 ) -> Iterator[Row]:
     both = [name for name in before if _works(before[name]) and name in after and _works(after[name])]
     texts = {name: change.compare_texts(before[name], after[name], clips) for name in both}
@@ -125,6 +131,7 @@ def _rows(
                 time=times.get(name),
                 limits=limits,
                 all_slower=all_slower,
+                busy=busy,
             )
         elif _works(result):
             yield Row(name, "regression", (_lost(after.get(name)),))
@@ -135,6 +142,12 @@ def _rows(
     for name, result in after.items():
         if name not in before:
             yield Row(name, "new", (), ("not in BASE: nothing to compare with",) if _works(result) else ())
+
+
+def _busy(run: Run) -> float | None:
+    """Return the share of the processor that other programs used meanwhile, None where it was little."""
+    shares = [r["foreign_cpu_fraction"] for r in run["rounds"] if r["foreign_cpu_fraction"] is not None]
+    return statistics.median(shares) if shares and statistics.median(shares) > BUSY_FRACTION else None
 
 
 def _all_slower(times: Sequence[TimeChange], limits: Limits) -> bool:

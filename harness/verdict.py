@@ -54,6 +54,7 @@ def judge(
     time: TimeChange | None,
     limits: Limits,
     all_slower: bool,
+    busy: float | None,
 ) -> Row:
     """Return the verdict on a variant that worked in both runs.
 
@@ -62,6 +63,7 @@ def judge(
         texts, words, time: what changed; see harness/change.py.
         limits: what still passes.
         all_slower: every backend is slower by the clock than all together may be.
+        busy: the share of the processor that other programs used in NEW, where that was much.
     """
     remarks = _Remarks()
     _judge_gate(base["gate"], new["gate"], remarks)
@@ -71,7 +73,7 @@ def judge(
     if time is None:
         remarks.notes.append("its time was not compared: no clip was answered in every round of both runs")
     else:
-        _judge_time(time, limits, all_slower, remarks)
+        _judge_time(time, limits, all_slower, busy, remarks)
     verdict, reasons = next(
         (name, said)
         for name, said in (
@@ -142,29 +144,34 @@ def _judge_words(words: WordChange, texts: TextChange, limits: Limits, remarks: 
         remarks.notes.append(f"{said}; its texts differ between rounds, so this may be chance")
 
 
-def _judge_time(time: TimeChange, limits: Limits, all_slower: bool, remarks: _Remarks) -> None:
+def _judge_time(
+    time: TimeChange, limits: Limits, all_slower: bool, busy: float | None, remarks: _Remarks
+) -> None:
     said = _time_in_words(time)
     clear = time.p_value < limits.alpha
     # What takes no longer by the clock is not called slower because its neighbours became faster.
     half = 1 + (limits.max_slowdown - 1) / 2
     slower = time.ratio > limits.max_slowdown and time.clock_ratio > half
     faster = time.ratio < 1 / limits.max_slowdown and time.clock_ratio < 1 / half
+    uncut_slower = time.uncut_ratio > limits.max_slowdown and time.uncut_clock_ratio > half
+    # Beside other programs the clock alone proves nothing; against other backends it still does.
+    excuse = "" if busy is None else f", while other programs used {busy:.0%} of the processor"
+    by_clock = remarks.worse if busy is None else remarks.unclear
+    judged = by_clock if time.machine is None else remarks.worse
     if slower and clear:
-        remarks.worse.append(f"takes {said}; allowed: {limits.max_slowdown:.2f}")
-    elif (
-        time.uncut_ratio > limits.max_slowdown
-        and time.uncut_clock_ratio > half
-        and time.uncut_p_value < limits.alpha
-    ):
-        remarks.worse.append(
+        judged.append(
+            f"takes {said}{excuse if time.machine is None else ''}; allowed: {limits.max_slowdown:.2f}"
+        )
+    elif uncut_slower and time.uncut_p_value < limits.alpha:
+        judged.append(
             f"takes {time.uncut_ratio:.2f} times as long in all (p = {time.uncut_p_value:.2g}) because of "
             f"calls far above their clip's median; allowed: {limits.max_slowdown:.2f}"
         )
     elif all_slower:
-        remarks.worse.append(
-            f"takes {time.clock_ratio:.2f} times as long by the clock, and every other backend is slower too "
-            f"(allowed for all together: {limits.max_shared_slowdown:.2f}): the machine became slower, or "
-            "something they share did"
+        by_clock.append(
+            f"takes {time.clock_ratio:.2f} times as long by the clock, and every other backend is slower too"
+            f"{excuse} (allowed for all together: {limits.max_shared_slowdown:.2f}): the machine became "
+            "slower, or something they share did"
         )
     elif faster and clear:
         remarks.better.append(f"takes {said}")

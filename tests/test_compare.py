@@ -115,6 +115,26 @@ def test_all_backends_much_slower_at_once_is_a_regression() -> None:
     assert "something they share" in row(found).reasons[0]
 
 
+def busy(run: Run, fraction: float = 0.8) -> Run:
+    for entry in run["rounds"]:
+        entry["foreign_cpu_fraction"] = fraction
+    return run
+
+
+def test_what_other_programs_may_have_slowed_is_unclear() -> None:
+    """Really seen: on a crowded machine every backend took 3.9 times as long as in BASE."""
+    found = against(busy(measured(seed=2, machine=3.9)))
+    assert [row.verdict for row in found.rows] == ["unclear"] * 3
+    assert "other programs used 80% of the processor" in row(found).reasons[0]
+    base, new = measured((FIRST,), seed=1), busy(measured((FIRST,), seed=2, slower={FIRST: 1.5}))
+    assert [row.verdict for row in compare(base, new, Limits()).rows] == ["unclear"]
+
+
+def test_what_became_slower_than_the_others_is_so_on_a_busy_machine_too() -> None:
+    found = against(busy(measured(seed=2, machine=2.0, slower={SECOND: 1.2})))
+    assert [row.variant for row in found.regressed] == [SECOND]
+
+
 def test_faster_neighbour_makes_nobody_slower() -> None:
     base = measured((FIRST, SECOND), seed=1)
     found = against(measured((FIRST, SECOND), seed=2, slower={FIRST: 0.7}), base)
