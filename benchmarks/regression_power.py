@@ -3,6 +3,7 @@
     python benchmarks/regression_power.py                        # print the tables of docs/regression.md
     python benchmarks/regression_power.py --write docs/regression.md
     python benchmarks/regression_power.py --runs results/2026*   # like runs, really measured
+    python benchmarks/regression_power.py --runs A B C --slowed D E F   # D, E, F: with something slowed
 
 Every comparison goes through `harness.compare.compare`, as the command does.
 """
@@ -10,7 +11,6 @@ Every comparison goes through `harness.compare.compare`, as the command does.
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from backends.base import Settings
-from harness import record, word_errors
+from harness import record
 from harness.compare import compare
 from harness.record import Run, text_sha256
 from harness.verdict import Limits
@@ -68,18 +68,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--comparisons", type=int, default=COMPARISONS, metavar="N")
-    parser.add_argument(
-        "--runs", type=Path, nargs="+", metavar="RUN", help="like runs: compare each with each"
-    )
+    parser.add_argument("--runs", type=Path, nargs="+", metavar="RUN", help="like runs")
+    parser.add_argument("--slowed", type=Path, nargs="+", metavar="RUN", help="compare --runs with these")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables between its markers")
     arguments = parser.parse_args()
     if arguments.runs:
-        tables = {"real": real_table([record.read(path) for path in arguments.runs])}
-    else:
-        tables = {
-            "time": time_table(arguments.comparisons),
-            "words": words_table(arguments.comparisons),
-        }
+        runs = [record.read(path) for path in arguments.runs]
+        slowed = [record.read(path) for path in arguments.slowed or ()]
+        print(real_table(runs, slowed, arguments.comparisons))
+        return
+    tables = {"time": time_table(arguments.comparisons), "words": words_table(arguments.comparisons)}
     for name, table in tables.items():
         print(table)
         if arguments.write:
@@ -198,29 +196,50 @@ def _worded(wrong: np.ndarray) -> Run:
 # Real runs
 
 
-def real_table(runs: Sequence[Run]) -> str:
-    """Every ordered pair of like runs, as it is and with each backend in turn made slower."""
-    lines = ["| planted in | slowdown | comparisons | called a regression |", "|---|---|---|---|"]
-    pairs = list(itertools.permutations(runs, 2))
-    quiet = sum(bool(compare(base, new, Limits()).regressed) for base, new in pairs)
-    lines.append(f"| nothing | none | {len(pairs)} | {quiet / len(pairs):.1%} |")
-    for variant in [result["variant"] for result in runs[0]["results"] if result["status"] == "ok"]:
-        for slowdown in (1.1, 1.15, 1.25):
-            planted = {id(run): _slowed(run, variant, slowdown) for run in runs}
-            found = sum(
-                variant in [row.variant for row in compare(base, planted[id(new)], Limits()).regressed]
-                for base, new in pairs
-            )
-            lines.append(f"| {variant} | {slowdown} | {len(pairs)} | {found / len(pairs):.1%} |")
+def real_table(runs: Sequence[Run], slowed: Sequence[Run], comparisons: int) -> str:
+    """Verdicts by variant: each run with each other, rounds drawn anew, each run with each slowed one."""
+    rng = np.random.default_rng(0)
+    kinds = {
+        "each with each": list(itertools.permutations(runs, 2)),
+        "rounds drawn anew": [_redrawn(rng, runs) for _ in range(comparisons)],
+        "each with each slowed": list(itertools.product(runs, slowed)),
+    }
+    lines = [
+        "| compared | backend | comparisons | regression | unclear | same or better |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, pairs in kinds.items():
+        found: dict[str, list[str]] = {}
+        for base, new in pairs:
+            for row in compare(base, new, Limits()).rows:
+                if row.time is not None:
+                    found.setdefault(row.variant, []).append(row.verdict)
+        for variant, verdicts in found.items():
+            bad, unclear = (verdicts.count(v) for v in ("regression", "unclear"))
+            good = len(verdicts) - bad - unclear
+            lines.append(f"| {kind} | {variant} | {len(verdicts)} | {bad} | {unclear} | {good} |")
     return "\n".join(lines) + "\n"
 
 
-def _slowed(run: Run, variant: str, slowdown: float) -> Run:
-    run = copy.deepcopy(run)
-    for sample in _of(run, variant)["samples"]:
-        if word_errors.is_answered(sample):
-            sample["wall_seconds"] *= slowdown
-    return run
+def _redrawn(rng: np.random.Generator, runs: Sequence[Run]) -> tuple[Run, Run]:
+    """Return two runs made of rounds drawn from all of them, none twice."""
+    rounds = runs[0]["settings"]["rounds"]
+    pool = [(i, entry["round"]) for i, run in enumerate(runs) for entry in run["rounds"]]
+    drawn = [pool[i] for i in rng.choice(len(pool), 2 * rounds, replace=False)]
+    return _of_rounds(runs, drawn[:rounds]), _of_rounds(runs, drawn[rounds:])
+
+
+def _of_rounds(runs: Sequence[Run], drawn: Sequence[tuple[int, int]]) -> Run:
+    results = []
+    for result in runs[0]["results"]:
+        samples = [
+            {**sample, "round": place}
+            for place, (i, number) in enumerate(drawn)
+            for sample in _of(runs[i], result["variant"])["samples"]
+            if sample["round"] == number
+        ]
+        results.append({**result, "samples": samples})
+    return {**runs[0], "results": results}
 
 
 # Records: no more than `compare` reads
