@@ -258,6 +258,7 @@ def test_the_default_is_tiny_en_where_it_is(weights: Path, model: Path) -> None:
 def test_without_a_connection_the_default_is_what_is_shipped(
     weights: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(checkpoint, "SHIPPED_FOLDER", tmp_path / "nothing")
     write_fake_checkpoint(weights / "b.pt")
     write_fake_checkpoint(weights / "a.pt", seed=1)
     found, line = checkpoint.default_model()
@@ -272,7 +273,10 @@ def test_without_a_connection_the_default_is_what_is_shipped(
 
 
 @pytest.mark.usefixtures("openai")
-def test_with_no_model_at_all_the_error_says_what_to_do() -> None:
+def test_with_no_model_at_all_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "SHIPPED_FOLDER", tmp_path / "nothing")
     with pytest.raises(CheckpointError, match=r"weights fetch tiny.en.*--model.*ASRBENCH_WEIGHTS"):
         checkpoint.default_model()
 

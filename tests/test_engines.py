@@ -43,7 +43,7 @@ def conversions_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def conversions(conversions_folder: Path, own_machine_state: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def conversions(conversions_folder: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the tests here share their conversions."""
     monkeypatch.setenv("ASRBENCH_CACHE", str(conversions_folder))
 

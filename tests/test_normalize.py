@@ -66,6 +66,7 @@ def test_identity_names_the_release():
 def test_another_package_called_whisper_is_not_mistaken_for_it(tmp_path, monkeypatch):
     (tmp_path / "whisper.py").write_text("")  # such as Graphite's database
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "whisper", raising=False)  # other tests run the engine in this process
     with pytest.raises(normalize.NormalizerError, match=r"another one.*pip install"):
         normalize.identify("whisper")
 
