@@ -118,9 +118,9 @@ def _doubts(run: Run) -> Iterator[str]:
             f"it has {run['settings']['rounds']} rounds: with fewer than {needed} "
             "`asrbench compare` cannot call anything slower"
         )
-    unranked = [result["variant"] for result in run["results"] if not result["gate"]["ranked"]]
-    if unranked:
-        yield f"not ranked in it: {', '.join(unranked)}"
+    for result in run["results"]:
+        if result["status"] == "ok" and not result["gate"]["ranked"]:
+            yield f"{result['variant']} is not ranked in it: {'; '.join(result['gate']['reasons'])}"
     yield from run["warnings"]
 
 

@@ -49,8 +49,8 @@ def as_markdown(comparison: Comparison) -> str:
         "",
         markdown(_headline(comparison)),
         "",
-        "| backend | verdict | WER | change, points (95 %) | time ratio (95 %) | p | texts changed |",
-        "|---|---|---|---|---|---|---|",
+        "| backend | verdict | WER | change, points (95 %) | time ratio (95 %) | by the clock | p | texts changed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in comparison.rows:
         label = f"**{row.verdict}**" if row.verdict == "regression" else row.verdict
@@ -161,12 +161,13 @@ def _figures(row: Row) -> str:
     if row.time is not None:
         interval = row.time.interval
         spread = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
-        figures.append(f"time x {row.time.ratio:.3f}{spread}")
+        by_clock = "" if row.time.machine is None else f", {row.time.clock_ratio:.3f} by the clock"
+        figures.append(f"time x {row.time.ratio:.3f}{spread}{by_clock}")
     return ", ".join(figures)
 
 
 def _cells(row: Row) -> list[str]:
-    wer = change = ratio = p_value = texts = ""
+    wer = change = ratio = clock = p_value = texts = ""
     if row.words is not None:
         wer = f"{row.words.base:.2%} → {row.words.new:.2%}"
         change = f"{100 * row.words.difference:+.2f}"
@@ -177,10 +178,11 @@ def _cells(row: Row) -> list[str]:
         ratio = f"{row.time.ratio:.3f}"
         if row.time.interval is not None:
             ratio += f" ({row.time.interval[0]:.3f} to {row.time.interval[1]:.3f})"
+        clock = f"{row.time.clock_ratio:.3f}"
         p_value = f"{row.time.p_value:.2g}"
     if row.texts is not None:
         texts = f"{len(row.texts.changed)} of {row.texts.compared}"
-    return [wer, change, ratio, p_value, texts]
+    return [wer, change, ratio, clock, p_value, texts]
 
 
 def _remarks(comparison: Comparison) -> Iterator[str]:

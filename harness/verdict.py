@@ -186,8 +186,8 @@ def _judge_time(
         )
     elif time.interval is not None and time.interval[1] / time.ratio > 1 + 2 * (limits.max_slowdown - 1):
         remarks.unclear.append(
-            f"its times vary so much that {time.interval[1]:.2f} times as long would not have been seen; "
-            "measure on a quieter machine, or with more rounds"
+            f"its times vary so much that a slowdown of {time.interval[1] / time.ratio - 1:.0%} might not "
+            "have been seen; measure on a quieter machine, or with more rounds"
         )
     if time.new_spikes > time.base_spikes + SPIKES_RISE:
         remarks.notes.append(
