@@ -49,7 +49,8 @@ def as_markdown(comparison: Comparison) -> str:
         "",
         markdown(_headline(comparison)),
         "",
-        "| backend | verdict | WER | change, points (95 %) | time ratio (95 %) | by the clock | p | texts changed |",
+        "| backend | verdict | WER | change, points (95 %) "
+        "| time ratio (95 %) | by the clock | p | texts changed |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in comparison.rows:

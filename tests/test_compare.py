@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -255,6 +258,25 @@ def test_times_that_vary_too_much_are_not_called_the_same() -> None:
     assert row(found).verdict == "unclear"
     assert "might not have been seen" in row(found).reasons[0]
     assert not found.regressed
+
+
+def test_tables_of_the_docs_are_those_of_the_script(tmp_path: Path) -> None:
+    """The figures take minutes to make again; that the script runs and makes these very rows does not."""
+    root = Path(__file__).parent.parent
+    docs = tmp_path / "regression.md"
+    docs.write_text((root / "docs" / "regression.md").read_text())
+    script = root / "benchmarks" / "regression_power.py"
+    subprocess.run(
+        [sys.executable, str(script), "--comparisons", "1", "--write", str(docs)], cwd=root, check=True
+    )
+
+    def labels(path: Path) -> list[str]:
+        tables = re.findall(r"<!-- power:(?:time|words) -->\n(.*?)<!--", path.read_text(), re.S)
+        rows = [line.split("|") for table in tables for line in table.splitlines()]
+        return ["|".join(row[1:4]) if len(row) > 8 else row[1] for row in rows if not row[1].startswith("-")]
+
+    assert labels(docs) == labels(root / "docs" / "regression.md")
+    assert len(labels(docs)) == 19 + 7
 
 
 def test_smallest_p_values_of_few_rounds() -> None:
