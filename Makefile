@@ -1,5 +1,5 @@
 # The same commands as pixi.toml's tasks (a test holds the two together), in a virtual environment that
-# is built on first use. ARGS adds arguments: make benchmark ARGS="--rounds 7 --model base.en"
+# is built on first use. ARGS adds arguments: make benchmark ARGS="--rounds 10 --model base.en"
 
 PYTHON ?= python3
 VENV := .venv
@@ -35,7 +35,7 @@ doctor: $(INSTALLED)
 	@$(BIN)/asrbench doctor $(ARGS)
 
 regression: $(INSTALLED)
-	@$(BIN)/asrbench run --rounds 7 $(ARGS)
+	@$(BIN)/asrbench run $(ARGS)
 	@$(BIN)/asrbench compare baseline results/latest
 
 demo: $(INSTALLED)

@@ -26,7 +26,7 @@ class Plan:
     settings: Settings
     clips: Sequence[Clip]
     reference: str
-    rounds: int = 5
+    rounds: int = 7
     warmup: int = 2
     timeout_seconds: float = 600.0
     device: str = "auto"

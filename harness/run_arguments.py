@@ -68,7 +68,7 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
     )
     timing = parser.add_argument_group("how it is measured and judged")
     timing.add_argument(
-        "--rounds", type=at_least(1), default=5, metavar="N", help="measured rounds (default 5)"
+        "--rounds", type=at_least(1), default=7, metavar="N", help="measured rounds (default 7)"
     )
     timing.add_argument(
         "--warmup", type=at_least(0), default=2, metavar="N", help="calls before measuring (default 2)"
