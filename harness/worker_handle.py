@@ -34,6 +34,13 @@ THREAD_VARIABLES = (
     "RAYON_NUM_THREADS",
 )
 
+# Idle threads of these pools spin for longer than a short call takes, in case another task comes. To whoever
+# looks that is work that goes on after the call, and it takes the processor from the engine's other pools.
+SPIN_VARIABLES = {
+    "KMP_BLOCKTIME": "10",  # Intel's OpenMP, in ms; its default is 200
+    "OPENBLAS_THREAD_TIMEOUT": "22",  # numpy's OpenBLAS, 2**22 ticks are 1 to 2 ms; its default is 100 ms
+}
+
 
 class WorkerError(Exception):
     """The worker refused, hung or died; the message is what the row's `error` says."""
@@ -62,8 +69,8 @@ class Worker:
         ours, theirs = socket.socketpair()
         environment = dict(os.environ, TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
         environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
-        # Intel's OpenMP lets idle threads spin for 200 ms by default: work after the call, to whoever looks.
-        environment.setdefault("KMP_BLOCKTIME", "10")
+        for name, value in SPIN_VARIABLES.items():
+            environment.setdefault(name, value)
         # The root first: the worker must import this checkout whatever the user's folder holds.
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(PROJECT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]

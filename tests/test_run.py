@@ -64,6 +64,16 @@ def test_json_is_one_document_and_nothing_else(
     assert by_name(printed)["prints-to-stdout"]["status"] == "ok"
 
 
+def test_spinning_thread_pool_is_not_taken_for_late_work(
+    asrbench: Callable[..., int], tmp_path: Path
+) -> None:
+    # two threads, so that numpy's OpenBLAS has one to spin
+    asrbench("--backends", "uses-blas", "--rounds", "3", "--threads", "2")
+    row = by_name(latest(tmp_path))["uses-blas"]
+    assert row["integrity"]["late_work_seconds"] == 0
+    assert row["gate"]["ranked"]
+
+
 def test_no_texts_keeps_hashes_and_the_verdict(asrbench: Callable[..., int], tmp_path: Path) -> None:
     asrbench("--backends", "twin", "--rounds", "1", "--no-texts")
     run = latest(tmp_path)

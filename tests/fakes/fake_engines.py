@@ -57,6 +57,15 @@ class Twin(Honest):
     """Honest too, under another name."""
 
 
+class UsesBlas(Honest):
+    """Honest, and leaves a thread pool spinning when it returns, as numpy does."""
+
+    def hear(self, audio: np.ndarray) -> str:
+        square = np.ones((600, 600), np.float32)
+        assert (square @ square)[0, 0] == 600
+        return tones.hear(audio)
+
+
 # Cheats: each must end unranked, with a reason that says what it did.
 
 
