@@ -66,7 +66,23 @@ class Silent:
     def close(self) -> None: ...
 
 
-class Lines:
+class _Spoken:
+    """What people are told in the same words, however it is shown."""
+
+    def note(self, text: str) -> None: ...
+
+    def advance(self, calls: int) -> None: ...
+
+    def answered(
+        self, variant: str, clip: str, number: int, seconds: float | None, error: str | None
+    ) -> None:
+        self.advance(1)
+
+    def failed(self, variant: str, doing: str, error: str) -> None:
+        self.note(f"{variant} failed {doing}: {error}")
+
+
+class Lines(_Spoken):
     """One plain line for each thing that changes, for logs: a variant's turn, not every clip."""
 
     def __init__(self) -> None:
@@ -90,18 +106,10 @@ class Lines:
     def advance(self, calls: int) -> None:
         self._done += calls
 
-    def answered(
-        self, variant: str, clip: str, number: int, seconds: float | None, error: str | None
-    ) -> None:
-        self.advance(1)
-
-    def failed(self, variant: str, doing: str, error: str) -> None:
-        self.note(f"{variant} failed {doing}: {error}")
-
     def close(self) -> None: ...
 
 
-class Bar:
+class Bar(_Spoken):
     """A bar with the remaining time; what it says of a stage is overwritten by the next."""
 
     def __init__(self) -> None:
@@ -130,14 +138,6 @@ class Bar:
 
     def advance(self, calls: int) -> None:
         self._bar.advance(self._task, calls)
-
-    def answered(
-        self, variant: str, clip: str, number: int, seconds: float | None, error: str | None
-    ) -> None:
-        self.advance(1)
-
-    def failed(self, variant: str, doing: str, error: str) -> None:
-        self.note(f"{variant} failed {doing}: {error}")
 
     def close(self) -> None:
         self._bar.stop()
