@@ -14,6 +14,7 @@ from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings
 from backends.checkpoint import load_state_dict
 from backends.decoding import WINDOW_SAMPLES, require_honourable, require_language
 from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
+from backends.encoder_trace import first_window, trace_whisper
 from backends.stages import StageClock
 
 
@@ -129,6 +130,15 @@ class _OpenAiWhisper:
             # as whisper's own writers print it; result["text"] would also spell out stray special tokens
             text = "".join(segment["text"] for segment in result["segments"]).strip()
         return Transcript(text, tokens, dict(self._clock.seconds))
+
+    def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what each layer of the encoder gives; see backends.encoder_trace.TracesEncoder."""
+        torch = self._torch
+        log_mel = self._module.log_mel_spectrogram(
+            torch.tensor(audio), self._model.dims.n_mels, padding=WINDOW_SAMPLES
+        )
+        window = first_window(log_mel).to(self._model.device)
+        return trace_whisper(self._model, window.half() if self._options["fp16"] else window)
 
     def synchronize(self) -> None:
         """Wait for CUDA; PyTorch's CPU operations return when they are done."""

@@ -1,0 +1,155 @@
+"""The results of an encoder's layers by name, so that two engines can be compared layer by layer.
+
+A backend that can show them has the method of `TracesEncoder`; `asrbench debug-encoder` asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from backends.base import BackendError
+
+WINDOW_FRAMES = 3000  # of one window: 30 s at 100 a second
+LOG_MEL = "log_mel"
+
+
+@runtime_checkable
+class TracesEncoder(Protocol):
+    """What a backend offers beyond `backends.base.Backend` to have its encoder examined."""
+
+    def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what each layer gives for the clip's first window, as it is while transcribing.
+
+        Args:
+            audio: float32, shape (samples,), mono, 16 kHz, in [-1, 1]. Must not be modified. The window is
+                the first one of whisper.transcribe: see `first_window`.
+
+        Returns:
+            name -> float32 array, whatever the engine computes in, with the names, shapes and order of
+            `layer_shapes`. Each layer is fed with what the engine itself computed before it.
+        """
+        ...
+
+
+def layer_shapes(dimensions: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Return layer name -> (rows, columns), in the order of the computation.
+
+    log_mel is (n_mels, 3000); every other layer has a row a position:
+
+        conv1            (3000, n_audio_state)   after its GELU
+        conv2            (1500, n_audio_state)   after its GELU, before the positional embedding is added
+        block.0, …       (1500, n_audio_state)   the residual stream after the whole block
+        ln_post          (1500, n_audio_state)   the encoder's output, whether or not it has such a layer
+        cross_key.0,     (1500, n_text_state)    keys and values of each decoder block's cross-attention,
+        cross_value.0, …                         heads side by side, unscaled, bias added where there is one
+
+    Args:
+        dimensions: the fields of whisper.model.ModelDimensions.
+    """
+    states = dimensions["n_audio_ctx"], dimensions["n_audio_state"]
+    shapes = {
+        LOG_MEL: (dimensions["n_mels"], WINDOW_FRAMES),
+        "conv1": (WINDOW_FRAMES, dimensions["n_audio_state"]),
+        "conv2": states,
+    }
+    shapes.update({f"block.{block}": states for block in range(dimensions["n_audio_layer"])})
+    shapes["ln_post"] = states
+    for block in range(dimensions["n_text_layer"]):
+        for kind in ("cross_key", "cross_value"):
+            shapes[f"{kind}.{block}"] = (dimensions["n_audio_ctx"], dimensions["n_text_state"])
+    return shapes
+
+
+def first_window(log_mel: Any) -> Any:
+    """Cut the first window from a clip's spectrogram as whisper.transcribe does.
+
+    Frames beyond the end of the audio become zeros, which is not what silence looks like in a log-mel
+    spectrogram, but is what Whisper's decoder gets.
+
+    Args:
+        log_mel: torch.Tensor (n_mels, samples // 160 + 3000), as
+            whisper.audio.log_mel_spectrogram(audio, n_mels, padding=N_SAMPLES) gives.
+
+    Returns:
+        torch.Tensor (n_mels, 3000).
+    """
+    from whisper.audio import pad_or_trim
+
+    content_frames = log_mel.shape[-1] - WINDOW_FRAMES
+    return pad_or_trim(log_mel[:, : min(WINDOW_FRAMES, content_frames)], WINDOW_FRAMES)
+
+
+def trace_whisper(model: Any, log_mel: Any) -> dict[str, np.ndarray]:
+    """Return the trace of openai-whisper's model by hooks on its own forward pass.
+
+    Args:
+        model: a whisper.model.Whisper, or one changed on purpose.
+        log_mel: torch.Tensor (n_mels, 3000) on the model's device, in the precision to run in.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    found: dict[str, Any] = {LOG_MEL: log_mel}
+    convolved: dict[str, Any] = {}
+
+    class Activations(TorchFunctionMode):
+        """Keeps what the forward pass makes of a convolution's output: there is no module to hook."""
+
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> torch.Tensor:
+            result = function(*args, **(kwargs or {}))
+            for name, output in convolved.items():
+                is_activation = isinstance(result, torch.Tensor) and result.shape == output.shape
+                if name not in found and is_activation and args and args[0] is output:
+                    found[name] = result[0].T
+            return result
+
+    def keep_convolved(name: str) -> Any:
+        return lambda _module, _inputs, output: convolved.__setitem__(name, output)
+
+    def keep(name: str) -> Any:
+        return lambda _module, _inputs, output: found.__setitem__(name, output[0])
+
+    encoder = model.encoder
+    hooks = [
+        getattr(encoder, name).register_forward_hook(keep_convolved(name)) for name in ("conv1", "conv2")
+    ]
+    hooks += [
+        block.register_forward_hook(keep(f"block.{number}")) for number, block in enumerate(encoder.blocks)
+    ]
+    try:
+        with torch.no_grad(), Activations():
+            encoded = encoder(log_mel[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found["ln_post"] = encoded[0]
+    with torch.no_grad():
+        for number, block in enumerate(model.decoder.blocks):
+            found[f"cross_key.{number}"] = block.cross_attn.key(encoded)[0]
+            found[f"cross_value.{number}"] = block.cross_attn.value(encoded)[0]
+    return {name: _as_array(tensor) for name, tensor in found.items()}
+
+
+def require_trace(trace: Mapping[str, np.ndarray], dimensions: Mapping[str, int]) -> None:
+    """Raise BackendError if the trace's names, order, shapes or types are not those of `layer_shapes`."""
+    expected = layer_shapes(dimensions)
+    if list(trace) != list(expected):
+        raise BackendError(
+            f"its encoder_trace has the layers {', '.join(trace)}; it must have {', '.join(expected)}"
+        )
+    for name, array in trace.items():
+        if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != expected[name]:
+            found = getattr(array, "dtype", type(array).__name__), getattr(array, "shape", "")
+            raise BackendError(
+                f"its encoder_trace gives {name} as {found[0]} {found[1]}; it must be a numpy array, float32 "
+                f"{expected[name]}"
+            )
+
+
+def _as_array(tensor: Any) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().float().cpu().numpy())
