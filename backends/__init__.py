@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from backends.base import BackendError, BackendUnavailable
+from backends.base import REMOTE, BackendError, BackendUnavailable
 
 ENTRY_POINT_GROUP = "asrbench.backends"
 
@@ -24,6 +24,7 @@ BUILTIN = {  # name -> "module:class", in the order tables show them
     "whisper-cpu": "backends.openai_whisper:WhisperCpu",
     "whisper-cuda": "backends.openai_whisper:WhisperCuda",
     "faster-whisper": "backends.faster_whisper:FasterWhisper",
+    "openai-api": "backends.openai_api:OpenAiApi",
 }
 PLANNED = ("max-hybrid", "max")  # what an error says of a name that is to come
 
@@ -98,11 +99,14 @@ def parse(text: str, device: str = "auto") -> list[Variant]:
 
 
 def every(device: str = "auto") -> list[Variant]:
-    """All variants of all importable backends, every precision, in table order."""
+    """All variants of all importable backends, every precision, in table order.
+
+    Remote ones are left out: audio goes to a server only when the user names the backend that sends it.
+    """
     found = []
     for name in names():
         with contextlib.suppress(BackendUnavailable):
-            found += [variant for variant in of(name) if device in ("auto", variant.device)]
+            found += [v for v in of(name) if device in ("auto", v.device) and v.device != REMOTE]
     return found
 
 

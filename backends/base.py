@@ -11,6 +11,7 @@ import numpy as np
 
 SAMPLE_RATE_HZ = 16_000
 WINDOW_SECONDS = 30  # Whisper's audio context; longer clips take the engine's sequential long-form path
+REMOTE = "remote"  # the device of an engine behind an address: its weights, memory and energy cannot be seen
 
 
 class AsrbenchError(Exception):
@@ -96,7 +97,7 @@ class Backend(Protocol):
     """One engine on one device at one precision, loaded. See `backends/__init__.py` for adding one."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]]
-    """Device name ("cpu", "cuda") -> precisions it offers there, the default one first."""
+    """Device name ("cpu", "cuda", REMOTE) -> precisions it offers there, the default one first."""
 
     imports: ClassVar[Sequence[str]]
     """Modules of the engine, imported (and timed) by the worker before `load`."""

@@ -56,6 +56,7 @@ def _own_faults(run: Run, result: Result) -> Iterator[str]:
         yield result["error"] or result["status"]
         return
     yield from _coverage(run, result)
+    yield from _weights(run, result)
     yield from _settings(run, result)
     yield from _quality_ceiling(run, result)
     yield from _timing(result)
@@ -79,11 +80,26 @@ def _coverage(run: Run, result: Result) -> Iterator[str]:
 
 def _settings(run: Run, result: Result) -> Iterator[str]:
     applied = result["applied_settings"] or {}
-    for name, asked in run["settings"]["decoding"].items():
-        if name not in applied:
-            yield f"does not say with which {name} it ran (asked: {asked!r})"
-        elif applied[name] != asked:
-            yield f"ran with {name} {applied[name]!r}, asked {asked!r}"
+    asked = run["settings"]["decoding"]
+    unsaid = [name for name in asked if name not in applied]
+    if unsaid:
+        values = ", ".join(repr(asked[name]) for name in unsaid)
+        yield f"does not say with which {', '.join(unsaid)} it ran (asked: {values})"
+    for name, value in asked.items():
+        if name in applied and applied[name] != value:
+            yield f"ran with {name} {applied[name]!r}, asked {value!r}"
+
+
+def _weights(run: Run, result: Result) -> Iterator[str]:
+    """A backend that does not load the checkpoint itself says which one ran; None if it cannot know."""
+    applied = result["applied_settings"] or {}
+    if "checkpoint_sha256" not in applied:
+        return
+    ran, asked = applied["checkpoint_sha256"], run["checkpoint"]
+    if ran is None:
+        yield f"its weights are unknown: nobody states that it runs {asked['name']} ({asked['sha256']:.12}…)"
+    elif ran != asked["sha256"]:
+        yield f"ran other weights ({ran:.12}…) than {asked['name']} ({asked['sha256']:.12}…)"
 
 
 def _quality_ceiling(run: Run, result: Result) -> Iterator[str]:

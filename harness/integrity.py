@@ -97,15 +97,21 @@ def run(
     return entries
 
 
-def summarise(probes: list[dict[str, Any]], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a result's `integrity` from its probes and its measured samples."""
+def summarise(
+    probes: list[dict[str, Any]], samples: Sequence[Mapping[str, Any]], *, is_remote: bool = False
+) -> dict[str, Any]:
+    """Return a result's `integrity` from its probes and its measured samples.
+
+    Args:
+        is_remote: the work is a server's, so that the worker's processor time tells nothing of it.
+    """
     dithered_probes = [p for p in probes if p["kind"] == "dithered" and p["text"] is not None]
     # A cache saves wall time and processor time; other work on the machine disturbs wall time alone.
     ratios = [
         statistics.median(
             probe[f"unseen_{kind}"] / max(probe[f"seen_{kind}"], 1e-6) for probe in dithered_probes
         )
-        for kind in ("seconds", "cpu_seconds")
+        for kind in (("seconds",) if is_remote else ("seconds", "cpu_seconds"))
         if dithered_probes
     ]
     answered = [sample for sample in samples if sample["error"] is None]

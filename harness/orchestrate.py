@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from backends import Variant
+from backends.base import REMOTE
 from harness import gate, integrity, normalize, probes, record, score
 from harness.audio import dithered
 from harness.corpus import Clip, write_samples
@@ -198,7 +199,9 @@ class _Session:
     def _finish(self) -> None:
         for row in self.record["results"]:
             if row["integrity"] is not None:
-                row["integrity"] = integrity.summarise(row["integrity"]["probes"], row["samples"])
+                row["integrity"] = integrity.summarise(
+                    row["integrity"]["probes"], row["samples"], is_remote=row["device"] == REMOTE
+                )
             spent = [s["cpu_seconds"] for s in row["samples"] if s["cpu_seconds"] is not None]
             row["resources"]["cpu_seconds"] = sum(spent) if spent else None
         self.record["warnings"] += list(_disturbances(self.record))
@@ -233,6 +236,12 @@ def _disturbances(run: record.Run) -> Iterator[str]:
     if busy and max(busy) > BUSY_FRACTION:
         yield f"other programs used up to {max(busy):.0%} of the processor meanwhile: times are disturbed"
     for row in run["results"]:
+        tries = [sum(stage.startswith("retry_") for stage in s["stage_seconds"]) for s in row["samples"]]
+        if any(tries):
+            yield (
+                f"{row['variant']}: {sum(map(bool, tries))} of {len(tries)} answers came after failed tries, "
+                f"{sum(tries)} in all; the waiting is in their times"
+            )
         times: dict[str, list[float]] = {}
         for sample in row["samples"]:
             if sample["error"] is None:

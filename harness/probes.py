@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from backends.base import REMOTE
 from harness.late_work import LateWorkDetector
 
 __all__ = [
@@ -128,7 +129,7 @@ class EnergyMeter:
             self._nvml = nvml or load_nvml()
             self._gpu = _first_gpu(self._nvml, environment) if self._nvml is not None else None
             self.source = "nvml" if self._gpu is not None else None
-        else:
+        elif device != REMOTE:  # what a server spends is counted on its own machine
             self._packages = _rapl_packages(powercap)
             self.source = "rapl" if self._packages else None
         if self.read_joules() is None:

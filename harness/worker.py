@@ -71,10 +71,11 @@ class _Engine:
     def __init__(self, message: dict[str, Any]):
         started = _clock_ns()
         import backends
-        from backends.base import Checkpoint, Settings
+        from backends.base import REMOTE, Checkpoint, Settings
 
         backend_class = backends.load(message["backend"])
         device, precision = message["device"], message["precision"]
+        self._is_remote = device == REMOTE
         backend_class.check(device, precision)
         for module in backend_class.imports:
             importlib.import_module(module)
@@ -137,7 +138,7 @@ class _Engine:
         from harness import probes
 
         return {
-            "peak_rss_bytes": probes.peak_rss_bytes(),
+            "peak_rss_bytes": None if self._is_remote else probes.peak_rss_bytes(),
             "peak_vram_allocator_bytes": probes.torch_peak_allocated_bytes(),
             "energy_joules": self._joules,
             "energy_source": self._energy.source,

@@ -1,0 +1,298 @@
+"""openai-api: any server with OpenAI's `/v1/audio/transcriptions` (vLLM, speaches, faster-whisper-server).
+
+    ASRBENCH_OPENAI_URL=http://localhost:8000/v1 ASRBENCH_OPENAI_MODEL=openai/whisper-tiny.en \\
+        asrbench run --backends openai-api
+
+docs/remote.md tells what such a row can show and when it may be ranked.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backends import openai_server
+from backends.base import (
+    REMOTE,
+    SAMPLE_RATE_HZ,
+    BackendError,
+    BackendUnavailable,
+    Checkpoint,
+    Settings,
+    Transcript,
+)
+from backends.decoding import require_honourable, require_language
+from backends.devices import require_package
+from backends.openai_server import Server
+
+RETRIED = (408, 429, 500, 502, 503, 504)
+FIRST_WAIT_SECONDS = 0.5  # before the first retry, doubled before each further one
+LONGEST_HELLO_SECONDS = 30.0
+LONGEST_ANSWER_BYTES = 16 * 2**20
+SHOWN_CHARACTERS = 200  # of what a server says, in a message
+
+
+class OpenAiApi:
+    """A server reached through OpenAI's transcription API, each clip sent as 32-bit float WAV.
+
+    The API carries the task and the language; whatever else `Settings` asks for is the server's own affair.
+    `applied_settings` holds of it only what the user states in the environment, and leaves out the rest.
+    """
+
+    devices: ClassVar[Mapping[str, Sequence[str]]] = {REMOTE: ("as-served",)}
+    imports: ClassVar[Sequence[str]] = ("httpx2",)
+
+    def __init__(self, server: Server, client: Any, checkpoint: Checkpoint, settings: Settings):
+        self._server = server
+        self._client = client
+        self._checkpoint = checkpoint
+        self._settings = settings
+        self._models: list[str] | None = None
+        self._software: str | None = None
+
+    @classmethod
+    def check(cls, device: str, precision: str) -> None:
+        """Raise BackendUnavailable if the package or the server's address is missing. Asks no server."""
+        require_package("httpx2", "httpx2")
+        openai_server.from_environment()
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> OpenAiApi:
+        """Connect, and ask the server for its models where it tells them.
+
+        Raises:
+            BackendUnavailable: the server cannot be reached.
+            BackendError: it refuses the key, a setting cannot be asked for, or other weights are stated.
+        """
+        server = openai_server.from_environment()
+        require_honourable(checkpoint, settings)
+        _require_stated(server, checkpoint, settings)
+        import httpx2
+
+        headers = {"Authorization": f"Bearer {server.key.value}"} if server.key.value else {}
+        # redirects stay off: a key must not follow one to another host
+        client = httpx2.Client(headers=headers, follow_redirects=False)
+        backend = cls(server, client, checkpoint, settings)
+        try:
+            backend._connect()
+        except BackendError:
+            client.close()
+            raise
+        return backend
+
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        """What the request carries, what the user states, and who answered; unknown fields are absent."""
+        stated = self._server.stated(self._settings)
+        carried = {"task": self._settings.task}
+        if self._settings.task == "transcribe":  # /audio/translations has no word for the language
+            carried["language"] = self._settings.language  # type: ignore[assignment]
+        return {
+            **carried,
+            **stated,
+            "checkpoint_sha256": self._server.checkpoint_sha256,
+            "stated_by_the_user": [
+                *(["checkpoint_sha256"] if self._server.checkpoint_sha256 else []),
+                *stated,
+            ],
+            "url": self._server.url,
+            "server_model": self._server.model,
+            "server_lists_model": None if self._models is None else self._server.model in self._models,
+            "server_software": self._software,
+            "audio_format": "wav, 32-bit float",
+            "timeout_seconds": self._server.timeout_seconds,
+            "retries_at_most": self._server.retries,
+        }
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        """Send one clip and return the answer, tried again where the server was busy or failed.
+
+        `stage_seconds` has "wav" (encoding), "request" (the try that was answered) and, for each try that
+        failed, "retry_1", "retry_2", … (that try and the wait after it).
+
+        Raises:
+            BackendError: the server refused, failed in every try, did not answer in time or not sensibly.
+        """
+        require_language(self._checkpoint, language)
+        start = time.perf_counter()
+        deadline = start + self._server.timeout_seconds
+        fields = {"model": self._server.model, "response_format": "json", "temperature": "0"}
+        if self._settings.task == "transcribe":
+            fields["language"] = language
+        body = _wav(audio)
+        stages = {"wav": time.perf_counter() - start}
+        endpoint = "translations" if self._settings.task == "translate" else "transcriptions"
+        address = f"{self._server.url}/audio/{endpoint}"
+        for attempt in range(self._server.retries + 1):
+            began = time.perf_counter()
+            try:
+                status, headers, answer = self._request(
+                    "POST", address, deadline, data=fields, files={"file": ("clip.wav", body, "audio/wav")}
+                )
+                if status == 200:
+                    stages["request"] = time.perf_counter() - began
+                    return Transcript(self._text(answer), stage_seconds=stages)
+                failure = self._failure(status, answer)
+                if status not in RETRIED:
+                    raise BackendError(failure)
+            except _ConnectionFailure as error:
+                failure, headers = str(error), {}
+            wait = FIRST_WAIT_SECONDS * 2**attempt
+            asked = _retry_after_seconds(headers.get("retry-after"))
+            wait = wait if asked is None else asked
+            if attempt == self._server.retries:
+                break
+            if time.perf_counter() + wait >= deadline:
+                failure += f"; it asks to wait {wait:g} s, which the time limit does not allow"
+                break
+            time.sleep(wait)
+            stages[f"retry_{attempt + 1}"] = time.perf_counter() - began
+        tries = attempt + 1
+        raise BackendError(f"{failure} (given up after {tries} {'try' if tries == 1 else 'tries'})")
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: an answer is whole when `transcribe` has read it."""
+
+    def _connect(self) -> None:
+        """Reach the server before anything is measured; learn its models and its name for itself.
+
+        Raises:
+            BackendUnavailable: it cannot be reached.
+            BackendError: it refuses the key, or does not answer in time.
+        """
+        deadline = time.perf_counter() + min(self._server.timeout_seconds, LONGEST_HELLO_SECONDS)
+        try:
+            status, headers, answer = self._request("GET", f"{self._server.url}/models", deadline)
+        except _ConnectionFailure as error:
+            raise BackendUnavailable(
+                str(error), f"start the server, or correct {openai_server.URL}"
+            ) from error
+        if status in (401, 403):
+            raise BackendError(self._failure(status, answer))
+        self._software = headers.get("server")
+        if status == 200:
+            try:
+                self._models = sorted(str(model["id"]) for model in json.loads(answer)["data"])[:50]
+            except (ValueError, TypeError, KeyError):
+                self._models = None  # it has no list in OpenAI's form: the calls will tell
+
+    def _request(
+        self, method: str, address: str, deadline: float, **content: Any
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Return status, headers and body of one request.
+
+        Raises:
+            _ConnectionFailure: the connection failed.
+            BackendError: the deadline passed, or the answer has no end.
+        """
+        import httpx2
+
+        left = deadline - time.perf_counter()
+        late = BackendError(
+            f"{self._server.url} did not answer in time: it had {max(left, 0.0):.3g} s "
+            f"({openai_server.TIMEOUT} raises the limit)"
+        )
+        if left <= 0:
+            raise late
+        try:
+            with self._client.stream(method, address, timeout=left, **content) as response:
+                parts, size = [], 0
+                for part in response.iter_bytes():
+                    parts.append(part)
+                    size += len(part)
+                    if size > LONGEST_ANSWER_BYTES:
+                        raise BackendError(f"{self._server.url} sent {size} bytes, which no transcript is")
+                    if time.perf_counter() > deadline:  # httpx2 limits each read, not their sum
+                        raise late
+                return response.status_code, response.headers, b"".join(parts)
+        except httpx2.TimeoutException as error:
+            raise late from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            said = self._server.hide_key(str(error)) or type(error).__name__
+            raise _ConnectionFailure(f"the connection to {self._server.url} failed: {said}") from error
+
+    def _failure(self, status: int, answer: bytes) -> str:
+        """Say in words why the server did not transcribe."""
+        why = {
+            401: f"it wants a valid key in {openai_server.KEY}",
+            403: f"the key in {openai_server.KEY} may not do this",
+            404: f"it has no model {self._server.model!r} there, or no such address"
+            + (f"; its models: {', '.join(self._models)}" if self._models else ""),
+            413: "the clip is larger than it takes",
+            429: "it is asked too often, or has no quota left",
+        }.get(status, "its own failure" if status >= 500 else "it refuses the request")
+        return f"{self._server.url} answered {status}: {why}; it says {self._quoted(answer)}"
+
+    def _text(self, answer: bytes) -> str:
+        try:
+            text = json.loads(answer)["text"]
+        except (ValueError, TypeError, KeyError):
+            text = None
+        if not isinstance(text, str):
+            raise BackendError(
+                f'{self._server.url} answered 200, but not with {{"text": …}}: {self._quoted(answer)}'
+            )
+        return text.strip()
+
+    def _quoted(self, answer: bytes) -> str:
+        said = " ".join(self._server.hide_key(answer.decode("utf-8", "replace")).split())
+        return repr(said[:SHOWN_CHARACTERS]) if said else "nothing"
+
+
+class _ConnectionFailure(Exception):
+    """No answer came, for another reason than time."""
+
+
+def _require_stated(server: Server, checkpoint: Checkpoint, settings: Settings) -> None:
+    """Refuse what the user's own statement of the server contradicts, or what cannot be asked of it."""
+    if server.checkpoint_sha256 not in (None, checkpoint.sha256):
+        raise BackendError(
+            f"{openai_server.CHECKPOINT} states that the server runs {server.checkpoint_sha256:.12}…, this "
+            f"run is of {checkpoint.name} ({checkpoint.sha256:.12}…); choose that --model, or serve these"
+        )
+    if settings.beam_size != 1 and "beam_size" not in server.stated(settings):
+        raise BackendError(
+            f"the API has no word for beam_size {settings.beam_size}; start the server with it and state "
+            f"{openai_server.DECODING}='beam_size={settings.beam_size}', or decode greedily"
+        )
+
+
+def _wav(audio: np.ndarray) -> bytes:
+    """Return the samples as a WAV file of 32-bit floats: the server is given exactly these.
+
+    Not by soundfile, which puts the time of writing into the file: the same clip must be the same bytes, or
+    a server that keeps answers by them would not be found out.
+    """
+    data = audio.astype("<f4").tobytes()
+    IEEE_FLOAT, CHANNELS, WIDTH_BYTES = 3, 1, 4
+    form = struct.pack(
+        "<HHIIHHH",
+        IEEE_FLOAT,
+        CHANNELS,
+        SAMPLE_RATE_HZ,
+        SAMPLE_RATE_HZ * WIDTH_BYTES,
+        WIDTH_BYTES,
+        8 * WIDTH_BYTES,
+        0,
+    )
+    chunks = {b"fmt ": form, b"fact": struct.pack("<I", len(audio)), b"data": data}
+    body = b"WAVE" + b"".join(name + struct.pack("<I", len(c)) + c for name, c in chunks.items())
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def _retry_after_seconds(text: str | None) -> float | None:
+    """Return the wait that a Retry-After header asks for (RFC 9110, section 10.2.3), None without one."""
+    if text is None:
+        return None
+    if text.strip().isdecimal():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
