@@ -1,0 +1,179 @@
+"""Whisper's text decoder in tuned PyTorch: greedy, everything that does not change from token to token done once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from backends.greedy import Window, WindowRules
+from backends.torch_linear import int8_linear, linear
+from backends.torch_selection import Selection
+
+STEPS_BETWEEN_STOP_CHECKS = {"cpu": 1, "cuda": 8}  # asking a GPU whether all have ended makes it idle
+
+
+class TorchDecoder:
+    """whisper.model.TextDecoder with whisper.decoding's greedy search."""
+
+    def __init__(
+        self, weights: Mapping[str, Any], dims: Any, precision: str = "float32", device: str = "cpu"
+    ):
+        """Prepare the weights.
+
+        Args:
+            weights: the checkpoint's tensors by whisper's names, "decoder.token_embedding.weight" and so on.
+            dims: a whisper.model.ModelDimensions.
+            precision: on the CPU "float32", "bfloat16" or "int8" (weights only); on CUDA "float32",
+                "bfloat16" or "float16".
+            device: "cpu" or "cuda".
+        """
+        import torch
+
+        self._torch = torch
+        self._device = torch.device(device)
+        self._precision = precision
+        self._n_state, self._n_head = dims.n_text_state, dims.n_text_head
+        self._n_layer, self._n_ctx, self._n_vocab = dims.n_text_layer, dims.n_text_ctx, dims.n_vocab
+        self._dtype = torch.bfloat16 if precision == "int8" else getattr(torch, precision)
+        self._on_cpu = self._device.type == "cpu"
+        # attention on the CPU stays in float32, as PyTorch's of one bfloat16 row is 20 times slower
+        self._cache_dtype = torch.float32 if self._on_cpu else self._dtype
+
+        def tensor(name: str) -> Any:
+            return weights[f"decoder.{name}"].detach().to(self._device, torch.float32)
+
+        self._embedding = tensor("token_embedding.weight")
+        self._positions = tensor("positional_embedding")
+        self._ln = self._norm(tensor, "ln")
+        self._vocabulary = self._linear(self._embedding, None)
+        self._layers = [self._layer(tensor, f"blocks.{index}") for index in range(self._n_layer)]
+        cross = [
+            (f"blocks.{index}.cross_attn.{part}.weight")
+            for index in range(self._n_layer)
+            for part in ("key", "value")
+        ]
+        self._cross_weight = torch.cat([tensor(name) for name in cross]).to(self._dtype)
+        self._self_cache: Any = None
+        self._cross_cache: Any = None
+
+    def decode(self, audio_features: Any, rules: WindowRules) -> Window:
+        """Decode one window.
+
+        Args:
+            audio_features: the encoder's output, torch.Tensor (n_audio_ctx, n_state), any float type.
+            rules: what may be sampled.
+        """
+        return self.decode_batch(audio_features[None], rules)[0]
+
+    def decode_batch(self, features: Any, rules: WindowRules) -> list[Window]:
+        """Decode windows together, until the last of them has ended.
+
+        Args:
+            features: the encoder's outputs, torch.Tensor (batch, n_audio_ctx, n_state), any float type.
+            rules: what may be sampled, the same for all.
+        """
+        with self._torch.inference_mode():
+            return self._decode(features.to(self._device), rules)
+
+    def _decode(self, features: Any, rules: WindowRules) -> list[Window]:
+        torch = self._torch
+        batch = features.shape[0]
+        self._attend_to(features)
+        selection = Selection(rules, batch, self._n_vocab, self._device)
+        prompt = torch.tensor(rules.prompt, device=self._device).expand(batch, -1)
+        states = self._states(prompt, 0)
+        no_speech_prob = self._logits(states[:, rules.sot_index]).softmax(1)[:, rules.no_speech]
+        selection.choose(self._logits(states[:, -1]).add_(selection.first_bias), first=True)
+        sampled = [selection.token.clone()]
+        every = STEPS_BETWEEN_STOP_CHECKS[self._device.type]
+        for count in range(1, selection.limit):
+            if count % every == 0 and selection.ended():
+                break
+            states = self._states(selection.token[:, None], prompt.shape[1] + count - 1)
+            selection.choose(self._logits(states[:, -1]).add_(selection.bias))
+            sampled.append(selection.token.clone())
+        return selection.windows(torch.stack(sampled, 1), no_speech_prob)
+
+    def _attend_to(self, features: Any) -> None:
+        """Compute all layers' keys and values of the audio, in one product."""
+        batch, length, _ = features.shape
+        shape = (batch, self._n_layer, 2, self._n_head, self._n_state // self._n_head, length)
+        # rows of time, so that the product itself lays out one matrix a head
+        product = self._torch.matmul(self._cross_weight, features.to(self._dtype).mT)
+        self._cross_cache = product.to(self._cache_dtype).view(shape)
+        if self._self_cache is None or self._self_cache.shape[2] != batch:
+            self._self_cache = self._torch.zeros(
+                (self._n_layer, 2, batch, self._n_head, self._n_ctx, self._n_state // self._n_head),
+                dtype=self._cache_dtype,
+                device=self._device,
+            )
+
+    def _states(self, tokens: Any, position: int) -> Any:
+        """Run the layers on tokens (batch, n) that stand at `position`; (batch, n, n_state) after `ln`."""
+        functional = self._torch.nn.functional
+        batch, count = tokens.shape
+        end = position + count
+        heads = (batch, count, self._n_head, -1)
+        x = functional.embedding(tokens, self._embedding) + self._positions[position:end]
+        for index, layer in enumerate(self._layers):
+            q, k, v = layer.qkv(layer.attn_ln(x)).to(self._cache_dtype).chunk(3, -1)
+            keys, values = self._self_cache[index].unbind(0)
+            keys[:, :, position:end] = k.view(heads).transpose(1, 2)
+            values[:, :, position:end] = v.view(heads).transpose(1, 2)
+            attended = functional.scaled_dot_product_attention(
+                q.view(heads).transpose(1, 2), keys[:, :, :end], values[:, :, :end], is_causal=count > 1
+            )
+            x = x + layer.out(attended.transpose(1, 2).flatten(2).to(x.dtype))
+            q = layer.cross_q(layer.cross_ln(x)).to(self._cache_dtype).view(heads).transpose(1, 2)
+            weights = self._torch.matmul(q, self._cross_cache[:, index, 0]).softmax(-1)
+            attended = self._torch.matmul(weights, self._cross_cache[:, index, 1].mT)
+            x = x + layer.cross_out(attended.transpose(1, 2).flatten(2))
+            x = x + layer.mlp_2(layer.mlp_1(layer.mlp_ln(x)))
+        return self._ln(x)
+
+    def _logits(self, states: Any) -> Any:
+        """The vocabulary's logits of states (batch, n_state): float32 (batch, n_vocab), free to overwrite."""
+        return self._vocabulary(states).float()
+
+    def _layer(self, tensor: Any, block: str) -> Any:
+        """One whisper.model.ResidualAttentionBlock, its products fused where they share their input."""
+        torch = self._torch
+
+        def weight(name: str) -> Any:
+            return tensor(f"{block}.{name}.weight")
+
+        def bias(name: str) -> Any:
+            return tensor(f"{block}.{name}.bias")
+
+        parts = ("attn.query", "attn.key", "attn.value")
+        no_bias = torch.zeros(self._n_state, device=self._device)
+        scale = (self._n_state // self._n_head) ** -0.5
+        # attention weights add up to one, so the bias of the values can be added after them
+        cross_bias = bias("cross_attn.out") + weight("cross_attn.out") @ bias("cross_attn.value")
+        return SimpleNamespace(
+            attn_ln=self._norm(tensor, f"{block}.attn_ln"),
+            qkv=self._linear(
+                torch.cat([weight(part) for part in parts]),
+                torch.cat([bias("attn.query"), no_bias, bias("attn.value")]),
+            ),
+            out=self._linear(weight("attn.out"), bias("attn.out")),
+            cross_ln=self._norm(tensor, f"{block}.cross_attn_ln"),
+            cross_q=self._linear(weight("cross_attn.query") * scale, bias("cross_attn.query") * scale),
+            cross_out=self._linear(weight("cross_attn.out"), cross_bias),
+            mlp_ln=self._norm(tensor, f"{block}.mlp_ln"),
+            mlp_1=self._linear(weight("mlp.0"), bias("mlp.0"), gelu=True),
+            mlp_2=self._linear(weight("mlp.2"), bias("mlp.2")),
+        )
+
+    def _linear(self, weight: Any, bias: Any, gelu: bool = False) -> Any:
+        if self._precision == "int8":
+            return int8_linear(weight, bias, gelu)
+        dtype = self._dtype
+        apply = linear(weight.to(dtype), None if bias is None else bias.to(dtype), gelu)
+        return apply if self._precision == "float32" else lambda x: apply(x.to(dtype))
+
+    def _norm(self, tensor: Any, name: str) -> Any:
+        weight, bias = tensor(f"{name}.weight"), tensor(f"{name}.bias")
+        norm = self._torch.nn.functional.layer_norm
+        return lambda x: norm(x, (self._n_state,), weight, bias)

@@ -1,0 +1,122 @@
+"""Which token is sampled: the rules of whisper.decoding's logit filters and greedy decoder, on tensors alone.
+
+Nothing here asks the device for a value, so that a step can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from backends.greedy import Window, WindowRules
+
+
+class Selection:
+    """Greedy choices of a batch of windows under one set of rules, and what they add up to."""
+
+    def __init__(self, rules: WindowRules, batch: int, n_vocab: int, device: Any):
+        import torch
+
+        self.first_bias, self.bias = _biases(
+            rules.suppressed,
+            rules.suppressed_first,
+            rules.timestamps,
+            rules.max_initial_timestamp_index,
+            rules.no_timestamps,
+            rules.timestamp_begin,
+            n_vocab,
+            str(device),
+        )
+        self._eot = rules.eot
+        self._begin = rules.timestamp_begin
+        self._timestamps = rules.timestamps
+        # as in whisper.decoding._main_loop: the context may be exceeded by the one token that is not fed back
+        self.limit = min(rules.sample_limit, rules.n_text_ctx - len(rules.prompt) + 1)
+        self.token = torch.full((batch,), rules.eot, device=device)  # int64, the last one sampled
+        self._ended = torch.zeros(batch, dtype=torch.bool, device=device)
+        self._sum_logprob = torch.zeros(batch, device=device)
+        if self._timestamps:
+            self._numbers = torch.arange(n_vocab - self._begin, device=device)
+            # before the second token the penultimate one counts as a timestamp, hence `True` here
+            self._last_is_timestamp = torch.ones(batch, dtype=torch.bool, device=device)
+            self._penultimate_is_timestamp = torch.ones(batch, dtype=torch.bool, device=device)
+            self._last_timestamp = torch.full((batch,), -1, device=device)
+
+    def choose(self, logits: Any, first: bool = False) -> None:
+        """Sample the next token of every window into `token`.
+
+        Args:
+            logits: float32 (batch, n_vocab), the bias of this step added already; they are overwritten.
+            first: whether it is the window's first token, when the bias is all there is to obey.
+        """
+        import torch
+
+        if self._timestamps:
+            text, timestamps = logits[:, : self._begin], logits[:, self._begin :]
+            if not first:
+                last, penultimate = self._last_is_timestamp, self._penultimate_is_timestamp
+                closes = last & ~penultimate
+                # a segment that was just closed may begin the next one at once, but one has to have a length
+                least = self._last_timestamp + (~closes)
+                text[:, : self._eot].masked_fill_(closes[:, None], -torch.inf)
+                forbidden = (last & penultimate)[:, None] | (self._numbers < least[:, None])
+                timestamps.masked_fill_(forbidden, -torch.inf)
+            outweighs = timestamps.logsumexp(1) > text.amax(1)
+            text.masked_fill_(outweighs[:, None], -torch.inf)
+        token = logits.argmax(1)
+        logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)
+        self._sum_logprob += logprob.masked_fill(self._ended, 0.0)
+        self.token.copy_(token.masked_fill_(self._ended, self._eot))
+        self._ended |= self.token == self._eot
+        if self._timestamps:
+            sampled = self.token >= self._begin
+            self._penultimate_is_timestamp.copy_(self._last_is_timestamp)
+            self._last_is_timestamp.copy_(sampled)
+            number = self.token - self._begin
+            self._last_timestamp.copy_(torch.where(sampled, number, self._last_timestamp))
+
+    def ended(self) -> bool:
+        """Whether every window has ended; waits for the device."""
+        return bool(self._ended.all())
+
+    def windows(self, sampled: Any, no_speech_prob: Any) -> list[Window]:
+        """The finished windows.
+
+        Args:
+            sampled: int64 (batch, steps), every `token` in turn.
+            no_speech_prob: float32 (batch,).
+        """
+        found = []
+        for tokens, total, silence in zip(
+            sampled.tolist(), self._sum_logprob.tolist(), no_speech_prob.tolist(), strict=True
+        ):
+            end = tokens.index(self._eot) if self._eot in tokens else len(tokens)
+            found.append(Window(tuple(tokens[:end]), total, silence))
+        return found
+
+
+@lru_cache(maxsize=8)
+def _biases(
+    suppressed: tuple[int, ...],
+    suppressed_first: tuple[int, ...],
+    timestamps: bool,
+    max_initial_timestamp_index: int | None,
+    no_timestamps: int,
+    timestamp_begin: int,
+    n_vocab: int,
+    device: str,
+) -> tuple[Any, Any]:
+    """What is added to the logits, 0 or -infinity, float32 (n_vocab,): for the first token, for the others."""
+    import torch
+
+    later = torch.zeros(n_vocab)
+    later[list(suppressed)] = -torch.inf
+    if timestamps:
+        later[no_timestamps] = -torch.inf
+    first = later.clone()
+    first[list(suppressed_first)] = -torch.inf
+    if timestamps:
+        first[:timestamp_begin] = -torch.inf
+        if max_initial_timestamp_index is not None:
+            first[timestamp_begin + max_initial_timestamp_index + 1 :] = -torch.inf
+    return first.to(device), later.to(device)
