@@ -25,6 +25,7 @@ BUILTIN = {  # name -> "module:class", in the order tables show them
     "whisper-cuda": "backends.openai_whisper:WhisperCuda",
     "faster-whisper": "backends.faster_whisper:FasterWhisper",
     "openai-api": "backends.openai_api:OpenAiApi",
+    "whisper-cpp": "backends.whisper_cpp:WhisperCpp",
 }
 PLANNED = ("max-hybrid", "max")  # what an error says of a name that is to come
 

@@ -23,7 +23,7 @@ def tokenizer_json(n_vocab: int) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     names = special_tokens(n_vocab)
-    ranks = _ranks("multilingual" if n_vocab >= 51_865 else "gpt2")
+    ranks = openai_ranks(n_vocab >= 51_865)
     if list(names.values()) != list(range(len(ranks), n_vocab)):
         raise BackendError(f"openai-whisper's tokenizer has no vocabulary of {n_vocab} tokens")
     vocabulary = {_printable(token): rank for token, rank in ranks.items()}
@@ -45,9 +45,11 @@ def special_tokens(n_vocab: int) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def _ranks(name: str) -> dict[bytes, int]:
+def openai_ranks(multilingual: bool) -> dict[bytes, int]:
+    """Return the bytes of openai-whisper's ordinary tokens and their ids, without importing it."""
     spec = find_spec("whisper")
     assert spec is not None and spec.origin is not None
+    name = "multilingual" if multilingual else "gpt2"
     lines = (Path(spec.origin).parent / "assets" / f"{name}.tiktoken").read_text().splitlines()
     return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
 

@@ -1,0 +1,188 @@
+"""whisper.cpp through pywhispercpp's bindings, from a ggml file written from the same checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
+from backends.decoding import WINDOW_SAMPLES, require_honourable, require_language, suppressed_tokens
+from backends.devices import require_package
+from backends.ggml_model import ggml_file
+
+TRIM = "+trim"
+POSITION_SAMPLES = 320  # one position of the encoder is 20 ms
+FRAME_SAMPLES = 160
+SHORTEST_SAMPLES = SAMPLE_RATE_HZ // 5  # whisper.cpp drops what is shorter than 0.1 s
+NEVER_WITH_TIMESTAMPS = 2  # text layers; see `_require_timestamps`
+
+
+class WhisperCpp:
+    """whisper_full() on the CPU: greedy, one temperature, full 30 s context unless the precision says +trim.
+
+    Where its rules cannot be set and differ from openai-whisper's, `applied_settings` says so:
+    at most 220 tokens a window, not 224; timestamps are never sampled in clips up to 30 s, where
+    openai-whisper only does not ask for them; in longer ones a window need not begin with a timestamp,
+    and two timestamps in turn may be equal; a window whose text did not end counts as unlikely, so it is
+    skipped if its no-speech probability is above the threshold.
+    """
+
+    devices: ClassVar[Mapping[str, Sequence[str]]] = {
+        "cpu": ("f16", "q8_0", "q5_1", "f16" + TRIM, "q8_0" + TRIM)
+    }
+    imports: ClassVar[Sequence[str]] = ("_pywhispercpp",)
+
+    def __init__(
+        self, library: Any, context: Any, checkpoint: Checkpoint, precision: str, settings: Settings
+    ):
+        self._library = library
+        self._context = context
+        self._checkpoint = checkpoint
+        self._precision = precision
+        self._settings = settings
+        # in the order of their tokens, of which the vocabulary has room for n_vocab - 51,766
+        known = [library.whisper_lang_str(number) for number in range(library.whisper_lang_max_id() + 1)]
+        self._languages = tuple(known[: checkpoint.dimensions["n_vocab"] - 51_766])
+        self._system = library.whisper_print_system_info()
+        self._system = self._system.decode() if isinstance(self._system, bytes) else str(self._system)
+
+    @classmethod
+    def check(cls, device: str, precision: str) -> None:
+        """Raise BackendUnavailable if a package is missing."""
+        require_package("_pywhispercpp", "pywhispercpp")
+        require_package("whisper", "openai-whisper")  # the conversion takes its tokens and mel filters
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> WhisperCpp:
+        """Write the ggml file unless the cache has it, and load it.
+
+        Raises:
+            BackendError: a setting or the checkpoint cannot be honoured; beams and lists of suppressed
+                tokens other than Whisper's own cannot.
+        """
+        require_honourable(checkpoint, settings)
+        if settings.beam_size != 1:
+            raise BackendError(
+                "whisper.cpp's beam search is not openai-whisper's, so "
+                f"beam_size {settings.beam_size} cannot be honoured; take 1, or whisper-cpu or faster-whisper"
+            )
+        if suppressed_tokens(settings, checkpoint) not in ([], [-1]):
+            raise BackendError(
+                "whisper.cpp suppresses Whisper's own list of tokens or none, not "
+                f"{settings.suppress_tokens!r}; take suppress_tokens -1 or an empty one"
+            )
+        path = ggml_file(checkpoint, precision.removesuffix(TRIM))
+        import _pywhispercpp as library
+
+        options = library.whisper_context_default_params()
+        options.use_gpu = False  # the default, and a build with CUDA would take it
+        context = library.whisper_init_from_file_with_params(str(path), options)
+        if context is None:
+            raise BackendError(f"whisper.cpp cannot load {path}; delete it, and it is written again")
+        return cls(library, context, checkpoint, precision, settings)
+
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        """The settings as whisper_full gets them, and where its own rules differ."""
+        full = not self._precision.endswith(TRIM)
+        return {
+            **self._settings.as_dict(),
+            "device": "cpu",
+            "precision": self._precision,
+            "weights": {"matrices": self._precision.removesuffix(TRIM), "convolutions": "f16"},
+            "kv_cache": "f16",
+            "flash_attention": True,
+            "audio_context": "30 s" if full else "the clip's length, up to 30 s",
+            "without_timestamps": "clips up to 30 s; timestamps are then suppressed",
+            "max_tokens_per_window": self._checkpoint.dimensions["n_text_ctx"] // 2 - 4,
+            "never_suppressed": "the first two bytes of a note sign, which openai-whisper suppresses",
+            "first_timestamp": "may be missing",
+            "unended_windows": "count as below the log-probability threshold",
+            "padding": "silence before the log-mel spectrogram, where openai-whisper pads that with zeros",
+            "prompt": "up to 224 tokens, none in the last 5 s"
+            if self._settings.condition_on_previous_text
+            else None,
+            "temperature_inc": 0.0,
+            "best_of": 1,
+            "system_info": self._system.strip(),
+        }
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        """Transcribe one clip with whisper_full; see backends.base.Backend.
+
+        The tokens of clips over 30 s are not told: whisper.cpp drops the timestamps that open a segment.
+
+        Raises:
+            BackendError: the model has no such language, or cannot do long clips.
+        """
+        require_language(self._checkpoint, language, self._languages)
+        is_long = len(audio) > WINDOW_SAMPLES
+        if is_long:
+            self._require_timestamps()
+        if len(audio) < FRAME_SAMPLES:
+            return Transcript(
+                "", ()
+            )  # no audio, for openai-whisper too; whisper.cpp would answer the last clip
+        library, context = self._library, self._context
+        positions = -(-len(audio) // POSITION_SAMPLES)
+        if len(audio) < SHORTEST_SAMPLES:
+            # whisper.cpp itself puts 30 s of silence behind the audio, so this changes nothing it computes
+            audio = np.pad(audio, (0, SHORTEST_SAMPLES - len(audio)))
+        status = library.whisper_full(
+            context, self._parameters(language, is_long, positions), audio, audio.size
+        )
+        if status != 0:
+            raise BackendError(f"whisper_full failed with status {status}; the worker's log says more")
+        segments = range(library.whisper_full_n_segments(context))
+        text = b"".join(library.whisper_full_get_segment_text(context, index) for index in segments)
+        return Transcript(
+            text.decode("utf-8", "replace").strip(), None if is_long else self._tokens(segments)
+        )
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: whisper_full returns when its threads are done."""
+
+    def _parameters(self, language: str, is_long: bool, positions: int) -> Any:
+        library, settings = self._library, self._settings
+        parameters = library.whisper_full_default_params(
+            library.whisper_sampling_strategy.WHISPER_SAMPLING_GREEDY
+        )
+        parameters.n_threads = settings.threads
+        parameters.translate = settings.task == "translate"
+        parameters.language = language
+        parameters.no_context = True  # nothing of the last clip
+        conditioned = settings.condition_on_previous_text
+        parameters.n_max_text_ctx = self._checkpoint.dimensions["n_text_ctx"] // 2 if conditioned else 0
+        parameters.no_timestamps = not is_long
+        parameters.suppress_blank = settings.suppress_blank
+        parameters.suppress_nst = settings.suppress_tokens == "-1"
+        parameters.temperature = settings.temperature
+        parameters.temperature_inc = 0.0  # no fallback, so no threshold of entropy either
+        parameters.greedy = {"best_of": 1}
+        parameters.no_speech_thold = settings.no_speech_threshold
+        parameters.logprob_thold = settings.logprob_threshold
+        parameters.max_initial_ts = 1.0
+        parameters.print_progress = False
+        if self._precision.endswith(TRIM):
+            parameters.audio_ctx = min(positions, self._checkpoint.dimensions["n_audio_ctx"])
+        return parameters
+
+    def _tokens(self, segments: range) -> tuple[int, ...]:
+        library, context = self._library, self._context
+        end = library.whisper_token_eot(context)
+        tokens = (
+            library.whisper_full_get_token_id(context, segment, index)
+            for segment in segments
+            for index in range(library.whisper_full_n_tokens(context, segment))
+        )
+        return tuple(token for token in tokens if token != end)
+
+    def _require_timestamps(self) -> None:
+        dimensions = self._checkpoint.dimensions
+        if dimensions["n_text_layer"] == NEVER_WITH_TIMESTAMPS and dimensions["n_vocab"] != 51_866:
+            raise BackendError(
+                "whisper.cpp takes a decoder of 2 layers for a first-release Distil-Whisper and never gives "
+                f"it timestamps, which clips over 30 s need; {self._checkpoint.name} has 2: take shorter ones"
+            )
