@@ -12,6 +12,7 @@ import numpy as np
 
 from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
 from backends.checkpoint import load_state_dict
+from backends.decisions import Decision, decide, recorded_windows
 from backends.decoding import WINDOW_SAMPLES, require_honourable, require_language
 from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
 from backends.encoder_trace import first_window, trace_whisper
@@ -119,17 +120,26 @@ class _OpenAiWhisper:
         """
         require_language(self._checkpoint, language, self._languages)
         with self._clock.call(), self._instrumented():
-            result = self._module.transcribe(
-                self._model,
-                audio,
-                language=language,
-                without_timestamps=len(audio) <= WINDOW_SAMPLES,
-                **self._options,
-            )
+            result = self._transcribe(audio, language)
             tokens = tuple(token for segment in result["segments"] for token in segment["tokens"])
             # as whisper's own writers print it; result["text"] would also spell out stray special tokens
             text = "".join(segment["text"] for segment in result["segments"]).strip()
         return Transcript(text, tokens, dict(self._clock.seconds))
+
+    def decision(
+        self, audio: np.ndarray, language: str, tokens: Sequence[int], index: int, other: int | None
+    ) -> Decision:
+        """Return the choice where another engine left this one's path; see backends.decisions.Decides.
+
+        Raises:
+            BackendError: it decodes with beams, or as `backends.decisions.decide`.
+        """
+        require_language(self._checkpoint, language, self._languages)
+        if self._settings.beam_size != 1:
+            raise BackendError("beams are chosen by their sums, so no single token has a margin; take beam 1")
+        with self._instrumented(), recorded_windows(self._model) as windows:
+            segments = self._transcribe(audio, language)["segments"]
+        return decide(self._model, windows, segments, tokens, index, other)
 
     def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
         """Return what each layer of the encoder gives; see backends.encoder_trace.TracesEncoder."""
@@ -144,6 +154,15 @@ class _OpenAiWhisper:
         """Wait for CUDA; PyTorch's CPU operations return when they are done."""
         if self._device == "cuda":
             self._torch.cuda.synchronize()
+
+    def _transcribe(self, audio: np.ndarray, language: str) -> dict[str, Any]:
+        return self._module.transcribe(
+            self._model,
+            audio,
+            language=language,
+            without_timestamps=len(audio) <= WINDOW_SAMPLES,
+            **self._options,
+        )
 
     @contextmanager
     def _instrumented(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from backends.base import AsrbenchError
 from harness import (
     baseline,
     compare_command,
+    debug_encoder,
     demo,
     doctor,
     history_command,
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         doctor.add_parser,
         weights.add_parser,
         compare_command.add_parser,
+        debug_encoder.add_parser,
         baseline.add_parser,
         history_command.add_parser,
         demo.add_parser,

@@ -7,6 +7,7 @@ are JSON objects. The parent asks for one thing at a time:
     {"do": "call", "audio", "language"} -> {"event": "ready"}, then on {"do": "go"}:
                                            {"event": "answer", ...}, then {"event": "settled", ...}
     {"do": "resources"}                 -> {"event": "resources", ...}
+    {"do": "examine", "method", ...}    -> {"event": "examined", ...}, see harness.examine
 
 Nothing here decides what a figure means: raw values go to the parent.
 """
@@ -63,6 +64,15 @@ def _serve(connection: Connection) -> None:
             case "resources":
                 assert engine is not None
                 _send(connection, {"event": "resources", **engine.resources()})
+            case "examine":
+                assert engine is not None
+                try:
+                    from harness import examine
+
+                    reply = examine.answer(engine.backend, message, _read_audio(message["audio"]))
+                except Exception as error:
+                    reply = _describe(error)
+                _send(connection, {"event": "examined", **reply})
 
 
 class _Engine:

@@ -142,6 +142,18 @@ class Worker:
         self._send(do="resources")
         return self._receive("reporting its resources")
 
+    def examine(self, method: str, audio: Path, what: str, **arguments: Any) -> dict[str, Any]:
+        """Call one of the methods that harness.examine knows on the backend; return its answer.
+
+        Raises:
+            WorkerError: the backend raised, or the worker died or hung.
+        """
+        self._send(do="examine", method=method, audio=str(audio), **arguments)
+        reply = self._receive(what)
+        if reply["error"] is not None:
+            raise WorkerError(reply["error"], reply["unavailable"], reply["remedy"])
+        return reply
+
     def pause(self) -> None:
         """Stop the process until resume(): only the worker whose turn it is may use the machine."""
         if not self._paused:
