@@ -1,0 +1,351 @@
+"""The contract of `backends.base.Backend` as a test suite that any backend, ours or not, runs on itself.
+
+    from harness.testing import BackendContract
+
+    class TestMine(BackendContract):
+        variant = "mine@cpu/float32"
+
+A variant that cannot run here fails the suite: it would say nothing. What only a measured run shows, cached
+answers and work that goes on after a call, is the gate's to find: `asrbench run --backends mine`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import backends
+from backends import Variant, checkpoint
+from backends.base import SAMPLE_RATE_HZ, AsrbenchError, Backend, BackendUnavailable, Checkpoint, Settings
+from backends.base import Transcript as Answer
+from harness import audio
+from harness.host import PROJECT_ROOT
+
+BUNDLED_CLIP = PROJECT_ROOT / "audio_samples" / "short.flac"
+ENGINES = (  # whatever takes long to import, or memory
+    *("torch", "whisper", "ctranslate2", "faster_whisper", "transformers", "max", "tensorflow", "jax"),
+    *("onnxruntime", "nemo", "mlx", "openvino", "tensorrt"),
+)
+FEW_SAMPLES = SAMPLE_RATE_HZ // 100  # 10 ms, less than one frame: an engine may refuse it
+LONG_SECONDS = 36  # more than a window
+BUSY_SAMPLES, LOOKING_AT_THREADS_SECONDS = 30, 2.0  # whichever comes first
+BUSY_THREADS_LIMIT = 1.5  # on average, with threads=1: one may hand its work to another
+LOOKING_SECONDS = 60  # importing a module and `check`, on a cold disk
+
+CHANGES: tuple[dict[str, Any], ...] = (  # from the default settings, one at a time
+    {"beam_size": 3},
+    {"threads": 2},
+    {"language": "en"},
+    {"task": "translate"},
+    {"temperature": 0.4},
+    {"condition_on_previous_text": True},
+    {"no_speech_threshold": 0.5},
+    {"logprob_threshold": -0.5},
+    {"suppress_blank": False},
+    {"suppress_tokens": ""},
+)
+IMPOSSIBLE: tuple[dict[str, Any], ...] = ({"threads": 0}, {"beam_size": 0}, {"task": "summarise"})
+
+
+def _name(settings: dict[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in settings.items())
+
+
+class BackendContract:
+    """Derive from it, name the variant, and run pytest.
+
+    Attributes:
+        variant: `name@device/precision` as registered.
+        model: a checkpoint's name or path, as `--model` takes it.
+        clip: a recording of up to 30 s in which the backend hears words with that checkpoint.
+        languages: codes that the backend must decode with that checkpoint.
+        reads_checkpoint: False for a backend whose weights are elsewhere: it cannot refuse a broken file.
+    """
+
+    variant: ClassVar[str]
+    model: ClassVar[str] = "nano.en"
+    clip: ClassVar[Path] = BUNDLED_CLIP
+    languages: ClassVar[tuple[str, ...]] = ("en",)
+    reads_checkpoint: ClassVar[bool] = True
+
+    @pytest.fixture
+    def chosen(self) -> Variant:
+        """The variant, as the registry knows it."""
+        (found,) = backends.parse(self.variant)
+        return found
+
+    @pytest.fixture
+    def weights(self) -> Checkpoint:
+        """The checkpoint, verified."""
+        return _weights(str(self.model))
+
+    @pytest.fixture
+    def speech(self) -> np.ndarray:
+        """Samples of the clip."""
+        if not self.clip.is_file():
+            pytest.fail(f"there is no {self.clip}; name a recording of speech as `clip`")
+        return audio.decode(self.clip)
+
+    @pytest.fixture
+    def engine(self, chosen: Variant) -> Any:
+        """The backend, loaded once with the default settings."""
+        try:
+            return _engine(chosen, str(self.model))
+        except BackendUnavailable as error:
+            pytest.fail(f"{chosen} cannot run here, so nothing is tested: {error}")
+
+    # --- what is known before anything is loaded
+
+    def test_it_names_its_devices_precisions_and_imports(self, chosen: Variant) -> None:
+        backend_class = backends.load(chosen.backend)
+        assert backend_class.devices, "`devices` is empty"
+        for device, precisions in backend_class.devices.items():
+            assert isinstance(device, str), f"the device {device!r} is no text"
+            assert not isinstance(precisions, str), f"the precisions of {device} are one text, not several"
+            assert precisions, f"{device} has no precision"
+            assert all(isinstance(p, str) and "/" not in p and "@" not in p for p in precisions), precisions
+        assert not isinstance(backend_class.imports, str), "`imports` is one text, not several"
+        assert all(isinstance(module, str) for module in backend_class.imports), backend_class.imports
+
+    def test_it_is_listed_and_checked_without_importing_its_engine(self, chosen: Variant) -> None:
+        own = {module.partition(".")[0] for module in backends.load(chosen.backend).imports}
+        heavy = sorted((own | set(ENGINES)) - {"numpy"})
+        code = (
+            "import json, sys\nimport numpy, backends\n"
+            f"heavy = {heavy!r}\n"
+            f"found = backends.load({chosen.backend!r})\n"
+            "listed = [m for m in heavy if m in sys.modules]\n"
+            "try:\n"
+            f"    found.check({chosen.device!r}, {chosen.precision!r})\n"
+            "except backends.BackendUnavailable:\n    pass\n"
+            "print(json.dumps([listed, [m for m in heavy if m in sys.modules]]))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
+            capture_output=True,
+            text=True,
+            timeout=LOOKING_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, f"check() raised something other than BackendUnavailable: {done.stderr}"
+        listed, checked = json.loads(done.stdout.splitlines()[-1])
+        assert not listed, f"its module imports {', '.join(listed)}: import engines inside functions"
+        assert not checked, f"check() imports {', '.join(checked)}: look for packages without importing them"
+
+    def test_check_refuses_what_it_does_not_offer_with_nothing_but_unavailable(self, chosen: Variant) -> None:
+        # the harness asks only for what `devices` offers; a device that is absent is the usual refusal
+        backend_class = backends.load(chosen.backend)
+        for device, precisions in backend_class.devices.items():
+            for precision in precisions:
+                error = _error(lambda d=device, p=precision: backend_class.check(d, p))  # type: ignore[misc]
+                assert error is None or isinstance(error, BackendUnavailable), (
+                    f"check({device!r}, {precision!r}) raised {type(error).__name__}: {error}"
+                )
+
+    # --- settings
+
+    def test_it_follows_the_protocol(self, engine: Any) -> None:
+        assert isinstance(engine, Backend), "methods of backends.base.Backend are missing"
+        engine.synchronize()
+
+    def test_applied_settings_name_every_setting_as_asked(self, engine: Any) -> None:
+        applied = json.loads(json.dumps(dict(engine.applied_settings)))
+        for name, asked in asdict(Settings()).items():
+            assert name in applied, f"applied_settings does not say with which {name} it ran"
+            assert applied[name] == asked, f"ran with {name} {applied[name]!r}, asked {asked!r}"
+
+    @pytest.mark.parametrize("change", CHANGES, ids=_name)
+    def test_settings_are_honoured_or_refused(
+        self, chosen: Variant, weights: Checkpoint, change: dict[str, Any]
+    ) -> None:
+        found = self._load(chosen, weights, Settings(**change))
+        if isinstance(found, Exception):
+            assert isinstance(found, AsrbenchError), f"{_name(change)} raised {found!r}, no BackendError"
+            return
+        (name,) = change
+        assert found.applied_settings.get(name) == change[name], (
+            f"asked for {_name(change)}, ran with {found.applied_settings.get(name)!r} and did not refuse"
+        )
+
+    @pytest.mark.parametrize("change", IMPOSSIBLE, ids=_name)
+    def test_impossible_settings_are_refused(
+        self, chosen: Variant, weights: Checkpoint, change: dict[str, Any]
+    ) -> None:
+        found = self._load(chosen, weights, Settings(**change))
+        assert isinstance(found, AsrbenchError), f"{_name(change)} must raise BackendError, gave {found!r}"
+
+    def test_broken_checkpoint_is_a_backend_error(
+        self, chosen: Variant, weights: Checkpoint, tmp_path: Path
+    ) -> None:
+        if not self.reads_checkpoint:
+            pytest.skip("the class says that its weights are elsewhere")
+        broken = tmp_path / "broken.pt"
+        broken.write_bytes(weights.path.read_bytes()[:1000])
+        for path in (broken, tmp_path / "absent.pt"):
+            # another hash, so that no conversion of the whole file is taken in its place
+            bad = replace(weights, name=path.stem, path=path, sha256="0" * 64)
+            found = self._load(chosen, bad, Settings())
+            assert isinstance(found, AsrbenchError), (
+                f"a checkpoint that is {path.stem} must raise BackendError, gave {found!r}"
+            )
+
+    # --- answers
+
+    def test_it_hears_words(self, engine: Any, speech: np.ndarray) -> None:
+        assert engine.transcribe(speech.copy(), self.languages[0]).text.strip(), "no word in the clip"
+
+    def test_answers_are_finished_values(self, engine: Any, speech: np.ndarray) -> None:
+        start = time.perf_counter()
+        answer = engine.transcribe(speech.copy(), self.languages[0])
+        wall = time.perf_counter() - start
+        assert isinstance(answer, Answer), f"transcribe() returned a {type(answer).__name__}"
+        assert type(answer.text) is str, f"the text is a {type(answer.text).__name__}, not a finished str"
+        if answer.tokens is not None:
+            assert isinstance(answer.tokens, (list, tuple)), f"tokens are a {type(answer.tokens).__name__}"
+            assert all(int(token) == token >= 0 for token in answer.tokens), answer.tokens
+        for stage, seconds in answer.stage_seconds.items():
+            assert isinstance(stage, str) and math.isfinite(seconds) and seconds >= 0, (stage, seconds)
+        total = sum(answer.stage_seconds.values())
+        assert total <= 1.02 * wall + 0.001, f"its stages took {total:.3f} s of a call of {wall:.3f} s"
+
+    def test_same_clip_gets_the_same_answer_whatever_came_between(
+        self, engine: Any, speech: np.ndarray
+    ) -> None:
+        language = self.languages[0]
+        first = engine.transcribe(speech.copy(), language)
+        engine.transcribe(np.zeros(SAMPLE_RATE_HZ, np.float32), language)
+        again = engine.transcribe(speech.copy(), language)
+        assert again.text == first.text, "the text changed: it depends on the clip before, or on chance"
+        assert _listed(again.tokens) == _listed(first.tokens), "the tokens changed"
+
+    def test_input_is_not_modified(self, engine: Any, speech: np.ndarray) -> None:
+        given = speech.copy()
+        engine.transcribe(given, self.languages[0])
+        assert np.array_equal(given, speech), "transcribe() changed the samples it was given"
+
+    def test_input_may_be_read_only(self, engine: Any, speech: np.ndarray) -> None:
+        # as the worker gives it
+        given = speech.copy()
+        given.setflags(write=False)
+        assert type(engine.transcribe(given, self.languages[0]).text) is str
+
+    @pytest.mark.parametrize("seconds", [0.5, 5])
+    def test_silence_is_answered(self, engine: Any, seconds: float) -> None:
+        samples = np.zeros(int(seconds * SAMPLE_RATE_HZ), np.float32)
+        assert type(engine.transcribe(samples, self.languages[0]).text) is str
+
+    @pytest.mark.parametrize("samples", [0, 1, FEW_SAMPLES - 1, FEW_SAMPLES + 1])
+    def test_shortest_clips_are_answered_or_refused(
+        self, engine: Any, speech: np.ndarray, samples: int
+    ) -> None:
+        error = _error(lambda: engine.transcribe(speech[:samples].copy(), self.languages[0]))
+        assert error is None or isinstance(error, AsrbenchError), f"{samples} samples raised {error!r}"
+
+    def test_long_clips_are_heard_to_their_end(self, engine: Any, speech: np.ndarray) -> None:
+        window = 30 * SAMPLE_RATE_HZ
+        gap = max(0, window - 2 * len(speech)) + SAMPLE_RATE_HZ
+        # three times the clip, so that a model which skips after silence still has the next
+        long = np.concatenate([speech, np.zeros(gap, np.float32), *[speech] * 3])
+        long = np.pad(long, (0, max(0, LONG_SECONDS * SAMPLE_RATE_HZ - len(long))))
+        whole = engine.transcribe(long, self.languages[0])
+        cut = engine.transcribe(long[:window].copy(), self.languages[0])
+        assert whole.text != cut.text, "what follows the first 30 s changed nothing: the clip is cut off"
+
+    def test_every_language_of_the_class_is_decoded(self, engine: Any, speech: np.ndarray) -> None:
+        for language in self.languages:
+            assert type(engine.transcribe(speech.copy(), language).text) is str
+
+    def test_languages_it_lacks_are_refused(
+        self, engine: Any, speech: np.ndarray, weights: Checkpoint
+    ) -> None:
+        for language in ("xx",) if weights.is_multilingual else ("xx", "de"):
+            error = _error(lambda wanted=language: engine.transcribe(speech.copy(), wanted))  # type: ignore[misc]
+            assert isinstance(error, AsrbenchError), (
+                f"the language {language!r} must raise BackendError, gave {error!r}"
+            )
+
+    def test_one_thread_keeps_one_core_busy(self, engine: Any, speech: np.ndarray) -> None:
+        busy = _busy_threads(lambda: engine.transcribe(speech.copy(), self.languages[0]))
+        assert busy <= BUSY_THREADS_LIMIT, (
+            f"{busy:.1f} threads were at work with threads=1: pass the setting on to every pool"
+        )
+
+    def _load(self, chosen: Variant, weights: Checkpoint, settings: Settings) -> Any:
+        """Return the loaded backend, or the exception in its place."""
+        try:
+            backend_class = backends.load(chosen.backend)
+            return backend_class.load(weights, chosen.device, chosen.precision, settings)
+        except Exception as error:
+            return error
+
+
+@lru_cache(maxsize=4)
+def _weights(model: str) -> Checkpoint:
+    return checkpoint.resolve(model)
+
+
+@lru_cache(maxsize=1)
+def _engine(chosen: Variant, model: str) -> Any:
+    backend_class = backends.load(chosen.backend)
+    backend_class.check(chosen.device, chosen.precision)
+    return backend_class.load(_weights(model), chosen.device, chosen.precision, Settings())
+
+
+def _busy_threads(call: Callable[[], Any]) -> float:
+    """Return how many of this process's threads are at work on average while `call` is.
+
+    Counts those that run or wait for a core, so that a busy machine hides none. 0 where the system does not
+    tell (it needs Linux's /proc), or when calls are too short to be looked into.
+    """
+    counts: list[int] = []
+    done = threading.Event()
+
+    def look() -> None:
+        own = threading.get_native_id()
+        while not done.wait(0.002):
+            counts.append(
+                sum(_is_running(task) for task in Path("/proc/self/task").glob("*") if task.name != str(own))
+            )
+
+    looker = threading.Thread(target=look, daemon=True)
+    looker.start()
+    end = time.perf_counter() + LOOKING_AT_THREADS_SECONDS
+    while time.perf_counter() < end and len(counts) < BUSY_SAMPLES:
+        call()
+    done.set()
+    looker.join()
+    busy = [count for count in counts if count]
+    return sum(busy) / len(busy) if busy else 0.0
+
+
+def _is_running(task: Path) -> bool:
+    try:  # the state follows the name, which is in brackets and may hold any character
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+    except (OSError, IndexError):
+        return False
+
+
+def _error(call: Callable[[], Any]) -> Exception | None:
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
+
+
+def _listed(tokens: Any) -> list[int] | None:
+    return None if tokens is None else list(tokens)
