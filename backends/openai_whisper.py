@@ -78,7 +78,7 @@ class _OpenAiWhisper:
         import torch
         from whisper.model import ModelDimensions, Whisper
 
-        _set_threads(settings.threads)
+        set_threads(settings.threads)
         # float32 must mean float32: no TF32 in matrix products or convolutions
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
@@ -192,7 +192,8 @@ class WhisperCuda(_OpenAiWhisper):
     devices: ClassVar[Mapping[str, Sequence[str]]] = {"cuda": ("float16", "float32")}
 
 
-def _set_threads(threads: int) -> None:
+def set_threads(threads: int) -> None:
+    """Have torch run `threads` threads; raises BackendError if it does not."""
     import torch
 
     torch.set_num_threads(threads)
