@@ -1,6 +1,7 @@
 """Reports of a run: one row builder, one file a format, one table (`formats.FORMATS`) that names them.
 
-To add a format, write one file with a function from a run to its text and add its line to that table.
+To add a format, write one file with a function from a run to its text and add its line to that table;
+another package declares the entry point group `asrbench.reports` instead.
 """
 
 from harness.report.command import add_parsers

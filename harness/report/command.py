@@ -26,7 +26,9 @@ def add_parsers(subparsers: Any) -> None:
     report = subparsers.add_parser("report", help="any format again from a stored run")
     report.add_argument("run", type=Path, metavar="RUN", help="a run.json or its folder")
     report.add_argument(
-        "--format", metavar="FORMAT", help=f"{', '.join(FORMATS)}; default: as --output ends, else a table"
+        "--format",
+        metavar="FORMAT",
+        help=f"{', '.join(FORMATS)}, or another package's; default: as --output ends, else a table",
     )
     report.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
     report.add_argument(

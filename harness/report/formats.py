@@ -1,15 +1,19 @@
-"""The table of formats a run can be written in."""
+"""The table of formats a run can be written in: our own, then those of other packages."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from backends.base import AsrbenchError
 from harness import record
 from harness.record import Run
 from harness.report import complete, html, markdown, tables
+
+ENTRY_POINT_GROUP = "asrbench.reports"  # name -> a function from a run to its text
 
 FORMATS: dict[str, Callable[[Run], str]] = {
     "html": html.render,
@@ -31,24 +35,42 @@ ENDINGS = {  # of file names, the longest first
 
 
 class FormatError(AsrbenchError):
-    """No format has that name or ending; the message lists the ones there are."""
+    """No format has that name or ending, or another package's fails; the message says which."""
+
+
+def names() -> list[str]:
+    """Names of all formats: our own, then those of other packages."""
+    return [*FORMATS, *(name for name in _plugins() if name not in FORMATS)]
 
 
 def render(run: Run, name: str) -> str:
     """Return the run in the format called `name`.
 
     Raises:
-        FormatError: no format is called so.
+        FormatError: no format is called so, or another package's fails.
     """
-    if name not in FORMATS:
-        close = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0.5)
+    if name in FORMATS:
+        return FORMATS[name](run)
+    plugin = _plugins().get(name)
+    if plugin is None:
+        close = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise FormatError(f"no report format is called {name!r}.{hint} Available: {', '.join(FORMATS)}")
-    return FORMATS[name](run)
+        raise FormatError(f"no report format is called {name!r}.{hint} Available: {', '.join(names())}")
+    try:
+        text = plugin.load()(copy.deepcopy(run))  # a copy: the record is what is stored afterwards
+    except Exception as error:  # whatever a stranger's code raises; ours must go on
+        raise FormatError(
+            f"the report format {name!r} of {plugin.value} failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(text, str):
+        raise FormatError(
+            f"the report format {name!r} of {plugin.value} returned a {type(text).__name__}, not a text"
+        )
+    return text
 
 
 def format_of(path: Path) -> str:
-    """Return the name of the format that a file name asks for.
+    """Return the name of the format that a file name asks for; another package's ends as it is called.
 
     Raises:
         FormatError: its ending is none that is known.
@@ -56,7 +78,12 @@ def format_of(path: Path) -> str:
     for ending, name in ENDINGS.items():
         if path.name.lower().endswith(ending):
             return name
-    raise FormatError(f"cannot tell the format of {path} from its name; use one of {', '.join(ENDINGS)}")
+    plugins = [name for name in _plugins() if name not in FORMATS]
+    for name in sorted(plugins, key=len, reverse=True):
+        if path.name.lower().endswith(f".{name}"):
+            return name
+    endings = [*ENDINGS, *(f".{name}" for name in plugins)]
+    raise FormatError(f"cannot tell the format of {path} from its name; use one of {', '.join(endings)}")
 
 
 def write_all(run: Run, folder: Path) -> None:
@@ -70,3 +97,7 @@ def write_all(run: Run, folder: Path) -> None:
         record.write_text(folder / file, render(run, name))
     page = html.render(run, raw_data={name: name for name in html.SIBLINGS})
     record.write_text(folder / "report.html", page)
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}

@@ -1,0 +1,81 @@
+"""The backend `morse`: reads Morse code sent as a tone, at 20 words a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
+from backends.checkpoint_file import read_dimensions
+from backends.decoding import require_honourable, require_language
+
+DOT_SECONDS = 0.06  # 20 words a minute, by the word PARIS: 50 dots
+DOT_SAMPLES = round(DOT_SECONDS * SAMPLE_RATE_HZ)
+TONE_HZ = 600.0
+CODE = (  # of a to z, ITU-R M.1677
+    ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- "
+    "-. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --.."
+)
+LETTERS = dict(zip("abcdefghijklmnopqrstuvwxyz", CODE.split(), strict=True))
+SIGNS = {sign: letter for letter, sign in LETTERS.items()}
+
+
+class Morse:
+    """An engine without weights: it reads the checkpoint's head only, to refuse what is no checkpoint."""
+
+    devices: ClassVar[Mapping[str, Sequence[str]]] = {"cpu": ("float32",)}  # the default precision first
+    imports: ClassVar[Sequence[str]] = ("numpy",)  # what your engine imports; asrbench times it
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings):
+        self._checkpoint = checkpoint
+        self._settings = settings
+
+    @classmethod
+    def check(cls, device: str, precision: str) -> None:
+        """Raise BackendUnavailable if this machine cannot run it; look, but do not import the engine."""
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> Morse:
+        """Load the checkpoint; raise BackendError for settings that cannot be honoured."""
+        require_honourable(checkpoint, settings)
+        if settings.task != "transcribe":
+            raise BackendError("Morse code cannot be translated; choose --task transcribe")
+        read_dimensions(checkpoint.path)
+        return cls(checkpoint, settings)
+
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        """Every field of Settings as it really ran. Reading Morse leaves nothing to any of them."""
+        return {**self._settings.as_dict(), "dot_seconds": DOT_SECONDS}
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        """Return the text, finished; the samples are only read."""
+        require_language(self._checkpoint, language)
+        return Transcript(read(audio))
+
+    def synchronize(self) -> None:
+        """Nothing runs on after a call."""
+
+
+def send(text: str) -> np.ndarray:
+    """Return the text in Morse code: float32 samples, shape (samples,), mono, 16 kHz."""
+    units = "000".join(
+        "0".join({".": "1", "-": "111"}[s] for s in LETTERS[c]) if c != " " else "0" for c in text
+    )
+    gate = np.repeat([float(unit) for unit in units], DOT_SAMPLES)
+    time = np.arange(len(gate)) / SAMPLE_RATE_HZ
+    return (0.5 * gate * np.sin(2 * np.pi * TONE_HZ * time)).astype(np.float32)
+
+
+def read(audio: np.ndarray) -> str:
+    """Return the text that `send` turned into samples."""
+    blocks = audio[: len(audio) // DOT_SAMPLES * DOT_SAMPLES].reshape(-1, DOT_SAMPLES)
+    units = "".join("1" if loud else "0" for loud in np.abs(blocks).mean(axis=1) > 0.05)
+    words = units.strip("0").replace("0000000", " ").split()
+    return " ".join("".join(_letter(sign) for sign in word.split("000") if sign) for word in words)
+
+
+def _letter(units: str) -> str:
+    return SIGNS.get("".join("-" if mark == "111" else "." for mark in units.split("0")), "?")
