@@ -24,7 +24,9 @@ BUILTIN = {  # name -> "module:class", in the order tables show them
     "whisper-cpu": "backends.openai_whisper:WhisperCpu",
     "whisper-cuda": "backends.openai_whisper:WhisperCuda",
     "faster-whisper": "backends.faster_whisper:FasterWhisper",
+    "torch-fast": "backends.torch_fast:TorchFast",
     "openai-api": "backends.openai_api:OpenAiApi",
+    "faster-whisper-batched": "backends.faster_whisper_batched:FasterWhisperBatched",
     "whisper-cpp": "backends.whisper_cpp:WhisperCpp",
 }
 PLANNED = ("max-hybrid", "max")  # what an error says of a name that is to come

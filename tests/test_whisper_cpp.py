@@ -310,7 +310,7 @@ def test_applied_settings_are_complete(library: Any, fake: Callable[..., Any]) -
     parameters = engine._parameters("en", True, 1500)
     assert parameters.n_threads == 2 and parameters.temperature_inc == 0
     assert not parameters.suppress_nst and parameters.n_max_text_ctx == 224
-    assert not parameters.no_timestamps
+    assert not parameters.no_timestamps and engine._parameters("en", False, 1500).no_timestamps
 
 
 def test_an_absent_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:

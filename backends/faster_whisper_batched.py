@@ -1,0 +1,144 @@
+"""faster-whisper's batched pipeline: windows of one recording, or many clips, decoded together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
+from backends.decoding import WINDOW_SAMPLES, require_language
+from backends.faster_whisper import FasterWhisper
+
+BATCH_SIZE = 8  # BatchedInferencePipeline.transcribe's own default
+FRAME_SAMPLES = 160  # 10 ms; less is no audio, as for openai-whisper
+GRID_FRAMES = 10  # the pipeline rounds a window's first frame down, so by one frame too far at times
+GRID_SAMPLES = GRID_FRAMES * FRAME_SAMPLES
+
+
+class FasterWhisperBatched(FasterWhisper):
+    """faster_whisper.BatchedInferencePipeline with the windows given, so without its voice filter.
+
+    A recording is cut every 30 s, wherever that falls, and its windows are decoded together and without
+    timestamps: chunked long-form, not the sequential one of the other engines, at its own cost in quality.
+    The pipeline ignores the two thresholds of silence; they are applied here to what it reports.
+    """
+
+    def __init__(self, model: Any, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
+        from faster_whisper import BatchedInferencePipeline
+
+        super().__init__(model, checkpoint, device, precision, settings)
+        self._pipeline = BatchedInferencePipeline(model)
+        self._batched = {**self._options, "max_initial_timestamp": None}
+
+    @classmethod
+    def load(
+        cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings
+    ) -> FasterWhisperBatched:
+        """As FasterWhisper.load.
+
+        Raises:
+            BackendError: a setting cannot be honoured; condition_on_previous_text cannot, for all windows
+                are decoded at once.
+        """
+        if settings.condition_on_previous_text:
+            raise BackendError(
+                "windows that are decoded together cannot be conditioned on one another's text; take "
+                "condition_on_previous_text false, or faster-whisper"
+            )
+        loaded = super().load(checkpoint, device, precision, settings)
+        assert isinstance(loaded, cls)
+        return loaded
+
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        """As FasterWhisper's, and how recordings are cut."""
+        return {
+            **super().applied_settings,
+            "max_initial_timestamp": None,
+            "without_timestamps": True,
+            "long_form": "chunked: cut every 30 s; windows decoded together, each with its own maximum",
+            "batch_size": BATCH_SIZE,
+        }
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        """Transcribe one clip, its windows in batches of 8; see backends.base.Backend.
+
+        Raises:
+            BackendError: the model has no such language.
+        """
+        windows = [audio[start : start + WINDOW_SAMPLES] for start in range(0, len(audio), WINDOW_SAMPLES)]
+        with self._clock.call():
+            found = self._decode(windows, language, BATCH_SIZE)
+        text = "".join(text for text, _ in found).strip()
+        return Transcript(text, tuple(t for _, tokens in found for t in tokens), dict(self._clock.seconds))
+
+    def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> list[Transcript]:
+        """Transcribe clips of one language, all of them in one batch.
+
+        Args:
+            audios: each float32, shape (samples,), mono, 16 kHz, at most 30 s. Not modified.
+            language: ISO 639-1 code of all of them.
+
+        Returns:
+            One Transcript a clip, in their order, without stage seconds: a batch shares its stages.
+
+        Raises:
+            BackendError: a clip is longer than 30 s, or the model has no such language.
+        """
+        longest = max((len(audio) for audio in audios), default=0)
+        if longest > WINDOW_SAMPLES:
+            raise BackendError(
+                f"a clip of {longest / SAMPLE_RATE_HZ:.1f} s is longer than the 30 s that fit a batch; "
+                "transcribe it alone"
+            )
+        found = self._decode(audios, language, max(len(audios), 1))
+        return [Transcript(text.strip(), tokens) for text, tokens in found]
+
+    def _decode(
+        self, windows: Sequence[np.ndarray], language: str, batch_size: int
+    ) -> list[tuple[str, tuple[int, ...]]]:
+        require_language(self._checkpoint, language, self._languages)
+        # One recording of all windows, each on a grid: the pipeline tells a window by the time it begins.
+        lengths = [-(-len(window) // GRID_SAMPLES) * GRID_SAMPLES for window in windows]
+        starts = np.cumsum([0, *lengths]).tolist()
+        recording = np.zeros(starts[-1], np.float32)
+        heard = {}
+        for index, window in enumerate(windows):
+            if len(window) >= FRAME_SAMPLES:
+                recording[starts[index] : starts[index] + len(window)] = window
+                heard[starts[index] // GRID_SAMPLES] = index
+        found: list[tuple[str, tuple[int, ...]]] = [("", ())] * len(windows)
+        if not heard:
+            return found
+        segments, _ = self._pipeline.transcribe(
+            recording,
+            language=language,
+            without_timestamps=True,
+            batch_size=batch_size,
+            clip_timestamps=[
+                {"start": _seconds(starts[index]), "end": _seconds(starts[index] + len(windows[index]))}
+                for index in heard.values()
+            ],
+            **self._batched,
+        )
+        for segment in segments:
+            index = heard[round(segment.seek / GRID_FRAMES)]
+            if segment.text.strip() and not self._is_silent(segment):
+                text, tokens = found[index]
+                found[index] = (text + segment.text, (*tokens, *segment.tokens))
+        return found
+
+    def _is_silent(self, segment: Any) -> bool:
+        # as whisper.transcribe.transcribe skips a window
+        settings = self._settings
+        return (
+            segment.no_speech_prob > settings.no_speech_threshold
+            and segment.avg_logprob <= settings.logprob_threshold
+        )
+
+
+def _seconds(samples: int) -> float:
+    # the pipeline takes int(seconds * 16000), which must not round down to the sample before
+    return (samples + 0.5) / SAMPLE_RATE_HZ
