@@ -1,0 +1,172 @@
+"""Log-mel and encoder in MAX: what `max-hybrid` and `max` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings
+from backends.checkpoint import load_state_dict
+from backends.devices import require_nvidia_gpu, require_package
+from backends.max_graph import session as sessions
+
+N_FRAMES = 3000  # of a 30 s window
+MAX_RELEASE = "26.7"
+IMPORTS = ("torch", "whisper", "max.driver", "max.engine", "max.graph", "max.nn")
+
+
+def check(device: str) -> None:
+    """Raise BackendUnavailable if MAX, a package beside it or the GPU is missing."""
+    from importlib.metadata import version
+
+    require_package("max", "max")
+    found = version("max")
+    if not found.startswith(f"{MAX_RELEASE}."):
+        raise BackendUnavailable(
+            f"MAX {found} is installed; the graphs are written for {MAX_RELEASE}",
+            f"pip install 'max=={MAX_RELEASE}.*'",
+        )
+    require_package("whisper", "openai-whisper")
+    require_package("torch", "torch")
+    if device == "cuda":
+        require_nvidia_gpu()
+
+
+class MaxEngine:
+    """The first two stages of backends.greedy.Engine; a subclass adds the decoder.
+
+    torch and MAX hand tensors to one another through DLPack, without copies.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
+        import torch
+        from max.driver import Accelerator, Buffer
+        from max.dtype import DType
+        from max.engine import InferenceSession
+        from max.graph import DeviceRef
+        from whisper.audio import mel_filters
+        from whisper.model import ModelDimensions
+
+        from backends.max_graph.modules import Whisper
+
+        torch.set_num_threads(settings.threads)
+        self.dims = ModelDimensions(**checkpoint.dimensions)
+        self.device = torch.device("cuda" if device == "cuda" else "cpu")
+        self._torch = torch
+        self._buffer = Buffer
+        self._threads = settings.threads
+        self._precision = precision
+        try:
+            if device == "cuda":
+                self._session = InferenceSession(devices=[Accelerator()])
+            else:
+                # MAX 26.7 aborts the process when num_threads is given: it takes a thread for each core that
+                # this process may use, and the harness pins a worker to as many as it may have
+                self._session = InferenceSession()
+        except (RuntimeError, ValueError) as error:
+            raise BackendUnavailable(f"MAX cannot use {device}: {str(error).splitlines()[0]}") from error
+        self._driver = self._session.devices[0]
+        self._place = DeviceRef.from_device(self._driver)
+        self._dtype = DType[precision]
+        self._whisper = Whisper(self.dims, self._dtype, self._place)
+        self.state_dict = load_state_dict(checkpoint)
+        weights = {
+            name: self._to_device(tensor.to(getattr(torch, precision)).contiguous())
+            for name, tensor in self.state_dict.items()
+        }
+        try:
+            self._whisper.load_state_dict(weights)
+        except ValueError as error:
+            raise BackendError(f"{checkpoint.name} does not fit the MAX graphs: {error}") from error
+        self._filters = self._to_device(mel_filters("cpu", self.dims.n_mels).contiguous())
+        self._log_mel = self._load("log_mel", {"n_mels": self.dims.n_mels}, self._log_mel_graph)
+
+    def _to_device(self, tensor: Any) -> Any:
+        """A torch CPU tensor as a MAX buffer on the engine's device."""
+        buffer = self._buffer.from_dlpack(tensor)
+        return buffer if self.device.type == "cpu" else buffer.to(self._driver)
+
+    def _load(self, name: str, parts: Mapping[str, Any], build: Any) -> Any:
+        compiled = sessions.compiled(self._session, name, self.device.type, parts, build)
+        return self._session.init(compiled, weights_registry=self._whisper.state_dict())
+
+    def _parts(self) -> dict[str, Any]:
+        return {"dims": vars(self.dims), "precision": self._precision}
+
+    def _log_mel_graph(self) -> Any:
+        from max.dtype import DType
+        from max.graph import Graph, TensorType
+
+        from backends.max_graph import log_mel
+
+        filters = TensorType(DType.float32, (self.dims.n_mels, log_mel.BINS), device=self._place)
+        return Graph(
+            "log_mel",
+            lambda hops, filters: log_mel.log_mel(hops.tensor, filters.tensor, self._place),
+            input_types=[log_mel.hops_type(self._place), filters],
+        )
+
+    def _encoder_graph(self, name: str, outputs: Any) -> Any:
+        """The graph from a window's log-mel (n_mels, 3000) to whatever `outputs(whisper, mel)` returns."""
+        from max.dtype import DType
+        from max.graph import Graph, TensorType, ops
+
+        def forward(mel: Any) -> Any:
+            mel = ops.cast(ops.unsqueeze(mel.tensor, 0), self._dtype)
+            return outputs(self._whisper, mel)
+
+        kind = TensorType(DType.float32, (self.dims.n_mels, N_FRAMES), device=self._place)
+        return Graph(name, forward, input_types=[kind])
+
+    def log_mel(self, audio: np.ndarray) -> Any:
+        """See backends.greedy.Engine; frames of silence are filled in rather than computed."""
+        from backends.max_graph.log_mel import HOP, cut
+
+        hops = self._to_device(self._torch.from_numpy(cut(audio)))
+        heard, silence = self._log_mel.execute(hops, self._filters)
+        heard = self._torch.from_dlpack(heard)
+        mel = self._torch.empty((self.dims.n_mels, len(audio) // HOP + N_FRAMES), device=self.device)
+        frames = min(heard.shape[1], mel.shape[1])
+        mel[:, :frames] = heard[:, :frames]
+        mel[:, frames:] = self._torch.from_dlpack(silence)
+        return mel
+
+    def trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
+        """See backends.encoder_trace.TracesEncoder; a graph of its own, which gives out every layer."""
+        from backends.encoder_trace import first_window, layer_shapes
+
+        model = self._load("encoder_trace", self._parts(), self._trace_graph)
+        mel = first_window(self.log_mel(audio))
+        names = list(layer_shapes(vars(self.dims)))
+        results = [self._torch.from_dlpack(x).cpu().numpy() for x in self._execute(model, mel)]
+        return dict(zip(names, [mel.cpu().numpy(), *results], strict=True))
+
+    def _trace_graph(self) -> Any:
+        from max.dtype import DType
+        from max.graph import ops
+
+        def outputs(whisper: Any, mel: Any) -> Any:
+            layers = dict(whisper.encoder.layers(mel))
+            features = layers["ln_post"]
+            for name in ("conv1", "conv2"):
+                layers[name] = layers[name].transpose(1, 2)
+            pairs = [x for pair in whisper.decoder(features) for x in pair]
+            return tuple(ops.cast(x[0], DType.float32) for x in [*layers.values(), *pairs])
+
+        return self._encoder_graph("encoder_trace", outputs)
+
+    def _execute(self, model: Any, mel: Any) -> Sequence[Any]:
+        return model.execute(self._buffer.from_dlpack(mel.contiguous()))
+
+    def applied(self) -> Mapping[str, Any]:
+        """See backends.greedy.Engine."""
+        from importlib.metadata import version
+
+        return {
+            "threads": self._torch.get_num_threads(),
+            "max_threads": self._session.num_threads,
+            "max_version": version("max"),
+            "weights_dtype": self._precision,
+        }

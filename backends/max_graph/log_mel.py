@@ -1,0 +1,65 @@
+"""Whisper's log-mel spectrogram as a MAX graph: frames, windowed DFT as one matmul, mel filters, log."""
+
+from __future__ import annotations
+
+import numpy as np
+from max.dtype import DType
+from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
+
+N_FFT = 400  # 25 ms
+HOP = 160  # 10 ms
+BINS = N_FFT // 2 + 1
+FLOOR = 1e-10  # power below it counts as silence
+RANGE = 8.0  # decades below the loudest bin that are kept
+
+
+def hops_type(device: DeviceRef) -> TensorType:
+    """Audio cut every 10 ms: float32 (hops, 160)."""
+    return TensorType(DType.float32, ("hops", HOP), device=device)
+
+
+def windowed_dft() -> np.ndarray:
+    """float32 (400, 402): a periodic Hann window times cosines, then times sines."""
+    sample = np.arange(N_FFT, dtype=np.float64)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * sample / N_FFT)
+    angle = 2 * np.pi * sample[:, None] * np.arange(BINS) / N_FFT
+    return (window[:, None] * np.concatenate([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)
+
+
+def log_mel(hops: TensorValue, filters: TensorValue, device: DeviceRef) -> tuple[TensorValue, TensorValue]:
+    """(hops, 160) and mel filters (n_mels, 201) to the scaled log-mel (n_mels, hops - 2) and silence's value.
+
+    As whisper.audio.log_mel_spectrogram, for audio that was padded by 200 samples in front. The second
+    result, (1, 1), is what a frame of digital silence has in every band: it depends on the loudest bin.
+    """
+    frames = Dim("hops") - 2
+    hops = ops.rebind(hops, (Dim("hops"), HOP))
+    parts = [
+        ops.slice_tensor(hops, [(slice(0, -2), frames), slice(None)]),
+        ops.slice_tensor(hops, [(slice(1, -1), frames), slice(None)]),
+        ops.slice_tensor(hops, [(slice(2, None), frames), slice(0, N_FFT - 2 * HOP)]),
+    ]
+    spectrum = ops.concat(parts, axis=1) @ ops.constant(windowed_dft(), DType.float32, device=device)
+    real, imaginary = spectrum[:, :BINS], spectrum[:, BINS:]
+    power = real * real + imaginary * imaginary
+    mel = filters @ power.transpose(0, 1)
+    floor = ops.constant(FLOOR, DType.float32, device=device)
+    log = ops.log(ops.max(mel, floor)) * float(1 / np.log(10.0))
+    loudest = ops.reshape(ops.max(ops.reshape(log, (-1,))), (1, 1))
+    quietest = ops.max(loudest - RANGE, ops.constant(np.log10(FLOOR), DType.float32, device=device))
+    return (ops.max(log, quietest) + 4.0) / 4.0, (quietest + 4.0) / 4.0
+
+
+def cut(audio: np.ndarray) -> np.ndarray:
+    """Audio (samples,) as float32 (hops, 160) for `log_mel`: all frames that hear any of it.
+
+    Mirrored by 200 samples at the start, followed by silence, as whisper's STFT sees it.
+    """
+    frames = min(-(-(len(audio) + N_FFT // 2) // HOP), len(audio) // HOP + 3000)
+    padded = np.zeros((frames + 2) * HOP, np.float32)
+    body = padded[N_FFT // 2 :][: len(audio)]
+    body[:] = audio[: len(body)]
+    mirror = np.zeros(N_FFT // 2, np.float32)
+    mirror[: len(audio) - 1] = audio[1 : N_FFT // 2 + 1]
+    padded[: N_FFT // 2] = mirror[::-1]
+    return padded.reshape(-1, HOP)

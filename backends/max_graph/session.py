@@ -1,0 +1,96 @@
+"""Compiled MAX graphs, kept in the cache under what they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from backends.base import BackendError
+from backends.cache import cache_dir, locked, temporary_beside
+
+PACKAGE = Path(__file__).parent
+
+
+def artefact_path(name: str, device: str, parts: Mapping[str, Any]) -> Path:
+    """File of the compiled graph `name`: another MAX release, source, machine or size gives another file.
+
+    Args:
+        name: of the graph.
+        device: "cpu" or "cuda".
+        parts: JSON-ready facts the graph's code depends on, such as dimensions and precision.
+    """
+    key = {
+        "name": name,
+        "max": version("max"),
+        "source": source_sha256(),
+        "machine": machine(device),
+        "device": device,
+        **parts,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return cache_dir() / "max" / f"{name}-{digest[:32]}.mef"
+
+
+def source_sha256() -> str:
+    """Hash of this package's Python and Mojo files: a changed graph is a new one."""
+    digest = hashlib.sha256()
+    for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.mojo")]):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def machine(device: str) -> str:
+    """What compiled code is specialised for: the CPU's model and instruction sets, or the GPU's name."""
+    from max.driver import Accelerator
+
+    if device != "cpu":
+        accelerator = Accelerator()
+        return f"{accelerator.api} {accelerator.architecture_name}"
+    try:
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0]
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    facts = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    wanted = {
+        k.strip(): v.strip() for k, v in facts.items() if k.strip() in ("model name", "flags", "Features")
+    }
+    return json.dumps(wanted, sort_keys=True)
+
+
+def compiled(session: Any, name: str, device: str, parts: Mapping[str, Any], build: Callable[[], Any]) -> Any:
+    """The compiled graph, from the cache or built, compiled and put there.
+
+    Args:
+        session: a max.engine.InferenceSession.
+        build: returns the max.graph.Graph; called only if it is not in the cache.
+
+    Returns:
+        A max.engine.CompiledModel for `session.init`.
+
+    Raises:
+        BackendError: MAX cannot compile the graph.
+    """
+    from max.engine.api import read
+
+    target = artefact_path(name, device, parts)
+    with locked(target):
+        if target.exists():
+            return read(target)
+        print(f"MAX {version('max')}: compiling the {name} graph, once", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        try:
+            artefact = session.compile(build())
+        except RuntimeError as error:
+            raise BackendError(f"MAX {version('max')} cannot compile the {name} graph: {error}") from error
+        partial = temporary_beside(target)
+        artefact.export_mef(partial)
+        partial.replace(target)
+        print(f"MAX: compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        return artefact

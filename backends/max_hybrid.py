@@ -1,0 +1,66 @@
+"""`max-hybrid`: log-mel and encoder as MAX graphs, the decoder in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backends.base import Checkpoint, Settings
+from backends.greedy import GreedyBackend, Window, WindowRules
+from backends.devices import require_cuda_torch
+from backends.max_graph import engine
+
+
+class MaxHybrid(GreedyBackend):
+    """The encoder's output goes to the decoder of `torch-fast` through DLPack, where it lies."""
+
+    devices: ClassVar[Mapping[str, Sequence[str]]] = {
+        "cpu": ("float32",),
+        "cuda": ("float16", "bfloat16", "float32"),
+    }
+    imports: ClassVar[Sequence[str]] = engine.IMPORTS
+
+    @classmethod
+    def check(cls, device: str, precision: str) -> None:
+        """Raise BackendUnavailable if MAX, a package beside it or the GPU is missing."""
+        engine.check(device)
+        if device == "cuda":
+            require_cuda_torch()
+
+    @classmethod
+    def build(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> _Engine:
+        """Load weights and graphs, compiled on first use; see GreedyBackend.load."""
+        return _Engine(checkpoint, device, precision, settings)
+
+    def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
+        """See backends.encoder_trace.TracesEncoder."""
+        return self._engine.trace(audio)  # type: ignore[attr-defined]
+
+
+class _Engine(engine.MaxEngine):
+    def __init__(self, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
+        from backends.torch_decoder import TorchDecoder
+
+        super().__init__(checkpoint, device, precision, settings)
+        self._encoder = self._load(
+            "encoder", self._parts(), lambda: self._encoder_graph("encoder", _features)
+        )
+        self._decoder = TorchDecoder(self.state_dict, self.dims, precision, device)
+
+    def encode(self, mel: Any) -> Any:
+        """(n_mels, 3000) to the encoder's output, torch.Tensor (n_audio_ctx, n_audio_state)."""
+        return self._torch.from_dlpack(self._execute(self._encoder, mel)[0])
+
+    def decode(self, encoded: Any, rules: WindowRules) -> Window:
+        """See backends.greedy.Engine."""
+        return self._decoder.decode(encoded, rules)
+
+    def applied(self) -> Mapping[str, Any]:
+        """See backends.greedy.Engine."""
+        return {**super().applied(), **self._decoder.applied()}
+
+
+def _features(whisper: Any, mel: Any) -> Any:
+    return whisper(mel)[0]

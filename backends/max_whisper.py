@@ -1,0 +1,120 @@
+"""`max`: all of Whisper as MAX graphs, log-mel, encoder and the greedy loop itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backends.base import Checkpoint, Settings
+from backends.greedy import GreedyBackend, Window, WindowRules
+from backends.max_graph import engine
+
+
+class MaxWhisper(GreedyBackend):
+    """The encoder's graph ends in the decoder's cross-attention keys and values; a second graph decodes."""
+
+    devices: ClassVar[Mapping[str, Sequence[str]]] = {
+        "cpu": ("float32",),
+        "cuda": ("float16", "bfloat16", "float32"),
+    }
+    imports: ClassVar[Sequence[str]] = engine.IMPORTS
+
+    @classmethod
+    def check(cls, device: str, precision: str) -> None:
+        """Raise BackendUnavailable if MAX, a package beside it or the GPU is missing."""
+        engine.check(device)
+
+    @classmethod
+    def build(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> _Engine:
+        """Load weights and graphs, compiled on first use; see GreedyBackend.load."""
+        return _Engine(checkpoint, device, precision, settings)
+
+    def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
+        """See backends.encoder_trace.TracesEncoder."""
+        return self._engine.trace(audio)  # type: ignore[attr-defined]
+
+
+class _Engine(engine.MaxEngine):
+    def __init__(self, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
+        from max.driver import CPU
+        from max.dtype import DType
+
+        super().__init__(checkpoint, device, precision, settings)
+        self._encoder = self._load(
+            "encoder_cross", self._parts(), lambda: self._encoder_graph("encoder_cross", _cross)
+        )
+        self._decoder = self._load("greedy", self._parts(), self._greedy_graph)
+        dims = self.dims
+        self._cache = self._buffer(
+            DType.float32, (dims.n_text_layer, 2, dims.n_text_ctx, dims.n_text_state), device=self._driver
+        )
+        self._sampled = self._buffer(DType.int64, (dims.n_text_ctx,), device=CPU())
+        self._masks = lru_cache(maxsize=8)(self._make_masks)
+
+    def _greedy_graph(self) -> Any:
+        from max.graph import Graph
+
+        from backends.max_graph import decoder
+
+        return Graph(
+            "greedy",
+            decoder.greedy(self._whisper.decoder, self.dims),
+            input_types=decoder.greedy_types(self.dims, self._place),
+        )
+
+    def encode(self, mel: Any) -> Any:
+        """(n_mels, 3000) to cross-attention keys and values; see backends.max_graph.decoder.greedy_types."""
+        return self._execute(self._encoder, mel)
+
+    def decode(self, encoded: Any, rules: WindowRules) -> Window:
+        """See backends.greedy.Engine."""
+        from backends.max_graph.decoder import rule_numbers
+
+        buffer = self._buffer
+        count, sum_logprob, no_speech = self._decoder.execute(
+            *encoded,
+            self._cache,
+            self._sampled,
+            buffer.from_numpy(np.array(rules.prompt, np.int64)),
+            buffer.from_numpy(rule_numbers(rules)),
+            *self._masks(
+                rules.suppressed,
+                rules.suppressed_first,
+                rules.timestamps,
+                rules.max_initial_timestamp_index,
+                rules.no_timestamps,
+                rules.timestamp_begin,
+            ),
+        )
+        tokens = self._sampled.to_numpy()[: count.item()].tolist()
+        return Window(tokens, sum_logprob.item(), no_speech.item())
+
+    def _make_masks(self, *rules: Any) -> tuple[Any, Any]:
+        from backends.max_graph.decoder import masks
+
+        return tuple(
+            self._to_device(self._torch.from_numpy(mask)) for mask in masks(self.dims.n_vocab, *rules)
+        )
+
+    def applied(self) -> Mapping[str, Any]:
+        """See backends.greedy.Engine."""
+        return {**super().applied(), "greedy_loop": "in the graph"}
+
+
+def _cross(whisper: Any, mel: Any) -> Any:
+    """Keys and values of all layers: (layers, heads, n_audio_ctx, head size) each."""
+    from max.dtype import DType
+    from max.graph import ops
+
+    from backends.max_graph.modules import split_heads
+
+    pairs = whisper.decoder(whisper.encoder(mel))
+    return tuple(
+        ops.stack(
+            [ops.cast(split_heads(x, whisper.dims.n_text_head)[0], DType.float32) for x in layers], axis=0
+        )
+        for layers in zip(*pairs, strict=True)
+    )
