@@ -12,12 +12,15 @@ from backends.base import AsrbenchError
 from harness import (
     baseline,
     compare_command,
+    compare_outputs,
+    corpus_command,
     debug_encoder,
     demo,
     doctor,
     history_command,
     list_command,
     log,
+    new_backend,
     report,
     run_command,
     weights,
@@ -70,11 +73,14 @@ def _parser() -> argparse.ArgumentParser:
         list_command.add_parser,
         doctor.add_parser,
         weights.add_parser,
+        corpus_command.add_parser,
         compare_command.add_parser,
         debug_encoder.add_parser,
+        compare_outputs.add_parser,
         baseline.add_parser,
         history_command.add_parser,
         demo.add_parser,
+        new_backend.add_parser,
     ):
         add_parser(subparsers)
     report.add_parsers(subparsers)

@@ -150,14 +150,10 @@ def _check(entry: Entry, name: str, language: str | None) -> Clip | str:
     seconds = len(samples) / SAMPLE_RATE_HZ
     tags = dict(entry.tags)
     declared = entry.declared_seconds
-    slack = max(DURATION_SLACK_SECONDS, DURATION_SLACK * (declared or 0))
-    if declared is not None and abs(seconds - declared) > slack:
-        # Many tools guess an MP3's length from its first frame; what lasts longer than their guess is whole.
-        if not (entry.path.suffix.lower() == ".mp3" and seconds > declared):
-            return (
-                f"{entry.where}: duration says {declared:g} s, {entry.path.name} lasts {seconds:.2f} s; "
-                "it may be cut off, or another recording"
-            )
+    problem = disagreement(entry, seconds)
+    if problem:
+        return f"{entry.where}: {problem}"
+    if declared is not None and abs(seconds - declared) > _slack(declared):
         _log.warning("%s: duration says %g s, the MP3 holds %.2f s", entry.where, declared, seconds)
         tags["duration"] = declared
     return Clip(
@@ -169,6 +165,24 @@ def _check(entry: Entry, name: str, language: str | None) -> Clip | str:
         reference=entry.reference,
         tags=tags,
     )
+
+
+def disagreement(entry: Entry, seconds: float) -> str | None:
+    """Say how the audio's length contradicts what the manifest declares, None where it does not."""
+    declared = entry.declared_seconds
+    if declared is None or abs(seconds - declared) <= _slack(declared):
+        return None
+    # Many tools guess an MP3's length from its first frame; what lasts longer than their guess is whole.
+    if entry.path.suffix.lower() == ".mp3" and seconds > declared:
+        return None
+    return (
+        f"duration says {declared:g} s, {entry.path.name} lasts {seconds:.2f} s; "
+        "it may be cut off, or another recording"
+    )
+
+
+def _slack(declared_seconds: float) -> float:
+    return max(DURATION_SLACK_SECONDS, DURATION_SLACK * declared_seconds)
 
 
 def _listed(problems: Sequence[str]) -> str:
