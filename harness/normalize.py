@@ -79,6 +79,18 @@ def identify(name: str) -> dict[str, str]:
     return {"name": name, "sha256": digest.hexdigest(), "version": release}
 
 
+def chosen(names: str) -> list[str]:
+    """Return the normalisers of a comma-separated list, each once; the first is the one that judges.
+
+    Raises:
+        NormalizerError: one is unknown, none is named, or openai-whisper is not installed.
+    """
+    found = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip())) or [""]
+    for name in found:
+        identify(name)
+    return found
+
+
 def _check(name: str) -> None:
     if name not in NAMES:
         close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)

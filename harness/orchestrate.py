@@ -206,7 +206,7 @@ class _Session:
             row["resources"]["cpu_seconds"] = sum(spent) if spent else None
         self.record["warnings"] += list(_disturbances(self.record))
         self.record["finished_at"] = now()
-        score.score(self.record, self.plan.normalizer)
+        score.score(self.record, self.plan.normalizer, also=self.plan.also_normalizers)
         gate.judge(self.record)
         self._save()
 

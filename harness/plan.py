@@ -36,6 +36,10 @@ class Plan:
     seed: int = 0
     texts: bool = True
     normalizer: str = "whisper"
+    also_normalizers: Sequence[str] = ()
+    slices: Sequence[str] = ()
+    sample: int | None = None
+    augment: Sequence[str] = ()
     command: Sequence[str] = field(default_factory=list)
 
 
@@ -66,6 +70,9 @@ def blank_record(plan: Plan, run_id: str) -> record.Run:
             "length_tolerance": plan.length_tolerance,
             "seed": plan.seed,
             "texts": plan.texts,
+            "slices": list(plan.slices),
+            "sample": plan.sample,
+            "augment": list(plan.augment),
         },
         "checkpoint": {
             "name": checkpoint.name,

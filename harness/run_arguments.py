@@ -50,6 +50,19 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         metavar="FIELD=VALUE",
         help="only clips whose manifest field has the value, as lang=en; repeated, all must hold",
     )
+    what.add_argument(
+        "--sample",
+        type=at_least(1),
+        metavar="N",
+        help="only N clips, drawn by --seed in proportion to languages, lengths and --slice fields",
+    )
+    what.add_argument(
+        "--augment",
+        action="append",
+        default=[],
+        metavar="snr=20,10,0",
+        help="add a noisy copy of every clip at each ratio in dB; noise=pink for another noise",
+    )
     what.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     what.add_argument(
         "--no-reference",
@@ -101,10 +114,22 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         help="no row above it is ranked; 0.5 or 50%% (default 0.5)",
     )
     timing.add_argument(
-        "--normalizer", default="whisper", metavar="NAME", help=f"one of {', '.join(normalize.NAMES)}"
+        "--normalizer",
+        default="whisper",
+        metavar="NAME[,NAME…]",
+        help=f"the first judges, the others are shown beside it: {', '.join(normalize.NAMES)}",
     )
     timing.add_argument("--seed", type=at_least(0), default=0, metavar="N")
     output = parser.add_argument_group("what comes out")
+    output.add_argument(
+        "--slice",
+        action="append",
+        dest="slices",
+        default=[],
+        metavar="FIELD",
+        help="divide the figures by length, lang or any manifest field; repeated; default: length, lang, "
+        "snr_db and hallucination where they differ",
+    )
     output.add_argument(
         "--output",
         nargs="+",

@@ -19,6 +19,7 @@ import backends
 from backends import Variant, checkpoint
 from backends.base import AsrbenchError, BackendError, BackendUnavailable, Checkpoint, Settings
 from harness import (
+    augment,
     corpus,
     log,
     normalize,
@@ -27,6 +28,8 @@ from harness import (
     record,
     report,
     run_arguments,
+    sampling,
+    slices,
     worker_handle,
 )
 from harness.corpus import Clip
@@ -103,7 +106,8 @@ def measure(arguments: argparse.Namespace, shown: Callable[[], Progress]) -> tup
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    normalize.identify(arguments.normalizer)  # an unknown name is an error now, not after an hour
+    normalizer, *also = normalize.chosen(arguments.normalizer)  # unknown: an error now, not after an hour
+    mixing = augment.parse(arguments.augment)
     variants, unavailable = _variants(arguments)
     if not variants:
         reasons = "\n".join(f"  {v}: {why}{f' ({fix})' if fix else ''}" for v, why, fix in unavailable)
@@ -111,6 +115,11 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     clips = corpus.load_clips(arguments.audio, arguments.manifest, language=arguments.language)
     for name, value in arguments.where:
         clips = _only(clips, name, value)
+    slices.check([(c.audio_seconds, c.language, c.tags) for c in clips], arguments.slices)
+    if arguments.sample is not None:
+        clips = sampling.stratified(clips, arguments.sample, arguments.seed, arguments.slices)
+    if mixing is not None:
+        clips = augment.with_noise(clips, mixing, arguments.seed)
     model = _checkpoint(arguments)
     foreign = sorted({clip.language for clip in clips} - {"en"})
     if foreign and not model.is_multilingual:
@@ -139,7 +148,11 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         max_wer=arguments.max_wer,
         seed=arguments.seed,
         texts=not arguments.no_texts,
-        normalizer=arguments.normalizer,
+        normalizer=normalizer,
+        also_normalizers=also,
+        slices=arguments.slices,
+        sample=arguments.sample,
+        augment=arguments.augment,
         command=["asrbench", *arguments.argv],
     )
 

@@ -28,11 +28,13 @@ class ScoreError(AsrbenchError):
     """A record cannot be scored: its texts were left out when it was stored."""
 
 
-def score(run: Run, normalizer: str = "whisper", replicates: int = stats.REPLICATES) -> None:
+def score(
+    run: Run, normalizer: str = "whisper", replicates: int = stats.REPLICATES, also: Sequence[str] = ()
+) -> None:
     """Fill, from the raw samples, `scoring`, all word counts, and each result's `wer`, `rtfx` and `latency`.
 
-    The text scored is each clip's first-round answer; clips whose text differs between rounds are listed
-    in `wer.unstable_clips`.
+    `also` names normalisers whose WER and CER are put beside, in `scoring.also`. The text scored is each
+    clip's first-round answer; clips whose text differs between rounds are listed in `wer.unstable_clips`.
 
     Raises:
         NormalizerError: unknown normaliser, or openai-whisper is missing.
@@ -51,18 +53,44 @@ def score(run: Run, normalizer: str = "whisper", replicates: int = stats.REPLICA
         "normalizer": normalize.identify(normalizer),
         "bootstrap": {"replicates": replicates, "seed": run["settings"]["seed"], "level": stats.LEVEL},
     }
+    if also:
+        run["scoring"]["also"] = [_beside(run, name, firsts, replicates) for name in also]
     if run["clips"]:
         _add_intervals(run)
 
 
-def rescore(run: Run, normalizer: str) -> Run:
+def _beside(run: Run, normalizer: str, firsts: Mapping[str, Mapping[str, Sample]], replicates: int) -> Result:
+    """Return one entry of `scoring.also`; the intervals are of resamples of the scored clips."""
+    texts = Texts(run, normalizer)
+    counted = {r["variant"]: word_errors.count(run, r, firsts[r["variant"]], texts) for r in run["results"]}
+    found = []
+    for variant, wer in counted.items():
+        if wer is None:
+            continue
+        sums = [[errors(entry), entry["reference_words"]] for entry in wer["per_clip"]]
+        interval = None
+        if sum(words > 0 for _, words in sums) > 1:
+            drawn = stats.resampled_sums(np.array(sums), replicates, run["settings"]["seed"])
+            interval = stats.ratio_interval(drawn[:, 0], drawn[:, 1])
+        found.append(
+            {
+                "variant": variant,
+                "wer": wer["wer"],
+                "interval": None if interval is None else list(interval),
+                "cer": wer["cer"],
+            }
+        )
+    return {"normalizer": normalize.identify(normalizer), "results": found}
+
+
+def rescore(run: Run, normalizer: str, also: Sequence[str] = ()) -> Run:
     """Return a copy of a stored run, scored again from its texts. The gate is left as it was.
 
     Raises:
         NormalizerError, ScoreError: as `score`.
     """
     run = copy.deepcopy(run)
-    score(run, normalizer)
+    score(run, normalizer, also=also)
     return run
 
 

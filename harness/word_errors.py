@@ -56,6 +56,10 @@ class Texts:
             self._known[key] = self._normalize(*key)
         return self._known[key]
 
+    def is_unspaced(self, clip: str) -> bool:
+        """Whether the clip's text is in a language written without spaces between words."""
+        return self._languages.get(clip, "en") in normalize.UNSPACED_LANGUAGES
+
     def count_words(self) -> None:
         """Fill `reference_words` of clips and `text_words` of samples and probes."""
         for clip in self._run["clips"]:
@@ -100,7 +104,10 @@ def _clip_errors(clip: Mapping[str, Any], sample: Sample | None, texts: Texts) -
     reference = texts.normalised(clip["reference"], clip["name"])
     text = "" if sample is None else texts.normalised(sample["text"], clip["name"])
     words = jiwer.process_words(reference, text)
-    characters = jiwer.process_characters(reference, text)
+    # where a language has no spaces, those between its letters are the normaliser's
+    spelled = texts.is_unspaced(clip["name"])
+    letters, heard = (t.replace(" ", "") if spelled else t for t in (reference, text))
+    characters = jiwer.process_characters(letters, heard)
     entry: Result = {
         "clip": clip["name"],
         "wer": None,
@@ -110,7 +117,7 @@ def _clip_errors(clip: Mapping[str, Any], sample: Sample | None, texts: Texts) -
         "reference_words": len(reference.split()),
         "output_words": len(text.split()),
         "character_errors": characters.substitutions + characters.deletions + characters.insertions,
-        "reference_characters": len(reference),
+        "reference_characters": len(letters),
         "exact": sample is not None and text == reference,
     }
     entry["wer"] = ratio(errors(entry), entry["reference_words"])
