@@ -1,4 +1,4 @@
-"""Whisper's text decoder in tuned PyTorch: greedy, everything that does not change from token to token done once."""
+"""Whisper's text decoder in tuned PyTorch: greedy, with all done once that no token changes."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def _biases(
     n_vocab: int,
     device: str,
 ) -> tuple[Any, Any]:
-    """What is added to the logits, 0 or -infinity, float32 (n_vocab,): for the first token, for the others."""
+    """What is added to the logits, 0 or -infinity, float32 (n_vocab,), for the first token and the others."""
     import torch
 
     later = torch.zeros(n_vocab)

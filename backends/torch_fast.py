@@ -1,0 +1,177 @@
+"""Whisper in tuned PyTorch: what the framework gives when one takes care, with no other engine behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backends.base import BackendUnavailable, Checkpoint, Settings, Transcript
+from backends.checkpoint import load_state_dict
+from backends.decoding import WINDOW_SAMPLES, require_language
+from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
+from backends.greedy import GreedyBackend, Window, WindowRules, window_rules
+from backends.openai_whisper import set_threads
+
+TRIM = "+trim"
+N_FRAMES = 3000  # of one window
+
+
+class TorchFast(GreedyBackend):
+    """openai-whisper's transcription over TorchEncoder and TorchDecoder.
+
+    Precisions are those of the matrices; sums, normalisation and the residual stream stay float32. On the
+    CPU "int8" is the decoder's weights alone, beside an encoder in bfloat16. "+trim" encodes only as much of
+    the window as the clip fills: not the computation Whisper was trained for.
+    """
+
+    devices: ClassVar[Mapping[str, Sequence[str]]] = {
+        "cpu": ("float32", "bfloat16", "int8", "bfloat16" + TRIM, "int8" + TRIM),
+        "cuda": ("float16", "bfloat16", "float32"),
+    }
+    _engine: TorchEngine
+
+    @classmethod
+    def check(cls, device: str, precision: str) -> None:
+        """Raise BackendUnavailable if a package, the GPU or a CUDA build of torch is missing."""
+        require_package("whisper", "openai-whisper")
+        require_package("tiktoken", "tiktoken")
+        require_package("torch", "torch")
+        if device == "cuda":
+            require_nvidia_gpu()
+            require_cuda_torch()
+
+    @classmethod
+    def build(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> TorchEngine:
+        """Load the weights.
+
+        Raises:
+            BackendUnavailable: torch cannot use the GPU, or oneDNN has no bfloat16 on this CPU.
+            BackendError: torch does not run the threads asked for.
+        """
+        import torch
+
+        set_threads(settings.threads)
+        # float32 must mean float32: no TF32 in matrix products or convolutions
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        if device == "cuda" and not torch.cuda.is_available():
+            raise BackendUnavailable(f"torch {torch.__version__} cannot use a CUDA device", CUDA_TORCH)
+        if device == "cpu" and precision != "float32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            raise BackendUnavailable(
+                f"oneDNN has no bfloat16 arithmetic on this CPU, which {precision} needs; take float32"
+            )
+        return TorchEngine(checkpoint, device, precision)
+
+    def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> list[Transcript]:
+        """Transcribe clips together: their windows are encoded and decoded as one batch.
+
+        A clip of up to 30 s gives what `transcribe` gives, up to rounding. A longer one is cut every 30 s and
+        the parts are decoded as clips of their own, so words at the cuts may be lost; `applied_settings` says
+        "chunked". With "+trim" the longest clip says how much of the windows is encoded.
+
+        Args:
+            audios: float32 arrays as `transcribe` takes them.
+            language: of all of them.
+
+        Raises:
+            BackendError: the model has no such language.
+        """
+        from whisper.decoding import DecodingOptions
+
+        require_language(self._checkpoint, language, self._languages)
+        clips = [
+            [audio[start : start + WINDOW_SAMPLES] for start in range(0, len(audio), WINDOW_SAMPLES)]
+            or [audio]
+            for audio in audios
+        ]
+        chunks = [chunk for clip in clips for chunk in clip]
+        passed_on = ("task", "temperature", "suppress_blank", "suppress_tokens")
+        options = DecodingOptions(
+            language=language,
+            without_timestamps=True,
+            prompt=[],
+            fp16=False,
+            **{name: self._options[name] for name in passed_on},
+        )
+        rules, _ = window_rules(self._model, options)
+        self._engine.decode_ahead(chunks, rules)
+        heard = [self.transcribe(chunk, language) for chunk in chunks]
+        found, position = [], 0
+        for clip in clips:
+            parts = heard[position : position + len(clip)]
+            position += len(clip)
+            text = " ".join(part.text for part in parts if part.text)
+            found.append(Transcript(text, tuple(token for part in parts for token in part.tokens or ())))
+        return found
+
+
+class TorchEngine:
+    """TorchEncoder and TorchDecoder as one backends.greedy.Engine."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str, precision: str):
+        import torch
+        from whisper.model import ModelDimensions
+
+        from backends.torch_decoder import TorchDecoder
+        from backends.torch_encoder import TorchEncoder
+
+        self.dims = ModelDimensions(**checkpoint.dimensions)
+        self.device = torch.device(device)
+        self._torch = torch
+        weights = load_state_dict(checkpoint)
+        decoder = precision.removesuffix(TRIM)
+        encoder = "bfloat16" if decoder == "int8" else decoder
+        self._trims = precision.endswith(TRIM)
+        self._precisions = {"encoder": encoder, "decoder": decoder}
+        self._encoder = TorchEncoder(weights, self.dims, encoder, device)
+        self._decoder = TorchDecoder(weights, self.dims, decoder, device)
+        self._ahead: list[tuple[Any, Window]] = []
+
+    def log_mel(self, audio: np.ndarray) -> Any:
+        """See backends.greedy.Engine."""
+        from backends.torch_encoder import log_mel
+
+        return self._ahead[0][0] if self._ahead else log_mel(audio, self.dims.n_mels, self.device)
+
+    def encode(self, mel: Any) -> Any:
+        """See backends.greedy.Engine; None for a window that is decoded already."""
+        return None if self._ahead else self._encoder.encode(self._filled(mel)[None])[0]
+
+    def decode(self, encoded: Any, rules: WindowRules) -> Window:
+        """See backends.greedy.Engine."""
+        return self._ahead.pop(0)[1] if encoded is None else self._decoder.decode(encoded, rules)
+
+    def decode_ahead(self, chunks: Sequence[np.ndarray], rules: WindowRules) -> None:
+        """Decode clips of up to 30 s in one batch; the calls that ask for them in turn find them done."""
+        from whisper.audio import pad_or_trim
+
+        self._ahead = []
+        chunks = [chunk for chunk in chunks if len(chunk) >= 160]
+        if not chunks:
+            return
+        mels = [self.log_mel(chunk) for chunk in chunks]
+        windows = [pad_or_trim(mel[:, :-N_FRAMES], N_FRAMES) for mel in mels]
+        width = max(self._filled(window).shape[-1] for window in windows)
+        features = self._torch.cat([self._encoder.encode(window[None, :, :width]) for window in windows])
+        self._ahead = list(zip(mels, self._decoder.decode_batch(features, rules), strict=True))
+
+    def applied(self) -> Mapping[str, Any]:
+        """See backends.greedy.Engine."""
+        torch = self._torch
+        return {
+            "threads": torch.get_num_threads(),
+            "interop_threads": torch.get_num_interop_threads(),
+            "precisions": dict(self._precisions),
+            "audio_context": "clip" if self._trims else "30 s",
+            "tf32": bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
+            "long_form": "sequential; in batches chunked",
+        }
+
+    def _filled(self, mel: Any) -> Any:
+        """The part of a window that is to be encoded; what transcribe pads it with is exactly zero."""
+        if not self._trims:
+            return mel
+        filled = int((mel != 0).any(0).sum())
+        return mel[:, : max(2, filled + filled % 2)]
