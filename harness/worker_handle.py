@@ -98,6 +98,11 @@ class Worker:
         """The worker's process id."""
         return self._process.pid
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
     def load(self, checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
         """Load the engine; return import_seconds, load_seconds and applied_settings.
 
