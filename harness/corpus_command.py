@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from backends.base import AsrbenchError
-from harness import corpus, corpus_check, corpus_import, importers, slices, sources
+from backends.base import SAMPLE_RATE_HZ, AsrbenchError
+from harness import corpus, corpus_check, corpus_import, hallucination_suite, importers, slices, sources
 from harness.importers import huggingface
 from harness.report.escape import visible
 from harness.run_arguments import at_least
@@ -68,6 +68,14 @@ def add_parser(subparsers: Any) -> None:
     command.set_defaults(func=_validate)
 
     _add_import(commands)
+
+    command = commands.add_parser(
+        "make", help="make a corpus from synthesis; the same seed, the same samples"
+    )
+    command.add_argument("kind", choices=["hallucination"], help="sounds in which little or nothing is said")
+    command.add_argument("folder", type=Path, metavar="FOLDER")
+    command.add_argument("--seed", type=at_least(0), default=0, metavar="N")
+    command.set_defaults(func=_make)
 
 
 def _add_paths(command: argparse.ArgumentParser) -> None:
@@ -276,6 +284,13 @@ def _import(arguments: argparse.Namespace) -> int:
     left_out = f", {len(written.problems)} left out" if written.problems else ""
     without = f", {written.without_text} without a text" if written.without_text else ""
     print(f"{written.manifest}: {written.clips} clips, {_duration(written.audio_seconds)}{without}{left_out}")
+    return 0
+
+
+def _make(arguments: argparse.Namespace) -> int:
+    made = hallucination_suite.write(arguments.folder, arguments.seed)
+    seconds = sum(len(sound.samples) for sound in made) / SAMPLE_RATE_HZ
+    print(f"{arguments.folder / FOLDER_MANIFEST}: {len(made)} clips, {_duration(seconds)}")
     return 0
 
 

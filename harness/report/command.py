@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from rich.console import Console
 
-from harness import gate, normalize, record, score
+from harness import gate, normalize, record, score, slices
 from harness.record import Run
 from harness.report import html
 from harness.report.columns import percent
@@ -33,6 +33,14 @@ def add_parsers(subparsers: Any) -> None:
     report.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
     report.add_argument(
         "--no-texts", action="store_true", help="hashes and counts in place of references and transcripts"
+    )
+    report.add_argument(
+        "--slice",
+        action="append",
+        dest="slices",
+        default=[],
+        metavar="FIELD",
+        help="divide by length, lang or any field of the clips; repeated; default: as the run did",
     )
     page = report.add_argument_group("for --format html")
     page.add_argument(
@@ -57,8 +65,9 @@ def add_parsers(subparsers: Any) -> None:
     rescore.add_argument("run", type=Path, metavar="RUN", help="a run.json or its folder")
     rescore.add_argument(
         "--normalizer",
-        metavar="NAME",
-        help=f"one of {', '.join(normalize.NAMES)}; default: the run's own, as installed now",
+        metavar="NAME[,NAME…]",
+        help=f"of {', '.join(normalize.NAMES)}; the first judges, the others are shown beside it; default: "
+        "the run's own, as installed now",
     )
     rescore.add_argument(
         "--output", type=Path, metavar="FILE", help="write the record there and leave the run as it is"
@@ -79,6 +88,10 @@ def run_report(arguments: argparse.Namespace) -> int:
     run = record.read(arguments.run)
     if arguments.no_texts:
         run = record.without_texts(run)
+    if arguments.slices:
+        clips = [(clip["audio_seconds"], clip["language"], clip["tags"]) for clip in run["clips"]]
+        slices.check(clips, arguments.slices)
+        run["settings"]["slices"] = arguments.slices
     name = arguments.format
     if name is None and arguments.output is not None:
         name = format_of(arguments.output)
@@ -123,7 +136,9 @@ def run_rescore(arguments: argparse.Namespace) -> int:
     """Carry out `asrbench rescore`: print each variant's WER before and after, write what changed."""
     path = arguments.run / "run.json" if arguments.run.is_dir() else arguments.run
     before = record.read(path)
-    after = score.rescore(before, arguments.normalizer or before["scoring"]["normalizer"]["name"])
+    asked = arguments.normalizer or ",".join(_normalizers(before))
+    normalizer, *also = normalize.chosen(asked)
+    after = score.rescore(before, normalizer, also)
     gate.judge(after)
     if arguments.output is not None:
         record.write(after, arguments.output)
@@ -133,6 +148,10 @@ def run_rescore(arguments: argparse.Namespace) -> int:
         record.write(after, path)
     _print(_changes(before, after))
     return 0
+
+
+def _normalizers(run: Run) -> list[str]:
+    return [entry["normalizer"]["name"] for entry in (run["scoring"], *run["scoring"].get("also", []))]
 
 
 def run_table(arguments: argparse.Namespace) -> int:

@@ -12,12 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.record import Run
-from harness.report import columns, context
+from harness.report import columns, context, parts
 from harness.report.columns import Column
 from harness.report.escape import visible
+from harness.report.parts import Part
 from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
 
 RULES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")  # below the heading and below the ranked rows
+SPARE = ("median s", "audio s", "version", "RTFx 95 % CI", "CER %", "WER 95 % CI", "clips")  # least first
 BESIDE = ("model", "audio", "decoding", "machine", "scoring", "gate")
 
 
@@ -42,6 +44,9 @@ def print_table(run: Run, console: Console) -> None:
         _print_legend(shown, run, console)
     for group, title in ((UNRANKED, "Not ranked"), (UNAVAILABLE, "Not available on this machine")):
         _print_reasons([row for row in built if row["group"] == group], title, console)
+    if measured:
+        for part in parts.parts(run, only_asked=True):
+            _print_part(part, console)
     for warning in context.warnings(run):
         console.print(_text(f"Warning: {warning}", console, "yellow"))
 
@@ -91,6 +96,26 @@ def _print_reasons(group: Sequence[Row], title: str, console: Console) -> None:
         remedy = f" (to mend it: {row['remedy']})" if row["remedy"] else ""
         line = _text(f"{row['variant']}: {row['reason']}{remedy}", console)
         console.print(Padding(line, (0, 0, 0, 2), expand=False))
+
+
+def _print_part(part: Part, console: Console) -> None:
+    console.print(Text(f"\n{visible(part.title)}:", style="bold"))
+    kept = list(range(len(part.headings)))
+    unlimited = console.options.update(max_width=10_000)
+    while True:
+        table = Table(box=RULES, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for n in kept:
+            table.add_column(
+                part.headings[n], justify="right" if n in part.numbers else "left", overflow="fold"
+            )
+        for row in part.rows:
+            table.add_row(*(_text(row[n], console) for n in kept))
+        spare = [n for n in kept if part.headings[n] in SPARE]
+        if Measurement.get(console, unlimited, table).maximum <= console.width or not spare:
+            break
+        kept.remove(min(spare, key=lambda n: SPARE.index(part.headings[n])))
+    console.print(table)
+    console.print(_text(part.note, console, "dim"))
 
 
 def _text(text: str, console: Console, style: str = "") -> Text:

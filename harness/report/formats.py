@@ -21,10 +21,12 @@ FORMATS: dict[str, Callable[[Run], str]] = {
     "complete": complete.render,
     "csv": tables.summary,
     "samples-csv": tables.samples,
+    "slices-csv": tables.by_slice,
     "json": record.dumps,
 }
 ENDINGS = {  # of file names, the longest first
     "samples.csv": "samples-csv",
+    "slices.csv": "slices-csv",
     "complete.md": "complete",
     ".csv": "csv",
     ".html": "html",

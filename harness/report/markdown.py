@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from harness.record import Run
 from harness.report import columns, context
+from harness.report import parts as parts_of_run
 from harness.report.columns import Column
 from harness.report.escape import markdown
 from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
@@ -30,6 +31,8 @@ def render(run: Run) -> str:
             "## Time in detail",
             _detail(columns.TIMES, measured),
         ]
+        for part in parts_of_run.parts(run):
+            parts += [f"## {markdown(part.title)}", markdown(part.note), _part(part)]
         parts += ["## Columns", _legend(measured)]
     return "\n\n".join(parts) + "\n"
 
@@ -48,6 +51,11 @@ def grid(shown: Sequence[Column], body: Sequence[Row]) -> str:
         *(_line([column.cell(row) for column in shown]) for row in body),
     ]
     return "\n".join(lines)
+
+
+def _part(part: parts_of_run.Part) -> str:
+    rule = ["---:" if n in part.numbers else "---" for n in range(len(part.headings))]
+    return "\n".join([_line(part.headings), _line(rule, escaped=True), *map(_line, part.rows)])
 
 
 REASON = Column("not ranked because", "", lambda row: row["reason"] or "", is_number=False)

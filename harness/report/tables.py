@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from harness import slices
 from harness.record import Run
 from harness.report import context
 from harness.report.escape import csv_cell
@@ -56,6 +57,17 @@ def samples(run: Run) -> str:
             lines.append(line | {f"{s}_seconds": sample["stage_seconds"].get(s) for s in STAGES})
     fixed = ["variant", "round", "clip", "audio_seconds"]
     return _write([*fixed, *(f"{stage}_seconds" for stage in STAGES), *SAMPLE_COLUMNS], lines)
+
+
+def by_slice(run: Run) -> str:
+    """Return one line for each field, value and variant of the run's slices."""
+    beside = {
+        "run_id": run["run_id"],
+        "normalizer": run["scoring"]["normalizer"]["name"],
+        "normalizer_version": run["scoring"]["normalizer"]["version"],
+    }
+    lines = [row | beside for row in slices.rows(run)]
+    return _write(list(lines[0]) if lines else ["field", "value", "variant", *beside], lines)
 
 
 def _write(names: Sequence[str], lines: Iterable[dict[str, Any]]) -> str:

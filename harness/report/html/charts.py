@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness import stats
+from harness import slices, stats
 from harness.record import Run
 from harness.report.columns import figure as written
 from harness.report.escape import visible
-from harness.report.html import frontier
+from harness.report.html import frontier, noise
 from harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
 from harness.report.html.svg import INK, PALETTE, RULE, STYLE, Mark, to_svg
 from harness.report.rows import RANKED, Row
@@ -24,7 +24,6 @@ BAR_INCHES = 0.27
 TIMES = "the table of times in detail"
 STAGES = ("log_mel", "encode", "decode")
 STAGE_COLOURS = (PALETTE[2], PALETTE[0], PALETTE[1])
-LENGTH_LIMITS = (2, 5, 10, 20, 30, 60, 120, 300, math.inf)  # seconds, each the end of a bucket
 
 
 def draw(run: Run, rows: Sequence[Row]) -> list[Chart]:
@@ -45,6 +44,7 @@ def draw(run: Run, rows: Sequence[Row]) -> list[Chart]:
             _latency(measured),
             _stages(measured),
             _by_length(run, measured),
+            noise.chart(run, measured),
         ]
     return [chart for chart in found if chart is not None]
 
@@ -122,8 +122,8 @@ def _stages(measured: Measured) -> Chart | None:
 
 def _by_length(run: Run, measured: Measured) -> Chart:
     seconds = {clip["name"]: clip["audio_seconds"] for clip in run["clips"]}
-    used = [b for b in range(len(LENGTH_LIMITS)) if any(_bucket(s) == b for s in seconds.values())]
-    names = [_bucket_name(bucket) for bucket in used]
+    used = sorted({slices.length_bucket(s) for s in seconds.values()})
+    names = [slices.bucket_name(bucket) for bucket in used]
     figure, axes = new_figure(3.4)
     marks: dict[str, Mark] = {}
     lines = []
@@ -131,7 +131,7 @@ def _by_length(run: Run, measured: Measured) -> Chart:
         audio, wall = dict.fromkeys(used, 0.0), dict.fromkeys(used, 0.0)
         for sample in result["samples"]:
             if is_answered(sample) and sample["wall_seconds"]:
-                bucket = _bucket(seconds[sample["clip"]])
+                bucket = slices.length_bucket(seconds[sample["clip"]])
                 audio[bucket] += seconds[sample["clip"]]
                 wall[bucket] += sample["wall_seconds"]
         values = [audio[b] / wall[b] if wall[b] else None for b in used]
@@ -185,12 +185,3 @@ def _bars(measured: Measured) -> tuple[Figure, Axes]:
 
 def _timed(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [s for s in result["samples"] if is_answered(s) and s["wall_seconds"] is not None]
-
-
-def _bucket(seconds: float) -> int:
-    return next(n for n, limit in enumerate(LENGTH_LIMITS) if seconds <= limit)
-
-
-def _bucket_name(bucket: int) -> str:
-    low, high = (0, *LENGTH_LIMITS)[bucket], LENGTH_LIMITS[bucket]
-    return f"over {low} s" if high == math.inf else f"{low} to {high} s"

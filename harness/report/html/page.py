@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.record import Run
-from harness.report import columns, context
+from harness.report import columns, context, parts
 from harness.report.columns import Column
 from harness.report.escape import visible
 from harness.report.html import charts, clips, trend
@@ -55,6 +55,7 @@ def render(
         warnings=context.warnings(run),
         groups=_groups(measured),
         tables=_tables(measured),
+        parts=parts.parts(run) if measured else [],
         unavailable=[row for row in built if row["group"] == UNAVAILABLE],
         measured=measured,
         series=[n if n < len(PALETTE) else "other" for n in range(len(measured))],

@@ -1,0 +1,148 @@
+"""Tables of parts of a run, built once for every format: slices, normalisers side by side, hallucinations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness import hallucination, slices
+from harness.record import Run
+from harness.report.columns import figure, interval, percent
+
+
+@dataclass(frozen=True)
+class Part:
+    """One table in words: `rows` holds a text for each heading; `numbers` are the places of figures."""
+
+    title: str
+    note: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: frozenset[int]
+
+
+def parts(run: Run, only_asked: bool = False) -> list[Part]:
+    """Return the tables that the run has something for, in the order reports show them.
+
+    With `only_asked` those slices are left out that reports show of every run: a terminal is small.
+    """
+    fields = slices.chosen(run)
+    if only_asked and not run["settings"].get("slices"):
+        fields = [field for field in fields if field not in (slices.LENGTH, "lang", hallucination.FIELD)]
+    return [*_slices(run, fields), *_normalizers(run), *_hallucinations(run)]
+
+
+_SLICE_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+    ("clips", lambda row: str(row["clips"])),
+    ("audio s", lambda row: figure(row["audio_seconds"])),
+    ("WER %", lambda row: percent(row["wer_percent"]) or "unknown"),
+    ("WER 95 % CI", lambda row: interval(row["wer_low_percent"], row["wer_high_percent"], percent)),
+    ("CER %", lambda row: percent(row["cer_percent"])),
+    ("RTFx", lambda row: figure(row["rtfx"])),
+    ("RTFx 95 % CI", lambda row: interval(row["rtfx_low"], row["rtfx_high"])),
+    ("median s", lambda row: figure(row["latency_median_seconds"])),
+)
+_SLICE_NOTES = {
+    slices.LENGTH: "Whisper pads every window to 30 s, so short clips cost more a second of audio. ",
+    "lang": "Chinese, Japanese and others written without spaces count characters as words. ",
+    "snr_db": "Noise mixed in at these signal-to-noise ratios in dB. ",
+}
+
+
+def _slices(run: Run, fields: Sequence[str]) -> list[Part]:
+    found = []
+    for field in fields:
+        rows = slices.rows(run, [field])
+        body = [[row["value"], _named(row), *(cell(row) for _, cell in _SLICE_COLUMNS)] for row in rows]
+        headings = [field, "variant", *(name for name, _ in _SLICE_COLUMNS)]
+        found.append(
+            Part(
+                f"By {field}",
+                f"{_SLICE_NOTES.get(field, '')}{_normalizer(run['scoring']['normalizer'])}. Intervals by "
+                "resampling the slice's clips, none where fewer than two count.",
+                *_shown(headings, body, first_figure=2),
+            )
+        )
+    return found
+
+
+def _named(row: dict[str, Any]) -> str:
+    return row["variant"] if row["is_ranked"] else f"{row['variant']} (not ranked)"
+
+
+def _normalizers(run: Run) -> list[Part]:
+    also = run["scoring"].get("also", [])
+    if not also:
+        return []
+    main = {
+        "normalizer": run["scoring"]["normalizer"],
+        "results": [{"variant": r["variant"], **r["wer"]} for r in run["results"] if r["wer"] is not None],
+    }
+    body = []
+    for entry in (main, *also):
+        for result in entry["results"]:
+            low, high = result["interval"] or (None, None)
+            body.append(
+                [
+                    entry["normalizer"]["name"],
+                    entry["normalizer"]["version"],
+                    result["variant"],
+                    percent(_times_100(result["wer"])) or "unknown",
+                    interval(_times_100(low), _times_100(high), percent),
+                    percent(_times_100(result["cer"])),
+                ]
+            )
+    headings = ["normaliser", "version", "variant", "WER %", "WER 95 % CI", "CER %"]
+    note = f"The same texts under each; {main['normalizer']['name']} is the one that the gate judges by."
+    return [Part("By normaliser", note, *_shown(headings, body, first_figure=3))]
+
+
+def _hallucinations(run: Run) -> list[Part]:
+    rows = hallucination.rows(run)
+    if not rows:
+        return []
+    body = [
+        [
+            row["kind"],
+            row["variant"],
+            str(row["clips"]),
+            figure(row["audio_seconds"]),
+            figure(row["insertions_per_minute"]),
+            "" if row["repeated_5grams"] is None else str(row["repeated_5grams"]),
+            "" if row["silent_clips"] == 0 else f"{row['text_on_silence']}/{row['silent_clips']}",
+        ]
+        for row in rows
+    ]
+    headings = [
+        "kind",
+        "variant",
+        "clips",
+        "audio s",
+        "insertions/min",
+        "repeated 5-grams",
+        "text on silence",
+    ]
+    note = (
+        "Insertions: words nobody said, a minute of audio. Repeated 5-grams: five words in a row that the "
+        "answer holds more often than the reference does. Text on silence: clips in which nobody speaks and "
+        f"that were given words, of all such clips. {_normalizer(run['scoring']['normalizer'])}."
+    )
+    return [Part("Hallucination", note, *_shown(headings, body, first_figure=2))]
+
+
+def _shown(
+    headings: Sequence[str], body: Sequence[Sequence[str]], first_figure: int
+) -> tuple[list[str], list[list[str]], frozenset[int]]:
+    """Leave out columns that say nothing of any row."""
+    kept = [n for n in range(len(headings)) if any(row[n] for row in body)]
+    numbers = frozenset(place for place, n in enumerate(kept) if n >= first_figure)
+    return [headings[n] for n in kept], [[row[n] for n in kept] for row in body], numbers
+
+
+def _normalizer(identity: dict[str, str]) -> str:
+    return f"Normaliser {identity['name']} {identity['version']}"
+
+
+def _times_100(fraction: float | None) -> float | None:
+    return None if fraction is None else 100 * fraction
