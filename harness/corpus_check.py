@@ -34,7 +34,7 @@ KINDS = {  # name -> what it means; the order in which they are told
     "wrong encoding": "UTF-8 that was read as Latin-1, such as Ã©",
     "markup": "tags, entities or annotations in brackets, which nobody speaks",
 }
-_MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|&(?:[a-z]+|#\d+);")
+_MARKUP = re.compile(r"</?[^\s<>/][^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|&(?:[a-z]+|#\d+);")
 _WRONG_ENCODING = re.compile("[ÃÂ][\u0080-\u00bf]|â€")
 
 

@@ -170,7 +170,7 @@ def _info(arguments: argparse.Namespace) -> int:
     console = Console()
     console.print(
         Text(
-            f"{facts['clips']} clips, {_duration(facts['audio_seconds'])}, "
+            f"{_clips(facts['clips'])}, {_duration(facts['audio_seconds'])}, "
             f"{facts['with_reference']} with a reference text ({facts['reference_words']} words)"
         )
     )
@@ -224,7 +224,7 @@ def _validate(arguments: argparse.Namespace) -> int:
         )
         return 1 if found else 0
     console = Console()
-    console.print(Text(f"{report.clips} clips, {_duration(report.audio_seconds)} decoded"))
+    console.print(Text(f"{_clips(report.clips)}, {_duration(report.audio_seconds)} decoded"))
     if not found:
         console.print(Text(f"Nothing wrong: {', '.join(kinds)}: none"))
         return 0
@@ -283,14 +283,16 @@ def _import(arguments: argparse.Namespace) -> int:
         print(f"left out: {visible(problem)}", file=sys.stderr)
     left_out = f", {len(written.problems)} left out" if written.problems else ""
     without = f", {written.without_text} without a text" if written.without_text else ""
-    print(f"{written.manifest}: {written.clips} clips, {_duration(written.audio_seconds)}{without}{left_out}")
+    print(
+        f"{written.manifest}: {_clips(written.clips)}, {_duration(written.audio_seconds)}{without}{left_out}"
+    )
     return 0
 
 
 def _make(arguments: argparse.Namespace) -> int:
     made = hallucination_suite.write(arguments.folder, arguments.seed)
     seconds = sum(len(sound.samples) for sound in made) / SAMPLE_RATE_HZ
-    print(f"{arguments.folder / FOLDER_MANIFEST}: {len(made)} clips, {_duration(seconds)}")
+    print(f"{arguments.folder / FOLDER_MANIFEST}: {_clips(len(made))}, {_duration(seconds)}")
     return 0
 
 
@@ -312,6 +314,10 @@ def _print_table(headings: list[str], rows: list[list[str]], numbers: set[int]) 
 def _few(values: list[str]) -> str:
     rest = len(values) - VALUES_SHOWN
     return ", ".join(values[:VALUES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _clips(count: int) -> str:
+    return "1 clip" if count == 1 else f"{count} clips"
 
 
 def _duration(seconds: float | None) -> str:

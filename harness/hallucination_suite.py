@@ -95,9 +95,9 @@ def sounds(seed: int) -> Iterator[Sound]:
     for number in range(3):
         yield Sound(f"cut-{number}", "cut mid-word", *cut_in_word(generator))
     for number in range(2):
-        text, voice = _sentence(generator), VOICES[number]
+        text = _sentence(generator)
         pause = np.zeros(SAMPLE_RATE_HZ // 2, np.float32)
-        wave = np.concatenate([part for _ in range(REPEATS) for part in (say(text, voice), pause)])
+        wave = np.tile(np.concatenate([say(text, VOICES[number]), pause]), REPEATS)
         yield Sound(f"repeat-{number}", "repeated five times", wave, " ".join([text] * REPEATS))
 
 

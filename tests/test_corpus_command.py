@@ -1,0 +1,155 @@
+"""`asrbench corpus list|info|validate`: every kind of mistake planted once is found, counted and shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from harness import corpus_check, slices
+from harness.cli import main
+from harness.corpus import BUNDLED_MANIFEST
+
+RATE_HZ = 16_000
+
+
+def store(path: Path, frequency_hz: float, seconds: float = 0.5) -> None:
+    time = np.arange(int(seconds * RATE_HZ)) / RATE_HZ
+    soundfile.write(path, 0.2 * np.sin(2 * np.pi * frequency_hz * time), RATE_HZ)
+
+
+def manifest(folder: Path, lines: list[dict[str, Any] | str]) -> Path:
+    """Write a manifest; clips that name no file get one of their own."""
+    folder.mkdir(exist_ok=True)
+    written = []
+    for number, line in enumerate(lines):
+        name = f"{number}.wav"
+        if isinstance(line, dict) and "audio_filepath" not in line:
+            store(folder / name, 200 + 20 * number)
+        is_text = isinstance(line, str)
+        written.append(line if is_text else json.dumps({"audio_filepath": name} | line))
+    (folder / "manifest.jsonl").write_text("\n".join(written) + "\n")
+    return folder
+
+
+def found(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    main(["corpus", "validate", str(folder), "--json", *options])
+    return json.loads(capsys.readouterr().out)["problems"]
+
+
+MISTAKES: list[tuple[str, dict[str, Any] | str]] = [
+    ("unreadable line", "{no json"),
+    ("unreadable line", {"text": 5}),
+    ("missing audio", {"audio_filepath": "gone.wav", "text": "one"}),
+    ("unreadable audio", {"audio_filepath": "noise.wav", "text": "one"}),
+    ("duration disagrees", {"text": "one", "duration": 0.8}),
+    ("no reference", {}),
+    ("empty reference", {"text": " "}),
+    ("duplicate reference", {"text": "GOOD  morning"}),
+    ("duplicate audio", {"audio_filepath": "copy.wav", "text": "one"}),
+    ("control character", {"text": "one\ttwo"}),
+    ("control character", {"text": "one\ntwo"}),
+    ("control character", {"text": "one\u200btwo"}),
+    ("replacement character", {"text": "caf\ufffd"}),
+    ("wrong encoding", {"text": "cafÃ©"}),
+    ("wrong encoding", {"text": "itâ€™s"}),
+    ("markup", {"text": "<unk> yes"}),
+    ("markup", {"text": "yes [laughter]"}),
+    ("markup", {"text": "this &amp; that"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "line"), MISTAKES)
+def test_each_mistake_is_found_as_what_it_is(
+    kind: str, line: dict[str, Any] | str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = manifest(tmp_path / "set", [{"text": "good morning"}, line])
+    (folder / "noise.wav").write_bytes(b"not audio")
+    (folder / "copy.wav").write_bytes((folder / "0.wav").read_bytes())
+    assert main(["corpus", "validate", str(folder)]) == 1
+    shown = capsys.readouterr().out
+    counts = {name: entry["count"] for name, entry in found(folder, capsys).items() if entry["count"]}
+    assert counts == {kind: 1}
+    assert f"1  {kind}" in shown
+    assert "manifest.jsonl:2" in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "naïve café — “quoted”",
+        "Ça va ? Âge d’or",
+        "3 < 4 and 5 > 2",
+        "می\u200cخواهم",
+        "R&D; or so",
+        "真っ昼間なのに",
+    ],
+)
+def test_ordinary_texts_are_not_suspected(text: str, tmp_path: Path) -> None:
+    assert main(["corpus", "validate", str(manifest(tmp_path / "set", [{"text": text}]))]) == 0
+
+
+def test_silence_may_have_an_empty_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = manifest(tmp_path / "set", [{"audio_filepath": "s.wav", "text": ""}])
+    soundfile.write(folder / "s.wav", np.zeros(RATE_HZ), RATE_HZ)
+    assert main(["corpus", "validate", str(folder)]) == 0
+
+
+def test_counts_are_whole_though_examples_are_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = manifest(tmp_path / "set", [{"text": f"{word} [noise]"} for word in "abcdefg"])
+    entry = found(folder, capsys, "--examples", "2")["markup"]
+    assert entry["count"] == 7
+    assert [example["where"][-2:] for example in entry["examples"]] == [":1", ":2"]
+
+
+def test_ignored_kinds_do_not_fail(tmp_path: Path) -> None:
+    folder = manifest(tmp_path / "set", [{"text": "a [b]"}])
+    assert main(["corpus", "validate", str(folder), "--ignore", "markup"]) == 0
+
+
+def test_same_text_in_two_languages_is_no_duplicate() -> None:
+    texts: dict[tuple[str, str], str] = {}
+    for number, language in enumerate(["de", "nl", "de"]):
+        entry = corpus_check.Entry(Path(f"{number}.wav"), Path(), f"m:{number}", "in", language)
+        kinds = [problem.kind for problem in corpus_check._of_text(entry, 0.5, texts)]
+        assert kinds == (["duplicate reference"] if number == 2 else [])
+
+
+def test_bundled_clips_are_sound() -> None:
+    assert main(["corpus", "validate"]) == 0
+
+
+def test_list_tells_size_and_languages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[dict[str, Any] | str] = [
+        {"text": "a", "duration": 0.5, "lang": "de"},
+        {"text": "b", "duration": 0.5},
+        "broken",
+    ]
+    manifest(tmp_path / "mine", lines)
+    assert main(["corpus", "list", str(tmp_path), "--json"]) == 0
+    bundled, mine = json.loads(capsys.readouterr().out)
+    assert bundled["name"] == "bundled"
+    assert bundled["clips"] == len(BUNDLED_MANIFEST.read_text().splitlines())
+    assert mine["name"] == "mine"
+    assert (mine["clips"], mine["audio_seconds"], mine["bad_lines"]) == (2, 1.0, 1)
+    assert mine["languages"] == ["de", "en"]
+    assert main(["corpus", "list", str(tmp_path)]) == 0
+    assert "mine" in capsys.readouterr().out
+    assert main(["corpus", "list", str(tmp_path / "no")]) == 2
+
+
+def test_info_counts_values_of_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = manifest(
+        tmp_path / "set", [{"text": "a b", "room": "hall"}, {"text": "c", "room": "car"}, {"room": "car"}]
+    )
+    assert main(["corpus", "info", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["clips"], facts["with_reference"], facts["reference_words"]) == (3, 2, 3)
+    assert facts["fields"]["room"] == {"car": 2, "hall": 1}
+    assert facts["fields"][slices.LENGTH] == {"0 to 2 s": 3}
+    assert main(["corpus", "info", str(folder)]) == 0
+    assert "car (2), hall (1)" in capsys.readouterr().out
