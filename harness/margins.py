@@ -57,7 +57,7 @@ def with_margins(
     weights = _weights(run, model, asked)
     right = first_answers(row)
     languages = {clip["name"]: clip["language"] for clip in run["clips"]}
-    print(f"asking {variant} again about {len(set(diverging))} clips", file=sys.stderr)
+    print(f"asking {variant} again about clips: {len(set(diverging))}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="asrbench-") as temporary:
         folder = Path(temporary)
         settings = Settings(**run["settings"]["decoding"])
