@@ -1,0 +1,70 @@
+"""Calls of our Mojo kernels in a MAX graph: one function an operation, all for the CPU.
+
+A graph that uses one needs `Graph(..., custom_extensions=[custom_ops.KERNELS])`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from max.dtype import DType
+from max.graph import DeviceRef, TensorType, TensorValue, ops
+
+KERNELS = Path(__file__).parent / "kernels"
+
+
+def linear(
+    x: TensorValue,
+    weight: TensorValue,
+    *,
+    scale: TensorValue | None = None,
+    bias: TensorValue | None = None,
+    added: TensorValue | None = None,
+    gelu: bool = False,
+) -> TensorValue:
+    """act(scale * (x weightT) + bias) + added, for a few rows of x: the decoder's products.
+
+    Reads each row of the matrix once for up to eight rows of x, sums in float32 whatever the matrix
+    holds, and stays on the calling thread below 4 MiB of matrix, where waking another costs more.
+
+    Args:
+        x: float32 (batch, k); best up to 8 rows.
+        weight: float32, bfloat16 or int8 (n, k), rows as torch.nn.Linear has them.
+        scale: float32 (n,), one factor a row of an int8 matrix; see `quantize_rows`.
+        bias: float32 (n,), before the activation.
+        added: float32 (batch, n), after the activation: the residual.
+        gelu: the exact, erf-based GELU.
+
+    Returns:
+        float32 (batch, n).
+    """
+    cpu = DeviceRef.CPU()
+    vector = ops.constant(np.zeros(1, np.float32), DType.float32, cpu)
+    matrix = ops.constant(np.zeros((1, 1), np.float32), DType.float32, cpu)
+    operands = [
+        x,
+        weight,
+        vector if scale is None else scale,
+        vector if bias is None else bias,
+        matrix if added is None else added,
+    ]
+    return ops.custom(
+        "asr_linear",
+        cpu,
+        operands,
+        [TensorType(DType.float32, (x.shape[0], weight.shape[0]), cpu)],
+        {
+            "scaled": scale is not None,
+            "biased": bias is not None,
+            "residual": added is not None,
+            "gelu": gelu,
+        },
+    )[0].tensor
+
+
+def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A float matrix (n, k) as int8 (n, k) and float32 scales (n,): weight = int8 * scale, row by row."""
+    scale = np.abs(weight).max(axis=1) / 127
+    scale = np.where(scale == 0, 1, scale).astype(np.float32)
+    return np.rint(weight / scale[:, None]).astype(np.int8), scale

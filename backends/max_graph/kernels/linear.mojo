@@ -1,0 +1,157 @@
+"""A few rows times a big matrix, as one step of a decoder needs it: bound by reading the matrix."""
+
+import extensibility
+from extensibility import InputTensor, ManagedTensorSlice, OutputTensor
+from std.math import ceildiv, erf
+from std.sys import simd_width_of, size_of
+
+from max.algorithm import sync_parallelize
+from max.gpu.host import DeviceContext
+from max.runtime.asyncrt import parallelism_level
+
+comptime Floats = Pointer[Float32, MutUntrackedOrigin]
+comptime Weights[dtype: DType] = Pointer[Scalar[dtype], MutUntrackedOrigin]
+comptime LANES = simd_width_of[DType.float32]()
+# Below this many bytes of the matrix a second thread costs more to wake than it saves.
+comptime GRAIN_BYTES = 4 * 1024 * 1024
+# Finer than one part a thread, so that a thread held up by other programs does not hold up the rest.
+comptime PARTS_PER_THREAD = 4
+
+
+@always_inline
+def dot_products[
+    dtype: DType, rows: Int, batch: Int, unroll: Int
+](x: Floats, w: Weights[dtype], k: Int) -> SIMD[DType.float32, rows * batch]:
+    """Dot products of `rows` rows of w with `batch` rows of x; the batch runs fastest."""
+    comptime STEP = LANES * unroll
+    var sums = Array[SIMD[DType.float32, LANES], rows * batch * unroll](fill=0)
+
+    @always_inline
+    def add[count: Int](at: Int) {mut sums, imm}:
+        comptime for u in range(count):
+            comptime for r in range(rows):
+                var weights = w.unsafe_load[width=LANES](r * k + at + u * LANES).cast[DType.float32]()
+                comptime for b in range(batch):
+                    comptime j = (r * batch + b) * unroll + u
+                    sums[j] = weights.fma(x.unsafe_load[width=LANES](b * k + at + u * LANES), sums[j])
+
+    var stepped = k // STEP * STEP
+    var whole = k // LANES * LANES
+    for at in range(0, stepped, STEP):
+        add[unroll](at)
+    for at in range(stepped, whole, LANES):
+        add[1](at)
+    var totals = SIMD[DType.float32, rows * batch](0)
+    comptime for j in range(rows * batch):
+        var sum = sums[j * unroll]
+        comptime for u in range(1, unroll):
+            sum += sums[j * unroll + u]
+        totals[j] = sum.reduce_add()
+    for at in range(whole, k):
+        comptime for r in range(rows):
+            var weight = w.unsafe_load(r * k + at).cast[DType.float32]()
+            comptime for b in range(batch):
+                totals[r * batch + b] += weight * x.unsafe_load(b * k + at)
+    return totals
+
+
+@fieldwise_init
+struct Linear[dtype: DType, scaled: Bool, biased: Bool, residual: Bool, gelu: Bool](
+    Copyable, ImplicitlyCopyable, TrivialRegisterPassable
+):
+    """The operands of one product: y[b, n] = act(scale[n] x[b] . w[n] + bias[n]) + residual[b, n]."""
+
+    var y: Floats
+    var x: Floats
+    var w: Weights[Self.dtype]
+    var scale: Floats
+    var bias: Floats
+    var added: Floats
+    var n: Int
+    var k: Int
+
+    @always_inline
+    def block[rows: Int, batch: Int, unroll: Int](self, first_row: Int, first_batch: Int):
+        var totals = dot_products[Self.dtype, rows, batch, unroll](
+            self.x.unsafe_offset(first_batch * self.k), self.w.unsafe_offset(first_row * self.k), self.k
+        )
+        comptime for r in range(rows):
+            comptime for b in range(batch):
+                var row = first_row + r
+                var at = (first_batch + b) * self.n + row
+                var value = totals[r * batch + b]
+                comptime if Self.scaled:
+                    value *= self.scale.unsafe_load(row)
+                comptime if Self.biased:
+                    value += self.bias.unsafe_load(row)
+                comptime if Self.gelu:
+                    value = 0.5 * value * (1 + erf(value * Float32(0.7071067811865476)))
+                comptime if Self.residual:
+                    value += self.added.unsafe_load(at)
+                self.y.unsafe_store(at, value)
+
+    @always_inline
+    def rows_of[batch: Int](self, start: Int, end: Int, first_batch: Int):
+        # one row after another: on reading several rows at once the bandwidth halves
+        comptime unroll = 4 if batch <= 4 else 2
+        for row in range(start, end):
+            self.block[1, batch, unroll](row, first_batch)
+
+    def part(self, start: Int, end: Int, batch: Int):
+        var done = 0
+        while batch - done >= 8:
+            self.rows_of[8](start, end, done)
+            done += 8
+        if batch - done >= 4:
+            self.rows_of[4](start, end, done)
+            done += 4
+        if batch - done >= 2:
+            self.rows_of[2](start, end, done)
+            done += 2
+        if batch - done >= 1:
+            self.rows_of[1](start, end, done)
+
+    def run(self, batch: Int):
+        var size = self.n * self.k * size_of[Self.dtype]()
+        var threads = min(parallelism_level(None), ceildiv(size, GRAIN_BYTES))
+        var parts = threads if threads == 1 else min(
+            threads * PARTS_PER_THREAD, ceildiv(size, GRAIN_BYTES)
+        )
+        # whole blocks of rows, so that only the last part has a remainder
+        var rows = ceildiv(ceildiv(self.n, parts), 8) * 8
+        var job = self
+
+        def work(index: Int) {var job, var rows, var batch}:
+            var start = index * rows
+            job.part(start, min(start + rows, job.n), batch)
+
+        sync_parallelize(work, ceildiv(self.n, rows))
+
+
+@always_inline
+def floats(tensor: ManagedTensorSlice[dtype=DType.float32, ...]) -> Floats:
+    return tensor.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
+
+
+@extensibility.register("asr_linear")
+struct AsrLinear:
+    """Registered as asr_linear: see custom_ops.linear for its meaning."""
+
+    @staticmethod
+    def execute[
+        dtype: DType, //, scaled: Bool, biased: Bool, residual: Bool, gelu: Bool, target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        x: InputTensor[dtype=DType.float32, rank=2, ...],
+        w: InputTensor[dtype=dtype, rank=2, ...],
+        scale: InputTensor[dtype=DType.float32, rank=1, ...],
+        bias: InputTensor[dtype=DType.float32, rank=1, ...],
+        added: InputTensor[dtype=DType.float32, rank=2, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target == "cpu", "asr_linear runs on the CPU only"
+        var job = Linear[dtype, scaled, biased, residual, gelu](
+            floats(y), floats(x), w.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            floats(scale), floats(bias), floats(added), w.dim_size(0), w.dim_size(1),
+        )
+        job.run(x.dim_size(0))
