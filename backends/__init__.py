@@ -28,6 +28,7 @@ BUILTIN = {  # name -> "module:class", in the order tables show them
     "openai-api": "backends.openai_api:OpenAiApi",
     "faster-whisper-batched": "backends.faster_whisper_batched:FasterWhisperBatched",
     "whisper-cpp": "backends.whisper_cpp:WhisperCpp",
+    "transformers": "backends.transformers_whisper:TransformersWhisper",
 }
 PLANNED = ("max-hybrid", "max")  # what an error says of a name that is to come
 

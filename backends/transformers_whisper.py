@@ -1,0 +1,241 @@
+"""Hugging Face's Whisper: transformers' model, features and generate(), with the checkpoint's weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backends.base import SAMPLE_RATE_HZ, BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
+from backends.checkpoint import load_state_dict
+from backends.decoding import WINDOW_SAMPLES, require_honourable, require_language, suppressed_tokens
+from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
+from backends.stages import StageClock
+from backends.transformers_weights import fitting, generation_config, model_config
+
+COMPILED = "+compiled"
+WINDOW_FRAMES = 3000
+FRAME_SAMPLES = 160  # 10 ms; less is no audio, as for openai-whisper
+
+
+class TransformersWhisper:
+    """WhisperForConditionalGeneration.generate, greedy: eager, or with a static cache and torch.compile.
+
+    The two are precisions of one backend (`float32`, `float32+compiled`), so that they stand side by side in
+    a table and only the first is part of a default run: compiling takes minutes. Long clips take its own
+    sequential long-form. In clips up to 30 s its own rule of silence runs the whole model a second time; the
+    same rule is applied here to the states of its first pass instead.
+    """
+
+    devices: ClassVar[Mapping[str, Sequence[str]]] = {
+        "cpu": ("float32", "float32" + COMPILED, "bfloat16"),
+        "cuda": ("float16", "float16" + COMPILED, "bfloat16", "bfloat16" + COMPILED, "float32"),
+    }
+    imports: ClassVar[Sequence[str]] = ("torch", "transformers", "whisper")
+
+    def __init__(self, model: Any, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
+        import torch
+        from transformers import WhisperFeatureExtractor
+        from whisper.tokenizer import LANGUAGES, get_tokenizer
+
+        count = checkpoint.dimensions["n_vocab"] - 51_765 - checkpoint.is_multilingual
+        self._torch: Any = torch
+        self._model = model
+        self._languages = tuple(LANGUAGES)[:count]
+        self._tokenizer = get_tokenizer(checkpoint.is_multilingual, num_languages=count)
+        self._checkpoint = checkpoint
+        self._device = device
+        self._precision = precision
+        self._settings = settings
+        self._extractor: Any = WhisperFeatureExtractor(feature_size=checkpoint.dimensions["n_mels"])
+        self._clock = StageClock(self.synchronize)
+        self._log_mel = self._clock.timed("log_mel", self._features)
+        model.model.encoder.forward = self._clock.timed("encode", model.model.encoder.forward)
+
+    @classmethod
+    def check(cls, device: str, precision: str) -> None:
+        """Raise BackendUnavailable if a package, the GPU or a CUDA build of torch is missing."""
+        require_package("transformers", "transformers")
+        require_package("torch", "torch")
+        require_package("whisper", "openai-whisper")  # its tokens
+        if device == "cuda":
+            require_nvidia_gpu()
+            require_cuda_torch()
+
+    @classmethod
+    def load(
+        cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings
+    ) -> TransformersWhisper:
+        """Build the model and load every tensor, none missing and none left over.
+
+        Raises:
+            BackendUnavailable: torch cannot use the GPU.
+            BackendError: a setting cannot be honoured, or the weights do not fit the model.
+        """
+        require_honourable(checkpoint, settings)
+        if settings.beam_size != 1:
+            raise BackendError(
+                "transformers ends and ranks beams by other rules than openai-whisper, so beam_size "
+                f"{settings.beam_size} cannot be honoured; take beam_size 1, or whisper-cpu or faster-whisper"
+            )
+        if settings.condition_on_previous_text:
+            raise BackendError(
+                "transformers refuses a prompt of 223 tokens with 224 more to come, so "
+                "condition_on_previous_text cannot be honoured; take false, or whisper-cpu or faster-whisper"
+            )
+        import torch
+        from transformers import WhisperForConditionalGeneration
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()  # it warns at every call of what Whisper's generate() itself does
+        torch.set_num_threads(settings.threads)
+        # float32 must mean float32: no TF32 in matrix products or convolutions
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        if device == "cuda" and not torch.cuda.is_available():
+            raise BackendUnavailable(f"torch {torch.__version__} cannot use a CUDA device", CUDA_TORCH)
+        model: Any = WhisperForConditionalGeneration(model_config(checkpoint))
+        try:
+            model.load_state_dict(fitting(load_state_dict(checkpoint)), strict=True)
+            model = model.to(device, getattr(torch, precision.removesuffix(COMPILED))).eval()
+        except RuntimeError as error:
+            raise BackendError(f"{checkpoint.name} cannot be loaded: {str(error)[:300]}") from error
+        suppressed = suppressed_tokens(settings, checkpoint)
+        model.generation_config = generation_config(checkpoint, suppressed, settings.suppress_blank)
+        if precision.endswith(COMPILED):
+            from transformers import CompileConfig
+
+            model.generation_config.cache_implementation = "static"
+            compile_config: Any = CompileConfig(mode="default", fullgraph=True)
+            compile_config._compile_all_devices = True  # else on GPUs alone
+            model.generation_config.compile_config = compile_config
+        return cls(model, checkpoint, device, precision, settings)
+
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        """The settings as generate() gets them, and what torch really runs with."""
+        torch = self._torch
+        compiled = self._precision.endswith(COMPILED)
+        return {
+            **self._settings.as_dict(),
+            "threads": torch.get_num_threads(),
+            "device": self._device,
+            "precision": self._precision,
+            "weights_dtype": str(self._model.dtype).removeprefix("torch."),
+            "attention": self._model.config._attn_implementation,
+            "cache": "static" if compiled else "dynamic",
+            "compiled": "decoder steps after the first" if compiled else None,
+            "tf32": bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
+            "max_tokens_per_window": self._max_tokens,
+            "compression_ratio_threshold": None,
+            "without_timestamps": "clips up to 30 s",
+            "audio_context": "30 s",
+        }
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        """Transcribe one clip with generate(); see backends.base.Backend.
+
+        Raises:
+            BackendError: the model has no such language.
+        """
+        require_language(self._checkpoint, language, self._languages)
+        if len(audio) < FRAME_SAMPLES:
+            return Transcript("", ())
+        with self._clock.call(), self._torch.inference_mode(), _silenced():
+            features = self._log_mel(audio)
+            spoken = {"language": language, "task": self._settings.task}
+            options = {
+                **(spoken if self._checkpoint.is_multilingual else {}),
+                "max_new_tokens": self._max_tokens,
+            }
+            if len(audio) <= WINDOW_SAMPLES:
+                segments = self._window(features, options)
+            else:
+                segments = self._long_form(features, options)
+            end = self._tokenizer.eot
+            kept = [[token for token in segment if token != end] for segment in segments]
+            # as whisper.transcribe.transcribe: a segment without text is none
+            texts = [(self._tokenizer.decode(tokens), tokens) for tokens in kept]
+            texts = [(text, tokens) for text, tokens in texts if text.strip()]
+        tokens = tuple(token for _, tokens in texts for token in tokens)
+        return Transcript("".join(text for text, _ in texts).strip(), tokens, dict(self._clock.seconds))
+
+    def synchronize(self) -> None:
+        """Wait for CUDA; PyTorch's CPU operations return when they are done."""
+        if self._device == "cuda":
+            self._torch.cuda.synchronize()
+
+    @property
+    def _max_tokens(self) -> int:
+        return self._checkpoint.dimensions["n_text_ctx"] // 2
+
+    def _features(self, audio: np.ndarray) -> Any:
+        found = self._extractor(
+            audio,
+            sampling_rate=SAMPLE_RATE_HZ,
+            truncation=False,
+            padding=False,
+            device=self._device,
+            return_tensors="pt",
+        ).input_features
+        # zeros behind the spectrogram, where the extractor would put silence before it: as openai-whisper
+        missing = max(WINDOW_FRAMES - found.shape[-1], 0)
+        found = self._torch.nn.functional.pad(found, (0, missing))
+        return found.to(self._device, self._model.dtype)
+
+    def _window(self, features: Any, options: dict[str, Any]) -> list[list[int]]:
+        scores: list[Any] = []
+        states: list[Any] = []
+
+        def keep_states(_module: Any, _inputs: Any, output: Any) -> None:
+            states.append(output.last_hidden_state)
+            handle.remove()
+
+        def keep_scores(_ids: Any, processed: Any) -> Any:
+            scores.append(processed)
+            return processed
+
+        handle = self._model.model.decoder.register_forward_hook(keep_states)
+        try:
+            sequences = self._model.generate(
+                features, return_timestamps=False, logits_processor=[keep_scores], **options
+            )
+        finally:
+            handle.remove()
+        return [] if self._is_silent(states[0], scores) else [sequences[0].tolist()]
+
+    def _is_silent(self, states: Any, scores: list[Any]) -> bool:
+        # as whisper.transcribe.transcribe skips a window; the prompt's first token starts the transcript
+        torch = self._torch
+        logits = self._model.proj_out(states[0, 0]).float()
+        no_speech = logits.softmax(-1)[self._tokenizer.no_speech].item()
+        if no_speech <= self._settings.no_speech_threshold:
+            return False
+        # greedy: the likeliest token was sampled, the end of the text being the last one
+        likelihoods = torch.stack([score[0].float().log_softmax(-1).max() for score in scores])
+        sampled = likelihoods.sum().item() / max(len(scores), 1)
+        return sampled <= self._settings.logprob_threshold
+
+    def _long_form(self, features: Any, options: dict[str, Any]) -> list[list[int]]:
+        found = self._model.generate(
+            features,
+            return_timestamps=True,
+            return_segments=True,
+            temperature=self._settings.temperature,
+            condition_on_prev_tokens=False,
+            no_speech_threshold=self._settings.no_speech_threshold,
+            logprob_threshold=self._settings.logprob_threshold,
+            **options,
+        )
+        return [segment["tokens"].tolist() for segment in found["segments"][0]]
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # answered by the contract that audio is only read
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        yield
