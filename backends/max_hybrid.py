@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backends.base import Checkpoint, Settings
-from backends.greedy import GreedyBackend, Window, WindowRules
 from backends.devices import require_cuda_torch
+from backends.greedy import GreedyBackend, Window, WindowRules
 from backends.max_graph import engine
 
 
@@ -44,9 +44,7 @@ class _Engine(engine.MaxEngine):
         from backends.torch_decoder import TorchDecoder
 
         super().__init__(checkpoint, device, precision, settings)
-        self._encoder = self._load(
-            "encoder", self._parts(), lambda: self._encoder_graph("encoder", _features)
-        )
+        self._encoder = self._load("encoder", self._facts, lambda: self._encoder_graph("encoder", _features))
         self._decoder = TorchDecoder(self.state_dict, self.dims, precision, device)
 
     def encode(self, mel: Any) -> Any:
@@ -59,8 +57,8 @@ class _Engine(engine.MaxEngine):
 
     def applied(self) -> Mapping[str, Any]:
         """See backends.greedy.Engine."""
-        return {**super().applied(), **self._decoder.applied()}
+        return {**super().applied(), "decoder": "PyTorch"}
 
 
 def _features(whisper: Any, mel: Any) -> Any:
-    return whisper(mel)[0]
+    return whisper(mel)

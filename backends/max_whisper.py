@@ -44,9 +44,9 @@ class _Engine(engine.MaxEngine):
 
         super().__init__(checkpoint, device, precision, settings)
         self._encoder = self._load(
-            "encoder_cross", self._parts(), lambda: self._encoder_graph("encoder_cross", _cross)
+            "encoder_cross", self._facts, lambda: self._encoder_graph("encoder_cross", _cross)
         )
-        self._decoder = self._load("greedy", self._parts(), self._greedy_graph)
+        self._decoder = self._load("greedy", self._facts, self._greedy_graph)
         dims = self.dims
         self._cache = self._buffer(
             DType.float32, (dims.n_text_layer, 2, dims.n_text_ctx, dims.n_text_state), device=self._driver
@@ -57,12 +57,13 @@ class _Engine(engine.MaxEngine):
     def _greedy_graph(self) -> Any:
         from max.graph import Graph
 
-        from backends.max_graph import decoder
+        from backends.max_graph import custom_ops, decoder
 
         return Graph(
             "greedy",
             decoder.greedy(self._whisper.decoder, self.dims),
             input_types=decoder.greedy_types(self.dims, self._place),
+            custom_extensions=[custom_ops.KERNELS],
         )
 
     def encode(self, mel: Any) -> Any:
@@ -109,12 +110,10 @@ def _cross(whisper: Any, mel: Any) -> Any:
     from max.dtype import DType
     from max.graph import ops
 
-    from backends.max_graph.modules import split_heads
+    from backends.max_graph.decoder import split_heads
 
     pairs = whisper.decoder(whisper.encoder(mel))
     return tuple(
-        ops.stack(
-            [ops.cast(split_heads(x, whisper.dims.n_text_head)[0], DType.float32) for x in layers], axis=0
-        )
+        ops.stack([ops.cast(split_heads(x, whisper.dims.n_text_head), DType.float32) for x in layers], axis=0)
         for layers in zip(*pairs, strict=True)
     )

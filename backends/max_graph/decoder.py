@@ -9,7 +9,8 @@ from max.dtype import DType
 from max.graph import BufferType, BufferValue, DeviceRef, TensorType, TensorValue, ops
 
 from backends.greedy import WindowRules
-from backends.max_graph.modules import TextDecoder, split_heads
+from backends.max_graph import custom_ops
+from backends.max_graph.modules import TextDecoder
 
 NEVER = -np.inf
 
@@ -29,9 +30,8 @@ class Stepper:
         """
         dims = self.dims
         x = ops.gather(self.decoder.token_embedding.weight, ops.reshape(token, (1,)), axis=0)
-        x = x + ops.gather(
-            self.decoder.positional_embedding, ops.reshape(position, (1,)), axis=0
-        )  # (1, n_state)
+        x = ops.cast(x, self.decoder.positional_embedding.dtype)
+        x = x + ops.gather(self.decoder.positional_embedding, ops.reshape(position, (1,)), axis=0)
         steps = ops.range(0, dims.n_text_ctx, 1, dtype=DType.int64, device=x.device)
         future = ops.where(
             steps > position,
@@ -40,10 +40,10 @@ class Stepper:
         )
         for index, block in enumerate(self.decoder.blocks):
             h = block.attn_ln(x)
-            for part, projected in enumerate((block.attn.key(h), block.attn.value(h))):
+            for part, projection in enumerate((block.attn.key, block.attn.value)):
                 ops.buffer_store_slice(
                     cache,
-                    ops.reshape(projected, (1, 1, 1, dims.n_text_state)),
+                    ops.reshape(projection(h), (1, 1, 1, dims.n_text_state)),
                     [
                         slice(index, index + 1),
                         slice(part, part + 1),
@@ -52,13 +52,20 @@ class Stepper:
                     ],
                 )
             loaded = ops.buffer_load(cache)
-            keys = split_heads(loaded[index : index + 1, 0], dims.n_text_head)[0]
-            values = split_heads(loaded[index : index + 1, 1], dims.n_text_head)[0]
-            x = x + block.attn.out(self._attend(block.attn.query(h), keys, values, future))
+            keys, values = (self._split(loaded[index, part]) for part in range(2))
+            x = block.attn.out(self._attend(block.attn.query(h), keys, values, future), added=x)
             q = block.cross_attn.query(block.cross_attn_ln(x))
-            x = x + block.cross_attn.out(self._attend(q, cross_key[index], cross_value[index], None))
-            x = x + block.mlp(block.mlp_ln(x))
-        return ops.reshape(self.decoder.ln(x) @ self.decoder.token_embedding.weight.T, (dims.n_vocab,))
+            mixed = self._attend(q, cross_key[index], cross_value[index], None)
+            x = block.feed_forward(block.cross_attn.out(mixed, added=x))
+        x = self.decoder.ln(x)
+        embedding = self.decoder.token_embedding.weight
+        if x.device.is_cpu():
+            return ops.reshape(custom_ops.linear(x, embedding), (dims.n_vocab,))
+        return ops.reshape(ops.cast(x @ embedding.transpose(0, 1), DType.float32), (dims.n_vocab,))
+
+    def _split(self, x: TensorValue) -> TensorValue:
+        """(positions, n_state) to (heads, positions, head size)."""
+        return split_heads(x, self.dims.n_text_head)
 
     def _attend(self, query, keys, values, mask) -> TensorValue:
         """One position over (heads, positions, head size) of keys and values: (1, n_state)."""
@@ -68,6 +75,12 @@ class Stepper:
         if mask is not None:
             scores = scores + mask
         return ops.reshape(ops.softmax(scores) @ values, (1, heads * size))
+
+
+def split_heads(x: TensorValue, n_head: int) -> TensorValue:
+    """(positions, n_state) to (heads, positions, head size)."""
+    positions, n_state = x.shape
+    return ops.reshape(x, (positions, n_head, int(n_state) // n_head)).transpose(0, 1)
 
 
 def cache_type(dims: Any, device: DeviceRef) -> BufferType:

@@ -49,7 +49,8 @@ class MaxEngine:
         from whisper.audio import mel_filters
         from whisper.model import ModelDimensions
 
-        from backends.max_graph.modules import Whisper
+        from backends.max_graph import log_mel
+        from backends.max_graph.modules import Place, Whisper
 
         torch.set_num_threads(settings.threads)
         self.dims = ModelDimensions(**checkpoint.dimensions)
@@ -69,18 +70,27 @@ class MaxEngine:
             raise BackendUnavailable(f"MAX cannot use {device}: {str(error).splitlines()[0]}") from error
         self._driver = self._session.devices[0]
         self._place = DeviceRef.from_device(self._driver)
-        self._dtype = DType[precision]
-        self._whisper = Whisper(self.dims, self._dtype, self._place)
         self.state_dict = load_state_dict(checkpoint)
+        halves = all(tensor.dtype == torch.float16 for tensor in self.state_dict.values())
+        dtype = DType[precision]
+        step_dtype = DType.float16 if device == "cpu" and halves else dtype
+        self._whisper = Whisper(self.dims, Place(self._place, dtype, step_dtype))
         weights = {
-            name: self._to_device(tensor.to(getattr(torch, precision)).contiguous())
+            name: self._to_device(self._whisper.prepared(name, tensor))
             for name, tensor in self.state_dict.items()
         }
         try:
             self._whisper.load_state_dict(weights)
         except ValueError as error:
             raise BackendError(f"{checkpoint.name} does not fit the MAX graphs: {error}") from error
-        self._filters = self._to_device(mel_filters("cpu", self.dims.n_mels).contiguous())
+        self._facts = {
+            "dims": vars(self.dims),
+            "precision": precision,
+            "step_weights": step_dtype.name,
+        }
+        self._filters = self._to_device(
+            log_mel.prepared_filters(mel_filters("cpu", self.dims.n_mels), device)
+        )
         self._log_mel = self._load("log_mel", {"n_mels": self.dims.n_mels}, self._log_mel_graph)
 
     def _to_device(self, tensor: Any) -> Any:
@@ -92,20 +102,18 @@ class MaxEngine:
         compiled = sessions.compiled(self._session, name, self.device.type, parts, build)
         return self._session.init(compiled, weights_registry=self._whisper.state_dict())
 
-    def _parts(self) -> dict[str, Any]:
-        return {"dims": vars(self.dims), "precision": self._precision}
-
     def _log_mel_graph(self) -> Any:
         from max.dtype import DType
         from max.graph import Graph, TensorType
 
-        from backends.max_graph import log_mel
+        from backends.max_graph import custom_ops, log_mel
 
-        filters = TensorType(DType.float32, (self.dims.n_mels, log_mel.BINS), device=self._place)
+        filters = TensorType(DType.float32, self._filters.shape, device=self._place)
         return Graph(
             "log_mel",
-            lambda hops, filters: log_mel.log_mel(hops.tensor, filters.tensor, self._place),
+            lambda hops, filters: log_mel.log_mel(hops.tensor, filters.tensor, self.dims.n_mels, self._place),
             input_types=[log_mel.hops_type(self._place), filters],
+            custom_extensions=[custom_ops.KERNELS],
         )
 
     def _encoder_graph(self, name: str, outputs: Any) -> Any:
@@ -113,12 +121,13 @@ class MaxEngine:
         from max.dtype import DType
         from max.graph import Graph, TensorType, ops
 
+        from backends.max_graph import custom_ops
+
         def forward(mel: Any) -> Any:
-            mel = ops.cast(ops.unsqueeze(mel.tensor, 0), self._dtype)
-            return outputs(self._whisper, mel)
+            return outputs(self._whisper, ops.cast(mel.tensor, self._whisper.encoder.conv1.place.dtype))
 
         kind = TensorType(DType.float32, (self.dims.n_mels, N_FRAMES), device=self._place)
-        return Graph(name, forward, input_types=[kind])
+        return Graph(name, forward, input_types=[kind], custom_extensions=[custom_ops.KERNELS])
 
     def log_mel(self, audio: np.ndarray) -> Any:
         """See backends.greedy.Engine; frames of silence are filled in rather than computed."""
@@ -137,7 +146,7 @@ class MaxEngine:
         """See backends.encoder_trace.TracesEncoder; a graph of its own, which gives out every layer."""
         from backends.encoder_trace import first_window, layer_shapes
 
-        model = self._load("encoder_trace", self._parts(), self._trace_graph)
+        model = self._load("encoder_trace", self._facts, self._trace_graph)
         mel = first_window(self.log_mel(audio))
         names = list(layer_shapes(vars(self.dims)))
         results = [self._torch.from_dlpack(x).cpu().numpy() for x in self._execute(model, mel)]
@@ -150,10 +159,8 @@ class MaxEngine:
         def outputs(whisper: Any, mel: Any) -> Any:
             layers = dict(whisper.encoder.layers(mel))
             features = layers["ln_post"]
-            for name in ("conv1", "conv2"):
-                layers[name] = layers[name].transpose(1, 2)
             pairs = [x for pair in whisper.decoder(features) for x in pair]
-            return tuple(ops.cast(x[0], DType.float32) for x in [*layers.values(), *pairs])
+            return tuple(ops.cast(x, DType.float32) for x in [*layers.values(), *pairs])
 
         return self._encoder_graph("encoder_trace", outputs)
 
@@ -169,4 +176,5 @@ class MaxEngine:
             "max_threads": self._session.num_threads,
             "max_version": version("max"),
             "weights_dtype": self._precision,
+            "step_weights_dtype": self._facts["step_weights"],
         }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
+
+from backends.max_graph import encoder_ops
 
 N_FFT = 400  # 25 ms
 HOP = 160  # 10 ms
@@ -26,28 +30,46 @@ def windowed_dft() -> np.ndarray:
     return (window[:, None] * np.concatenate([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)
 
 
-def log_mel(hops: TensorValue, filters: TensorValue, device: DeviceRef) -> tuple[TensorValue, TensorValue]:
-    """(hops, 160) and mel filters (n_mels, 201) to the scaled log-mel (n_mels, hops - 2) and silence's value.
+def prepared_filters(filters: Any, device: str) -> Any:
+    """whisper's mel filters (n_mels, 201), a torch.Tensor, as `log_mel` takes them on "cpu" or "cuda"."""
+    import torch
+
+    if device == "cpu":
+        return torch.from_numpy(encoder_ops.panels(filters.numpy()))
+    return filters.contiguous()
+
+
+def log_mel(
+    hops: TensorValue, filters: TensorValue, n_mels: int, device: DeviceRef
+) -> tuple[TensorValue, TensorValue]:
+    """(hops, 160) and `prepared_filters` to the scaled log-mel (n_mels, hops - 2) and silence's value.
 
     As whisper.audio.log_mel_spectrogram, for audio that was padded by 200 samples in front. The second
     result, (1, 1), is what a frame of digital silence has in every band: it depends on the loudest bin.
     """
     frames = Dim("hops") - 2
-    hops = ops.rebind(hops, (Dim("hops"), HOP))
-    parts = [
-        ops.slice_tensor(hops, [(slice(0, -2), frames), slice(None)]),
-        ops.slice_tensor(hops, [(slice(1, -1), frames), slice(None)]),
-        ops.slice_tensor(hops, [(slice(2, None), frames), slice(0, N_FFT - 2 * HOP)]),
-    ]
-    spectrum = ops.concat(parts, axis=1) @ ops.constant(windowed_dft(), DType.float32, device=device)
-    real, imaginary = spectrum[:, :BINS], spectrum[:, BINS:]
+    if device.is_cpu():
+        dft = ops.constant(encoder_ops.panels(windowed_dft().T), DType.float32, device=device)
+        spectrum = encoder_ops.product(hops, dft, rows=frames, step=HOP)
+    else:
+        parts = [
+            ops.slice_tensor(hops, [(slice(0, -2), frames), slice(None)]),
+            ops.slice_tensor(hops, [(slice(1, -1), frames), slice(None)]),
+            ops.slice_tensor(hops, [(slice(2, None), frames), slice(0, N_FFT - 2 * HOP)]),
+        ]
+        spectrum = ops.concat(parts, axis=1) @ ops.constant(windowed_dft(), DType.float32, device=device)
+    real, imaginary = spectrum[:, :BINS], spectrum[:, BINS : 2 * BINS]
     power = real * real + imaginary * imaginary
-    mel = filters @ power.transpose(0, 1)
+    if device.is_cpu():
+        mel = encoder_ops.product(power, filters)[:, :n_mels]
+    else:
+        mel = power @ filters.transpose(0, 1)
     floor = ops.constant(FLOOR, DType.float32, device=device)
     log = ops.log(ops.max(mel, floor)) * float(1 / np.log(10.0))
     loudest = ops.reshape(ops.max(ops.reshape(log, (-1,))), (1, 1))
     quietest = ops.max(loudest - RANGE, ops.constant(np.log10(FLOOR), DType.float32, device=device))
-    return (ops.max(log, quietest) + 4.0) / 4.0, (quietest + 4.0) / 4.0
+    scaled = (ops.max(log, quietest) + 4.0) / 4.0
+    return scaled.transpose(0, 1), (quietest + 4.0) / 4.0
 
 
 def cut(audio: np.ndarray) -> np.ndarray:

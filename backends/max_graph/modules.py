@@ -1,143 +1,236 @@
 """Whisper as MAX Graph modules (Radford et al. 2022), named as whisper.model names them.
 
-Because the names are the same, `load_state_dict` takes openai-whisper's state dict as it is, and strictly:
-a missing, misshapen or superfluous tensor is an error that names it.
+Because the names are the same, `load_state_dict` takes openai-whisper's state dict as `prepared` lays it out,
+and strictly: a missing, misshapen or superfluous tensor is an error that names it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, Weight, ops
-from max.nn import Conv1D, Embedding, LayerList, LayerNorm, Linear, Module, Sequential
+from max.nn import Embedding, LayerList, LayerNorm, Module, Sequential
+
+from backends.max_graph import custom_ops, encoder_ops
+
+PANELS, ROWS = "panels", "rows"  # layouts of a matrix on the CPU: for many rows at once, for a few
 
 
-class Gelu(Module):
-    """The exact, erf-based GELU: Whisper's, not the tanh approximation."""
+@dataclass(frozen=True)
+class Place:
+    """Where and how the graphs compute.
+
+    Attributes:
+        device: of weights and activations.
+        dtype: of activations, and of weights unless said otherwise.
+        step_dtype: of the matrices read at every decoding step. On the CPU they may stay in the
+            checkpoint's float16: it is exact, products are summed in `dtype`, and half as much is read.
+    """
+
+    device: DeviceRef
+    dtype: DType
+    step_dtype: DType
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether our Mojo kernels are used; on a GPU MAX's own are."""
+        return self.device.is_cpu()
+
+
+class Linear(Module):
+    """torch.nn.Linear, with what follows it: act(x weightT + bias) + added."""
+
+    def __init__(self, n_in: int, n_out: int, place: Place, *, bias: bool = True, layout: str = PANELS):
+        super().__init__()
+        self.place = place
+        self.layout = layout if place.has_kernels else ROWS
+        shape: tuple[int, ...] = (n_out, n_in)
+        if self.layout == PANELS:
+            shape = (-(-n_out // encoder_ops.PANEL), n_in, encoder_ops.PANEL)
+        self.weight = Weight(
+            "weight", place.step_dtype if layout == ROWS else place.dtype, shape, device=place.device
+        )
+        self.bias = Weight("bias", place.dtype, (n_out,), device=place.device) if bias else None
+
+    def __call__(
+        self, x: TensorValue, *, gelu: bool = False, added: TensorValue | None = None
+    ) -> TensorValue:
+        """(rows, n_in) to (rows, n_out)."""
+        if self.place.has_kernels:
+            call = encoder_ops.product if self.layout == PANELS else custom_ops.linear
+            return call(x, self.weight, bias=self.bias, added=added, gelu=gelu)
+        y = x @ self.weight.transpose(0, 1)
+        if self.bias is not None:
+            y = y + self.bias
+        if gelu:
+            y = ops.gelu(y)  # exact, not the tanh approximation
+        return y if added is None else y + added
+
+
+class Conv1d(Module):
+    """torch.nn.Conv1d of width 3 with a padding of 1, and a GELU: (2 n, in) or (n, in) to (n, out)."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int, place: Place):
+        super().__init__()
+        self.place, self.n_in, self.stride = place, n_in, stride
+        shape: tuple[int, ...] = (n_out, n_in, 3)
+        if place.has_kernels:
+            shape = (-(-n_out // encoder_ops.PANEL), 3 * n_in, encoder_ops.PANEL)
+        self.weight = Weight("weight", place.dtype, shape, device=place.device)
+        self.bias = Weight("bias", place.dtype, (n_out,), device=place.device)
 
     def __call__(self, x: TensorValue) -> TensorValue:
-        return ops.gelu(x)
+        edge = ops.constant(np.zeros((1, self.n_in), np.float32), DType.float32, self.place.device)
+        edge = ops.cast(edge, self.place.dtype)
+        rows = int(x.shape[0]) // self.stride
+        padded = ops.concat([edge, x, edge], axis=0)
+        if self.place.has_kernels:
+            return encoder_ops.product(
+                padded, self.weight, rows=rows, step=self.stride * self.n_in, bias=self.bias, gelu=True
+            )
+        # each tap is a product of its own: no layout of MAX's convolution is involved
+        taps = [padded[tap : tap + rows * self.stride : self.stride] for tap in range(3)]
+        y = sum((x @ self.weight[:, :, tap].transpose(0, 1) for tap, x in enumerate(taps)), self.bias)
+        return ops.gelu(y)
 
 
 class MultiHeadAttention(Module):
     """whisper.model.MultiHeadAttention: heads of n_state / n_head, no bias on the keys."""
 
-    def __init__(self, n_state: int, n_head: int, dtype: DType, device: DeviceRef):
+    def __init__(
+        self, n_state: int, n_head: int, place: Place, *, layout: str = PANELS, source: str = PANELS
+    ):
         super().__init__()
-        self.n_head = n_head
-        self.query = Linear(n_state, n_state, dtype, device, has_bias=True)
-        self.key = Linear(n_state, n_state, dtype, device, has_bias=False)
-        self.value = Linear(n_state, n_state, dtype, device, has_bias=True)
-        self.out = Linear(n_state, n_state, dtype, device, has_bias=True)
+        self.n_head, self.place = n_head, place
+        self.query = Linear(n_state, n_state, place, layout=layout)
+        self.key = Linear(n_state, n_state, place, bias=False, layout=source)
+        self.value = Linear(n_state, n_state, place, layout=source)
+        self.out = Linear(n_state, n_state, place, layout=layout)
+
+    def __call__(self, x: TensorValue, added: TensorValue) -> TensorValue:
+        """Self-attention over all positions, plus the residual: (positions, n_state) each."""
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if self.place.has_kernels:
+            mixed = encoder_ops.attention(q, k, v, self.n_head)
+        else:
+            mixed = flash_attention(q, k, v, self.n_head)
+        return self.out(mixed, added=added)
+
+
+def flash_attention(query: TensorValue, key: TensorValue, value: TensorValue, n_head: int) -> TensorValue:
+    """softmax(q kT / sqrt(head size)) v on a GPU: (positions, n_state) each."""
+    from max.nn.attention import MHAMaskVariant
+    from max.nn.kernels import flash_attention_gpu
+
+    size = int(query.shape[1]) // n_head
+    heads = [ops.reshape(x, (1, x.shape[0], n_head, size)) for x in (query, key, value)]
+    mixed = flash_attention_gpu(*heads, mask_variant=MHAMaskVariant.NULL_MASK, scale=size**-0.5)
+    return ops.reshape(mixed, query.shape)
+
+
+class Gelu(Module):
+    """Holds the place of the activation in `mlp`; the product before it applies it."""
 
     def __call__(self, x: TensorValue) -> TensorValue:
-        """Self-attention over all positions: (batch, positions, n_state) to the same."""
-        return self.out(attend(self.query(x), self.key(x), self.value(x), self.n_head))
-
-
-def attend(query: TensorValue, key: TensorValue, value: TensorValue, n_head: int) -> TensorValue:
-    """softmax(q kT / sqrt(head size)) v: (batch, positions, n_state) each, and so the result."""
-    q, k, v = (split_heads(x, n_head) for x in (query, key, value))
-    head_size = int(query.shape[-1]) // n_head
-    # in this order the graph compiler finds its fused attention
-    scores = (q @ k.transpose(2, 3)) * (head_size**-0.5)
-    mixed = ops.softmax(scores) @ v
-    return ops.reshape(mixed.transpose(1, 2), query.shape)
-
-
-def split_heads(x: TensorValue, n_head: int) -> TensorValue:
-    """(batch, positions, n_state) to (batch, heads, positions, head size)."""
-    batch, positions, n_state = x.shape
-    return ops.reshape(x, (batch, positions, n_head, int(n_state) // n_head)).transpose(1, 2)
+        return x
 
 
 class ResidualAttentionBlock(Module):
-    """whisper.model.ResidualAttentionBlock, with cross-attention if it is the decoder's."""
+    """whisper.model.ResidualAttentionBlock; the decoder's has cross-attention, and is read step by step."""
 
-    def __init__(self, n_state: int, n_head: int, dtype: DType, device: DeviceRef, *, cross: bool = False):
+    def __init__(self, n_state: int, n_head: int, place: Place, *, cross: bool = False):
         super().__init__()
-        self.attn = MultiHeadAttention(n_state, n_head, dtype, device)
-        self.attn_ln = LayerNorm(n_state, [device], dtype)
+        layout = ROWS if cross else PANELS
+
+        def norm() -> LayerNorm:
+            return LayerNorm(n_state, [place.device], place.dtype)
+
+        self.attn = MultiHeadAttention(n_state, n_head, place, layout=layout, source=layout)
+        self.attn_ln = norm()
         if cross:
-            self.cross_attn = MultiHeadAttention(n_state, n_head, dtype, device)
-            self.cross_attn_ln = LayerNorm(n_state, [device], dtype)
+            self.cross_attn = MultiHeadAttention(n_state, n_head, place, layout=ROWS, source=PANELS)
+            self.cross_attn_ln = norm()
         self.mlp = Sequential(
             [
-                Linear(n_state, 4 * n_state, dtype, device, has_bias=True),
+                Linear(n_state, 4 * n_state, place, layout=layout),
                 Gelu(),
-                Linear(4 * n_state, n_state, dtype, device, has_bias=True),
+                Linear(4 * n_state, n_state, place, layout=layout),
             ]
         )
-        self.mlp_ln = LayerNorm(n_state, [device], dtype)
+        self.mlp_ln = norm()
 
     def __call__(self, x: TensorValue) -> TensorValue:
-        """The encoder's block: (batch, positions, n_state) to the same."""
-        x = x + self.attn(self.attn_ln(x))
-        return x + self.mlp(self.mlp_ln(x))
+        """The encoder's block: (positions, n_state) to the same."""
+        return self.feed_forward(self.attn(self.attn_ln(x), x))
+
+    def feed_forward(self, x: TensorValue) -> TensorValue:
+        """The block's second half: x + mlp(mlp_ln(x))."""
+        first, _, second = self.mlp.layers
+        return second(first(self.mlp_ln(x), gelu=True), added=x)
 
 
 class AudioEncoder(Module):
-    """whisper.model.AudioEncoder: log-mel (batch, n_mels, 2 n_ctx) to (batch, n_ctx, n_state)."""
+    """whisper.model.AudioEncoder: log-mel (n_mels, 2 n_ctx) to (n_ctx, n_state)."""
 
-    def __init__(self, dims: Any, dtype: DType, device: DeviceRef):
+    def __init__(self, dims: Any, place: Place):
         super().__init__()
         n_state = dims.n_audio_state
-        conv = {"kernel_size": 3, "padding": 1, "has_bias": True, "permute": True}
-        self.conv1 = Conv1D(in_channels=dims.n_mels, out_channels=n_state, dtype=dtype, device=device, **conv)
-        self.conv2 = Conv1D(
-            in_channels=n_state, out_channels=n_state, stride=2, dtype=dtype, device=device, **conv
-        )
+        self.conv1 = Conv1d(dims.n_mels, n_state, 1, place)
+        self.conv2 = Conv1d(n_state, n_state, 2, place)
         self.positional_embedding = Weight(
-            "positional_embedding", dtype, (dims.n_audio_ctx, n_state), device=device
+            "positional_embedding", place.dtype, (dims.n_audio_ctx, n_state), device=place.device
         )
         self.blocks = LayerList(
-            [
-                ResidualAttentionBlock(n_state, dims.n_audio_head, dtype, device)
-                for _ in range(dims.n_audio_layer)
-            ]
+            [ResidualAttentionBlock(n_state, dims.n_audio_head, place) for _ in range(dims.n_audio_layer)]
         )
-        self.ln_post = LayerNorm(n_state, [device], dtype)
+        self.ln_post = LayerNorm(n_state, [place.device], place.dtype)
 
     def __call__(self, mel: TensorValue) -> TensorValue:
         return list(self.layers(mel))[-1][1]
 
     def layers(self, mel: TensorValue) -> Iterator[tuple[str, TensorValue]]:
-        """Each layer's name, as in backends.encoder_trace, and output; the last is the encoder's.
-
-        The convolutions' outputs are (batch, n_state, positions), all others (batch, positions, n_state).
-        """
-        x = ops.gelu(self.conv1(mel))
+        """Each layer's name, as in backends.encoder_trace, and output (positions, n_state)."""
+        x = self.conv1(mel.transpose(0, 1))
         yield "conv1", x
-        x = ops.gelu(self.conv2(x))
+        x = self.conv2(x)
         yield "conv2", x
-        x = x.transpose(1, 2) + self.positional_embedding
-        # one subgraph for all blocks: its code is compiled once
-        block = self.blocks[0].build_subgraph("encoder_block", [x], weight_prefix="encoder.blocks.0.")
-        for index in range(len(self.blocks)):
-            x = ops.call(block, x, prefix=f"encoder.blocks.{index}.")[0].tensor
+        x = x + self.positional_embedding
+        for index, block in enumerate(self.blocks):
+            x = self._through(block, index, x)
             yield f"block.{index}", x
         yield "ln_post", self.ln_post(x)
+
+
+    def _through(self, block: ResidualAttentionBlock, index: int, x: TensorValue) -> TensorValue:
+        if self.conv1.place.has_kernels:
+            # MAX 26.7's build_subgraph cannot name custom_extensions; a kernel is compiled once anyway
+            return block(x)
+        if index == 0:  # one subgraph for all blocks, so that they are compiled once
+            self._subgraph = block.build_subgraph("encoder_block", [x], weight_prefix="encoder.blocks.0.")
+        return ops.call(self._subgraph, x, prefix=f"encoder.blocks.{index}.")[0].tensor
 
 
 class TextDecoder(Module):
     """whisper.model.TextDecoder: its weights; backends.max_graph.decoder says how they are used."""
 
-    def __init__(self, dims: Any, dtype: DType, device: DeviceRef):
+    def __init__(self, dims: Any, place: Place):
         super().__init__()
         n_state = dims.n_text_state
-        self.token_embedding = Embedding(dims.n_vocab, n_state, dtype, device)
+        self.token_embedding = Embedding(dims.n_vocab, n_state, place.step_dtype, place.device)
         self.positional_embedding = Weight(
-            "positional_embedding", dtype, (dims.n_text_ctx, n_state), device=device
+            "positional_embedding", place.dtype, (dims.n_text_ctx, n_state), device=place.device
         )
         self.blocks = LayerList(
             [
-                ResidualAttentionBlock(n_state, dims.n_text_head, dtype, device, cross=True)
+                ResidualAttentionBlock(n_state, dims.n_text_head, place, cross=True)
                 for _ in range(dims.n_text_layer)
             ]
         )
-        self.ln = LayerNorm(n_state, [device], dtype)
+        self.ln = LayerNorm(n_state, [place.device], place.dtype)
 
     def __call__(self, features: TensorValue) -> list[tuple[TensorValue, TensorValue]]:
         """Keys and values of each layer's cross-attention, of the encoder's output and shaped as it is."""
@@ -147,12 +240,26 @@ class TextDecoder(Module):
 class Whisper(Module):
     """whisper.model.Whisper: one strict `load_state_dict` for all graphs made of it."""
 
-    def __init__(self, dims: Any, dtype: DType, device: DeviceRef):
+    def __init__(self, dims: Any, place: Place):
         super().__init__()
         self.dims = dims
-        self.encoder = AudioEncoder(dims, dtype, device)
-        self.decoder = TextDecoder(dims, dtype, device)
+        self.encoder = AudioEncoder(dims, place)
+        self.decoder = TextDecoder(dims, place)
 
     def __call__(self, mel: TensorValue) -> TensorValue:
         """The encoder alone."""
         return self.encoder(mel)
+
+    def prepared(self, name: str, tensor: Any) -> Any:
+        """A checkpoint's tensor (torch, on the CPU) in the type and layout of the weight of that name.
+
+        A tensor of no weight's name is returned as it is, for `load_state_dict` to name.
+        """
+        import torch
+
+        weight = self.raw_state_dict().get(name)
+        if weight is None:
+            return tensor
+        if len(weight.shape) == 3 and int(weight.shape[-1]) == encoder_ops.PANEL and tensor.ndim >= 2:
+            return torch.from_numpy(encoder_ops.panels(tensor.float().numpy()))
+        return tensor.to(getattr(torch, weight.dtype.name)).contiguous()
