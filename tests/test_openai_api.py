@@ -508,17 +508,19 @@ def test_server_the_user_vouches_for_is_ranked_and_its_cache_is_found_out(
     asrbench: Callable[..., int],
     tmp_path: Path,
     checkpoint: Checkpoint,
+    spoken: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    clip = spoken / "letter.wav"
     monkeypatch.setenv("ASRBENCH_OPENAI_CHECKPOINT", checkpoint.sha256)
     monkeypatch.setenv("ASRBENCH_OPENAI_DECODING", "as-asked")
     server.seconds_a_word = 0.02
-    asrbench("--backends", "openai-api", "--rounds", "1")
+    asrbench("--backends", "openai-api", "--rounds", "1", "--warmup", "1", clips=clip)
     row = row_of(tmp_path)
     assert row["gate"]["ranked"], row["gate"]["reasons"]
     assert row["applied_settings"]["stated_by_the_user"][:2] == ["checkpoint_sha256", "beam_size"]
     server.cache = {}
-    asrbench("--backends", "openai-api", "--rounds", "2")
+    asrbench("--backends", "openai-api", "--rounds", "1", "--warmup", "1", clips=clip)
     row = row_of(tmp_path)
     assert "answers were cached" in " ".join(row["gate"]["reasons"])
 
