@@ -62,7 +62,7 @@ def _row(
     insertions = sum(counted[clip["name"]]["insertions"] for clip in answered if clip["name"] in counted)
     silent = [clip for clip in answered if clip["reference_words"] == 0]
     grams = None
-    if texts is not None:
+    if texts is not None and answered:
         grams = 0
         for clip in answered:
             words, said = (

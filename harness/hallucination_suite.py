@@ -98,7 +98,7 @@ def sounds(seed: int) -> Iterator[Sound]:
         text = _sentence(generator)
         pause = np.zeros(SAMPLE_RATE_HZ // 2, np.float32)
         wave = np.tile(np.concatenate([say(text, VOICES[number]), pause]), REPEATS)
-        yield Sound(f"repeat-{number}", "repeated five times", wave, " ".join([text] * REPEATS))
+        yield Sound(f"repeat-{number}", "five times", wave, " ".join([text] * REPEATS))
 
 
 def babble(length: int, generator: np.random.Generator) -> np.ndarray:

@@ -119,14 +119,14 @@ def _hallucinations(run: Run) -> list[Part]:
         "variant",
         "clips",
         "audio s",
-        "insertions/min",
-        "repeated 5-grams",
+        "ins/min",
+        "5-gram repeats",
         "text on silence",
     ]
     note = (
-        "Insertions: words nobody said, a minute of audio. Repeated 5-grams: five words in a row that the "
-        "answer holds more often than the reference does. Text on silence: clips in which nobody speaks and "
-        f"that were given words, of all such clips. {_normalizer(run['scoring']['normalizer'])}."
+        "ins/min: inserted words, which nobody said, a minute of audio; 5-gram repeats: five words in a row "
+        "that come again and more often than in the reference; text on silence: clips in which nobody "
+        f"speaks that got words, of all such clips. {_normalizer(run['scoring']['normalizer'])}."
     )
     return [Part("Hallucination", note, *_shown(headings, body, first_figure=2))]
 
