@@ -230,7 +230,10 @@ class TransformersWhisper:
             logprob_threshold=self._settings.logprob_threshold,
             **options,
         )
-        return [segment["tokens"].tolist() for segment in found["segments"][0]]
+        segments = [segment["tokens"].tolist() for segment in found["segments"][0]]
+        # it leaves the next segment's opening timestamp at the end of a window's last complete one
+        begin = self._tokenizer.timestamp_begin
+        return [tokens[:-1] if min(tokens[-2:]) >= begin else tokens for tokens in segments]
 
 
 @contextmanager
