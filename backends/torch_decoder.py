@@ -9,6 +9,7 @@ from typing import Any
 from backends.greedy import Window, WindowRules
 from backends.torch_linear import int8_linear, linear
 from backends.torch_selection import Selection
+from backends.torch_vocabulary import PlainVocabulary, ScreenedVocabulary
 
 STEPS_BETWEEN_STOP_CHECKS = {"cpu": 1, "cuda": 8}  # asking a GPU whether all have ended makes it idle
 
@@ -46,7 +47,11 @@ class TorchDecoder:
         self._embedding = tensor("token_embedding.weight")
         self._positions = tensor("positional_embedding")
         self._ln = self._norm(tensor, "ln")
-        self._vocabulary = self._linear(self._embedding, None)
+        self._vocabulary: ScreenedVocabulary | PlainVocabulary = (
+            ScreenedVocabulary(self._embedding, exact=precision == "float32")
+            if self._on_cpu
+            else PlainVocabulary(self._embedding.to(self._dtype))
+        )
         self._layers = [self._layer(tensor, f"blocks.{index}") for index in range(self._n_layer)]
         cross = [
             (f"blocks.{index}.cross_attn.{part}.weight")
@@ -83,15 +88,17 @@ class TorchDecoder:
         selection = Selection(rules, batch, self._n_vocab, self._device)
         prompt = torch.tensor(rules.prompt, device=self._device).expand(batch, -1)
         states = self._states(prompt, 0)
-        no_speech_prob = self._logits(states[:, rules.sot_index]).softmax(1)[:, rules.no_speech]
-        selection.choose(self._logits(states[:, -1]).add_(selection.first_bias), first=True)
+        no_speech_prob = self._vocabulary.probability(states[:, rules.sot_index], rules.no_speech)
+        exact_from = rules.eot if rules.timestamps else None
+        logits = self._vocabulary.logits(states[:, -1], selection.first_bias, exact_from)
+        selection.choose(logits, first=True)
         sampled = [selection.token.clone()]
         every = STEPS_BETWEEN_STOP_CHECKS[self._device.type]
         for count in range(1, selection.limit):
             if count % every == 0 and selection.ended():
                 break
             states = self._states(selection.token[:, None], prompt.shape[1] + count - 1)
-            selection.choose(self._logits(states[:, -1]).add_(selection.bias))
+            selection.choose(self._vocabulary.logits(states[:, -1], selection.bias, exact_from))
             sampled.append(selection.token.clone())
         return selection.windows(torch.stack(sampled, 1), no_speech_prob)
 
@@ -131,10 +138,6 @@ class TorchDecoder:
             x = x + layer.cross_out(attended.transpose(1, 2).flatten(2))
             x = x + layer.mlp_2(layer.mlp_1(layer.mlp_ln(x)))
         return self._ln(x)
-
-    def _logits(self, states: Any) -> Any:
-        """The vocabulary's logits of states (batch, n_state): float32 (batch, n_vocab), free to overwrite."""
-        return self._vocabulary(states).float()
 
     def _layer(self, tensor: Any, block: str) -> Any:
         """One whisper.model.ResidualAttentionBlock, its products fused where they share their input."""

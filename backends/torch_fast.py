@@ -96,8 +96,10 @@ class TorchFast(GreedyBackend):
             **{name: self._options[name] for name in passed_on},
         )
         rules, _ = window_rules(self._model, options)
-        self._engine.decode_ahead(chunks, rules)
-        heard = [self.transcribe(chunk, language) for chunk in chunks]
+        heard = []
+        for chunk, ready in zip(chunks, self._engine.decoded(chunks, rules), strict=True):
+            self._engine.ready = ready
+            heard.append(self.transcribe(chunk, language))
         found, position = [], 0
         for clip in clips:
             parts = heard[position : position + len(clip)]
@@ -127,35 +129,36 @@ class TorchEngine:
         self._precisions = {"encoder": encoder, "decoder": decoder}
         self._encoder = TorchEncoder(weights, self.dims, encoder, device)
         self._decoder = TorchDecoder(weights, self.dims, decoder, device)
-        self._ahead: list[tuple[Any, Window]] = []
+        # log-mel and first window of the clip that is to be transcribed next, where they are there already
+        self.ready: tuple[Any, Window] | None = None
 
     def log_mel(self, audio: np.ndarray) -> Any:
         """See backends.greedy.Engine."""
         from backends.torch_encoder import log_mel
 
-        return self._ahead[0][0] if self._ahead else log_mel(audio, self.dims.n_mels, self.device)
+        return self.ready[0] if self.ready else log_mel(audio, self.dims.n_mels, self.device)
 
     def encode(self, mel: Any) -> Any:
         """See backends.greedy.Engine; None for a window that is decoded already."""
-        return None if self._ahead else self._encoder.encode(self._filled(mel)[None])[0]
+        return None if self.ready else self._encoder.encode(self._filled(mel)[None])[0]
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
         """See backends.greedy.Engine."""
-        return self._ahead.pop(0)[1] if encoded is None else self._decoder.decode(encoded, rules)
+        ready, self.ready = self.ready, None
+        return ready[1] if ready else self._decoder.decode(encoded, rules)
 
-    def decode_ahead(self, chunks: Sequence[np.ndarray], rules: WindowRules) -> None:
-        """Decode clips of up to 30 s in one batch; the calls that ask for them in turn find them done."""
-        from whisper.audio import pad_or_trim
+    def decoded(self, chunks: Sequence[np.ndarray], rules: WindowRules) -> list[tuple[Any, Window] | None]:
+        """Log-mel and window of clips of up to 30 s, decoded in one batch; None for one without a frame."""
+        from whisper.audio import HOP_LENGTH, pad_or_trim
 
-        self._ahead = []
-        chunks = [chunk for chunk in chunks if len(chunk) >= 160]
-        if not chunks:
-            return
-        mels = [self.log_mel(chunk) for chunk in chunks]
+        mels = [self.log_mel(chunk) for chunk in chunks if len(chunk) >= HOP_LENGTH]
+        if not mels:
+            return [None] * len(chunks)
         windows = [pad_or_trim(mel[:, :-N_FRAMES], N_FRAMES) for mel in mels]
         width = max(self._filled(window).shape[-1] for window in windows)
         features = self._torch.cat([self._encoder.encode(window[None, :, :width]) for window in windows])
-        self._ahead = list(zip(mels, self._decoder.decode_batch(features, rules), strict=True))
+        done = zip(mels, self._decoder.decode_batch(features, rules), strict=True)
+        return [next(done) if len(chunk) >= HOP_LENGTH else None for chunk in chunks]
 
     def applied(self) -> Mapping[str, Any]:
         """See backends.greedy.Engine."""

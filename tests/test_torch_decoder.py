@@ -1,0 +1,269 @@
+"""The tuned decoder samples what openai-whisper samples, with the same log-probabilities."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fake_checkpoint import MULTILINGUAL, fake_content
+from whisper.decoding import DecodingOptions, DecodingTask
+from whisper.model import ModelDimensions, Whisper
+
+from backends.greedy import Window, window_rules
+from backends.torch_decoder import TorchDecoder
+from backends.torch_linear import int8_linear, linear, quantize_rows
+from backends.torch_selection import Selection
+from backends.torch_vocabulary import ScreenedVocabulary
+
+# openai-whisper leaves its vocabulary file for the garbage collector to close
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
+)
+
+POSITIONS = 30  # of audio: enough for attention to choose among
+
+
+class Pair:
+    """openai-whisper and our decoder on the same fake weights."""
+
+    def __init__(self, **content: Any):
+        held = fake_content(dtype=torch.float32, n_audio_ctx=POSITIONS, **content)
+        self.weights, self.dims = held["model_state_dict"], ModelDimensions(**held["dims"])
+        self.whisper = Whisper(self.dims).eval()
+        self.whisper.load_state_dict(self.weights)
+        self.ours = TorchDecoder(self.weights, self.dims)
+
+    def features(self, batch: int = 1, seed: int = 0) -> torch.Tensor:
+        return torch.randn(batch, POSITIONS, 32, generator=torch.Generator().manual_seed(seed))
+
+    def options(self, **options: Any) -> DecodingOptions:
+        language = "de" if self.whisper.is_multilingual else "en"
+        return DecodingOptions(**{"language": language, "fp16": False, "sample_len": 48, **options})
+
+    def theirs(self, features: torch.Tensor, options: DecodingOptions) -> Window:
+        with torch.no_grad():
+            found = DecodingTask(self.whisper, options).run(features)[0]
+        return Window(tuple(found.tokens), found.avg_logprob * (len(found.tokens) + 1), found.no_speech_prob)
+
+    def check(self, features: torch.Tensor, options: DecodingOptions) -> Window:
+        rules, _ = window_rules(self.whisper, options)
+        ours = self.ours.decode(features[0], rules)
+        assert_same(ours, self.theirs(features, options))
+        return ours
+
+
+def assert_same(ours: Window, theirs: Window) -> None:
+    assert tuple(ours.tokens) == tuple(theirs.tokens)
+    steps = len(theirs.tokens) + 1
+    assert ours.sum_logprob == pytest.approx(theirs.sum_logprob, abs=1e-4 * steps, rel=1e-4)
+    assert ours.no_speech_prob == pytest.approx(theirs.no_speech_prob, rel=1e-3, abs=1e-9)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """More threads only wait for one another where the products are this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def english() -> Pair:
+    return Pair()
+
+
+@pytest.fixture(scope="module")
+def multilingual() -> Pair:
+    return Pair(n_vocab=MULTILINGUAL)
+
+
+OPTIONS = [
+    {"without_timestamps": True},
+    {},
+    {"prompt": list(range(400, 430))},
+    {"prompt": list(range(400, 700)), "without_timestamps": True},
+    {"suppress_blank": False, "suppress_tokens": "", "without_timestamps": True},
+    {"max_initial_timestamp": None},
+    {"sample_len": 3},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("pair", ["english", "multilingual"])
+def test_tokens_and_probabilities_are_openai_whispers(
+    pair: str, options: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    models: Pair = request.getfixturevalue(pair)
+    models.check(models.features(seed=len(options)), models.options(**options))
+
+
+def test_a_window_that_never_ends_fills_the_context_like_openai_whispers() -> None:
+    pair = Pair(loops=True, n_text_ctx=40)
+    assert len(pair.check(pair.features(), pair.options(sample_len=None)).tokens) == 20
+    prompted = pair.options(prompt=list(range(400, 419)), sample_len=30)
+    assert len(pair.check(pair.features(), prompted).tokens) == 40 - 21 + 1, "one more than fits is sampled"
+
+
+@pytest.mark.parametrize("options", [{"without_timestamps": True}, {}])
+def test_a_batch_gives_every_clip_what_it_gets_alone(multilingual: Pair, options: dict[str, Any]) -> None:
+    features = multilingual.features(batch=4, seed=5) * torch.tensor([0.1, 1.0, 3.0, 9.0])[:, None, None]
+    chosen = multilingual.options(**options)
+    rules, _ = window_rules(multilingual.whisper, chosen)
+    together = multilingual.ours.decode_batch(features, rules)
+    assert len({window.tokens for window in together}) > 1, "clips that differ"
+    for window, clip in zip(together, features, strict=True):
+        assert_same(window, multilingual.theirs(clip[None], chosen))
+
+
+def test_windows_do_not_leak_into_one_another(english: Pair) -> None:
+    rules, _ = window_rules(english.whisper, english.options())
+    first, second = english.features(seed=1)[0], english.features(seed=2)[0]
+    alone = english.ours.decode(first, rules)
+    english.ours.decode(second, rules)
+    english.ours.decode(second[:7], rules)  # a shorter context
+    assert english.ours.decode(first, rules) == alone
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_lower_precisions_stay_close_along_the_same_tokens(precision: str) -> None:
+    pair = Pair()
+    rules, _ = window_rules(pair.whisper, pair.options(without_timestamps=True, sample_len=1))
+    low = TorchDecoder(pair.weights, pair.dims, precision)
+    for seed in range(3):
+        features = pair.features(seed=seed)[0]
+        exact, rough = (decoder.decode(features, rules) for decoder in (pair.ours, low))
+        assert rough != exact, "it is another precision"
+        assert rough.tokens == exact.tokens
+        assert rough.sum_logprob == pytest.approx(exact.sum_logprob, rel=0.05, abs=0.05)
+
+
+# --- the product with the vocabulary --------------------------------------------------------------------
+
+
+def test_the_screened_vocabulary_never_misses_the_greatest_logit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # neighbours far closer together than eight bits tell apart
+    rows = torch.randn(50, 32, generator=generator).repeat_interleave(40, 0)
+    rows += 1e-4 * torch.randn(rows.shape, generator=generator)
+    vocabulary, bias = ScreenedVocabulary(rows, exact=False), torch.zeros(len(rows))
+    rough = 0
+    for _ in range(50):
+        state = 3 * torch.randn(1, 32, generator=generator)
+        exact = state @ rows.T
+        found = vocabulary.logits(state, bias)
+        assert found.argmax() == exact.argmax()
+        eight_bits = torch._weight_int8pack_mm(state.bfloat16(), *quantize_rows(rows))[:, : len(rows)]
+        rough += int(eight_bits.argmax() != exact.argmax())
+    assert rough > 25, "eight bits alone would miss it"
+
+
+def test_the_screen_looks_at_what_may_be_sampled_and_at_timestamps_apart() -> None:
+    rows = torch.randn(200, 32, generator=torch.Generator().manual_seed(1))
+    rows[:100] *= 0.1
+    rows[17] *= 100
+    state = rows[17:18].clone()
+    bias = torch.zeros(200)
+    bias[17] = -torch.inf
+    vocabulary, exact = ScreenedVocabulary(rows, exact=True), state @ rows.T + bias
+    found = vocabulary.logits(state, bias, exact_from=100)
+    assert found[0, 17] == -torch.inf
+    torch.testing.assert_close(found[:, 100:], exact[:, 100:])
+    assert found[0, :100].argmax() == exact[0, :100].argmax()
+    assert found[0, :100].max() == pytest.approx(float(exact[0, :100].max()), rel=1e-6)
+    nothing = vocabulary.logits(state, torch.full((200,), -torch.inf), exact_from=100)
+    assert bool((nothing[:, :100] == -torch.inf).all())
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_packed_layers_compute_what_plain_ones_do(rows: int, gelu: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((rows, 32), (45, 32), (45,)))
+    exact = torch.nn.functional.linear(x, weight, bias)
+    exact = torch.nn.functional.gelu(exact) if gelu else exact
+    torch.testing.assert_close(linear(weight, bias, gelu)(x), exact)
+    error = (int8_linear(weight, bias, gelu)(x).float() - exact).norm() / exact.norm()
+    assert 1e-4 < error < 0.02
+
+
+# --- the rules, on tensors ------------------------------------------------------------------------------
+
+
+def test_the_rules_are_openai_whispers_on_random_logits(english: Pair) -> None:
+    options = english.options(prompt=[400, 401])
+    rules, _ = window_rules(english.whisper, options)
+    task = DecodingTask(english.whisper, options)
+    generator = torch.Generator().manual_seed(3)
+    batch, begin, n_vocab = 3, rules.timestamp_begin, 51_864
+    selection = Selection(rules, batch, n_vocab, "cpu")
+    tokens, sums = torch.tensor([rules.prompt]).repeat(batch, 1), torch.zeros(batch)
+    for step in range(40):
+        logits = torch.randn(batch, n_vocab, generator=generator)
+        # sometimes timestamps are likely, mostly the next ones; sometimes text is
+        logits[:, begin + 25 * step : begin + 25 * step + 60] += 9.0 * torch.rand(1, generator=generator)
+        logits[torch.arange(batch), torch.randint(220, (batch,), generator=generator)] += 12.0
+        logits[:, rules.eot] += 9.0 * (step > 30)
+        ours = logits + (selection.bias if step else selection.first_bias)
+        selection.choose(ours, first=step == 0)
+        for rule in task.logit_filters:
+            rule.apply(logits, tokens)
+        tokens, _ = task.decoder.update(tokens, logits, sums)
+        assert selection.token.tolist() == tokens[:, -1].tolist(), f"step {step}"
+    sampled = tokens[:, len(rules.prompt) :]
+    stamps = sampled >= begin
+    assert (stamps[:, 1:-1] & stamps[:, :-2]).any() and (~stamps).sum() > 20, "pairs, and text between them"
+    windows = selection.windows(sampled, torch.zeros(batch))
+    assert [window.sum_logprob for window in windows] == pytest.approx(sums.tolist(), rel=1e-5)
+    assert (sampled == rules.eot).any(), "and ends"
+
+
+def test_the_sum_of_log_probabilities_ends_with_the_text(english: Pair) -> None:
+    rules, _ = window_rules(english.whisper, english.options(without_timestamps=True))
+    selection = Selection(rules, 1, 51_864, "cpu")
+    sampled = []
+    for token in (5, rules.eot, 9):
+        logits = torch.zeros(1, 51_864)
+        logits[0, token] = 3.0
+        selection.choose(logits)
+        sampled.append(selection.token.clone())
+    [window] = selection.windows(torch.stack(sampled, 1), torch.tensor([0.5]))
+    one = float(logits.log_softmax(1).max())
+    assert window.tokens == (5,) and window.no_speech_prob == 0.5 and selection.ended()
+    assert window.sum_logprob == pytest.approx(2 * one, abs=1e-3), (
+        "the end of text counts, nothing after it does"
+    )
+
+
+# --- real weights ---------------------------------------------------------------------------------------
+
+SHARED = Path(os.environ.get("ASRBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.mark.skipif(
+    not (SHARED / "weights" / "tiny.en-relearned.pt").exists(),
+    reason="needs tiny.en-relearned.pt and the clips in the folder of shared files, or ASRBENCH_SHARED",
+)
+def test_the_first_clip_of_human_speech_decodes_alike() -> None:
+    from harness.audio import decode
+
+    content = torch.load(SHARED / "weights" / "tiny.en-relearned.pt", weights_only=True)
+    dims = ModelDimensions(**content["dims"])
+    model = Whisper(dims).eval()
+    model.load_state_dict(content["model_state_dict"])
+    import whisper
+
+    entry = json.loads((SHARED / "audio" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[2])
+    mel = whisper.log_mel_spectrogram(decode(SHARED / "audio" / entry["audio_filepath"]), padding=480_000)
+    with torch.no_grad():
+        features = model.encoder(whisper.pad_or_trim(mel, 3000)[None])
+    pair = SimpleNamespace(whisper=model, ours=TorchDecoder(content["model_state_dict"], dims))
+    options = DecodingOptions(language="en", without_timestamps=True, fp16=False)
+    rules, _ = window_rules(model, options)
+    assert_same(pair.ours.decode(features[0], rules), Pair.theirs(pair, features, options))  # type: ignore[arg-type]
