@@ -232,7 +232,9 @@ def _validate(arguments: argparse.Namespace) -> int:
         members = [problem for problem in found if problem.kind == kind]
         if not members:
             continue
-        console.print(Text(f"{len(members):>5}  {kind}: {corpus_check.KINDS[kind]}", style="bold"))
+        console.print(
+            Text(f"{len(members):>5}  {kind}: {corpus_check.KINDS[kind]}", style="bold"), soft_wrap=True
+        )
         for problem in members[: arguments.examples]:
             console.print(
                 Text(f"         {visible(problem.where)}: {visible(problem.detail)}"), soft_wrap=True

@@ -115,11 +115,11 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     clips = corpus.load_clips(arguments.audio, arguments.manifest, language=arguments.language)
     for name, value in arguments.where:
         clips = _only(clips, name, value)
-    slices.check([(c.audio_seconds, c.language, c.tags) for c in clips], arguments.slices)
     if arguments.sample is not None:
         clips = sampling.stratified(clips, arguments.sample, arguments.seed, arguments.slices)
     if mixing is not None:
         clips = augment.with_noise(clips, mixing, arguments.seed)
+    slices.check([(c.audio_seconds, c.language, c.tags) for c in clips], arguments.slices)
     model = _checkpoint(arguments)
     foreign = sorted({clip.language for clip in clips} - {"en"})
     if foreign and not model.is_multilingual:

@@ -99,9 +99,11 @@ def test_bad_specifications(specifications: list[str], told: str) -> None:
 
 
 def test_run_has_a_row_and_a_curve_for_each_ratio(asrbench: Callable[..., int], tmp_path: Path) -> None:
-    asrbench("--backends", "twin", "--rounds", "1", "--augment", "snr=30,-20", "--max-wer", "5")
+    by_ratio = ("--slice", "snr_db")  # a field that the clips have only with their noise
+    asrbench("--backends", "twin", "--rounds", "1", "--augment", "snr=30,-20", "--max-wer", "5", *by_ratio)
     folder = tmp_path / "results" / "latest"
     run = record.read(folder)
+    assert run["settings"]["slices"] == ["snr_db"]
     assert run["settings"]["augment"] == ["snr=30,-20"]
     assert len(run["clips"]) == 15
     lines = [line for line in (folder / "report.md").read_text().splitlines() if line.startswith("| -20 ")]
