@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from max.dtype import DType
-from max.graph import DeviceRef, TensorType, TensorValue, ops
+from max.graph import BufferValue, DeviceRef, TensorType, TensorValue, ops
 
 KERNELS = Path(__file__).parent / "kernels"
 
@@ -30,7 +30,7 @@ def linear(
 
     Args:
         x: float32 (batch, k); best up to 8 rows.
-        weight: float32, bfloat16 or int8 (n, k), rows as torch.nn.Linear has them.
+        weight: float32, float16, bfloat16 or int8 (n, k), rows as torch.nn.Linear has them.
         scale: float32 (n,), one factor a row of an int8 matrix; see `quantize_rows`.
         bias: float32 (n,), before the activation.
         added: float32 (batch, n), after the activation: the residual.
@@ -63,8 +63,111 @@ def linear(
     )[0].tensor
 
 
+def cross_attention(query: TensorValue, keys: TensorValue, values: TensorValue, layer: int) -> TensorValue:
+    """softmax(q kT / sqrt(head size)) v of one new position over the audio.
+
+    Args:
+        query: float32 (1, n_state).
+        keys, values: float32 or bfloat16 (layers, heads, positions, head size).
+        layer: which of the layers.
+
+    Returns:
+        float32 (1, n_state).
+    """
+    cpu = DeviceRef.CPU()
+    return ops.custom(
+        "asr_step_cross_attention",
+        cpu,
+        [query, keys, values],
+        [TensorType(DType.float32, query.shape, cpu)],
+        {"size": int(keys.shape[3]), "layer": layer},
+    )[0].tensor
+
+
+def self_attention(
+    query: TensorValue,
+    key: TensorValue,
+    value: TensorValue,
+    position: TensorValue,
+    cache: BufferValue,
+    layer: int,
+    n_head: int,
+) -> TensorValue:
+    """Put a new position's key and value into the cache, and attend to it and all before it.
+
+    Args:
+        query, key, value: float32 (1, n_state).
+        position: int64 (1,).
+        cache: float32 (layers, 2, n_text_ctx, n_state), changed in place.
+        layer: which of the layers.
+        n_head: heads side by side in n_state.
+
+    Returns:
+        float32 (1, n_state).
+    """
+    cpu = DeviceRef.CPU()
+    return ops.inplace_custom(
+        "asr_step_self_attention",
+        cpu,
+        [query, key, value, position, cache],
+        [TensorType(DType.float32, query.shape, cpu)],
+        {"size": int(query.shape[1]) // n_head, "layer": layer},
+    )[0].tensor
+
+
 def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A float matrix (n, k) as int8 (n, k) and float32 scales (n,): weight = int8 * scale, row by row."""
     scale = np.abs(weight).max(axis=1) / 127
     scale = np.where(scale == 0, 1, scale).astype(np.float32)
     return np.rint(weight / scale[:, None]).astype(np.int8), scale
+
+
+def cross_attention(query: TensorValue, keys: TensorValue, values: TensorValue, layer: int) -> TensorValue:
+    """softmax(q kT / sqrt(size)) v of one position a sequence over all keys and values of one layer.
+
+    Takes the keys and values of every layer, so that no slice of them is copied.
+
+    Args:
+        query: float32 (batch, heads * size).
+        keys: float32, bfloat16 or float16 (layers, batch * heads, positions, size).
+        values: as keys.
+        layer: whose keys and values.
+
+    Returns:
+        float32 (batch, heads * size).
+    """
+    return ops.custom(
+        "asr_cross_attention",
+        DeviceRef.CPU(),
+        [query, keys, values],
+        [TensorType(DType.float32, query.shape, DeviceRef.CPU())],
+        {"size": int(keys.shape[3]), "layer": layer},
+    )[0].tensor
+
+
+def self_attention(
+    cache: BufferValue,
+    query: TensorValue,
+    key: TensorValue,
+    value: TensorValue,
+    position: TensorValue,
+    layer: int,
+) -> TensorValue:
+    """Write key and value at each sequence's position of the cache, then attend over 0..position.
+
+    Args:
+        cache: float32, bfloat16 or float16 (layers, 2, batch * heads, room, size), in place.
+        query: float32 (batch, heads * size); key and value alike.
+        position: int64 (batch,), each below `room`; anything else stops the graph with an error.
+        layer: whose part of the cache.
+
+    Returns:
+        float32 (batch, heads * size).
+    """
+    return ops.inplace_custom(
+        "asr_self_attention",
+        DeviceRef.CPU(),
+        [cache, query, key, value, position],
+        [TensorType(DType.float32, query.shape, DeviceRef.CPU())],
+        {"size": int(cache.shape[4]), "layer": layer},
+    )[0].tensor

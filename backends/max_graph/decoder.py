@@ -32,30 +32,20 @@ class Stepper:
         x = ops.gather(self.decoder.token_embedding.weight, ops.reshape(token, (1,)), axis=0)
         x = ops.cast(x, self.decoder.positional_embedding.dtype)
         x = x + ops.gather(self.decoder.positional_embedding, ops.reshape(position, (1,)), axis=0)
-        steps = ops.range(0, dims.n_text_ctx, 1, dtype=DType.int64, device=x.device)
-        future = ops.where(
-            steps > position,
-            ops.constant(NEVER, DType.float32, device=x.device),
-            ops.constant(0.0, DType.float32, device=x.device),
-        )
         for index, block in enumerate(self.decoder.blocks):
             h = block.attn_ln(x)
-            for part, projection in enumerate((block.attn.key, block.attn.value)):
-                ops.buffer_store_slice(
-                    cache,
-                    ops.reshape(projection(h), (1, 1, 1, dims.n_text_state)),
-                    [
-                        slice(index, index + 1),
-                        slice(part, part + 1),
-                        (slice(position, position + 1), 1),
-                        slice(None),
-                    ],
-                )
-            loaded = ops.buffer_load(cache)
-            keys, values = (self._split(loaded[index, part]) for part in range(2))
-            x = block.attn.out(self._attend(block.attn.query(h), keys, values, future), added=x)
+            qkv = block.attn.query(h), block.attn.key(h), block.attn.value(h)
+            if x.device.is_cpu():
+                at = ops.reshape(position, (1,))
+                mixed = custom_ops.self_attention(*qkv, at, cache, index, dims.n_text_head)
+            else:
+                mixed = self._self_attention(*qkv, position, cache, index)
+            x = block.attn.out(mixed, added=x)
             q = block.cross_attn.query(block.cross_attn_ln(x))
-            mixed = self._attend(q, cross_key[index], cross_value[index], None)
+            if x.device.is_cpu():
+                mixed = custom_ops.cross_attention(q, cross_key, cross_value, index)
+            else:
+                mixed = self._attend(q, cross_key[index], cross_value[index], None)
             x = block.feed_forward(block.cross_attn.out(mixed, added=x))
         x = self.decoder.ln(x)
         embedding = self.decoder.token_embedding.weight
@@ -63,9 +53,28 @@ class Stepper:
             return ops.reshape(custom_ops.linear(x, embedding), (dims.n_vocab,))
         return ops.reshape(ops.cast(x @ embedding.transpose(0, 1), DType.float32), (dims.n_vocab,))
 
-    def _split(self, x: TensorValue) -> TensorValue:
-        """(positions, n_state) to (heads, positions, head size)."""
-        return split_heads(x, self.dims.n_text_head)
+    def _self_attention(self, query, key, value, position, cache: BufferValue, layer: int) -> TensorValue:
+        """custom_ops.self_attention in MAX's own operations: all of the cache is read, and masked."""
+        for part, projected in enumerate((key, value)):
+            ops.buffer_store_slice(
+                cache,
+                ops.reshape(ops.cast(projected, DType.float32), (1, 1, 1, self.dims.n_text_state)),
+                [
+                    slice(layer, layer + 1),
+                    slice(part, part + 1),
+                    (slice(position, position + 1), 1),
+                    slice(None),
+                ],
+            )
+        loaded = ops.buffer_load(cache)
+        keys, values = (split_heads(loaded[layer, part], self.dims.n_text_head) for part in range(2))
+        steps = ops.range(0, self.dims.n_text_ctx, 1, dtype=DType.int64, device=query.device)
+        future = ops.where(
+            steps > position,
+            ops.constant(NEVER, DType.float32, device=query.device),
+            ops.constant(0.0, DType.float32, device=query.device),
+        )
+        return self._attend(query, keys, values, future)
 
     def _attend(self, query, keys, values, mask) -> TensorValue:
         """One position over (heads, positions, head size) of keys and values: (1, n_state)."""

@@ -204,7 +204,6 @@ class AudioEncoder(Module):
             yield f"block.{index}", x
         yield "ln_post", self.ln_post(x)
 
-
     def _through(self, block: ResidualAttentionBlock, index: int, x: TensorValue) -> TensorValue:
         if self.conv1.place.has_kernels:
             # MAX 26.7's build_subgraph cannot name custom_extensions; a kernel is compiled once anyway

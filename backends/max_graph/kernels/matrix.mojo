@@ -41,7 +41,7 @@ def tile[
 struct Product[biased: Bool, residual: Bool, gelu: Bool](
     Copyable, ImplicitlyCopyable, TrivialRegisterPassable
 ):
-    """y[i, j] = act(x[i] . w[j] + bias[j]) + added[i, j]; rows of x may overlap, lda apart."""
+    """The operands of y[i, j] = act(x[i] . w[j] + bias[j]) + added[i, j]; rows of x lie lda apart."""
 
     var y: Floats
     var x: Floats
@@ -102,7 +102,10 @@ struct Product[biased: Bool, residual: Bool, gelu: Bool](
 
 @fieldwise_init
 struct Attention(Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
-    """softmax(q kT scale) v, heads side by side in rows of n; `keys` is scratch for all heads' packed keys."""
+    """The operands of softmax(q kT scale) v, heads side by side in rows of n.
+
+    `keys` is scratch for the packed keys of all heads.
+    """
 
     var y: Floats
     var q: Floats

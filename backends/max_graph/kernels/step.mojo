@@ -1,0 +1,142 @@
+"""Attention of one new position, as one step of a decoder needs it: bound by reading keys and values."""
+
+import extensibility
+from extensibility import InputTensor, OutputTensor
+from extensibility.managed_tensor_slice import _MutableInputTensor as MutableInputTensor
+from std.math import exp
+from std.memory.alloc import unsafe_alloc
+from std.sys import simd_width_of
+
+from max.algorithm import sync_parallelize
+from max.gpu.host import DeviceContext
+
+comptime Numbers[dtype: DType] = Pointer[Scalar[dtype], MutUntrackedOrigin]
+comptime Floats = Numbers[DType.float32]
+comptime LANES = simd_width_of[DType.float32]()
+
+
+@fieldwise_init
+struct Glance[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
+    """One query's attention, head by head; rows of keys and values lie `row` apart, heads `head` apart."""
+
+    var y: Floats
+    var q: Floats
+    var keys: Numbers[Self.dtype]
+    var values: Numbers[Self.dtype]
+    var count: Int
+    var head: Int
+    var row: Int
+    var scale: Float32
+
+    def attend(self, index: Int):
+        comptime vectors = Self.size // LANES
+        var scores = unsafe_alloc[Float32](self.count + LANES)
+        var query = Array[SIMD[DType.float32, LANES], vectors](fill=0)
+        comptime for v in range(vectors):
+            query[v] = self.q.unsafe_load[width=LANES](index * Self.size + v * LANES) * self.scale
+        var key = self.keys.unsafe_offset(index * self.head)
+        var top = Float32.MIN
+        for i in range(self.count):
+            var sum = SIMD[DType.float32, LANES](0)
+            comptime for v in range(vectors):
+                sum = key.unsafe_load[width=LANES](i * self.row + v * LANES).cast[DType.float32]().fma(
+                    query[v], sum
+                )
+            var score = sum.reduce_add()
+            top = max(top, score)
+            scores.unsafe_store(i, score)
+        for i in range(LANES):
+            scores.unsafe_store(self.count + i, Float32.MIN)
+        var sums = SIMD[DType.float32, LANES](0)
+        for i in range(0, self.count, LANES):
+            var weight = exp(scores.unsafe_load[width=LANES](i) - top)
+            scores.unsafe_store(i, weight)
+            sums += weight
+        var mixed = Array[SIMD[DType.float32, LANES], vectors](fill=0)
+        var value = self.values.unsafe_offset(index * self.head)
+        for i in range(self.count):
+            var weight = SIMD[DType.float32, LANES](scores.unsafe_load(i))
+            comptime for v in range(vectors):
+                mixed[v] = value.unsafe_load[width=LANES](i * self.row + v * LANES).cast[DType.float32]().fma(
+                    weight, mixed[v]
+                )
+        var total = sums.reduce_add()
+        comptime for v in range(vectors):
+            self.y.unsafe_store(index * Self.size + v * LANES, mixed[v] / total)
+        scores.unsafe_free()
+
+
+@extensibility.register("asr_step_cross_attention")
+struct AsrStepCrossAttention:
+    """Registered as asr_step_cross_attention: see custom_ops.cross_attention for its meaning."""
+
+    @staticmethod
+    def execute[
+        dtype: DType, //, size: Int, layer: Int, target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        q: InputTensor[dtype=DType.float32, rank=2, ...],
+        keys: InputTensor[dtype=dtype, rank=4, ...],
+        values: InputTensor[dtype=dtype, rank=4, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target == "cpu", "asr_step_cross_attention runs on the CPU only"
+        var heads = keys.dim_size(1)
+        var positions = keys.dim_size(2)
+        var start = layer * heads * positions * size
+        var job = Glance[dtype, size](
+            y.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            q.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            keys.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]().unsafe_offset(start),
+            values.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]().unsafe_offset(start),
+            positions,
+            positions * size,
+            size,
+            Float32(size) ** -0.5,
+        )
+
+        def work(index: Int) {var job}:
+            job.attend(index)
+
+        sync_parallelize(work, heads)
+
+
+@extensibility.register("asr_step_self_attention")
+struct AsrStepSelfAttention:
+    """Registered as asr_step_self_attention: see custom_ops.self_attention for its meaning."""
+
+    @staticmethod
+    def execute[
+        size: Int, layer: Int, target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        q: InputTensor[dtype=DType.float32, rank=2, ...],
+        k: InputTensor[dtype=DType.float32, rank=2, ...],
+        v: InputTensor[dtype=DType.float32, rank=2, ...],
+        position: InputTensor[dtype=DType.int64, rank=1, ...],
+        cache: MutableInputTensor[dtype=DType.float32, rank=4, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target == "cpu", "asr_step_self_attention runs on the CPU only"
+        var n = q.dim_size(1)
+        var positions = cache.dim_size(2)
+        var at = Int(position.unsafe_ptr().unsafe_load(0))
+        var keys = cache.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]().unsafe_offset(
+            layer * 2 * positions * n
+        )
+        var values = keys.unsafe_offset(positions * n)
+        for i in range(n):
+            keys.unsafe_store(at * n + i, k.unsafe_ptr().unsafe_load(i))
+            values.unsafe_store(at * n + i, v.unsafe_ptr().unsafe_load(i))
+        var job = Glance[DType.float32, size](
+            y.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            q.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            keys,
+            values,
+            at + 1,
+            size,
+            n,
+            Float32(size) ** -0.5,
+        )
+        for head in range(n // size):
+            job.attend(head)
