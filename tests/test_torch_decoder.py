@@ -210,6 +210,7 @@ def test_the_rules_are_openai_whispers_on_random_logits(english: Pair) -> None:
         logits[:, begin + 25 * step : begin + 25 * step + 60] += 9.0 * torch.rand(1, generator=generator)
         logits[torch.arange(batch), torch.randint(220, (batch,), generator=generator)] += 12.0
         logits[:, rules.eot] += 9.0 * (step > 30)
+        logits[:, list(rules.suppressed)] += 15.0  # what is not suppressed of them would win
         ours = logits + (selection.bias if step else selection.first_bias)
         selection.choose(ours, first=step == 0)
         for rule in task.logit_filters:
