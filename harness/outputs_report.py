@@ -72,8 +72,8 @@ def as_markdown(found: Outputs, everything: bool) -> str:
         lines += [f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
         for output in found.outputs:
             lines.append(f"| {' | '.join(markdown(cell) for cell in _cells(found, output))} |")
-        lines.append("")
-    lines += [f"- {markdown(note)}" for note in _notes(found)]
+    notes = [f"- {markdown(note)}" for note in _notes(found)]
+    lines += ["", *notes] if notes else []
     for output in found.outputs:
         for answer in output.answers if everything else output.differences:
             lines += ["", f"### {markdown(answer.clip)}: {markdown(output.variant)}", ""]
@@ -196,7 +196,7 @@ def _margin(divergence: Divergence) -> Iterator[str]:
     if decision.margin is None:
         yield f"no margin: Whisper's rules forbid that token there ({where})"
         return
-    said = "explained by rounding" if is_narrow(divergence) else "too wide for float32's rounding"
+    said = "narrow enough for rounding" if is_narrow(divergence) else "too wide for float32's rounding"
     rule = "; text or timestamp, by the rule that sums up the timestamps" if decision.timestamp_rule else ""
     yield f"the reference's margin there: {decision.margin:.2g} logits, {said} ({where}{rule})"
 
