@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,6 +62,8 @@ class TorchDecoder:
         self._cross_weight = torch.cat([tensor(name) for name in cross]).to(self._dtype)
         self._self_cache: Any = None
         self._cross_cache: Any = None
+        self._numbers = torch.arange(self._n_ctx, device=self._device)
+        self._graphs: dict[WindowRules, tuple[Selection, Any, Any]] = {}
 
     def decode(self, audio_features: Any, rules: WindowRules) -> Window:
         """Decode one window.
@@ -85,59 +88,122 @@ class TorchDecoder:
         torch = self._torch
         batch = features.shape[0]
         self._attend_to(features)
-        selection = Selection(rules, batch, self._n_vocab, self._device)
+        selection, step = self._step(rules, batch)
+        exact_from = rules.eot if rules.timestamps else None
         prompt = torch.tensor(rules.prompt, device=self._device).expand(batch, -1)
         states = self._states(prompt, 0)
         no_speech_prob = self._vocabulary.probability(states[:, rules.sot_index], rules.no_speech)
-        exact_from = rules.eot if rules.timestamps else None
         logits = self._vocabulary.logits(states[:, -1], selection.first_bias, exact_from)
         selection.choose(logits, first=True)
         sampled = [selection.token.clone()]
         every = STEPS_BETWEEN_STOP_CHECKS[self._device.type]
-        for count in range(1, selection.limit):
+        # as in whisper.decoding._main_loop: the context may be exceeded by the one token that is not fed back
+        for count in range(1, min(rules.sample_limit, rules.n_text_ctx - prompt.shape[1] + 1)):
             if count % every == 0 and selection.ended():
                 break
-            states = self._states(selection.token[:, None], prompt.shape[1] + count - 1)
-            selection.choose(self._vocabulary.logits(states[:, -1], selection.bias, exact_from))
+            step(prompt.shape[1] + count - 1)
             sampled.append(selection.token.clone())
         return selection.windows(torch.stack(sampled, 1), no_speech_prob)
 
+    def _step(self, rules: WindowRules, batch: int) -> tuple[Selection, Callable[[int], None]]:
+        """A fresh selection, and what takes its last tokens at a position and samples the next ones."""
+        exact_from = rules.eot if rules.timestamps else None
+        if self._on_cpu:
+            selection = Selection(rules, batch, self._n_vocab, self._device)
+
+            def step(position: Any) -> None:
+                states = self._states(selection.token[:, None], position)
+                selection.choose(self._vocabulary.logits(states[:, -1], selection.bias, exact_from))
+
+            return selection, step
+        key = replace(rules, prompt=(), sot_index=0, sample_limit=0)
+        if key not in self._graphs:
+            self._graphs[key] = self._captured(rules, batch)
+        selection, graph, position_now = self._graphs[key]
+        selection.reset()
+
+        def replay(position: int) -> None:
+            position_now.fill_(position)
+            graph.replay()
+
+        return selection, replay
+
+    def _captured(self, rules: WindowRules, batch: int) -> tuple[Selection, Any, Any]:
+        """One step as a CUDA graph: thousands of small kernels launched as one."""
+        torch = self._torch
+        selection = Selection(rules, batch, self._n_vocab, self._device)
+        position = torch.zeros(1, dtype=torch.int64, device=self._device)
+
+        def step() -> None:
+            states = self._states(selection.token[:, None], position)
+            selection.choose(self._vocabulary.logits(states[:, -1], selection.bias))
+
+        stream = torch.cuda.Stream()  # what libraries set up at their first call cannot be captured
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return selection, graph, position
+
     def _attend_to(self, features: Any) -> None:
         """Compute all layers' keys and values of the audio, in one product."""
+        torch = self._torch
         batch, length, _ = features.shape
-        shape = (batch, self._n_layer, 2, self._n_head, self._n_state // self._n_head, length)
+        width = self._n_state // self._n_head
+        shape = (batch, self._n_layer, 2, self._n_head, width, length)
+        if self._cross_cache is None or self._cross_cache.shape != shape:
+            caches = {"dtype": self._cache_dtype, "device": self._device}
+            self._cross_cache = torch.empty(shape, **caches)
+            self._self_cache = torch.zeros(
+                (self._n_layer, 2, batch, self._n_head, self._n_ctx, width), **caches
+            )
+            self._graphs = {}  # they hold the addresses of the old ones
         # rows of time, so that the product itself lays out one matrix a head
-        product = self._torch.matmul(self._cross_weight, features.to(self._dtype).mT)
-        self._cross_cache = product.to(self._cache_dtype).view(shape)
-        if self._self_cache is None or self._self_cache.shape[2] != batch:
-            self._self_cache = self._torch.zeros(
-                (self._n_layer, 2, batch, self._n_head, self._n_ctx, self._n_state // self._n_head),
-                dtype=self._cache_dtype,
-                device=self._device,
-            )
+        product = torch.matmul(self._cross_weight, features.to(self._dtype).mT)
+        self._cross_cache.copy_(product.view(shape))
 
-    def _states(self, tokens: Any, position: int) -> Any:
-        """Run the layers on tokens (batch, n) that stand at `position`; (batch, n, n_state) after `ln`."""
-        functional = self._torch.nn.functional
+    def _states(self, tokens: Any, position: Any) -> Any:
+        """Run the layers.
+
+        Args:
+            tokens: int64 (batch, n).
+            position: where the first of them stands. As a tensor (1,), for a single token, no shape depends
+                on it, so that the step can be captured.
+
+        Returns:
+            torch.Tensor float32 (batch, n, n_state), after `ln`.
+        """
+        torch, functional = self._torch, self._torch.nn.functional
         batch, count = tokens.shape
-        end = position + count
+        captured = isinstance(position, torch.Tensor)
+        place = position if captured else slice(position, position + count)
+        seen = slice(None) if captured else slice(position + count)
+        mask = (self._numbers <= position)[None] if captured else None
         heads = (batch, count, self._n_head, -1)
-        x = functional.embedding(tokens, self._embedding) + self._positions[position:end]
+        x = functional.embedding(tokens, self._embedding) + self._positions[place]
         for index, layer in enumerate(self._layers):
-            q, k, v = layer.qkv(layer.attn_ln(x)).to(self._cache_dtype).chunk(3, -1)
+            q, k, v = self._split(layer.qkv(layer.attn_ln(x)), heads)
             keys, values = self._self_cache[index].unbind(0)
-            keys[:, :, position:end] = k.view(heads).transpose(1, 2)
-            values[:, :, position:end] = v.view(heads).transpose(1, 2)
+            keys[:, :, place] = k
+            values[:, :, place] = v
             attended = functional.scaled_dot_product_attention(
-                q.view(heads).transpose(1, 2), keys[:, :, :end], values[:, :, :end], is_causal=count > 1
+                q, keys[:, :, seen], values[:, :, seen], attn_mask=mask, is_causal=count > 1
             )
-            x = x + layer.out(attended.transpose(1, 2).flatten(2).to(x.dtype))
+            x = x + layer.out(attended.transpose(1, 2).flatten(2))
             q = layer.cross_q(layer.cross_ln(x)).to(self._cache_dtype).view(heads).transpose(1, 2)
-            weights = self._torch.matmul(q, self._cross_cache[:, index, 0]).softmax(-1)
-            attended = self._torch.matmul(weights, self._cross_cache[:, index, 1].mT)
+            weights = torch.matmul(q, self._cross_cache[:, index, 0]).softmax(-1)
+            attended = torch.matmul(weights, self._cross_cache[:, index, 1].mT)
             x = x + layer.cross_out(attended.transpose(1, 2).flatten(2))
             x = x + layer.mlp_2(layer.mlp_1(layer.mlp_ln(x)))
         return self._ln(x)
+
+    def _split(self, qkv: Any, heads: tuple[int, ...]) -> list[Any]:
+        """Query, key and value, each (batch, heads, positions, width)."""
+        return [part.view(heads).transpose(1, 2) for part in qkv.to(self._cache_dtype).chunk(3, -1)]
 
     def _layer(self, tensor: Any, block: str) -> Any:
         """One whisper.model.ResidualAttentionBlock, its products fused where they share their input."""

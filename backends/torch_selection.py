@@ -30,17 +30,24 @@ class Selection:
         self._eot = rules.eot
         self._begin = rules.timestamp_begin
         self._timestamps = rules.timestamps
-        # as in whisper.decoding._main_loop: the context may be exceeded by the one token that is not fed back
-        self.limit = min(rules.sample_limit, rules.n_text_ctx - len(rules.prompt) + 1)
-        self.token = torch.full((batch,), rules.eot, device=device)  # int64, the last one sampled
-        self._ended = torch.zeros(batch, dtype=torch.bool, device=device)
-        self._sum_logprob = torch.zeros(batch, device=device)
-        if self._timestamps:
-            self._numbers = torch.arange(n_vocab - self._begin, device=device)
-            # before the second token the penultimate one counts as a timestamp, hence `True` here
-            self._last_is_timestamp = torch.ones(batch, dtype=torch.bool, device=device)
-            self._penultimate_is_timestamp = torch.ones(batch, dtype=torch.bool, device=device)
-            self._last_timestamp = torch.full((batch,), -1, device=device)
+        self.token = torch.empty(batch, dtype=torch.int64, device=device)  # the last one sampled
+        self._ended = torch.empty(batch, dtype=torch.bool, device=device)
+        self._sum_logprob = torch.empty(batch, device=device)
+        self._numbers = torch.arange(n_vocab - self._begin, device=device)
+        self._last_is_timestamp = torch.empty_like(self._ended)
+        self._penultimate_is_timestamp = torch.empty_like(self._ended)
+        self._last_timestamp = torch.empty_like(self.token)  # counted from timestamp_begin; -1: none yet
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all choices, for the next windows under the same rules."""
+        self.token.fill_(self._eot)
+        self._ended.fill_(False)
+        self._sum_logprob.zero_()
+        # before the second token the penultimate one counts as a timestamp, hence true here
+        self._last_is_timestamp.fill_(True)
+        self._penultimate_is_timestamp.fill_(True)
+        self._last_timestamp.fill_(-1)
 
     def choose(self, logits: Any, first: bool = False) -> None:
         """Sample the next token of every window into `token`.

@@ -144,6 +144,17 @@ def test_lower_precisions_stay_close_along_the_same_tokens(precision: str) -> No
         assert rough.sum_logprob == pytest.approx(exact.sum_logprob, rel=0.05, abs=0.05)
 
 
+def test_the_step_that_is_captured_on_a_gpu_computes_the_same(english: Pair) -> None:
+    decoder, tokens = english.ours, torch.tensor([[50_257, 400, 7, 30]])
+    with torch.inference_mode():
+        decoder._attend_to(english.features())
+        decoder._states(tokens, 0)
+        plain = decoder._states(torch.tensor([[11]]), 4)
+        decoder._self_cache[:, :, :, :, 4:] = 99.0  # what the mask has to hide, and the step to replace
+        captured = decoder._states(torch.tensor([[11]]), torch.tensor([4]))
+    torch.testing.assert_close(captured, plain)
+
+
 # --- the product with the vocabulary --------------------------------------------------------------------
 
 
