@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from max.dtype import DType
-from max.graph import BufferValue, DeviceRef, TensorType, TensorValue, ops
+from max.graph import BufferValue, DeviceRef, Dim, TensorType, TensorValue, ops
 
 KERNELS = Path(__file__).parent / "kernels"
 
@@ -120,3 +120,30 @@ def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = np.abs(weight).max(axis=1) / 127
     scale = np.where(scale == 0, 1, scale).astype(np.float32)
     return np.rint(weight / scale[:, None]).astype(np.int8), scale
+
+
+def log_mel(
+    audio: TensorValue, filters: TensorValue, frames: Dim | int, *, reflect: bool = True
+) -> TensorValue:
+    """log10 of the mel-filtered power of each 10 ms, at least -10: Whisper's before its clamp and scaling.
+
+    One FFT of 400 samples under a periodic Hann window a frame; the zeros of the filters are skipped.
+
+    Args:
+        audio: float32 (samples,) of 16 kHz.
+        filters: float32 (n_mels, 201), as whisper.audio.mel_filters has them.
+        frames: how many; at most samples // 160 + 1, of which whisper drops the last.
+        reflect: mirror the audio by 200 samples at both ends, as whisper does, so that frame i is centred
+            on sample 160 i. Without, frame i is samples 160 i to 160 i + 399 and all must be there.
+
+    Returns:
+        float32 (n_mels, frames). The graph stops with an error on audio too short.
+    """
+    cpu = DeviceRef.CPU()
+    return ops.custom(
+        "asr_log_mel",
+        cpu,
+        [audio, filters],
+        [TensorType(DType.float32, (filters.shape[0], frames), cpu)],
+        {"reflect": reflect},
+    )[0].tensor
