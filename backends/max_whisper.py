@@ -17,7 +17,7 @@ class MaxWhisper(GreedyBackend):
     """The encoder's graph ends in the decoder's cross-attention keys and values; a second graph decodes."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {
-        "cpu": ("float32",),
+        "cpu": ("float32", "bfloat16", "int8"),
         "cuda": ("float16", "bfloat16", "float32"),
     }
     imports: ClassVar[Sequence[str]] = engine.IMPORTS
@@ -62,7 +62,7 @@ class _Engine(engine.MaxEngine):
         return Graph(
             "greedy",
             decoder.greedy(self._whisper.decoder, self.dims),
-            input_types=decoder.greedy_types(self.dims, self._place),
+            input_types=decoder.greedy_types(self.dims, self.place),
             custom_extensions=[custom_ops.KERNELS],
         )
 
@@ -107,13 +107,15 @@ class _Engine(engine.MaxEngine):
 
 def _cross(whisper: Any, mel: Any) -> Any:
     """Keys and values of all layers: (layers, heads, n_audio_ctx, head size) each."""
-    from max.dtype import DType
     from max.graph import ops
 
     from backends.max_graph.decoder import split_heads
 
     pairs = whisper.decoder(whisper.encoder(mel))
     return tuple(
-        ops.stack([ops.cast(split_heads(x, whisper.dims.n_text_head), DType.float32) for x in layers], axis=0)
+        ops.stack(
+            [ops.cast(split_heads(x, whisper.dims.n_text_head), whisper.place.cross_dtype) for x in layers],
+            axis=0,
+        )
         for layers in zip(*pairs, strict=True)
     )

@@ -10,7 +10,7 @@ from max.graph import BufferType, BufferValue, DeviceRef, TensorType, TensorValu
 
 from backends.greedy import WindowRules
 from backends.max_graph import custom_ops
-from backends.max_graph.modules import TextDecoder
+from backends.max_graph.modules import Place, TextDecoder
 
 NEVER = -np.inf
 
@@ -29,8 +29,7 @@ class Stepper:
         cross_key, cross_value: (layers, heads, n_audio_ctx, head size).
         """
         dims = self.dims
-        x = ops.gather(self.decoder.token_embedding.weight, ops.reshape(token, (1,)), axis=0)
-        x = ops.cast(x, self.decoder.positional_embedding.dtype)
+        x = self.decoder.token_embedding(ops.reshape(token, (1,)))
         x = x + ops.gather(self.decoder.positional_embedding, ops.reshape(position, (1,)), axis=0)
         for index, block in enumerate(self.decoder.blocks):
             h = block.attn_ln(x)
@@ -47,11 +46,7 @@ class Stepper:
             else:
                 mixed = self._attend(q, cross_key[index], cross_value[index], None)
             x = block.feed_forward(block.cross_attn.out(mixed, added=x))
-        x = self.decoder.ln(x)
-        embedding = self.decoder.token_embedding.weight
-        if x.device.is_cpu():
-            return ops.reshape(custom_ops.linear(x, embedding), (dims.n_vocab,))
-        return ops.reshape(ops.cast(x @ embedding.transpose(0, 1), DType.float32), (dims.n_vocab,))
+        return self.decoder.token_embedding.logits(self.decoder.ln(x))
 
     def _self_attention(self, query, key, value, position, cache: BufferValue, layer: int) -> TensorValue:
         """custom_ops.self_attention in MAX's own operations: all of the cache is read, and masked."""
@@ -99,11 +94,11 @@ def cache_type(dims: Any, device: DeviceRef) -> BufferType:
     )
 
 
-def greedy_types(dims: Any, device: DeviceRef) -> list:
+def greedy_types(dims: Any, place: Place) -> list:
     """Input types of `greedy`, in order."""
-    heads = dims.n_text_head
+    heads, device = dims.n_text_head, place.device
     cross = TensorType(
-        DType.float32,
+        place.cross_dtype,
         (dims.n_text_layer, heads, dims.n_audio_ctx, dims.n_text_state // heads),
         device=device,
     )

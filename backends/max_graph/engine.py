@@ -21,7 +21,7 @@ def check(device: str) -> None:
     """Raise BackendUnavailable if MAX, a package beside it or the GPU is missing."""
     from importlib.metadata import version
 
-    require_package("max", "max")
+    require_package("max.engine", "max")
     found = version("max")
     if not found.startswith(f"{MAX_RELEASE}."):
         raise BackendUnavailable(
@@ -43,14 +43,13 @@ class MaxEngine:
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
         import torch
         from max.driver import Accelerator, Buffer
-        from max.dtype import DType
         from max.engine import InferenceSession
         from max.graph import DeviceRef
         from whisper.audio import mel_filters
         from whisper.model import ModelDimensions
 
         from backends.max_graph import log_mel
-        from backends.max_graph.modules import Place, Whisper
+        from backends.max_graph.modules import Whisper
 
         torch.set_num_threads(settings.threads)
         self.dims = ModelDimensions(**checkpoint.dimensions)
@@ -69,24 +68,23 @@ class MaxEngine:
         except (RuntimeError, ValueError) as error:
             raise BackendUnavailable(f"MAX cannot use {device}: {str(error).splitlines()[0]}") from error
         self._driver = self._session.devices[0]
-        self._place = DeviceRef.from_device(self._driver)
         self.state_dict = load_state_dict(checkpoint)
         halves = all(tensor.dtype == torch.float16 for tensor in self.state_dict.values())
-        dtype = DType[precision]
-        step_dtype = DType.float16 if device == "cpu" and halves else dtype
-        self._whisper = Whisper(self.dims, Place(self._place, dtype, step_dtype))
+        self.place = _place(DeviceRef.from_device(self._driver), precision, halves)
+        self._whisper = Whisper(self.dims, self.place)
         weights = {
-            name: self._to_device(self._whisper.prepared(name, tensor))
-            for name, tensor in self.state_dict.items()
+            name: self._to_device(prepared)
+            for whole_name, tensor in self.state_dict.items()
+            for name, prepared in self._whisper.prepared(whole_name, tensor).items()
         }
         try:
             self._whisper.load_state_dict(weights)
         except ValueError as error:
             raise BackendError(f"{checkpoint.name} does not fit the MAX graphs: {error}") from error
+        types = ("dtype", "encoder_dtype", "step_dtype", "cross_dtype")
         self._facts = {
             "dims": vars(self.dims),
-            "precision": precision,
-            "step_weights": step_dtype.name,
+            **{name: getattr(self.place, name).name for name in types},
         }
         self._filters = self._to_device(
             log_mel.prepared_filters(mel_filters("cpu", self.dims.n_mels), device)
@@ -108,11 +106,13 @@ class MaxEngine:
 
         from backends.max_graph import custom_ops, log_mel
 
-        filters = TensorType(DType.float32, self._filters.shape, device=self._place)
+        filters = TensorType(DType.float32, self._filters.shape, device=self.place.device)
         return Graph(
             "log_mel",
-            lambda hops, filters: log_mel.log_mel(hops.tensor, filters.tensor, self.dims.n_mels, self._place),
-            input_types=[log_mel.hops_type(self._place), filters],
+            lambda hops, filters: log_mel.log_mel(
+                hops.tensor, filters.tensor, self.dims.n_mels, self.place.device
+            ),
+            input_types=[log_mel.hops_type(self.place.device), filters],
             custom_extensions=[custom_ops.KERNELS],
         )
 
@@ -124,9 +124,9 @@ class MaxEngine:
         from backends.max_graph import custom_ops
 
         def forward(mel: Any) -> Any:
-            return outputs(self._whisper, ops.cast(mel.tensor, self._whisper.encoder.conv1.place.dtype))
+            return outputs(self._whisper, ops.cast(mel.tensor, self.place.dtype))
 
-        kind = TensorType(DType.float32, (self.dims.n_mels, N_FRAMES), device=self._place)
+        kind = TensorType(DType.float32, (self.dims.n_mels, N_FRAMES), device=self.place.device)
         return Graph(name, forward, input_types=[kind], custom_extensions=[custom_ops.KERNELS])
 
     def log_mel(self, audio: np.ndarray) -> Any:
@@ -173,8 +173,25 @@ class MaxEngine:
 
         return {
             "threads": self._torch.get_num_threads(),
-            "max_threads": self._session.num_threads,
             "max_version": version("max"),
-            "weights_dtype": self._precision,
-            "step_weights_dtype": self._facts["step_weights"],
+            "activations_dtype": self.place.dtype.name,
+            "encoder_dtype": self.place.encoder_dtype.name,
+            "step_weights_dtype": self.place.step_dtype.name,
+            "cross_attention_dtype": self.place.cross_dtype.name,
         }
+
+
+def _place(device: Any, precision: str, halves: bool) -> Any:
+    """What `precision` means on the device, for a checkpoint that is stored in float16 or not."""
+    from max.dtype import DType
+
+    from backends.max_graph.modules import Place
+
+    if not device.is_cpu():
+        dtype = DType[precision]
+        return Place(device, dtype, dtype, dtype, DType.float32)
+    whole, half = DType.float32, DType.bfloat16
+    if precision == "float32":
+        return Place(device, whole, whole, DType.float16 if halves else whole, whole)
+    stored = DType.float16 if halves else half
+    return Place(device, whole, half, DType.int8 if precision == "int8" else stored, half)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, Weight, ops
-from max.nn import Embedding, LayerList, LayerNorm, Module, Sequential
+from max.nn import LayerList, LayerNorm, Module, Sequential
 
-from backends.max_graph import custom_ops, encoder_ops
+from backends.max_graph import bfloat16_ops, custom_ops, encoder_ops
 
 PANELS, ROWS = "panels", "rows"  # layouts of a matrix on the CPU: for many rows at once, for a few
 
@@ -27,18 +27,36 @@ class Place:
     Attributes:
         device: of weights and activations.
         dtype: of activations, and of weights unless said otherwise.
+        encoder_dtype: of the encoder's factors; on the CPU bfloat16 ones are multiplied as such and summed
+            in `dtype`.
         step_dtype: of the matrices read at every decoding step. On the CPU they may stay in the
             checkpoint's float16: it is exact, products are summed in `dtype`, and half as much is read.
+            int8 has a factor a row.
+        cross_dtype: of the cross-attention's keys and values.
     """
 
     device: DeviceRef
     dtype: DType
+    encoder_dtype: DType
     step_dtype: DType
+    cross_dtype: DType
 
     @property
     def has_kernels(self) -> bool:
         """Whether our Mojo kernels are used; on a GPU MAX's own are."""
         return self.device.is_cpu()
+
+    @property
+    def panel_ops(self) -> Any:
+        """Our products and attention of many rows in `encoder_dtype`."""
+        return bfloat16_ops if self.encoder_dtype == DType.bfloat16 else encoder_ops
+
+    def panel_weight(self, n_out: int, n_in: int) -> Weight:
+        """The weight of a product of many rows, laid out in panels."""
+        panels, width = -(-n_out // encoder_ops.PANEL), encoder_ops.PANEL
+        if self.panel_ops is bfloat16_ops:
+            return Weight("weight", DType.bfloat16, (panels, n_in // 2, width, 2), device=self.device)
+        return Weight("weight", self.encoder_dtype, (panels, n_in, width), device=self.device)
 
 
 class Linear(Module):
@@ -48,21 +66,24 @@ class Linear(Module):
         super().__init__()
         self.place = place
         self.layout = layout if place.has_kernels else ROWS
-        shape: tuple[int, ...] = (n_out, n_in)
+        self.scale: Weight | None = None
         if self.layout == PANELS:
-            shape = (-(-n_out // encoder_ops.PANEL), n_in, encoder_ops.PANEL)
-        self.weight = Weight(
-            "weight", place.step_dtype if layout == ROWS else place.dtype, shape, device=place.device
-        )
+            self.weight = place.panel_weight(n_out, n_in)
+        else:
+            dtype = place.step_dtype if layout == ROWS else place.dtype
+            self.weight = Weight("weight", dtype, (n_out, n_in), device=place.device)
+            if dtype == DType.int8:
+                self.scale = Weight("scale", DType.float32, (n_out,), device=place.device)
         self.bias = Weight("bias", place.dtype, (n_out,), device=place.device) if bias else None
 
     def __call__(
         self, x: TensorValue, *, gelu: bool = False, added: TensorValue | None = None
     ) -> TensorValue:
         """(rows, n_in) to (rows, n_out)."""
+        if self.layout == PANELS:
+            return self.place.panel_ops.product(x, self.weight, bias=self.bias, added=added, gelu=gelu)
         if self.place.has_kernels:
-            call = encoder_ops.product if self.layout == PANELS else custom_ops.linear
-            return call(x, self.weight, bias=self.bias, added=added, gelu=gelu)
+            return custom_ops.linear(x, self.weight, scale=self.scale, bias=self.bias, added=added, gelu=gelu)
         y = x @ self.weight.transpose(0, 1)
         if self.bias is not None:
             y = y + self.bias
@@ -71,16 +92,41 @@ class Linear(Module):
         return y if added is None else y + added
 
 
+class TokenEmbedding(Module):
+    """torch.nn.Embedding, whose matrix also gives the logits."""
+
+    def __init__(self, n_vocab: int, n_state: int, place: Place):
+        super().__init__()
+        self.place = place
+        self.weight = Weight("weight", place.step_dtype, (n_vocab, n_state), device=place.device)
+        self.scale: Weight | None = None
+        if place.step_dtype == DType.int8:
+            self.scale = Weight("scale", DType.float32, (n_vocab,), device=place.device)
+
+    def __call__(self, token: TensorValue) -> TensorValue:
+        """int64 (1,) to (1, n_state)."""
+        x = ops.cast(ops.gather(self.weight, token, axis=0), self.place.dtype)
+        return x if self.scale is None else x * ops.reshape(ops.gather(self.scale, token, axis=0), (1, 1))
+
+    def logits(self, x: TensorValue) -> TensorValue:
+        """(1, n_state) to float32 (n_vocab,)."""
+        if self.place.has_kernels:
+            y = custom_ops.linear(x, self.weight, scale=self.scale)
+        else:
+            y = ops.cast(x @ self.weight.transpose(0, 1), DType.float32)
+        return ops.reshape(y, (self.weight.shape[0],))
+
+
 class Conv1d(Module):
     """torch.nn.Conv1d of width 3 with a padding of 1, and a GELU: (2 n, in) or (n, in) to (n, out)."""
 
     def __init__(self, n_in: int, n_out: int, stride: int, place: Place):
         super().__init__()
         self.place, self.n_in, self.stride = place, n_in, stride
-        shape: tuple[int, ...] = (n_out, n_in, 3)
         if place.has_kernels:
-            shape = (-(-n_out // encoder_ops.PANEL), 3 * n_in, encoder_ops.PANEL)
-        self.weight = Weight("weight", place.dtype, shape, device=place.device)
+            self.weight = place.panel_weight(n_out, 3 * n_in)
+        else:
+            self.weight = Weight("weight", place.dtype, (n_out, n_in, 3), device=place.device)
         self.bias = Weight("bias", place.dtype, (n_out,), device=place.device)
 
     def __call__(self, x: TensorValue) -> TensorValue:
@@ -89,7 +135,7 @@ class Conv1d(Module):
         rows = int(x.shape[0]) // self.stride
         padded = ops.concat([edge, x, edge], axis=0)
         if self.place.has_kernels:
-            return encoder_ops.product(
+            return self.place.panel_ops.product(
                 padded, self.weight, rows=rows, step=self.stride * self.n_in, bias=self.bias, gelu=True
             )
         # each tap is a product of its own: no layout of MAX's convolution is involved
@@ -115,7 +161,7 @@ class MultiHeadAttention(Module):
         """Self-attention over all positions, plus the residual: (positions, n_state) each."""
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.place.has_kernels:
-            mixed = encoder_ops.attention(q, k, v, self.n_head)
+            mixed = self.place.panel_ops.attention(q, k, v, self.n_head)
         else:
             mixed = flash_attention(q, k, v, self.n_head)
         return self.out(mixed, added=added)
@@ -219,7 +265,7 @@ class TextDecoder(Module):
     def __init__(self, dims: Any, place: Place):
         super().__init__()
         n_state = dims.n_text_state
-        self.token_embedding = Embedding(dims.n_vocab, n_state, place.step_dtype, place.device)
+        self.token_embedding = TokenEmbedding(dims.n_vocab, n_state, place)
         self.positional_embedding = Weight(
             "positional_embedding", place.dtype, (dims.n_text_ctx, n_state), device=place.device
         )
@@ -241,24 +287,36 @@ class Whisper(Module):
 
     def __init__(self, dims: Any, place: Place):
         super().__init__()
-        self.dims = dims
+        self.dims, self.place = dims, place
         self.encoder = AudioEncoder(dims, place)
         self.decoder = TextDecoder(dims, place)
+        self._weights = self.raw_state_dict()
 
     def __call__(self, mel: TensorValue) -> TensorValue:
         """The encoder alone."""
         return self.encoder(mel)
 
-    def prepared(self, name: str, tensor: Any) -> Any:
+    def prepared(self, name: str, tensor: Any) -> dict[str, Any]:
         """A checkpoint's tensor (torch, on the CPU) in the type and layout of the weight of that name.
 
-        A tensor of no weight's name is returned as it is, for `load_state_dict` to name.
+        An int8 matrix comes with its factors, one a row, as a second tensor. A tensor of no weight's name is
+        returned as it is, for `load_state_dict` to name.
         """
         import torch
 
-        weight = self.raw_state_dict().get(name)
+        weight = self._weights.get(name)
         if weight is None:
-            return tensor
-        if len(weight.shape) == 3 and int(weight.shape[-1]) == encoder_ops.PANEL and tensor.ndim >= 2:
-            return torch.from_numpy(encoder_ops.panels(tensor.float().numpy()))
-        return tensor.to(getattr(torch, weight.dtype.name)).contiguous()
+            return {name: tensor}
+        if len(weight.shape) > tensor.ndim or (tensor.ndim == 3 and weight.dtype == DType.bfloat16):
+            values = tensor.float().numpy()
+            if weight.dtype == DType.bfloat16:
+                pairs = torch.from_numpy(bfloat16_ops.pairs(values).view(np.int16))
+                return {name: pairs.view(torch.bfloat16)}
+            return {name: torch.from_numpy(encoder_ops.panels(values))}
+        if tensor.ndim == 3 and self.place.has_kernels:
+            return {name: torch.from_numpy(encoder_ops.panels(tensor.float().numpy()))}
+        if weight.dtype == DType.int8:
+            values, scale = custom_ops.quantize_rows(tensor.float().numpy())
+            scale_name = name.removesuffix("weight") + "scale"
+            return {name: torch.from_numpy(values), scale_name: torch.from_numpy(scale)}
+        return {name: tensor.to(getattr(torch, weight.dtype.name)).contiguous()}
