@@ -25,12 +25,13 @@ BUILTIN = {  # name -> "module:class", in the order tables show them
     "whisper-cuda": "backends.openai_whisper:WhisperCuda",
     "faster-whisper": "backends.faster_whisper:FasterWhisper",
     "torch-fast": "backends.torch_fast:TorchFast",
+    "max-hybrid": "backends.max_hybrid:MaxHybrid",
+    "max": "backends.max_whisper:MaxWhisper",
     "openai-api": "backends.openai_api:OpenAiApi",
     "faster-whisper-batched": "backends.faster_whisper_batched:FasterWhisperBatched",
     "whisper-cpp": "backends.whisper_cpp:WhisperCpp",
     "transformers": "backends.transformers_whisper:TransformersWhisper",
 }
-PLANNED = ("max-hybrid", "max")  # what an error says of a name that is to come
 
 
 class UnknownBackend(BackendError):
@@ -114,6 +115,14 @@ def every(device: str = "auto") -> list[Variant]:
     return found
 
 
+def defaults(device: str = "auto") -> list[Variant]:
+    """What a run takes that names no backends: of each one, every device in its first precision."""
+    found: dict[tuple[str, str], Variant] = {}
+    for variant in every(device):
+        found.setdefault((variant.backend, variant.device), variant)
+    return list(found.values())
+
+
 def of(name: str) -> list[Variant]:
     """All variants of one backend.
 
@@ -130,8 +139,6 @@ def _plugins() -> dict[str, EntryPoint]:
 def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    if name in PLANNED:
-        return f"the backend {name!r} is planned but not there yet. Available: {', '.join(names())}"
     return f"no backend is called {name!r}.{hint} Available: {', '.join(names())}"
 
 

@@ -89,7 +89,7 @@ def _require_good_name(name: str) -> None:
         raise NewBackendError(f"{name!r} has {len(name)} characters; {LONGEST_NAME} are the most")
     if keyword.iskeyword(name):
         raise NewBackendError(f"{name!r} is a word of Python's own; choose another name")
-    _require_free(name, [*backends.names(), *backends.PLANNED])
+    _require_free(name, backends.names())
 
 
 def _require_free(name: str, taken: list[str]) -> None:

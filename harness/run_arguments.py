@@ -24,7 +24,7 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
     what.add_argument(
         "--backends",
         metavar="A,B@CPU/INT8,…",
-        help="variants, as name[@device[/precision]]; default: every one this machine can run",
+        help="variants, as name[@device[/precision]], or all; default: each backend in its first precision",
     )
     what.add_argument(
         "--model",

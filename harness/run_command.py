@@ -160,6 +160,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 def _variants(arguments: argparse.Namespace) -> tuple[list[Variant], list[tuple[Variant, str, str | None]]]:
     """Return the variants to measure and those that this machine cannot run, with why."""
     if arguments.backends is None:
+        asked = backends.defaults(arguments.device)
+    elif arguments.backends == "all":
         asked = backends.every(arguments.device)
     else:
         names = [name for name in arguments.backends.split(",") if name.strip()]
