@@ -32,9 +32,9 @@ from windows import Composer, Window
 BATCH = {6.0: 24, 15.0: 10, 30.0: 6}
 # Until this fraction of the training: how often each length is drawn
 STAGES = (
-    (0.30, {6.0: 1.0}),
-    (0.55, {6.0: 0.5, 15.0: 0.5}),
-    (0.85, {6.0: 0.2, 15.0: 0.3, 30.0: 0.5}),
+    (0.10, {6.0: 1.0}),
+    (0.18, {6.0: 0.5, 15.0: 0.5}),
+    (0.27, {6.0: 0.2, 15.0: 0.3, 30.0: 0.5}),
     (1.01, {30.0: 1.0}),
 )
 COLUMNS = ("step", "seconds", "length", "text", "phoneme", "guide", "accuracy")
@@ -53,7 +53,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder of the speech, the checkpoints and the curve (default: %(default)s)",
     )
     parser.add_argument(
-        "--steps", type=int, default=8000, help="length of the training (default: %(default)s)"
+        "--steps", type=int, default=19_000, help="length of the training (default: %(default)s)"
     )
     parser.add_argument("--stop-after", type=int, help="stop at this step, to be resumed later")
     parser.add_argument(
