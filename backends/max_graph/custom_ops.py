@@ -147,3 +147,34 @@ def log_mel(
         [TensorType(DType.float32, (filters.shape[0], frames), cpu)],
         {"reflect": reflect},
     )[0].tensor
+
+
+def select(
+    logits: TensorValue, mask: TensorValue, rules: TensorValue
+) -> tuple[TensorValue, TensorValue, TensorValue]:
+    """The likeliest allowed token, under whisper.decoding's suppression and timestamp rules.
+
+    If the last rule asks for it, text is forbidden where all timestamps together are likelier than the
+    likeliest text token. The first of equals wins.
+
+    Args:
+        logits: float32 (n_vocab,).
+        mask: float32 (n_vocab,), added to the logits: minus infinity forbids, 0 does not.
+        rules: int64 (5,): first text token allowed, first timestamp token, first timestamp allowed,
+            whether to weigh timestamps against text (1 or 0), and the no-speech token or -1.
+
+    Returns:
+        The token, int64 (1,); its log-probability among the allowed, float32 (1,); the probability of the
+        no-speech token among all, unmasked, float32 (1,), or 0 if that was not asked for. The graph stops
+        with an error if nothing is allowed or a rule is out of range.
+    """
+    cpu = DeviceRef.CPU()
+    one = TensorType(DType.float32, (1,), cpu)
+    chosen, logprob, quiet = ops.custom(
+        "asr_select",
+        cpu,
+        [logits, mask, rules],
+        [TensorType(DType.int64, (1,), cpu), one, one],
+        {},
+    )
+    return chosen.tensor, logprob.tensor, quiet.tensor

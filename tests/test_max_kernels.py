@@ -1,0 +1,313 @@
+"""Our Mojo kernels compute what float64 numpy does, in one small compiled graph."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("max", reason="needs pip install 'asrbench[max]'")
+
+from max.driver import CPU, Buffer
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.graph import BufferType, DeviceRef, Dim, Graph, TensorType, ops
+
+from backends.max_graph import bfloat16_ops, custom_ops, encoder_ops
+
+SEED = 7
+SIZE, HEADS, LAYERS, ROOM = 64, 2, 2, 9
+STATE = SIZE * HEADS
+K, N = 66, 37  # neither a multiple of what a register holds
+MELS = 3
+VOCABULARY, BEGIN = 101, 70
+
+_CPU = DeviceRef.CPU()
+_F32, _BF16 = DType.float32, DType.bfloat16
+
+
+def matrix(*shape: int | str, dtype: DType = _F32) -> TensorType:
+    return TensorType(dtype, shape, device=_CPU)
+
+
+INPUTS: dict[str, Any] = {
+    "x": matrix("rows", K),
+    "w32": matrix(N, K),
+    "w16": matrix(N, K, dtype=DType.float16),
+    "wb16": matrix(N, K, dtype=_BF16),
+    "w8": matrix(N, K, dtype=DType.int8),
+    "scale": matrix(N),
+    "bias": matrix(N),
+    "added": matrix("rows", N),
+    "pairs": matrix(2, K // 2, 32, 2, dtype=_BF16),
+    "bias64": matrix(64),
+    "added64": matrix("rows", 64),
+    "q": matrix("positions", STATE),
+    "k": matrix("positions", STATE),
+    "v": matrix("positions", STATE),
+    "step": matrix(1, STATE),
+    "cross_keys": matrix(LAYERS, HEADS, "audio", SIZE),
+    "cross_values": matrix(LAYERS, HEADS, "audio", SIZE),
+    "cache": BufferType(_F32, (LAYERS, 2, ROOM, STATE), device=_CPU),
+    "position": matrix(1, dtype=DType.int64),
+    "audio": matrix("samples"),
+    "filters": matrix(MELS, 201),
+    "logits": matrix(VOCABULARY),
+    "mask": matrix(VOCABULARY),
+    "rules": matrix(5, dtype=DType.int64),
+}
+
+
+def everything(*values: Any) -> tuple[Any, ...]:
+    """The graph: every kernel, on inputs that differ in size from one call to the next."""
+    at = {
+        name: value.buffer if name == "cache" else value.tensor
+        for name, value in zip(INPUTS, values, strict=True)
+    }
+    linear, step = custom_ops.linear, at["step"]
+    return (
+        linear(at["x"], at["w32"], bias=at["bias"], gelu=True, added=at["added"]),
+        linear(at["x"], at["w16"]),
+        linear(at["x"], at["wb16"]),
+        linear(at["x"], at["w8"], scale=at["scale"]),
+        bfloat16_ops.product(at["x"], at["pairs"], bias=at["bias64"], gelu=True, added=at["added64"]),
+        ops.cast(
+            bfloat16_ops.product(at["x"], at["pairs"], rows=Dim("rows") - 1, step=K // 2, out_dtype=_BF16),
+            _F32,
+        ),
+        bfloat16_ops.attention(at["q"], at["k"], at["v"], HEADS),
+        encoder_ops.attention(at["q"], at["k"], at["v"], HEADS),
+        custom_ops.cross_attention(step, at["cross_keys"], at["cross_values"], 1),
+        custom_ops.self_attention(step, step * 2, step * 3, at["position"], at["cache"], 1, HEADS),
+        custom_ops.log_mel(at["audio"], at["filters"], Dim("samples") // 160),
+        *custom_ops.select(at["logits"], at["mask"], at["rules"]),
+    )
+
+
+OUTPUTS = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "int8",
+    "product",
+    "overlapping",
+    "attention_bf16",
+    "attention",
+    "cross",
+    "self",
+    "log_mel",
+    "token",
+    "logprob",
+    "quiet",
+)
+
+
+class Kernels:
+    """The compiled graph; each call draws all inputs but those given."""
+
+    def __init__(self) -> None:
+        graph = Graph(
+            "kernels",
+            forward=everything,
+            input_types=list(INPUTS.values()),
+            custom_extensions=[custom_ops.KERNELS],
+        )
+        self.model = InferenceSession(devices=[CPU()]).load(graph)
+
+    def __call__(
+        self, *, rows: int = 3, positions: int = 33, audio: int = 20, samples: int = 3210, **given: Any
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Inputs and outputs by name; inputs of 8 and 16 bits are as the kernel sees them."""
+        rng = np.random.default_rng(SEED)
+        sizes = {"rows": rows, "positions": positions, "audio": audio, "samples": samples}
+        held: dict[str, np.ndarray] = {}
+        for name, kind in INPUTS.items():
+            shape = [sizes[d.name] if hasattr(d, "name") else int(d) for d in kind.shape]
+            held[name] = rng.standard_normal(shape).astype(np.float32)
+        held |= {"position": np.array([5]), "rules": np.array([0, BEGIN, BEGIN, 0, -1])}
+        held |= {"mask": np.zeros(VOCABULARY, np.float32), "filters": triangles()}
+        held |= {name: np.asarray(value) for name, value in given.items()}
+        held["w8"], held["scale"] = custom_ops.quantize_rows(held["w32"])
+        held["w16"] = held["w32"].astype(np.float16)
+        held["wb16"] = bfloat16_bits(held["w32"])
+        held["pairs"] = bfloat16_ops.pairs(held["w32"])
+        buffers = []
+        for name, kind in INPUTS.items():
+            buffer = Buffer.from_numpy(np.ascontiguousarray(held[name]))
+            buffers.append(buffer.view(_BF16, list(held[name].shape)) if kind.dtype == _BF16 else buffer)
+        results = self.model.execute(*buffers)
+        held["cache_after"] = buffers[list(INPUTS).index("cache")].to_numpy()
+        return held, {name: value.to_numpy() for name, value in zip(OUTPUTS, results, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    return Kernels()
+
+
+def triangles() -> np.ndarray:
+    """Filters (MELS, 201) with zeros around them, and one that is zero throughout."""
+    filters = np.zeros((MELS, 201), np.float32)
+    filters[0, 3:9] = [0.1, 0.2, 0.3, 0.3, 0.2, 0.1]
+    filters[1, 190:201] = 0.05
+    return filters
+
+
+def bfloat16_bits(x: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def bfloat16(x: np.ndarray) -> np.ndarray:
+    """float64 of what is left of numbers after rounding to bfloat16."""
+    return (bfloat16_bits(x).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """(queries, STATE), (positions, STATE) twice, to (queries, STATE), in float64."""
+    mixed = []
+    for head in range(HEADS):
+        part = slice(head * SIZE, (head + 1) * SIZE)
+        scores = q[:, part].astype(float) @ k[:, part].astype(float).T / math.sqrt(SIZE)
+        weights = np.exp(scores - scores.max(1, keepdims=True))
+        mixed.append(weights / weights.sum(1, keepdims=True) @ v[:, part])
+    return np.concatenate(mixed, axis=1)
+
+
+def close(found: np.ndarray, wanted: np.ndarray, relative: float) -> None:
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() <= relative * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 13])  # 13 = 8 + 4 + 1: every batch the kernel takes at once
+def test_linear_in_every_type_of_weight(kernels: Kernels, rows: int) -> None:
+    held, found = kernels(rows=rows)
+    x, w = held["x"].astype(float), held["w32"].astype(float)
+    close(found["float32"], gelu(x @ w.T + held["bias"]) + held["added"], 1e-6)
+    close(found["float16"], x @ held["w16"].astype(float).T, 1e-6)
+    close(found["bfloat16"], x @ bfloat16(held["w32"]).T, 1e-6)
+    close(found["int8"], x @ (held["w8"].astype(float) * held["scale"][:, None]).T, 1e-6)
+
+
+def test_quantized_rows_are_within_half_a_step() -> None:
+    weight = np.random.default_rng(SEED).standard_normal((5, 40)).astype(np.float32)
+    weight[2] = 0
+    whole, scale = custom_ops.quantize_rows(weight)
+    assert (np.abs(whole * scale[:, None] - weight).max(axis=1) <= scale * 0.5001).all()
+    assert (np.abs(whole).max(axis=1) == [127, 127, 0, 127, 127]).all()
+    assert np.isfinite(scale).all()
+
+
+@pytest.mark.parametrize("rows", [1, 12, 29])  # below, at and beyond a register tile
+def test_product_in_bfloat16(kernels: Kernels, rows: int) -> None:
+    held, found = kernels(rows=rows)
+    w = np.zeros((64, K))
+    w[:N] = bfloat16(held["w32"])
+    wanted = gelu(bfloat16(held["x"]) @ w.T + held["bias64"]) + held["added64"]
+    close(found["product"], wanted, 2e-6)
+    line = bfloat16(held["x"]).ravel()
+    overlapping = [line[i * K // 2 : i * K // 2 + K] @ w.T for i in range(rows - 1)]
+    if overlapping:
+        close(found["overlapping"], np.array(overlapping), 2**-8)  # the result is bfloat16 too
+
+
+def test_pairs_need_an_even_number_of_columns() -> None:
+    with pytest.raises(ValueError, match="even number of columns, not 3"):
+        bfloat16_ops.pairs(np.zeros((32, 3)))
+
+
+@pytest.mark.parametrize("positions", [1, 32, 77])
+def test_attention_over_all_positions(kernels: Kernels, positions: int) -> None:
+    held, found = kernels(positions=positions)
+    close(found["attention"], attend(held["q"], held["k"], held["v"]), 1e-6)
+    close(found["attention_bf16"], attend(*(bfloat16(held[name]) for name in "qkv")), 2**-7)
+
+
+@pytest.mark.parametrize("audio", [1, 16, 53])
+def test_attention_of_one_position_over_audio(kernels: Kernels, audio: int) -> None:
+    held, found = kernels(audio=audio)
+    keys, values = (
+        held[name][1].transpose(1, 0, 2).reshape(audio, STATE) for name in ("cross_keys", "cross_values")
+    )
+    close(found["cross"], attend(held["step"], keys, values), 1e-6)
+
+
+@pytest.mark.parametrize("position", [0, 4, ROOM - 1])
+def test_attention_of_one_position_over_itself_and_before(kernels: Kernels, position: int) -> None:
+    held, found = kernels(position=[position])
+    before, _ = kernels(position=[(position + 1) % ROOM])  # which leaves this position's part as drawn
+    after = held["cache_after"]
+    assert (after[1, 0, position] == held["step"][0] * 2).all()
+    assert (after[1, 1, position] == held["step"][0] * 3).all()
+    others = [i for i in range(ROOM) if i not in (position, (position + 1) % ROOM)]
+    assert (after[:, :, others] == before["cache_after"][:, :, others]).all()
+    assert (after[0] == before["cache_after"][0]).all()
+    seen = slice(0, position + 1)
+    close(found["self"], attend(held["step"], after[1, 0, seen], after[1, 1, seen]), 1e-6)
+
+
+@pytest.mark.parametrize("samples", [201, 1600, 5555])
+def test_log_mel_is_a_windowed_transform_mirrored_at_both_ends(kernels: Kernels, samples: int) -> None:
+    held, found = kernels(samples=samples)
+    padded = np.pad(held["audio"].astype(float), 200, mode="reflect")
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    frames = np.array([padded[i * 160 : i * 160 + 400] * window for i in range(samples // 160)])
+    power = np.abs(np.fft.rfft(frames)) ** 2
+    wanted = np.log10(np.maximum(held["filters"].astype(float) @ power.T, 1e-10))
+    assert found["log_mel"].shape == (MELS, samples // 160)
+    assert np.abs(found["log_mel"] - wanted).max() < 1e-5
+    assert (found["log_mel"][2] == -10).all()
+
+
+def test_log_mel_refuses_audio_shorter_than_its_mirror(kernels: Kernels) -> None:
+    with pytest.raises(Exception, match="asr_log_mel"):
+        kernels(samples=200)
+
+
+def chosen(logits: np.ndarray, allowed: np.ndarray, weigh: bool) -> tuple[int, float]:
+    """The token and log-probability that whisper.decoding's rules and log-softmax give, in float64."""
+    left = np.where(allowed, logits.astype(float), -np.inf)
+    chances = np.exp(left - left.max())
+    if weigh and chances[BEGIN:].sum() > chances[:BEGIN].max():
+        left[:BEGIN] = -np.inf
+    token = int(np.argmax(left))
+    return token, left[token] - left.max() - math.log(np.exp(left - left.max()).sum())
+
+
+@pytest.mark.parametrize("weigh", [0, 1])
+@pytest.mark.parametrize("text_from", [0, 41, BEGIN])
+@pytest.mark.parametrize("stamps_from", [BEGIN, 83, VOCABULARY])
+@pytest.mark.parametrize("lift", [0.0, -20.0])  # of the timestamps: likely, and hopeless
+def test_select(kernels: Kernels, weigh: int, text_from: int, stamps_from: int, lift: float) -> None:
+    logits = np.random.default_rng(SEED).standard_normal(VOCABULARY).astype(np.float32) * 3
+    logits[BEGIN:] += lift
+    allowed = np.ones(VOCABULARY, bool)
+    allowed[[1, 50, int(np.argmax(logits))]] = False
+    mask = np.where(allowed, 0, -np.inf).astype(np.float32)
+    allowed[:text_from] = False
+    allowed[BEGIN:stamps_from] = False
+    rules = np.array([text_from, BEGIN, stamps_from, weigh, 17])
+    if not allowed.any():
+        with pytest.raises(Exception, match="asr_select"):
+            kernels(logits=logits, mask=mask, rules=rules)
+        return
+    _, found = kernels(logits=logits, mask=mask, rules=rules)
+    token, logprob = chosen(logits, allowed, bool(weigh))
+    assert int(found["token"][0]) == token
+    assert found["logprob"][0] == pytest.approx(logprob, abs=1e-5)
+    raw = np.exp(logits.astype(float))
+    assert found["quiet"][0] == pytest.approx(raw[17] / raw.sum(), rel=1e-5)
+
+
+def test_the_first_of_equals_is_selected(kernels: Kernels) -> None:
+    logits = np.zeros(VOCABULARY, np.float32)
+    logits[[33, 34, 60, 99]] = 2
+    _, found = kernels(logits=logits, rules=np.array([0, BEGIN, BEGIN, 0, -1]))
+    assert int(found["token"][0]) == 33
+    assert found["quiet"][0] == 0
