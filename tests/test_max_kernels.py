@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("max", reason="needs pip install 'asrbench[max]'")
+pytest.importorskip("max", reason="needs the package max, which not every platform has")
 
 from max.driver import CPU, Buffer
 from max.dtype import DType
