@@ -61,7 +61,7 @@ class _Engine(engine.MaxEngine):
 
         return Graph(
             "greedy",
-            decoder.greedy(self._whisper.decoder, self.dims),
+            decoder.greedy(self.modules().decoder, self.dims),
             input_types=decoder.greedy_types(self.dims, self.place),
             custom_extensions=[custom_ops.KERNELS],
         )

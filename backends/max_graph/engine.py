@@ -13,6 +13,7 @@ from backends.devices import require_nvidia_gpu, require_package
 from backends.max_graph import session as sessions
 
 N_FRAMES = 3000  # of a 30 s window
+PANEL = 32  # columns that the kernels compute at once
 MAX_RELEASE = "26.7"
 IMPORTS = ("torch", "whisper", "max.driver", "max.engine", "max.graph", "max.nn")
 
@@ -53,6 +54,7 @@ class MaxEngine:
 
         torch.set_num_threads(settings.threads)
         self.dims = ModelDimensions(**checkpoint.dimensions)
+        _require_whole_panels(self.dims, device)
         self.device = torch.device("cuda" if device == "cuda" else "cpu")
         self._torch = torch
         self._buffer = Buffer
@@ -71,14 +73,14 @@ class MaxEngine:
         self.state_dict = load_state_dict(checkpoint)
         halves = all(tensor.dtype == torch.float16 for tensor in self.state_dict.values())
         self.place = _place(DeviceRef.from_device(self._driver), precision, halves)
-        self._whisper = Whisper(self.dims, self.place)
-        weights = {
+        whisper = Whisper(self.dims, self.place)
+        self._weights = {
             name: self._to_device(prepared)
             for whole_name, tensor in self.state_dict.items()
-            for name, prepared in self._whisper.prepared(whole_name, tensor).items()
+            for name, prepared in whisper.prepared(whole_name, tensor).items()
         }
         try:
-            self._whisper.load_state_dict(weights)
+            whisper.load_state_dict(self._weights)
         except ValueError as error:
             raise BackendError(f"{checkpoint.name} does not fit the MAX graphs: {error}") from error
         types = ("dtype", "encoder_dtype", "step_dtype", "cross_dtype")
@@ -91,6 +93,14 @@ class MaxEngine:
         )
         self._log_mel = self._load("log_mel", {"n_mels": self.dims.n_mels}, self._log_mel_graph)
 
+    def modules(self) -> Any:
+        """New modules with the weights: MAX 26.7 ties a module to the first graph it is used in."""
+        from backends.max_graph.modules import Whisper
+
+        whisper = Whisper(self.dims, self.place)
+        whisper.load_state_dict(self._weights)
+        return whisper
+
     def _to_device(self, tensor: Any) -> Any:
         """A torch CPU tensor as a MAX buffer on the engine's device."""
         buffer = self._buffer.from_dlpack(tensor)
@@ -98,7 +108,7 @@ class MaxEngine:
 
     def _load(self, name: str, parts: Mapping[str, Any], build: Any) -> Any:
         compiled = sessions.compiled(self._session, name, self.device.type, parts, build)
-        return self._session.init(compiled, weights_registry=self._whisper.state_dict())
+        return self._session.init(compiled, weights_registry=self._weights)
 
     def _log_mel_graph(self) -> Any:
         from max.dtype import DType
@@ -124,7 +134,7 @@ class MaxEngine:
         from backends.max_graph import custom_ops
 
         def forward(mel: Any) -> Any:
-            return outputs(self._whisper, ops.cast(mel.tensor, self.place.dtype))
+            return outputs(self.modules(), ops.cast(mel.tensor, self.place.dtype))
 
         kind = TensorType(DType.float32, (self.dims.n_mels, N_FRAMES), device=self.place.device)
         return Graph(name, forward, input_types=[kind], custom_extensions=[custom_ops.KERNELS])
@@ -179,6 +189,16 @@ class MaxEngine:
             "step_weights_dtype": self.place.step_dtype.name,
             "cross_attention_dtype": self.place.cross_dtype.name,
         }
+
+
+def _require_whole_panels(dims: Any, device: str) -> None:
+    """Raise BackendError if the kernels cannot take these dimensions; every Whisper of OpenAI's fits."""
+    sizes = dims.n_audio_state // dims.n_audio_head, dims.n_text_state // dims.n_text_head
+    if device == "cpu" and any(size % PANEL for size in sizes):
+        raise BackendError(
+            f"its kernels take heads of a multiple of {PANEL}, and this checkpoint's have {sizes[0]} and "
+            f"{sizes[1]}; take whisper-cpu or faster-whisper for it"
+        )
 
 
 def _place(device: Any, precision: str, halves: bool) -> Any:

@@ -1,0 +1,159 @@
+"""The MAX graphs compute what openai-whisper computes, token for token, or refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_checkpoint import fake_content, write_fake_checkpoint
+
+from backends.base import BackendError, BackendUnavailable, Settings
+from backends.checkpoint import resolve
+from backends.encoder_trace import layer_shapes
+from backends.max_graph import engine, session
+from backends.max_hybrid import MaxHybrid
+from backends.max_whisper import MaxWhisper
+from backends.openai_whisper import WhisperCpu
+
+pytest.importorskip("max.engine", reason="needs the package max")
+
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
+    ),
+    pytest.mark.timeout(900),  # the graphs are compiled once for this module
+]
+
+WIDE = {"n_audio_state": 64, "n_text_state": 64}  # two heads of 32, the narrowest the kernels take
+SETTINGS = Settings(threads=2, no_speech_threshold=2.0)  # the fakes' own probability of silence is chance
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
+
+
+def noise(seconds: float) -> np.ndarray:
+    return (0.1 * np.random.default_rng(0).standard_normal(int(seconds * 16_000))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """All engines on one fake checkpoint, their graphs compiled once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASRBENCH_CACHE", str(tmp_path_factory.mktemp("graphs")))
+        folder = tmp_path_factory.mktemp("fake")
+        checkpoint = resolve(str(write_fake_checkpoint(folder / "fake.pt", **WIDE)))
+
+        def loaded(backend: Any, precision: str = "float32") -> Any:
+            return backend.load(checkpoint, "cpu", precision, SETTINGS)
+
+        yield SimpleNamespace(
+            checkpoint=checkpoint,
+            reference=loaded(WhisperCpu),
+            max=loaded(MaxWhisper),
+            hybrid=loaded(MaxHybrid),
+            half=loaded(MaxWhisper, "bfloat16"),
+        )
+
+
+@pytest.mark.parametrize("name", ["max", "hybrid"])
+@pytest.mark.parametrize("seconds", [0.05, 4.0, 31.0, 65.0])
+def test_float32_decodes_the_reference_tokens(engines: SimpleNamespace, name: str, seconds: float) -> None:
+    """Short and sequential long-form, without and with timestamps."""
+    ours = getattr(engines, name).transcribe(noise(seconds), "en")
+    theirs = engines.reference.transcribe(noise(seconds), "en")
+    assert ours.tokens == theirs.tokens
+    assert ours.text == theirs.text
+    assert seconds < 1 or len(set(theirs.tokens)) > 2
+    assert set(ours.stage_seconds) == {"log_mel", "encode", "decode"}
+
+
+def test_prompted_windows_decode_the_reference_tokens(engines: SimpleNamespace) -> None:
+    texts = []
+    for backend in (engines.max, engines.reference):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(backend._options, "condition_on_previous_text", True)
+            texts.append(backend.transcribe(noise(65), "en").tokens)
+    assert texts[0] == texts[1]
+    assert texts[1] != engines.reference.transcribe(noise(65), "en").tokens, "the prompt made no difference"
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("max", "float32"), ("hybrid", "float32"), ("half", "bfloat16")]
+)
+def test_each_layer_is_the_reference(engines: SimpleNamespace, name: str, precision: str) -> None:
+    ours = getattr(engines, name).encoder_trace(noise(4))
+    theirs = engines.reference.encoder_trace(noise(4))
+    assert list(ours) == list(layer_shapes(engines.checkpoint.dimensions))
+    for layer, wanted in theirs.items():
+        difference = np.linalg.norm(ours[layer] - wanted) / np.linalg.norm(wanted)
+        assert ours[layer].shape == wanted.shape
+        assert difference < TOLERANCE[precision], f"{layer} differs by {difference:.1e}"
+    rounding = np.abs(ours["ln_post"] - theirs["ln_post"]).max()
+    assert (rounding > 1e-4) == (precision != "float32"), "the precision asked for is not the one computed in"
+
+
+@pytest.mark.parametrize("samples", [1, 159, 160, 201, 16_000, 100_001])
+def test_log_mel_is_whispers(engines: SimpleNamespace, samples: int) -> None:
+    from whisper.audio import N_SAMPLES, log_mel_spectrogram
+
+    audio = noise(samples / 16_000)
+    ours = engines.max._engine.log_mel(audio)
+    theirs = log_mel_spectrogram(torch.from_numpy(audio), 80, padding=N_SAMPLES)
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_beams_are_refused(engines: SimpleNamespace) -> None:
+    with pytest.raises(BackendError, match="decodes greedily only"):
+        MaxWhisper.load(engines.checkpoint, "cpu", "float32", Settings(beam_size=2))
+
+
+def test_missing_and_misshapen_tensors_are_named(tmp_path: Path, engines: SimpleNamespace) -> None:
+    from backends.max_graph.modules import Whisper
+
+    place, dims = engines.max._engine.place, engines.max._engine.dims
+    weights = fake_content(**WIDE)["model_state_dict"]
+
+    def load(tensors: dict[str, Any]) -> None:
+        whisper = Whisper(dims, place)
+        whisper.load_state_dict({k: v for n, t in tensors.items() for k, v in whisper.prepared(n, t).items()})
+
+    load(weights)
+    name = "encoder.ln_post.weight"
+    with pytest.raises(ValueError, match=name):
+        load({k: v for k, v in weights.items() if k != name})
+    with pytest.raises(ValueError, match=name):
+        load({**weights, name: torch.ones(63)})
+    with pytest.raises(ValueError, match=r"encoder\.extra"):
+        load({**weights, "encoder.extra": torch.ones(1)})
+
+
+def test_narrow_heads_are_refused(tmp_path: Path) -> None:
+    checkpoint = resolve(str(write_fake_checkpoint(tmp_path / "narrow.pt")))
+    with pytest.raises(BackendError, match="heads of a multiple of 32"):
+        MaxWhisper.load(checkpoint, "cpu", "float32", SETTINGS)
+
+
+def test_another_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "27.1.0")
+    with pytest.raises(BackendUnavailable, match=r"MAX 27\.1\.0 is installed") as refused:
+        engine.check("cpu")
+    assert "26.7" in refused.value.remedy
+
+
+def test_artefacts_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another graph, size, precision, release, machine or source never finds this one's compiled code."""
+    facts = {"dims": {"n_mels": 80}, "dtype": "float32"}
+    paths = {session.artefact_path("encoder", "cpu", facts)}
+    assert session.artefact_path("encoder", "cpu", dict(facts)) in paths
+    paths.add(session.artefact_path("greedy", "cpu", facts))
+    paths.add(session.artefact_path("encoder", "cpu", {**facts, "dtype": "bfloat16"}))
+    paths.add(session.artefact_path("encoder", "cpu", {**facts, "dims": {"n_mels": 128}}))
+    for name in ("version", "source_sha256", "machine"):
+        with monkeypatch.context() as patch:
+            patch.setattr(session, name, lambda *_: "another")
+            paths.add(session.artefact_path("encoder", "cpu", facts))
+    assert len(paths) == 7
