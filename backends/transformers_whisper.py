@@ -205,9 +205,10 @@ class TransformersWhisper:
             )
         finally:
             handle.remove()
-        return [] if self._is_silent(states[0], scores) else [sequences[0].tolist()]
+        tokens = sequences[0].tolist()
+        return [] if self._is_silent(states[0], scores, tokens) else [tokens]
 
-    def _is_silent(self, states: Any, scores: list[Any]) -> bool:
+    def _is_silent(self, states: Any, scores: list[Any], tokens: list[int]) -> bool:
         # as whisper.transcribe.transcribe skips a window; the prompt's first token starts the transcript
         torch = self._torch
         logits = self._model.proj_out(states[0, 0]).float()
@@ -216,7 +217,9 @@ class TransformersWhisper:
             return False
         # greedy: the likeliest token was sampled, the end of the text being the last one
         likelihoods = torch.stack([score[0].float().log_softmax(-1).max() for score in scores])
-        sampled = likelihoods.sum().item() / max(len(scores), 1)
+        # the end counts as sampled even where the window was cut before it
+        text = sum(token != self._tokenizer.eot for token in tokens)
+        sampled = likelihoods.sum().item() / (text + 1)
         return sampled <= self._settings.logprob_threshold
 
     def _long_form(self, features: Any, options: dict[str, Any]) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import sys
 import time
@@ -16,6 +17,8 @@ from backends.base import BackendError
 from backends.cache import cache_dir, locked, temporary_beside
 
 PACKAGE = Path(__file__).parent
+# Mojo's Python set-up writes these behind Python's back: every child process would then run another Python
+LEAKED = ("PYTHONEXECUTABLE", "PYTHONPATH", "MOJO_PYTHON_LIBRARY")
 
 
 def artefact_path(name: str, device: str, parts: Mapping[str, Any]) -> Path:
@@ -89,8 +92,19 @@ def compiled(session: Any, name: str, device: str, parts: Mapping[str, Any], bui
             artefact = session.compile(build())
         except RuntimeError as error:
             raise BackendError(f"MAX {version('max')} cannot compile the {name} graph: {error}") from error
+        finally:
+            restore_environment()
         partial = temporary_beside(target)
         artefact.export_mef(partial)
         partial.replace(target)
         print(f"MAX: compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         return artefact
+
+
+def restore_environment() -> None:
+    """Give child processes the environment that `os.environ` shows, whatever a compilation added to it."""
+    for name in LEAKED:
+        if name in os.environ:
+            os.putenv(name, os.environ[name])
+        else:
+            os.unsetenv(name)
