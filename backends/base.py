@@ -11,6 +11,7 @@ import numpy as np
 
 SAMPLE_RATE_HZ = 16_000
 WINDOW_SECONDS = 30  # Whisper's audio context; longer clips take the engine's sequential long-form path
+LOAD_LOG = "asrbench.load"  # logging.getLogger of it: lines for the user while a backend loads, at INFO
 REMOTE = "remote"  # the device of an engine behind an address: its weights, memory and energy cannot be seen
 
 

@@ -81,7 +81,7 @@ class _Engine(engine.MaxEngine):
             self._sampled,
             buffer.from_numpy(np.array(rules.prompt, np.int64)),
             buffer.from_numpy(rule_numbers(rules)),
-            *self._masks(
+            self._masks(
                 rules.suppressed,
                 rules.suppressed_first,
                 rules.timestamps,
@@ -93,12 +93,10 @@ class _Engine(engine.MaxEngine):
         tokens = self._sampled.to_numpy()[: count.item()].tolist()
         return Window(tokens, sum_logprob.item(), no_speech.item())
 
-    def _make_masks(self, *rules: Any) -> tuple[Any, Any]:
+    def _make_masks(self, *rules: Any) -> Any:
         from backends.max_graph.decoder import masks
 
-        return tuple(
-            self._to_device(self._torch.from_numpy(mask)) for mask in masks(self.dims.n_vocab, *rules)
-        )
+        return self._to_device(self._torch.from_numpy(masks(self.dims.n_vocab, *rules)))
 
     def applied(self) -> Mapping[str, Any]:
         """See backends.greedy.Engine."""

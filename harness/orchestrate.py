@@ -124,7 +124,9 @@ class _Session:
             variant, log, plan.settings.threads, plan.timeout_seconds, quote_log=plan.texts
         )
         with self._turn(name, "loading"):
-            report = worker.load(plan.checkpoint, plan.settings)
+            report = worker.load(
+                plan.checkpoint, plan.settings, said=lambda text: self.progress.note(f"{name}: {text}")
+            )
             row["applied_settings"] = report["applied_settings"]
             row["load"]["import_seconds"] = report["import_seconds"]
             row["load"]["load_seconds"] = report["load_seconds"]

@@ -3,7 +3,8 @@
 Started by harness.worker_handle as `python -m harness.worker FD`, FD being one end of a socket pair. Messages
 are JSON objects. The parent asks for one thing at a time:
 
-    {"do": "load", ...}                 -> {"event": "loaded", ...} or {"event": "refused", ...}
+    {"do": "load", ...}                 -> any number of {"event": "said", "text"}, then
+                                           {"event": "loaded", ...} or {"event": "refused", ...}
     {"do": "call", "audio", "language"} -> {"event": "ready"}, then on {"do": "go"}:
                                            {"event": "answer", ...}, then {"event": "settled", ...}
     {"do": "resources"}                 -> {"event": "resources", ...}
@@ -19,9 +20,11 @@ import ctypes
 import gc
 import importlib
 import json
+import logging
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -48,7 +51,8 @@ def _serve(connection: Connection) -> None:
         match message["do"]:
             case "load":
                 try:
-                    engine = _Engine(message)
+                    with _passing_on(connection):
+                        engine = _Engine(message)
                     reply = {"event": "loaded", **engine.load_report}
                 except BaseException as error:
                     reply = {"event": "refused", **_describe(error)}
@@ -73,6 +77,24 @@ def _serve(connection: Connection) -> None:
                 except Exception as error:
                     reply = _describe(error)
                 _send(connection, {"event": "examined", **reply})
+
+
+@contextlib.contextmanager
+def _passing_on(connection: Connection) -> Iterator[None]:
+    """Tell the user what a backend logs while it loads: a long compilation, for instance."""
+    from backends.base import LOAD_LOG
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            _send(connection, {"event": "said", "text": record.getMessage()})
+
+    logger, handler = logging.getLogger(LOAD_LOG), Handler(logging.INFO)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 class _Engine:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -103,8 +103,14 @@ class Worker:
         """Whether the process still runs."""
         return self._process.poll() is None
 
-    def load(self, checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
+    def load(
+        self, checkpoint: Checkpoint, settings: Settings, said: Callable[[str], None] | None = None
+    ) -> dict[str, Any]:
         """Load the engine; return import_seconds, load_seconds and applied_settings.
+
+        Args:
+            said: called with each line that the backend logs to backends.base.LOAD_LOG meanwhile; None
+                prints it to stderr.
 
         Raises:
             WorkerError: the backend refused, or the worker died or hung.
@@ -118,7 +124,11 @@ class Worker:
             checkpoint=spec,
             settings=settings.as_dict(),
         )
-        reply = self._receive("loading")
+        while (reply := self._receive("loading"))["event"] == "said":
+            if said is None:
+                print(f"{self.variant}: {reply['text']}", file=sys.stderr)
+            else:
+                said(reply["text"])
         if reply["event"] == "refused":
             raise WorkerError(reply["error"], reply["unavailable"], reply["remedy"])
         return reply

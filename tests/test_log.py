@@ -26,7 +26,7 @@ def test_every_call_is_an_event_that_agrees_with_the_record(
 ) -> None:
     status = main(
         ["run", "--audio", str(spoken), "--model", str(model), "--reference", "honest", "--threads", "1"]
-        + ["--backends", "twin,raises,exits-at-load", "--rounds", "2"]
+        + ["--backends", "twin,raises,exits-at-load,prints-to-stdout", "--rounds", "2"]
         + ["--results", str(tmp_path / "results"), "--log-format", "json"]
     )
     assert status == 1
@@ -34,6 +34,7 @@ def test_every_call_is_an_event_that_agrees_with_the_record(
     assert all(set(event) == KEYS for event in told)
     assert {event["event"] for event in told} == {"note", "start", "stage", "answer", "failure", "close"}
     assert {event["event"] for event in told} <= log.EVENTS.keys()
+    assert "prints-to-stdout@cpu/float32: clears its throat" in [event["message"] for event in told]
     times = [datetime.datetime.fromisoformat(event["time"]) for event in told]
     assert times == sorted(times)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,13 +51,16 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
         def loaded(backend: Any, precision: str = "float32") -> Any:
             return backend.load(checkpoint, "cpu", precision, SETTINGS)
 
-        yield SimpleNamespace(
+        engines = SimpleNamespace(
             checkpoint=checkpoint,
             reference=loaded(WhisperCpu),
             max=loaded(MaxWhisper),
-            hybrid=loaded(MaxHybrid),
             half=loaded(MaxWhisper, "bfloat16"),
         )
+        patch.setenv("ASRBENCH_MAX_LOG_MEL", "matmul")
+        engines.hybrid = loaded(MaxHybrid)
+        patch.delenv("ASRBENCH_MAX_LOG_MEL")
+        yield engines
 
 
 @pytest.mark.parametrize("name", ["max", "hybrid"])
@@ -95,15 +100,31 @@ def test_each_layer_is_the_reference(engines: SimpleNamespace, name: str, precis
     assert (rounding > 1e-4) == (precision != "float32"), "the precision asked for is not the one computed in"
 
 
+@pytest.mark.parametrize(("name", "method"), [("max", "mojo"), ("hybrid", "matmul")])
 @pytest.mark.parametrize("samples", [1, 159, 160, 201, 16_000, 100_001])
-def test_log_mel_is_whispers(engines: SimpleNamespace, samples: int) -> None:
+def test_log_mel_is_whispers(engines: SimpleNamespace, name: str, method: str, samples: int) -> None:
     from whisper.audio import N_SAMPLES, log_mel_spectrogram
 
     audio = noise(samples / 16_000)
-    ours = engines.max._engine.log_mel(audio)
+    backend = getattr(engines, name)
+    assert backend.applied_settings["log_mel"] == method
+    ours = backend._engine.log_mel(audio)
     theirs = log_mel_spectrogram(torch.from_numpy(audio), 80, padding=N_SAMPLES)
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_unknown_log_mel_is_refused(engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASRBENCH_MAX_LOG_MEL", "librosa")
+    with pytest.raises(BackendError, match=r"'librosa'; on cpu .* mojo or matmul"):
+        MaxWhisper.load(engines.checkpoint, "cpu", "float32", SETTINGS)
+
+
+def test_children_run_this_python_still(engines: SimpleNamespace) -> None:
+    """A compilation writes another Python into the environment that child processes are given."""
+    code = "import sys; print(sys.prefix)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == sys.prefix
 
 
 def test_beams_are_refused(engines: SimpleNamespace) -> None:

@@ -55,8 +55,8 @@ INPUTS: dict[str, Any] = {
     "audio": matrix("samples"),
     "filters": matrix(MELS, 201),
     "logits": matrix(VOCABULARY),
-    "mask": matrix(VOCABULARY),
-    "rules": matrix(5, dtype=DType.int64),
+    "masks": matrix(2, VOCABULARY),
+    "rules": matrix(6, dtype=DType.int64),
 }
 
 
@@ -82,7 +82,7 @@ def everything(*values: Any) -> tuple[Any, ...]:
         custom_ops.cross_attention(step, at["cross_keys"], at["cross_values"], 1),
         custom_ops.self_attention(step, step * 2, step * 3, at["position"], at["cache"], 1, HEADS),
         custom_ops.log_mel(at["audio"], at["filters"], Dim("samples") // 160),
-        *custom_ops.select(at["logits"], at["mask"], at["rules"]),
+        *custom_ops.select(at["logits"], at["masks"], at["rules"]),
     )
 
 
@@ -126,8 +126,8 @@ class Kernels:
         for name, kind in INPUTS.items():
             shape = [sizes[d.name] if hasattr(d, "name") else int(d) for d in kind.shape]
             held[name] = rng.standard_normal(shape).astype(np.float32)
-        held |= {"position": np.array([5]), "rules": np.array([0, BEGIN, BEGIN, 0, -1])}
-        held |= {"mask": np.zeros(VOCABULARY, np.float32), "filters": triangles()}
+        held |= {"position": np.array([5]), "rules": np.array([0, BEGIN, BEGIN, 0, -1, 0])}
+        held |= {"masks": np.zeros((2, VOCABULARY), np.float32), "filters": triangles()}
         held |= {name: np.asarray(value) for name, value in given.items()}
         held["w8"], held["scale"] = custom_ops.quantize_rows(held["w32"])
         held["w16"] = held["w32"].astype(np.float16)
@@ -292,12 +292,13 @@ def test_select(kernels: Kernels, weigh: int, text_from: int, stamps_from: int, 
     mask = np.where(allowed, 0, -np.inf).astype(np.float32)
     allowed[:text_from] = False
     allowed[BEGIN:stamps_from] = False
-    rules = np.array([text_from, BEGIN, stamps_from, weigh, 17])
+    masks = np.stack([np.full_like(mask, -np.inf), mask])
+    rules = np.array([text_from, BEGIN, stamps_from, weigh, 17, 1])
     if not allowed.any():
         with pytest.raises(Exception, match="asr_select"):
-            kernels(logits=logits, mask=mask, rules=rules)
+            kernels(logits=logits, masks=masks, rules=rules)
         return
-    _, found = kernels(logits=logits, mask=mask, rules=rules)
+    _, found = kernels(logits=logits, masks=masks, rules=rules)
     token, logprob = chosen(logits, allowed, bool(weigh))
     assert int(found["token"][0]) == token
     assert found["logprob"][0] == pytest.approx(logprob, abs=1e-5)
@@ -305,9 +306,14 @@ def test_select(kernels: Kernels, weigh: int, text_from: int, stamps_from: int, 
     assert found["quiet"][0] == pytest.approx(raw[17] / raw.sum(), rel=1e-5)
 
 
+def test_select_refuses_a_mask_that_is_not_there(kernels: Kernels) -> None:
+    with pytest.raises(Exception, match="no such mask"):
+        kernels(rules=np.array([0, BEGIN, BEGIN, 0, -1, 2]))
+
+
 def test_the_first_of_equals_is_selected(kernels: Kernels) -> None:
     logits = np.zeros(VOCABULARY, np.float32)
     logits[[33, 34, 60, 99]] = 2
-    _, found = kernels(logits=logits, rules=np.array([0, BEGIN, BEGIN, 0, -1]))
+    _, found = kernels(logits=logits, rules=np.array([0, BEGIN, BEGIN, 0, -1, 0]))
     assert int(found["token"][0]) == 33
     assert found["quiet"][0] == 0

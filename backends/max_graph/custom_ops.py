@@ -150,7 +150,7 @@ def log_mel(
 
 
 def select(
-    logits: TensorValue, mask: TensorValue, rules: TensorValue
+    logits: TensorValue, masks: TensorValue, rules: TensorValue
 ) -> tuple[TensorValue, TensorValue, TensorValue]:
     """The likeliest allowed token, under whisper.decoding's suppression and timestamp rules.
 
@@ -159,9 +159,9 @@ def select(
 
     Args:
         logits: float32 (n_vocab,).
-        mask: float32 (n_vocab,), added to the logits: minus infinity forbids, 0 does not.
-        rules: int64 (5,): first text token allowed, first timestamp token, first timestamp allowed,
-            whether to weigh timestamps against text (1 or 0), and the no-speech token or -1.
+        masks: float32 (masks, n_vocab), one is added to the logits: minus infinity forbids, 0 does not.
+        rules: int64 (6,): first text token allowed, first timestamp token, first timestamp allowed,
+            whether to weigh timestamps against text (1 or 0), the no-speech token or -1, and which mask.
 
     Returns:
         The token, int64 (1,); its log-probability among the allowed, float32 (1,); the probability of the
@@ -173,7 +173,7 @@ def select(
     chosen, logprob, quiet = ops.custom(
         "asr_select",
         cpu,
-        [logits, mask, rules],
+        [logits, masks, rules],
         [TensorType(DType.int64, (1,), cpu), one, one],
         {},
     )

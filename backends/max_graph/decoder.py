@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,6 @@ def greedy_types(dims: Any, place: Place) -> list:
         (dims.n_text_layer, heads, dims.n_audio_ctx, dims.n_text_state // heads),
         device=device,
     )
-    mask = TensorType(DType.float32, (dims.n_vocab,), device=device)
     return [
         cross,
         cross,
@@ -110,12 +110,25 @@ def greedy_types(dims: Any, place: Place) -> list:
         BufferType(DType.int64, (dims.n_text_ctx,), device=DeviceRef.CPU()),
         TensorType(DType.int64, ("prompt",), device=DeviceRef.CPU()),
         TensorType(DType.int64, (7,), device=DeviceRef.CPU()),
-        mask,
-        mask,
+        TensorType(DType.float32, (2, dims.n_vocab), device=device),
     ]
 
 
-def greedy(decoder: TextDecoder, dims: Any):  # noqa: PLR0915 - the loop reads best in one piece
+@dataclass(frozen=True)
+class Rules:
+    """What a window is decoded under: `masks` (2, n_vocab), always and at first, and scalars on the CPU."""
+
+    masks: TensorValue
+    sot_index: TensorValue
+    eot: TensorValue
+    timestamp_begin: TensorValue
+    no_speech: TensorValue
+    sample_limit: TensorValue
+    timestamps: TensorValue
+    last_position: TensorValue
+
+
+def greedy(decoder: TextDecoder, dims: Any):
     """The graph's function: see greedy_types for its inputs.
 
     The seven integers: sot_index, eot, timestamp_begin, no_speech, sample_limit, timestamps (0 or 1), and the
@@ -124,83 +137,93 @@ def greedy(decoder: TextDecoder, dims: Any):  # noqa: PLR0915 - the loop reads b
     Returns (graph outputs): number of tokens before the end of text (int64), sum of log-probabilities
     (float32), no-speech probability (float32).
     """
-
     stepper = Stepper(decoder, dims)
 
-    def forward(cross_key, cross_value, cache, sampled, prompt, numbers, mask, mask_first):
-        cross_key, cross_value = cross_key.tensor, cross_value.tensor
-        cache, sampled = cache.buffer, sampled.buffer
-        prompt, numbers = prompt.tensor, numbers.tensor
-        mask, mask_first = mask.tensor, mask_first.tensor
-        cpu = DeviceRef.CPU()
-
-        def integer(value: int) -> TensorValue:
-            return ops.constant(value, DType.int64, device=cpu)
-
-        sot_index, eot, timestamp_begin, no_speech, sample_limit, timestamps, last_position = (
-            numbers[i] for i in range(7)
-        )
+    def forward(cross_key, cross_value, cache, sampled, prompt, numbers, masks):
+        cache, sampled, prompt = cache.buffer, sampled.buffer, prompt.tensor
+        rules = Rules(masks.tensor, *(numbers.tensor[i] for i in range(7)))
         n_prompt = ops.shape_to_tensor(prompt.shape)[0]
-        zero = ops.constant(0.0, DType.float32, device=cpu)
-        ids = ops.range(0, dims.n_vocab, 1, dtype=DType.int64, device=mask.device)
-        never = ops.constant(NEVER, DType.float32, device=mask.device)
+        select = _select_by_kernel if rules.masks.device.is_cpu() else _select_by_ops
+        one = _integer(1)
 
         def running(position, token, count, last, before, stamp, logprob, quiet, done):
             return done == 0
 
         def step(position, token, count, last, before, stamp, logprob, quiet, done):
-            in_prompt = position < n_prompt
             index = ops.min(position, n_prompt - 1)
-            fed = ops.where(
-                in_prompt, ops.reshape(ops.gather(prompt, ops.reshape(index, (1,)), 0), ()), token
-            )
-            logits = stepper(fed, position, cache, cross_key, cross_value)
-            top = ops.reshape(ops.max(logits), ())
-            chance = ops.exp(logits[no_speech] - top) / ops.reshape(ops.sum(ops.exp(logits - top)), ())
-            quiet = ops.where(position == sot_index, ops.reshape(chance, ()), quiet)
+            given = ops.reshape(ops.gather(prompt, ops.reshape(index, (1,)), 0), ())
+            fed = ops.where(position < n_prompt, given, token)
+            logits = stepper(fed, position, cache, cross_key.tensor, cross_value.tensor)
 
-            sampling = position >= n_prompt - 1
-            logits = logits + ops.where(count == 0, mask_first, mask)
             pair_open = (last == 1) & (before == 0)  # an end without the next start: no text may follow
-            text_end = ops.where(pair_open, eot, integer(0))
-            stamp_end = ops.where(
+            text_start = ops.where(pair_open, rules.eot, _integer(0))
+            stamp_start = ops.where(
                 (last == 1) & (before == 1),
-                integer(dims.n_vocab),
+                _integer(dims.n_vocab),
                 ops.where(pair_open, stamp, stamp + 1),
             )
-            forbidden = (timestamps == 1) & (
-                (ids < text_end) | ((ids >= timestamp_begin) & (ids < stamp_end))
-            )
-            logits = ops.where(forbidden, never, logits)
-            top = ops.reshape(ops.max(logits), ())
-            is_stamp = ids >= timestamp_begin
-            weights = ops.exp(logits - top)
-            stamps = ops.reshape(ops.sum(ops.where(is_stamp, weights, zero)), ())
-            text = ops.reshape(ops.max(ops.where(is_stamp, zero, weights)), ())
-            stamps_only = (timestamps == 1) & (stamps > text)
-            logits = ops.where(stamps_only & (ids < timestamp_begin), never, logits)
-            chosen = ops.reshape(ops.cast(ops.argmax(logits), DType.int64), ())
-            total = ops.where(stamps_only, stamps, ops.reshape(ops.sum(weights), ()))
-            gain = ops.reshape(logits[chosen], ()) - top - ops.log(total)
+            timed = rules.timestamps == 1
+            text_start = ops.where(timed, text_start, _integer(0))
+            stamp_start = ops.where(timed, stamp_start, rules.timestamp_begin)
+            at_start = position == rules.sot_index
+            chosen, gain, chance = select(logits, rules, text_start, stamp_start, count == 0, at_start)
 
-            ended = chosen == eot
+            sampling = position >= n_prompt - 1
+            quiet = ops.where(at_start, chance, quiet)
             logprob = ops.where(sampling, logprob + gain, logprob)
             ops.buffer_store_slice(sampled, ops.reshape(chosen, (1,)), [(slice(count, count + 1), 1)])
-            stamped = chosen >= timestamp_begin
+            ended = chosen == rules.eot
+            stamped = chosen >= rules.timestamp_begin
             next_count = ops.where(sampling & ~ended, count + 1, count)
-            one = integer(1)
             before = ops.where(sampling, ops.where(count == 0, one, last), before)
-            last = ops.where(sampling, ops.where(stamped, one, integer(0)), last)
+            last = ops.where(sampling, ops.where(stamped, one, _integer(0)), last)
             stamp = ops.where(sampling & stamped, chosen, stamp)
-            full = (next_count >= sample_limit) | (position + 1 >= last_position)
-            done = ops.where(sampling & (ended | full), one, integer(0))
+            full = (next_count >= rules.sample_limit) | (position + 1 >= rules.last_position)
+            done = ops.where(sampling & (ended | full), one, _integer(0))
             return position + 1, chosen, next_count, last, before, stamp, logprob, quiet, done
 
-        start = [integer(0), integer(0), integer(0), integer(0), integer(1), timestamp_begin - 1, zero, zero]
-        end = ops.while_loop([*start, integer(0)], running, step)
+        nothing, zero = _integer(0), ops.constant(0.0, DType.float32, device=DeviceRef.CPU())
+        before_all = rules.timestamp_begin - 1
+        start = [nothing, nothing, nothing, nothing, one, before_all, zero, zero, nothing]
+        end = ops.while_loop(start, running, step)
         return end[2], end[6], end[7]
 
     return forward
+
+
+def _integer(value: int) -> TensorValue:
+    return ops.constant(value, DType.int64, device=DeviceRef.CPU())
+
+
+def _select_by_kernel(logits, rules: Rules, text_start, stamp_start, is_first, at_start):
+    """The token chosen, its log-probability and the no-speech probability at the start: scalars."""
+    first = ops.where(is_first, _integer(1), _integer(0))
+    no_speech = ops.where(at_start, rules.no_speech, _integer(-1))
+    numbers = [text_start, rules.timestamp_begin, stamp_start, rules.timestamps, no_speech, first]
+    found = custom_ops.select(logits, rules.masks, ops.stack(numbers))
+    return tuple(ops.reshape(x, ()) for x in found)
+
+
+def _select_by_ops(logits, rules: Rules, text_start, stamp_start, is_first, at_start):
+    """_select_by_kernel in MAX's own operations, for devices the kernel is not written for."""
+    begin, device = rules.timestamp_begin, logits.device
+    never = ops.constant(NEVER, DType.float32, device=device)
+    zero = ops.constant(0.0, DType.float32, device=device)
+    ids = ops.range(0, int(logits.shape[0]), 1, dtype=DType.int64, device=device)
+    top = ops.reshape(ops.max(logits), ())
+    chance = ops.exp(logits[rules.no_speech] - top) / ops.reshape(ops.sum(ops.exp(logits - top)), ())
+    logits = logits + ops.where(is_first, rules.masks[1], rules.masks[0])
+    logits = ops.where((ids < text_start) | ((ids >= begin) & (ids < stamp_start)), never, logits)
+    top = ops.reshape(ops.max(logits), ())
+    is_stamp = ids >= begin
+    weights = ops.exp(logits - top)
+    stamps = ops.reshape(ops.sum(ops.where(is_stamp, weights, zero)), ())
+    text = ops.reshape(ops.max(ops.where(is_stamp, zero, weights)), ())
+    stamps_only = (rules.timestamps == 1) & (stamps > text)
+    logits = ops.where(stamps_only & (ids < begin), never, logits)
+    chosen = ops.reshape(ops.cast(ops.argmax(logits), DType.int64), ())
+    total = ops.where(stamps_only, stamps, ops.reshape(ops.sum(weights), ()))
+    return chosen, ops.reshape(logits[chosen], ()) - top - ops.log(total), ops.reshape(chance, ())
 
 
 def rule_numbers(rules: WindowRules) -> np.ndarray:
@@ -227,8 +250,8 @@ def masks(
     max_initial_timestamp_index: int | None,
     no_timestamps: int,
     timestamp_begin: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """What is added to the logits, float32 (n_vocab,): always, and at the first sampled token."""
+) -> np.ndarray:
+    """What is added to the logits, float32 (2, n_vocab): always, and at the first sampled token."""
     always = np.zeros(n_vocab, np.float32)
     always[list(suppressed)] = NEVER
     if timestamps:
@@ -239,4 +262,4 @@ def masks(
         first[:timestamp_begin] = NEVER
         if max_initial_timestamp_index is not None:
             first[timestamp_begin + max_initial_timestamp_index + 1 :] = NEVER
-    return always, first
+    return np.stack([always, first])

@@ -20,10 +20,12 @@ IMPORTS = ("torch", "whisper", "max.driver", "max.engine", "max.graph", "max.nn"
 
 def check(device: str) -> None:
     """Raise BackendUnavailable if MAX, a package beside it or the GPU is missing."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    require_package("max.engine", "max")
-    found = version("max")
+    try:
+        found = version("max")
+    except PackageNotFoundError:
+        raise BackendUnavailable("the package max is not installed", "pip install max") from None
     if not found.startswith(f"{MAX_RELEASE}."):
         raise BackendUnavailable(
             f"MAX {found} is installed; the graphs are written for {MAX_RELEASE}",
@@ -88,10 +90,12 @@ class MaxEngine:
             "dims": vars(self.dims),
             **{name: getattr(self.place, name).name for name in types},
         }
+        self._method = log_mel.chosen_method(device)
         self._filters = self._to_device(
-            log_mel.prepared_filters(mel_filters("cpu", self.dims.n_mels), device)
+            log_mel.prepared_filters(mel_filters("cpu", self.dims.n_mels), device, self._method)
         )
-        self._log_mel = self._load("log_mel", {"n_mels": self.dims.n_mels}, self._log_mel_graph)
+        facts = {"n_mels": self.dims.n_mels, "method": self._method}
+        self._log_mel = self._load("log_mel", facts, self._log_mel_graph)
 
     def modules(self) -> Any:
         """New modules with the weights: MAX 26.7 ties a module to the first graph it is used in."""
@@ -120,7 +124,7 @@ class MaxEngine:
         return Graph(
             "log_mel",
             lambda hops, filters: log_mel.log_mel(
-                hops.tensor, filters.tensor, self.dims.n_mels, self.place.device
+                hops.tensor, filters.tensor, self.dims.n_mels, self.place.device, self._method
             ),
             input_types=[log_mel.hops_type(self.place.device), filters],
             custom_extensions=[custom_ops.KERNELS],
@@ -184,6 +188,7 @@ class MaxEngine:
         return {
             "threads": self._torch.get_num_threads(),
             "max_version": version("max"),
+            "log_mel": self._method,
             "activations_dtype": self.place.dtype.name,
             "encoder_dtype": self.place.encoder_dtype.name,
             "step_weights_dtype": self.place.step_dtype.name,

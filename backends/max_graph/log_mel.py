@@ -1,14 +1,20 @@
-"""Whisper's log-mel spectrogram as a MAX graph: frames, windowed DFT as one matmul, mel filters, log."""
+"""Whisper's log-mel spectrogram as a MAX graph, its spectrum in one of two ways.
+
+"matmul": frames times a windowed DFT matrix, for any device. "mojo": our FFT kernel, for the CPU, where it is
+the faster.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
 
-from backends.max_graph import encoder_ops
+from backends.base import BackendError
+from backends.max_graph import custom_ops, encoder_ops
 
 N_FFT = 400  # 25 ms
 HOP = 160  # 10 ms
@@ -30,23 +36,52 @@ def windowed_dft() -> np.ndarray:
     return (window[:, None] * np.concatenate([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)
 
 
-def prepared_filters(filters: Any, device: str) -> Any:
-    """whisper's mel filters (n_mels, 201), a torch.Tensor, as `log_mel` takes them on "cpu" or "cuda"."""
+def chosen_method(device: str) -> str:
+    """ASRBENCH_MAX_LOG_MEL if it is set, else the faster one on "cpu" or "cuda".
+
+    Raises:
+        BackendError: there is no such method on the device.
+    """
+    known = ("mojo", "matmul") if device == "cpu" else ("matmul",)
+    method = os.environ.get("ASRBENCH_MAX_LOG_MEL") or known[0]
+    if method not in known:
+        raise BackendError(
+            f"ASRBENCH_MAX_LOG_MEL is {method!r}; on {device} the MAX log-mel is computed by "
+            f"{' or '.join(known)}"
+        )
+    return method
+
+
+def prepared_filters(filters: Any, device: str, method: str) -> Any:
+    """whisper's mel filters (n_mels, 201), a torch.Tensor, as `log_mel` takes them."""
     import torch
 
-    if device == "cpu":
+    if device == "cpu" and method == "matmul":
         return torch.from_numpy(encoder_ops.panels(filters.numpy()))
     return filters.contiguous()
 
 
 def log_mel(
-    hops: TensorValue, filters: TensorValue, n_mels: int, device: DeviceRef
+    hops: TensorValue, filters: TensorValue, n_mels: int, device: DeviceRef, method: str
 ) -> tuple[TensorValue, TensorValue]:
     """(hops, 160) and `prepared_filters` to the scaled log-mel (n_mels, hops - 2) and silence's value.
 
     As whisper.audio.log_mel_spectrogram, for audio that was padded by 200 samples in front. The second
     result, (1, 1), is what a frame of digital silence has in every band: it depends on the loudest bin.
     """
+    frames = Dim("hops") - 2
+    if method == "mojo":
+        log = custom_ops.log_mel(ops.reshape(hops, (Dim("hops") * HOP,)), filters, frames, reflect=False)
+    else:
+        mel = _mel_by_matmul(hops, filters, n_mels, device).transpose(0, 1)
+        log = ops.log(ops.max(mel, ops.constant(FLOOR, DType.float32, device=device))) * float(1 / np.log(10))
+    loudest = ops.reshape(ops.max(ops.reshape(log, (-1,))), (1, 1))
+    quietest = ops.max(loudest - RANGE, ops.constant(np.log10(FLOOR), DType.float32, device=device))
+    return (ops.max(log, quietest) + 4.0) / 4.0, (quietest + 4.0) / 4.0
+
+
+def _mel_by_matmul(hops: TensorValue, filters: TensorValue, n_mels: int, device: DeviceRef) -> TensorValue:
+    """Power in each mel band: (hops - 2, n_mels)."""
     frames = Dim("hops") - 2
     if device.is_cpu():
         dft = ops.constant(encoder_ops.panels(windowed_dft().T), DType.float32, device=device)
@@ -61,15 +96,8 @@ def log_mel(
     real, imaginary = spectrum[:, :BINS], spectrum[:, BINS : 2 * BINS]
     power = real * real + imaginary * imaginary
     if device.is_cpu():
-        mel = encoder_ops.product(power, filters)[:, :n_mels]
-    else:
-        mel = power @ filters.transpose(0, 1)
-    floor = ops.constant(FLOOR, DType.float32, device=device)
-    log = ops.log(ops.max(mel, floor)) * float(1 / np.log(10.0))
-    loudest = ops.reshape(ops.max(ops.reshape(log, (-1,))), (1, 1))
-    quietest = ops.max(loudest - RANGE, ops.constant(np.log10(FLOOR), DType.float32, device=device))
-    scaled = (ops.max(log, quietest) + 4.0) / 4.0
-    return scaled.transpose(0, 1), (quietest + 4.0) / 4.0
+        return encoder_ops.product(power, filters)[:, :n_mels]
+    return power @ filters.transpose(0, 1)
 
 
 def cut(audio: np.ndarray) -> np.ndarray:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from backends.base import BackendError
+from backends.base import LOAD_LOG, BackendError
 from backends.cache import cache_dir, locked, temporary_beside
 
 PACKAGE = Path(__file__).parent
+LOG = logging.getLogger(LOAD_LOG)
 # Mojo's Python set-up writes these behind Python's back: every child process would then run another Python
 LEAKED = ("PYTHONEXECUTABLE", "PYTHONPATH", "MOJO_PYTHON_LIBRARY")
 
@@ -86,7 +87,7 @@ def compiled(session: Any, name: str, device: str, parts: Mapping[str, Any], bui
     with locked(target):
         if target.exists():
             return read(target)
-        print(f"MAX {version('max')}: compiling the {name} graph, once", file=sys.stderr, flush=True)
+        LOG.info("MAX %s compiles the %s graph, once for this machine", version("max"), name)
         start = time.perf_counter()
         try:
             artefact = session.compile(build())
@@ -97,7 +98,7 @@ def compiled(session: Any, name: str, device: str, parts: Mapping[str, Any], bui
         partial = temporary_beside(target)
         artefact.export_mef(partial)
         partial.replace(target)
-        print(f"MAX: compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        LOG.info("compiled the %s graph in %.0f s", name, time.perf_counter() - start)
         return artefact
 
 

@@ -69,14 +69,14 @@ struct AsrSelect:
         logprob: OutputTensor[dtype=DType.float32, rank=1, ...],
         quiet: OutputTensor[dtype=DType.float32, rank=1, ...],
         logits: InputTensor[dtype=DType.float32, rank=1, ...],
-        mask: InputTensor[dtype=DType.float32, rank=1, ...],
+        masks: InputTensor[dtype=DType.float32, rank=2, ...],
         rules: InputTensor[dtype=DType.int64, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "asr_select runs on the CPU only"
         var size = logits.dim_size(0)
-        if rules.dim_size(0) != 5 or mask.dim_size(0) != size:
-            raise Error("asr_select: needs five rules and a mask as long as the logits")
+        if rules.dim_size(0) != 6 or masks.dim_size(1) != size:
+            raise Error("asr_select: needs six rules and masks as long as the logits")
         var numbers = rules.unsafe_ptr()
         var text_start = Int(numbers.unsafe_load(0))
         var begin = Int(numbers.unsafe_load(1))
@@ -85,7 +85,10 @@ struct AsrSelect:
         var no_speech = Int(numbers.unsafe_load(4))
         if text_start < 0 or begin < 0 or begin > size or stamp_start < begin or no_speech >= size:
             raise Error("asr_select: a rule names a token outside the vocabulary")
-        var choice = Choice(floats(logits), floats(mask))
+        var row = Int(numbers.unsafe_load(5))
+        if row < 0 or row >= masks.dim_size(0):
+            raise Error("asr_select: there is no such mask")
+        var choice = Choice(floats(logits), floats(masks).unsafe_offset(row * size))
         var text_top = choice.top(text_start, begin)
         var stamp_top = choice.top(stamp_start, size)
         var top = max(text_top, stamp_top)
