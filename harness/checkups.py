@@ -37,6 +37,7 @@ SMALL_MEMORY_BYTES = 4 * GIB  # the two default engines side by side, on the sma
 SMALL_DISK_BYTES = GIB
 BUSY_SHARE = 0.25  # of the cores, by the load average: above it timings suffer
 IMPORT_SECONDS = 120  # torch takes 2 s on a fast disk and a minute on a cold network one
+COMPILE_SECONDS = 300  # a small MAX graph takes 10 s on two idle cores
 CODECS = ("wav", "flac", "mp3", "ogg", "opus", "m4a")
 
 # Status, what was found and, where something mends it, what does. Checks take the folder for results.
@@ -133,6 +134,11 @@ def _why_not(backend: Any) -> BackendUnavailable | None:
 def _import_trouble(modules: Sequence[str]) -> str | None:
     """Import modules in a process of their own, which may hang or crash; return what went wrong."""
     code = "import " + ", ".join(modules) if modules else "pass"
+    return _in_process(code, IMPORT_SECONDS)[0]
+
+
+def _in_process(code: str, timeout_seconds: float) -> tuple[str | None, list[str]]:
+    """Run Python code in a process of its own; return what went wrong and the lines it printed."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -141,23 +147,36 @@ def _import_trouble(modules: Sequence[str]) -> str | None:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=IMPORT_SECONDS,
+            timeout=timeout_seconds,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"`{code}` took more than {IMPORT_SECONDS} s"
+        return f"`{code}` took more than {timeout_seconds} s", []
     if done.returncode == 0:
-        return None
+        return None, done.stdout.splitlines()
     if done.returncode < 0:
-        return f"`{code}` died of {signal.Signals(-done.returncode).name}"
+        return f"`{code}` died of {signal.Signals(-done.returncode).name}", []
     said = done.stderr.strip().splitlines()
-    return f"`{code}` failed: {said[-1] if said else f'exit status {done.returncode}'}"
+    return f"`{code}` failed: {said[-1] if said else f'exit status {done.returncode}'}", []
 
 
 def _packages(modules: Sequence[str]) -> str:
     owners = metadata.packages_distributions()
     names = dict.fromkeys(name for module in modules for name in owners.get(module.partition(".")[0], []))
     return ", ".join(f"{name} {metadata.version(name)}" for name in names)
+
+
+def _max(results: Path) -> Iterator[Line]:
+    if "max" not in backends.names() or _why_not(backends.load("max")):
+        yield OK, "not tried: the max backend cannot run here"
+        return
+    for device in ["cpu", *(["cuda"] if host.describe()["gpus"] else [])]:
+        code = f"from backends.max_graph import session; print(session.try_out({device!r}))"
+        trouble, said = _in_process(code, COMPILE_SECONDS)
+        if trouble:
+            yield WARN, f"MAX on {device}: {trouble}", "reinstall max, or leave the max backends out"
+        else:
+            yield OK, said[-1]
 
 
 def _codecs(results: Path) -> Iterator[Line]:
@@ -276,6 +295,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("machine", _machine),
     ("gpu", _gpu),
     ("engines", _engines),
+    ("max", _max),
     ("codecs", _codecs),
     ("checkpoints", _checkpoints),
     ("clips", _clips),

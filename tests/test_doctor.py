@@ -63,6 +63,25 @@ def call(*arguments):
     return parsed.func(parsed)
 
 
+def test_max_is_tried_out_where_it_is_installed(registered, monkeypatch):
+    registered(good=Engine)
+    assert lines("max") == [(OK, "not tried: the max backend cannot run here")]
+    registered(max=Engine)
+    for code, expected in (
+        ("print('noise'); print('MAX 1 runs')", (OK, "MAX 1 runs")),
+        ("raise RuntimeError('it is wrong')", WARN),
+        ("import os; os.abort()", WARN),
+    ):
+        with monkeypatch.context() as patch:
+            in_process = checkups._in_process
+            patch.setattr(checkups, "_in_process", lambda *_, code=code: in_process(code, 30))
+            ((*line,),) = lines("max")
+        assert (tuple(line) if line[0] == OK else line[0]) == expected
+        if line[0] == WARN:
+            assert line[1].startswith("MAX on cpu: ") and ("it is wrong" in line[1] or "SIGABRT" in line[1])
+            assert "reinstall max" in line[2]
+
+
 def test_a_healthy_machine_passes(healthy, capsys):
     assert call("--results", str(healthy)) == 0
     printed = capsys.readouterr().out

@@ -15,7 +15,7 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import BufferType, DeviceRef, Dim, Graph, TensorType, ops
 
-from backends.max_graph import bfloat16_ops, custom_ops, encoder_ops
+from backends.max_graph import bfloat16_ops, custom_ops, encoder_ops, session
 
 SEED = 7
 SIZE, HEADS, LAYERS, ROOM = 64, 2, 2, 9
@@ -317,3 +317,7 @@ def test_the_first_of_equals_is_selected(kernels: Kernels) -> None:
     _, found = kernels(logits=logits, rules=np.array([0, BEGIN, BEGIN, 0, -1, 0]))
     assert int(found["token"][0]) == 33
     assert found["quiet"][0] == 0
+
+
+def test_doctors_graph_runs_on_the_cpu() -> None:
+    assert session.try_out("cpu").endswith("compiles and runs on cpu")

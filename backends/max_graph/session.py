@@ -109,3 +109,28 @@ def restore_environment() -> None:
             os.putenv(name, os.environ[name])
         else:
             os.unsetenv(name)
+
+
+def try_out(device: str) -> str:
+    """Compile and run a small graph on "cpu" or "cuda"; return MAX's release and the device's name.
+
+    Raises:
+        RuntimeError: MAX cannot compile for the device or computes nonsense on it.
+        ValueError: there is no such device.
+    """
+    import numpy as np
+    from max.driver import CPU, Accelerator, Buffer
+    from max.dtype import DType
+    from max.engine import InferenceSession
+    from max.graph import DeviceRef, Graph, TensorType
+
+    driver = CPU() if device == "cpu" else Accelerator()
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((8, 8), np.float32) for _ in range(2))
+    kind = TensorType(DType.float32, a.shape, device=DeviceRef.from_device(driver))
+    graph = Graph("try_out", lambda a, b: a.tensor @ b.tensor, input_types=[kind, kind])
+    model = InferenceSession(devices=[driver]).load(graph)
+    found = model.execute(*(Buffer.from_numpy(x).to(driver) for x in (a, b)))[0].to(CPU()).to_numpy()
+    if not np.allclose(found, a @ b, atol=1e-5):
+        raise RuntimeError(f"a product of two matrices is wrong by {np.abs(found - a @ b).max():.1e}")
+    return f"MAX {version('max')} compiles and runs on {driver.label}"
