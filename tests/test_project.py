@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-import jsonschema
+import jsonschema_rs
 import pytest
 
 import backends
@@ -59,7 +59,7 @@ def test_every_pixi_task_has_its_make_target() -> None:
 def test_pixi_manifest_follows_its_schema() -> None:
     # pixi's own schema (prefix-dev/pixi 2b25fc7, BSD-3-Clause)
     schema = json.loads((Path(__file__).parent / "pixi.schema.json").read_text())
-    jsonschema.validators.validator_for(schema)(schema).validate(pixi())
+    jsonschema_rs.validator_for(schema).validate(pixi())
 
 
 def test_pixi_has_the_environments_the_readme_names() -> None:
