@@ -15,7 +15,7 @@ import numpy as np
 
 from harness import rank_test, stats
 from harness.record import Run
-from harness.word_errors import errors, is_answered
+from harness.word_errors import errors, is_answered, is_timed
 
 Result = dict[str, Any]
 
@@ -251,7 +251,7 @@ def _walls(result: Result) -> dict[tuple[int, str], float]:
     return {
         (sample["round"], sample["clip"]): sample["wall_seconds"]
         for sample in result["samples"]
-        if is_answered(sample) and sample["wall_seconds"]
+        if is_timed(sample) and sample["wall_seconds"]
     }
 
 

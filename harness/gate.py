@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from harness import sittings
 from harness.record import Run
 
 UNSEEN_OVER_SEEN_LIMIT = 1.5  # a copy never given before may take this much longer than the clip itself
@@ -59,7 +60,7 @@ def _own_faults(run: Run, result: Result) -> Iterator[str]:
     yield from _weights(run, result)
     yield from _settings(run, result)
     yield from _quality_ceiling(run, result)
-    yield from _timing(result)
+    yield from _timing(run, result)
 
 
 def _coverage(run: Run, result: Result) -> Iterator[str]:
@@ -111,7 +112,10 @@ def _quality_ceiling(run: Run, result: Result) -> Iterator[str]:
         yield f"WER {wer:.1%} is above the ceiling of {ceiling:.0%}"
 
 
-def _timing(result: Result) -> Iterator[str]:
+def _timing(run: Run, result: Result) -> Iterator[str]:
+    rounds = sittings.complete_rounds(run, result)
+    if rounds == 0:
+        yield "the sitting whose times count holds no whole round of it: its speed is of some clips only"
     integrity = result["integrity"]
     if integrity is None or result["rtfx"] is None:
         yield "its timing was not checked for cached answers"

@@ -17,7 +17,7 @@ import numpy as np
 
 from backends import Variant
 from backends.base import REMOTE
-from harness import gate, integrity, normalize, probes, record, score
+from harness import gate, integrity, journal, normalize, probes, record, resume, score, sittings
 from harness.audio import dithered
 from harness.corpus import Clip, write_samples
 from harness.plan import Plan, blank_record, now
@@ -36,8 +36,13 @@ def new_run_id() -> str:
     return f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
 
 
-def run(plan: Plan, run_id: str, folder: Path, progress: Progress) -> record.Run:
+def run(
+    plan: Plan, run_id: str, folder: Path, progress: Progress, kept: journal.Kept | None = None
+) -> record.Run:
     """Measure every variant of the plan; return the scored and gated record.
+
+    Args:
+        kept: what the journal holds of a run that is gone on with; it must be of the same plan.
 
     The record is saved to `folder`/run.json after every round, so that whatever ends the run early leaves
     what was measured. A failing engine becomes an error in its own row. Ctrl-C or SIGTERM ends the run with
@@ -46,17 +51,23 @@ def run(plan: Plan, run_id: str, folder: Path, progress: Progress) -> record.Run
     Raises:
         RecordError: the record cannot be written (disk full, folder not writable).
     """
-    return _Session(plan, run_id, folder, progress).run()
+    return _Session(plan, run_id, folder, progress, kept).run()
 
 
 class _Session:
-    def __init__(self, plan: Plan, run_id: str, folder: Path, progress: Progress):
+    def __init__(
+        self, plan: Plan, run_id: str, folder: Path, progress: Progress, kept: journal.Kept | None = None
+    ):
         self.plan = plan
         self.folder = folder
         self.progress = progress
         self.workers: dict[str, Worker] = {}
         self.record = blank_record(plan, run_id)
         self.rows = {row["variant"]: row for row in self.record["results"]}
+        self.sitting = len(kept.sittings) if kept else 0
+        self.failed = set(kept.failures) if kept else set()
+        self.journal = self._begin(kept) if plan.texts else None
+        self.done = resume.restore(self.record, kept) if kept else set()
         self.normalize = normalize.normalizer(plan.normalizer)
 
     def run(self) -> record.Run:
@@ -91,7 +102,8 @@ class _Session:
         copies = integrity.prepare(self.plan.clips, audio, temporary, self.plan.seed)
         warmup = self._warmup_clip(audio, temporary)
         for variant in self.plan.variants:
-            self._start(variant, logs, warmup)
+            if str(variant) not in self.failed:
+                self._start(variant, logs, warmup)
         strangers = probes.foreign_gpu_pids([worker.pid for worker in self.workers.values()])
         if strangers and any(worker.variant.device == "cuda" for worker in self.workers.values()):
             pids = ", ".join(map(str, strangers))
@@ -100,7 +112,9 @@ class _Session:
         calls = len(self.workers) * (self.plan.rounds * len(audio) + 2 * len(copies))
         self.progress.start(calls)
         names = [str(variant) for variant in self.plan.variants]
-        for number in range(self.plan.rounds):
+        finished = {entry["round"] for entry in self.record["rounds"]}
+        self.progress.advance(len(self.done))
+        for number in sorted(set(range(self.plan.rounds)) - finished):
             shift = number % max(len(names), 1)
             order = [name for name in names[shift:] + names[:shift] if name in self.workers]
             self._round(number, order, audio)
@@ -146,11 +160,35 @@ class _Session:
                 if worker is None:
                     continue
                 for clip in self.plan.clips:
+                    if (name, number, clip.name) in self.done:
+                        continue
                     self.progress.stage(name, f"round {number + 1}/{self.plan.rounds}", clip.name)
                     answer = worker.call(audio[clip.name], clip.language, f"answering clip {clip.name}")
-                    self.rows[name]["samples"].append(_sample(clip, number, answer))
+                    self._keep(name, _sample(clip, number, answer))
                     self.progress.answered(name, clip.name, number, answer["wall_seconds"], answer["error"])
-        self.record["rounds"].append({"round": number, "order": order, **load.finish()})
+        entry = {"round": number, "order": order, **load.finish(), **self._of_sitting()}
+        self.record["rounds"].append(entry)
+        if self.journal is not None:
+            self.journal.add("round", entry)
+            self.journal.sync()
+
+    def _begin(self, kept: journal.Kept | None) -> journal.Journal:
+        opened = journal.Journal(self.folder, kept.size_bytes if kept else 0)
+        if kept is None:
+            head = {name: self.record[name] for name in ("run_id", "started_at")}
+            plan = resume.fingerprint(self.record)
+            opened.add("plan", plan, journal_version=journal.VERSION, argv=self.plan.command[1:], **head)
+        opened.add("sitting", {name: self.record[name] for name in ("host", "versions")})
+        opened.sync()
+        return opened
+
+    def _keep(self, name: str, sample: dict[str, Any]) -> None:
+        if self.journal is not None:
+            self.journal.add("sample", sample | {"sitting": self.sitting}, variant=name)
+        self.rows[name]["samples"].append(sample | self._of_sitting())
+
+    def _of_sitting(self) -> dict[str, int]:
+        return {"sitting": self.sitting} if "sittings" in self.record else {}
 
     @contextlib.contextmanager
     def _turn(self, name: str, doing: str) -> Iterator[Worker | None]:
@@ -167,6 +205,9 @@ class _Session:
             row = self.rows[name]
             row["status"] = "unavailable" if error.unavailable else "error"
             row["error"], row["remedy"] = str(error), error.remedy
+            if self.journal is not None:
+                failure = {name: row[name] for name in ("status", "error", "remedy")}
+                self.journal.add("failure", failure, variant=row["variant"])
             worker.stop()
             del self.workers[name]
             self.progress.failed(name, doing, str(error))
@@ -199,10 +240,15 @@ class _Session:
         record.write(_without_partial_integrity(stored), self.folder / "run.json")
 
     def _finish(self) -> None:
+        if "sittings" in self.record:
+            self.record["sittings"][-1]["finished_at"] = now()
+            sittings.settle(self.record)
         for row in self.record["results"]:
             if row["integrity"] is not None:
                 row["integrity"] = integrity.summarise(
-                    row["integrity"]["probes"], row["samples"], is_remote=row["device"] == REMOTE
+                    row["integrity"]["probes"],
+                    [sample for sample in row["samples"] if sample.get("timed", True)],
+                    is_remote=row["device"] == REMOTE,
                 )
             spent = [s["cpu_seconds"] for s in row["samples"] if s["cpu_seconds"] is not None]
             row["resources"]["cpu_seconds"] = sum(spent) if spent else None
@@ -211,6 +257,13 @@ class _Session:
         score.score(self.record, self.plan.normalizer, also=self.plan.also_normalizers)
         gate.judge(self.record)
         self._save()
+        if self.journal is None:
+            return
+        if self.record["complete"]:
+            self.journal.remove()
+        else:
+            self.journal.sync()
+            self.journal.close()
 
 
 def _sample(clip: Clip, number: int, answer: dict[str, Any]) -> dict[str, Any]:
@@ -246,7 +299,7 @@ def _disturbances(run: record.Run) -> Iterator[str]:
             )
         times: dict[str, list[float]] = {}
         for sample in row["samples"]:
-            if sample["error"] is None:
+            if sample["error"] is None and sample.get("timed", True):
                 times.setdefault(sample["clip"], []).append(sample["wall_seconds"])
         spreads = [
             (np.percentile(values, 75) - np.percentile(values, 25)) / statistics.median(values)

@@ -20,7 +20,7 @@ from harness.report import context
 from harness.report.columns import figure, percent
 from harness.report.escape import visible
 from harness.report.rows import RANKED, UNAVAILABLE, rows
-from harness.word_errors import first_answers, is_answered
+from harness.word_errors import first_answers, is_timed
 
 FRAMES_A_SECOND = 20
 BAR_CELLS = 16
@@ -92,7 +92,7 @@ def race(run: Run, clip: str | None = None) -> Race:
             continue
         result = results[row["variant"]]
         calls = [sample for sample in result["samples"] if sample["clip"] == chosen["name"]]
-        walls = [s["wall_seconds"] for s in calls if is_answered(s) and s["wall_seconds"]]
+        walls = [s["wall_seconds"] for s in calls if is_timed(s) and s["wall_seconds"]]
         first = first_answers(result).get(chosen["name"])
         counted = next(
             (e for e in (result["wer"] or {}).get("per_clip", []) if e["clip"] == chosen["name"]), None

@@ -63,6 +63,12 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         metavar="snr=20,10,0",
         help="add a noisy copy of every clip at each ratio in dB; noise=pink for another noise",
     )
+    what.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with a run that was cut off, the folder in results/; everything else is taken from it",
+    )
     what.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     what.add_argument(
         "--no-reference",

@@ -21,19 +21,21 @@ from backends.base import AsrbenchError, BackendError, BackendUnavailable, Check
 from harness import (
     augment,
     corpus,
+    journal,
     log,
     normalize,
     orchestrate,
     progress,
     record,
     report,
+    resume,
     run_arguments,
     sampling,
     slices,
     worker_handle,
 )
 from harness.corpus import Clip
-from harness.plan import Plan
+from harness.plan import Plan, blank_record
 from harness.progress import Progress
 
 
@@ -48,10 +50,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out `asrbench run`; return 0, or 1 when a row failed, or 130 when interrupted."""
+    kept = None
+    if arguments.resume is not None:
+        kept = journal.read(arguments.resume)
+        arguments = resume.arguments(kept, arguments, _parser())
     formats = [(path, report.format_of(path)) for path in arguments.output]
     is_json = arguments.log_format == "json"
     with log.warnings_as_events() if is_json else contextlib.nullcontext():
-        stored, folder = measure(arguments, lambda: _progress(arguments))
+        stored, folder = measure(arguments, lambda: _progress(arguments), kept)
     for path, name in formats:
         record.write_text(path, report.render(stored, name))
     if arguments.json:
@@ -64,15 +70,20 @@ def run(arguments: argparse.Namespace) -> int:
         if is_json:
             log.emit("error", message=told)
         else:
-            print(f"asrbench: {told}", file=sys.stderr)
+            further = f"; asrbench run --resume {folder} goes on" if (folder / journal.NAME).exists() else ""
+            print(f"asrbench: {told}{further}", file=sys.stderr)
     return status(arguments, stored)
 
 
 def defaults() -> argparse.Namespace:
     """Return the arguments of a bare `asrbench run`."""
+    return _parser().parse_args(["run"])
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
-    return parser.parse_args(["run"])
+    return parser
 
 
 def status(arguments: argparse.Namespace, stored: record.Run) -> int:
@@ -84,21 +95,30 @@ def status(arguments: argparse.Namespace, stored: record.Run) -> int:
     return 1 if any(row["status"] in bad for row in stored["results"]) else 0
 
 
-def measure(arguments: argparse.Namespace, shown: Callable[[], Progress]) -> tuple[record.Run, Path]:
+def measure(
+    arguments: argparse.Namespace, shown: Callable[[], Progress], kept: journal.Kept | None = None
+) -> tuple[record.Run, Path]:
     """Plan, measure and store a run; return its record, as stored, and its folder.
 
     Args:
         arguments: as `add_parser` makes them.
         shown: called when measuring begins.
+        kept: what the journal holds of a run to go on with.
 
     Raises:
         AsrbenchError: nothing could be measured, for a reason the message tells.
     """
     with _one_at_a_time():
+        if kept is not None:
+            kept = journal.read(kept.folder)  # again: until now another process may have gone on with it
         plan = _plan(arguments)
-        run_id = orchestrate.new_run_id()
-        folder = _new_folder(arguments.results, run_id)
-        finished = orchestrate.run(plan, run_id, folder, shown())
+        if kept is None:
+            run_id = orchestrate.new_run_id()
+            folder = _new_folder(arguments.results, run_id)
+        else:
+            run_id, folder = kept.head["run_id"], kept.folder
+            resume.check(kept, blank_record(plan, run_id))
+        finished = orchestrate.run(plan, run_id, folder, shown(), kept)
     stored = finished if plan.texts else record.without_texts(finished)
     report.write_all(stored, folder)
     _point_latest(arguments.results, folder)

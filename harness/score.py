@@ -18,7 +18,7 @@ import numpy as np
 from backends.base import AsrbenchError
 from harness import normalize, stats, word_errors
 from harness.record import Run
-from harness.word_errors import Texts, errors, first_answers, is_answered, ratio
+from harness.word_errors import Texts, errors, first_answers, is_timed, ratio
 
 Result = dict[str, Any]
 Sample = Mapping[str, Any]
@@ -180,7 +180,7 @@ def _latency(result: Result) -> Result | None:
 
 
 def _timed(result: Result) -> list[Sample]:
-    return [s for s in result["samples"] if is_answered(s) and s["wall_seconds"] is not None]
+    return [sample for sample in result["samples"] if is_timed(sample)]
 
 
 def _add_intervals(run: Run) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from backends.base import AsrbenchError
 from harness import stats
 from harness.record import Run
-from harness.word_errors import errors, is_answered, ratio
+from harness.word_errors import errors, is_timed, ratio
 
 LENGTH = "length"
 LENGTH_LIMITS = (2, 5, 10, 20, 30, 60, 120, 300, math.inf)  # seconds, each the end of a bucket
@@ -127,7 +127,7 @@ def _rows_of(run: Run, clips: Sequence[Mapping[str, Any]]) -> list[Slice]:
         counted = {e["clip"]: e for e in (result["wer"] or {}).get("per_clip", []) if e["clip"] in lengths}
         walls: dict[str, list[float]] = {}
         for sample in result["samples"]:
-            if sample["clip"] in lengths and is_answered(sample) and sample["wall_seconds"] is not None:
+            if sample["clip"] in lengths and is_timed(sample):
                 walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
         built.append(_row(result, lengths, list(counted.values()), walls))
         columns += [

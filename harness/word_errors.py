@@ -29,6 +29,11 @@ def is_answered(sample: Sample) -> bool:
     return sample["error"] is None and sample["text_sha256"] is not None
 
 
+def is_timed(sample: Sample) -> bool:
+    """Whether the sample's time counts: it was answered, in the sitting that speed and latency are of."""
+    return is_answered(sample) and sample["wall_seconds"] is not None and sample.get("timed", True)
+
+
 def first_answers(result: Result) -> dict[str, Sample]:
     """Return clip name -> the sample of the first round, where that was answered."""
     first: dict[str, Sample] = {}

@@ -51,11 +51,13 @@ def samples(run: Run) -> str:
                 "variant": result["variant"],
                 "round": sample["round"],
                 "clip": sample["clip"],
+                "sitting": sample.get("sitting", 0),
+                "timed": sample.get("timed", True),
                 "audio_seconds": clips[sample["clip"]]["audio_seconds"],
                 **{name: sample[name] for name in SAMPLE_COLUMNS},
             }
             lines.append(line | {f"{s}_seconds": sample["stage_seconds"].get(s) for s in STAGES})
-    fixed = ["variant", "round", "clip", "audio_seconds"]
+    fixed = ["variant", "round", "clip", "sitting", "timed", "audio_seconds"]
     return _write([*fixed, *(f"{stage}_seconds" for stage in STAGES), *SAMPLE_COLUMNS], lines)
 
 

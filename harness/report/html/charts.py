@@ -14,7 +14,7 @@ from harness.report.html import frontier, noise
 from harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
 from harness.report.html.svg import INK, PALETTE, RULE, STYLE, Mark, to_svg
 from harness.report.rows import RANKED, Row
-from harness.word_errors import is_answered
+from harness.word_errors import is_timed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,9 +53,7 @@ def _latency(measured: Measured) -> Chart:
     figure, axes = _bars(measured)
     marks: dict[str, Mark] = {}
     for place, (n, row, result) in enumerate(measured):
-        walls = [
-            s["wall_seconds"] for s in result["samples"] if is_answered(s) and s["wall_seconds"] is not None
-        ]
+        walls = [sample["wall_seconds"] for sample in _timed(result)]
         low, first, median, third, high = stats.percentiles(walls, [0, 25, 50, 75, 99])
         own = colour(n)
         shade = 1.0 if row["group"] == RANKED else 0.45
@@ -130,7 +128,7 @@ def _by_length(run: Run, measured: Measured) -> Chart:
     for n, row, result in reversed(measured):
         audio, wall = dict.fromkeys(used, 0.0), dict.fromkeys(used, 0.0)
         for sample in result["samples"]:
-            if is_answered(sample) and sample["wall_seconds"]:
+            if is_timed(sample) and sample["wall_seconds"]:
                 bucket = slices.length_bucket(seconds[sample["clip"]])
                 audio[bucket] += seconds[sample["clip"]]
                 wall[bucket] += sample["wall_seconds"]
@@ -184,4 +182,4 @@ def _bars(measured: Measured) -> tuple[Figure, Axes]:
 
 
 def _timed(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [s for s in result["samples"] if is_answered(s) and s["wall_seconds"] is not None]
+    return [sample for sample in result["samples"] if is_timed(sample)]

@@ -13,7 +13,7 @@ import jiwer
 from harness import normalize
 from harness.record import Run
 from harness.report.rows import Row
-from harness.word_errors import Texts, first_answers, is_answered
+from harness.word_errors import Texts, first_answers, is_timed
 
 CHUNK_CLIPS = 100  # texts are parsed when shown, so many clips at a time
 _CODES = {"substitute": 0, "delete": 1, "insert": 2}
@@ -131,7 +131,7 @@ def _figures(
     counted = {entry["clip"]: entry for entry in (result["wer"] or {}).get("per_clip", [])}
     walls: dict[str, list[float]] = {}
     for sample in result["samples"]:
-        if is_answered(sample) and sample["wall_seconds"] is not None:
+        if is_timed(sample):
             walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
     names = [clip["name"] for clip in run["clips"]]
     places = {name: place for place, name in enumerate(names)}
