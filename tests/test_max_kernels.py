@@ -229,6 +229,13 @@ def test_attention_over_all_positions(kernels: Kernels, positions: int) -> None:
     close(found["attention_bf16"], attend(*(bfloat16(held[name]) for name in "qkv")), 2**-7)
 
 
+def test_attention_over_silence_adds_up_no_rounding(kernels: Kernels) -> None:
+    """Of equal positions every sum rounds alike, and in a single pass over 1,500 that grows past 1e-5."""
+    same = np.tile(np.random.default_rng(SEED).standard_normal(STATE).astype(np.float32), (1500, 1))
+    _, found = kernels(positions=1500, q=same, k=same, v=same)
+    close(found["attention"], same, 3e-6)
+
+
 @pytest.mark.parametrize("audio", [1, 16, 53])
 def test_attention_of_one_position_over_audio(kernels: Kernels, audio: int) -> None:
     held, found = kernels(audio=audio)
