@@ -9,7 +9,7 @@ import shutil
 import signal
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from backends import Variant
 from backends.base import REMOTE
 from harness import gate, integrity, journal, normalize, probes, record, resume, score, sittings
 from harness.audio import dithered
-from harness.corpus import Clip, write_samples
+from harness.corpus import Clip
+from harness.decoded import Decoded
 from harness.plan import Plan, blank_record, now
 from harness.progress import Progress
 from harness.worker_handle import Worker, WorkerError
@@ -98,8 +99,9 @@ class _Session:
 
     def _measure(self, temporary: Path, logs: Path) -> None:
         self.progress.note(f"preparing {len(self.plan.clips)} clips")
-        audio = {clip.name: write_samples(clip, temporary) for clip in self.plan.clips}
+        audio = Decoded(self.plan.clips, temporary)
         copies = integrity.prepare(self.plan.clips, audio, temporary, self.plan.seed)
+        audio.keep(copy.clip.name for copy in copies)
         warmup = self._warmup_clip(audio, temporary)
         for variant in self.plan.variants:
             if str(variant) not in self.failed:
@@ -153,7 +155,7 @@ class _Session:
                 ]
             row["status"], row["error"] = "ok", None
 
-    def _round(self, number: int, order: list[str], audio: dict[str, Path]) -> None:
+    def _round(self, number: int, order: list[str], audio: Mapping[str, Path]) -> None:
         load = probes.LoadMonitor([worker.pid for worker in self.workers.values()])
         for name in order:
             with self._turn(name, "measuring") as worker:
@@ -212,7 +214,7 @@ class _Session:
             del self.workers[name]
             self.progress.failed(name, doing, str(error))
 
-    def _warmup_clip(self, audio: dict[str, Path], temporary: Path) -> Path:
+    def _warmup_clip(self, audio: Mapping[str, Path], temporary: Path) -> Path:
         """Speech-like sound that is none of the clips: nothing learned from it helps a measured call."""
         middle = sorted(self.plan.clips, key=lambda clip: clip.audio_seconds)[len(self.plan.clips) // 2]
         samples = np.load(audio[middle.name])[: int(WARMUP_SECONDS * 16_000)]

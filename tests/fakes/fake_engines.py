@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,3 +261,56 @@ class Slow(Honest):
     def hear(self, audio: np.ndarray) -> str:
         time.sleep(0.3)
         return tones.hear(audio)
+
+
+class Deaf(Honest):
+    """Answers at once, whatever it is given: for runs of many clips."""
+
+    def hear(self, audio: np.ndarray) -> str:
+        return ""
+
+
+class Batches(Honest):
+    """Hears a batch in the time of its longest clip, and half of that for each of the others."""
+
+    def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> list[Transcript]:
+        words = sorted(len(audio) / tones.WORD_SAMPLES for audio in audios)
+        time.sleep(SECONDS_A_WORD * (words[-1] + sum(words[:-1]) / 2))
+        return [Transcript(tones.hear(audio)) for audio in audios]
+
+
+class BatchLosesWords(Batches):
+    def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> list[Transcript]:
+        return [Transcript(found.text.split()[0]) for found in super().transcribe_batch(audios, language)]
+
+
+class BatchInAnotherOrder(Batches):
+    def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> list[Transcript]:
+        return super().transcribe_batch(audios, language)[::-1]
+
+
+class BatchLacksAnAnswer(Batches):
+    def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> list[Transcript]:
+        return super().transcribe_batch(audios, language)[:-1]
+
+
+class CachesBatches(Batches):
+    """Knows whole batches again: no single call shows it."""
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.batches: dict[bytes, list[Transcript]] = {}
+
+    def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> list[Transcript]:
+        key = hashlib.sha256(b"".join(audio.tobytes() for audio in audios)).digest()
+        if key not in self.batches:
+            self.batches[key] = super().transcribe_batch(audios, language)
+        return self.batches[key]
+
+
+class BatchReturnsEarly(Batches):
+    """Has its texts at once and works on for the time they should have taken."""
+
+    def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> list[Transcript]:
+        threading.Thread(target=super().transcribe_batch, args=(list(audios), language)).start()
+        return [Transcript(tones.hear(audio)) for audio in audios]
