@@ -135,3 +135,24 @@ class Backend(Protocol):
     def synchronize(self) -> None:
         """Block until the device is idle. Called by the harness inside the clock, at both ends."""
         ...
+
+
+@runtime_checkable
+class TranscribesBatches(Backend, Protocol):
+    """A Backend that also decodes several clips in one call: what `--scenario offline` measures in batches.
+
+    The method is optional. Without it a backend is measured clip after clip, at batch size 1 only.
+    """
+
+    def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> Sequence[Transcript]:
+        """Transcribe clips together and return only when every final text exists.
+
+        Args:
+            audios: one or more as `transcribe` takes them, of at most 30 s each. Must not be modified.
+            language: of all of them.
+
+        Returns:
+            A list or tuple of one Transcript a clip, in their order: each with the text that `transcribe`
+            gives for the clip, whatever it shares the batch with, up to rounding.
+        """
+        ...

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from backends.base import AsrbenchError
-from harness import host, rank_test, record, report
+from harness import host, rank_test, record, report, scenario
 from harness.record import RecordError, Run
 from harness.report.escape import visible
 from harness.verdict import Limits
@@ -35,7 +35,10 @@ def path_of(folder: Path, run: Run) -> Path:
     host_class = run["host"].get("host_class")
     if not isinstance(host_class, str) or not host_class:
         raise BaselineError(f"run {run['run_id']} does not say on which kind of host it was measured")
-    return folder / _file_name(host_class) / f"{_file_name(run['checkpoint']['name'])}.json"
+    name = _file_name(run["checkpoint"]["name"])
+    if scenario.of(run) != scenario.SINGLE_STREAM:
+        name = f"{name}.{scenario.of(run)}"  # unlike scenarios replace one another as little as models do
+    return folder / _file_name(host_class) / f"{name}.json"
 
 
 def find(folder: Path, run: Run) -> Run:

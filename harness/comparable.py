@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness import change
+from harness import change, scenario
 from harness.record import Run
 
 KINDS = ("checkpoint", "audio", "settings", "host", "normalizer", "incomplete")
@@ -15,7 +15,10 @@ GATE_SETTINGS = ("reference", "wer_tolerance", "max_wer", "length_tolerance")
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that two runs must have in common and have not; `kind` is one of KINDS."""
+    """Something that two runs must have in common and have not.
+
+    `kind` is one of KINDS, or "scenario", which nobody can overlook: such times measure different things.
+    """
 
     kind: str
     what: str
@@ -44,6 +47,8 @@ def _differences(base: Run, new: Run) -> Iterator[tuple[str, str]]:
             f"{len(base['clips'])} clips in BASE and {len(new['clips'])} in NEW, {same} of them alike "
             "in name, samples, language and reference text",
         )
+    if scenario.of(base) != scenario.of(new):
+        yield "scenario", f"{scenario.of(base)} is not {scenario.of(new)}"
     asked = [
         run["settings"]["decoding"] | {k: run["settings"][k] for k in GATE_SETTINGS} for run in (base, new)
     ]

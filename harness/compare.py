@@ -62,6 +62,12 @@ def compare(base: Run, new: Run, limits: Limits, allow: Sequence[str] = ()) -> C
         NotComparable: they differ in something else, or have nothing in common.
     """
     found = differences(base, new)
+    for difference in found:
+        if difference.kind == "scenario":
+            raise NotComparable(
+                f"the runs {base['run_id']} and {new['run_id']} are of unlike scenarios "
+                f"({difference.what}), so their times are never compared; measure both in one scenario"
+            )
     refused = [difference for difference in found if difference.kind not in allow]
     if refused:
         lines = "\n".join(f"  {d.kind}: {visible(d.what)}" for d in refused)

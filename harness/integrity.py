@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jiwer
 import numpy as np
@@ -19,7 +19,6 @@ import numpy as np
 from harness import record
 from harness.audio import dithered
 from harness.corpus import Clip
-from harness.worker_handle import Worker
 
 PROBED_CLIPS = 5
 LONGEST_PROBE_SECONDS = 30.0  # one window: a longer clip costs much and shows no more
@@ -59,8 +58,16 @@ def prepare(clips: Sequence[Clip], audio: Mapping[str, Path], folder: Path, seed
     return probes
 
 
+class Caller(Protocol):
+    """Whoever answers single calls: a worker, or one that asks it in batches."""
+
+    def call(self, audio: Path, language: str, what: str, /) -> dict[str, Any]:
+        """As Worker.call."""
+        ...
+
+
 def run(
-    worker: Worker, probes: Sequence[Probe], normalize: Callable[[str, str], str]
+    worker: Caller, probes: Sequence[Probe], normalize: Callable[[str, str], str]
 ) -> list[dict[str, Any]]:
     """Put the probes to one worker; return one record entry each.
 

@@ -17,7 +17,19 @@ import numpy as np
 
 from backends import Variant
 from backends.base import REMOTE
-from harness import gate, integrity, journal, normalize, probes, record, resume, score, sittings
+from harness import (
+    batch_calls,
+    gate,
+    integrity,
+    journal,
+    normalize,
+    probes,
+    record,
+    resume,
+    scenario,
+    score,
+    sittings,
+)
 from harness.audio import dithered
 from harness.corpus import Clip
 from harness.decoded import Decoded
@@ -125,7 +137,15 @@ class _Session:
             with self._turn(name, "checking its answers") as worker:
                 if worker is not None:
                     self.progress.stage(name, "checking for cached and late answers")
-                    found = integrity.run(worker, copies, self.normalize)
+                    prober = batch_calls.Prober(
+                        worker,
+                        scenario.batches(self.plan.clips, worker.variant),
+                        audio,
+                        {path: copy.clip.name for copy in copies for path in (copy.seen, copy.path)},
+                        temporary,
+                        self.plan.seed,
+                    )
+                    found = integrity.run(prober, copies, self.normalize)
                     self.progress.advance(2 * len(copies))
                     self.rows[name]["integrity"] = {"probes": found}
                     self._collect_resources(worker)
@@ -148,6 +168,9 @@ class _Session:
             row["load"]["load_seconds"] = report["load_seconds"]
             for call in range(plan.warmup):
                 answer = worker.call(warmup, self._language(), "warming up")
+                if isinstance(variant, scenario.BatchVariant) and variant.batch_size > 1:
+                    # as measured: what is compiled or captured for a batch is not for a single clip
+                    worker.call_batch([warmup] * variant.batch_size, self._language(), "warming up")
                 if answer["error"] is not None:
                     continue  # the measured calls will say so, clip by clip
                 row["load"]["first_call_seconds" if call == 0 else "warm_call_seconds"] = answer[
@@ -161,13 +184,21 @@ class _Session:
             with self._turn(name, "measuring") as worker:
                 if worker is None:
                     continue
-                for clip in self.plan.clips:
-                    if (name, number, clip.name) in self.done:
+                for place, batch in enumerate(scenario.batches(self.plan.clips, worker.variant)):
+                    missing = [c for c in batch.clips if (name, number, c.name) not in self.done]
+                    if not missing:
                         continue
-                    self.progress.stage(name, f"round {number + 1}/{self.plan.rounds}", clip.name)
-                    answer = worker.call(audio[clip.name], clip.language, f"answering clip {clip.name}")
-                    self._keep(name, _sample(clip, number, answer))
-                    self.progress.answered(name, clip.name, number, answer["wall_seconds"], answer["error"])
+                    self.progress.stage(name, f"round {number + 1}/{self.plan.rounds}", missing[0].name)
+                    what = f"answering clip {', '.join(clip.name for clip in batch.clips)}"
+                    answers = batch_calls.call(worker, batch, audio, what)
+                    for clip, answer in zip(batch.clips, answers, strict=True):
+                        if clip not in missing:
+                            continue
+                        call = {"batch": place} if self.plan.scenario == scenario.OFFLINE else {}
+                        self._keep(name, _sample(clip, number, answer) | call)
+                        self.progress.answered(
+                            name, clip.name, number, answer["wall_seconds"], answer["error"]
+                        )
         entry = {"round": number, "order": order, **load.finish(), **self._of_sitting()}
         self.record["rounds"].append(entry)
         if self.journal is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from backends import Variant
 from backends.base import Checkpoint, Settings
-from harness import host, normalize, record
+from harness import host, normalize, record, scenario
 from harness.corpus import Clip
 
 
@@ -40,6 +40,8 @@ class Plan:
     slices: Sequence[str] = ()
     sample: int | None = None
     augment: Sequence[str] = ()
+    scenario: str = scenario.SINGLE_STREAM
+    batch_sizes: Sequence[int] = ()
     command: Sequence[str] = field(default_factory=list)
 
 
@@ -73,6 +75,8 @@ def blank_record(plan: Plan, run_id: str) -> record.Run:
             "slices": list(plan.slices),
             "sample": plan.sample,
             "augment": list(plan.augment),
+            "scenario": plan.scenario,
+            "batch_sizes": list(plan.batch_sizes),
         },
         "checkpoint": {
             "name": checkpoint.name,
@@ -110,6 +114,7 @@ def _blank_row(variant: Variant, refusal: str | None, remedy: str | None) -> dic
         "backend": variant.backend,
         "device": variant.device,
         "precision": variant.precision,
+        **scenario.row_fields(variant),
         "status": "unavailable" if refusal else "error",
         "error": refusal or "the run ended before it was measured",
         "remedy": remedy,

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backends.base import AsrbenchError
+from harness import scenario
 from harness.record import Run
 from harness.report import context
 from harness.report.columns import figure, percent
@@ -79,6 +80,11 @@ def race(run: Run, clip: str | None = None) -> Race:
     Raises:
         RaceError: the run has no such clip, or none at all.
     """
+    if scenario.of(run) == scenario.OFFLINE:
+        raise RaceError(
+            f"run {run['run_id']} is of the scenario {scenario.OFFLINE}: its times are those of batches, so "
+            f"there is no race on a clip; take a run of {scenario.SINGLE_STREAM}"
+        )
     clips = {entry["name"]: entry for entry in run["clips"]}
     if not clips or (clip is not None and clip not in clips):
         raise RaceError(f"run {run['run_id']} has no clip {clip!r}; it has {', '.join(clips) or 'none'}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import normalize
+from harness import normalize, scenario
 
 REFERENCE = "whisper-cpu@cpu/float32"
 RESULTS = Path("results")
@@ -62,6 +62,18 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         default=[],
         metavar="snr=20,10,0",
         help="add a noisy copy of every clip at each ratio in dB; noise=pink for another noise",
+    )
+    what.add_argument(
+        "--scenario",
+        choices=scenario.NAMES,
+        default=scenario.SINGLE_STREAM,
+        help="offline: all clips at once, in batches; its figure is throughput (default single-stream)",
+    )
+    what.add_argument(
+        "--batch-sizes",
+        type=scenario.batch_sizes,
+        metavar="1,4,8",
+        help="clips a call, of --scenario offline; each size is a row of its own (default 1,4,8)",
     )
     what.add_argument(
         "--resume",

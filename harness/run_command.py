@@ -31,6 +31,7 @@ from harness import (
     resume,
     run_arguments,
     sampling,
+    scenario,
     slices,
     worker_handle,
 )
@@ -128,6 +129,7 @@ def measure(
 def _plan(arguments: argparse.Namespace) -> Plan:
     normalizer, *also = normalize.chosen(arguments.normalizer)  # unknown: an error now, not after an hour
     mixing = augment.parse(arguments.augment)
+    batch_sizes = scenario.check(arguments.scenario, arguments.batch_sizes)
     variants, unavailable = _variants(arguments)
     if not variants:
         reasons = "\n".join(f"  {v}: {why}{f' ({fix})' if fix else ''}" for v, why, fix in unavailable)
@@ -154,7 +156,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         threads=arguments.threads or worker_handle.default_threads(),
     )
     return Plan(
-        variants=variants,
+        variants=scenario.variants(variants, arguments.scenario, batch_sizes, arguments.reference),
         unavailable=unavailable,
         checkpoint=model,
         settings=settings,
@@ -173,6 +175,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         slices=arguments.slices,
         sample=arguments.sample,
         augment=arguments.augment,
+        scenario=arguments.scenario,
+        batch_sizes=batch_sizes,
         command=["asrbench", *arguments.argv],
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from backends.base import AsrbenchError
-from harness import normalize, stats, word_errors
+from harness import normalize, scenario, stats, throughput, word_errors
 from harness.record import Run
 from harness.word_errors import Texts, errors, first_answers, is_timed, ratio
 
@@ -47,7 +47,8 @@ def score(
     for result in run["results"]:
         result["wer"] = word_errors.count(run, result, firsts[result["variant"]], texts)
         result["rtfx"] = _speed(run, result)
-        result["latency"] = _latency(result)
+        # a batch's time belongs to the batch: a clip of it has no latency of its own
+        result["latency"] = None if scenario.of(run) == scenario.OFFLINE else _latency(result)
     _compare_with_reference(run, firsts)
     run["scoring"] = {
         "normalizer": normalize.identify(normalizer),
@@ -143,6 +144,8 @@ def _speed(run: Run, result: Result) -> Result | None:
     wall_seconds = sum(sample["wall_seconds"] for sample in answered)
     if wall_seconds == 0:
         return None
+    if scenario.of(run) == scenario.OFFLINE:
+        return throughput.speed(run, answered)
     audio_seconds = sum(audio[sample["clip"]] for sample in answered)
     counted = [sample for sample in answered if sample["token_count"] is not None]
     return {
@@ -190,6 +193,8 @@ def _add_intervals(run: Run) -> None:
     """
     scored = [result for result in run["results"] if result["wer"] is not None]
     timed = [result for result in run["results"] if result["rtfx"] is not None]
+    if scenario.of(run) == scenario.OFFLINE:
+        timed = []  # its interval is over rounds
     names = [clip["name"] for clip in run["clips"]]
     columns = {"words": _column(names, {c["name"]: c["reference_words"] or 0 for c in run["clips"]})}
     for result in scored:

@@ -7,6 +7,7 @@ are JSON objects. The parent asks for one thing at a time:
                                            {"event": "loaded", ...} or {"event": "refused", ...}
     {"do": "call", "audio", "language"} -> {"event": "ready"}, then on {"do": "go"}:
                                            {"event": "answer", ...}, then {"event": "settled", ...}
+    {"do": "batch", "audios", "language"} -> the same; the answer holds "answers", one a clip
     {"do": "resources"}                 -> {"event": "resources", ...}
     {"do": "examine", "method", ...}    -> {"event": "examined", ...}, see harness.examine
 
@@ -24,7 +25,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,18 @@ def _serve(connection: Connection) -> None:
                 except BaseException as error:
                     reply = {"event": "refused", **_describe(error)}
                 _send(connection, reply)
-            case "call":
+            case "call" | "batch":
                 assert engine is not None
-                audio = _read_audio(message["audio"])
+                together = message["do"] == "batch"
+                paths = message["audios"] if together else [message["audio"]]
+                audios = [_read_audio(path) for path in paths]
                 engine.prepare()
                 _send(connection, {"event": "ready"})
                 assert _receive(connection)["do"] == "go"
-                _send(connection, {"event": "answer", **engine.call(audio, message["language"])})
+                answer = (engine.call_batch if together else engine.call)(
+                    audios if together else audios[0], message["language"]
+                )
+                _send(connection, {"event": "answer", **answer})
                 _send(connection, {"event": "settled", "late_work_seconds": engine.late_work_seconds()})
             case "resources":
                 assert engine is not None
@@ -137,7 +143,16 @@ class _Engine:
         self._late_work.before()
 
     def call(self, audio: Any, language: str) -> dict[str, Any]:
-        """Transcribe once, after prepare(), and return the answer with what it cost."""
+        """Transcribe one clip, after prepare(), and return the answer with what it cost."""
+        return self._measured(lambda: _finished(self.backend.transcribe(audio, language)))
+
+    def call_batch(self, audios: list[Any], language: str) -> dict[str, Any]:
+        """As `call`, for clips together; the answer's `answers` are one a clip, or it has an `error`."""
+        return self._measured(
+            lambda: _all_finished(self.backend.transcribe_batch(audios, language), len(audios))
+        )
+
+    def _measured(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         from harness import probes
 
         try:
@@ -146,7 +161,7 @@ class _Engine:
             self.backend.synchronize()
             start = _clock_ns()
             try:
-                answer = _finished(self.backend.transcribe(audio, language))
+                answer = work()
                 self.backend.synchronize()
             except Exception as error:
                 answer = {"text": None, "tokens": None, "stage_seconds": {}, **_describe(error)}
@@ -204,6 +219,23 @@ def _finished(transcript: Any) -> dict[str, Any]:
         "text": transcript.text.encode("utf-8", "backslashreplace").decode("utf-8"),
         "tokens": None if tokens is None else [int(token) for token in tokens],
         "stage_seconds": {str(name): float(value) for name, value in transcript.stage_seconds.items()},
+        "error": None,
+    }
+
+
+def _all_finished(transcripts: Any, count: int) -> dict[str, Any]:
+    """Copy a batch's Transcripts, as `_finished` does.
+
+    Raises:
+        TypeError: they are not `count` finished Transcripts.
+    """
+    if not isinstance(transcripts, (list, tuple)):
+        raise TypeError(f"transcribe_batch() returned a {type(transcripts).__name__}, not a list or a tuple")
+    if len(transcripts) != count:
+        raise TypeError(f"transcribe_batch() returned {len(transcripts)} answers for {count} clips")
+    return {
+        "answers": [_finished(transcript) for transcript in transcripts],
+        "stage_seconds": {},
         "error": None,
     }
 

@@ -143,7 +143,29 @@ class Worker:
         Raises:
             WorkerError: the worker died or hung; an engine's exception is an answer with `error` set.
         """
-        self._send(do="call", audio=str(audio), language=language)
+        return self._timed(what, do="call", audio=str(audio), language=language)
+
+    def call_batch(self, audios: Sequence[Path], language: str, what: str) -> list[dict[str, Any]]:
+        """Have clips transcribed together; return one answer a clip, each with its even share of the times.
+
+        A batch that failed is one failed answer a clip. Stages are left out: a batch shares them.
+
+        Args:
+            audios: .npy files of float32 samples.
+            what: how messages name the batch.
+
+        Raises:
+            WorkerError: the worker died or hung.
+        """
+        whole = self._timed(what, do="batch", audios=[str(path) for path in audios], language=language)
+        times = {name: value for name, value in whole.items() if name.endswith("_seconds")}
+        shares = {n: None if t is None else t / len(audios) for n, t in times.items() if n != "stage_seconds"}
+        failed = {"text": None, "tokens": None, "error": whole["error"]}
+        answers = whole.get("answers") or [failed] * len(audios)
+        return [answer | shares | {"stage_seconds": {}} for answer in answers]
+
+    def _timed(self, what: str, **message: Any) -> dict[str, Any]:
+        self._send(**message)
         self._receive(what)
         start = time.perf_counter_ns()
         self._send(do="go")

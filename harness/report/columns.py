@@ -62,6 +62,12 @@ WER = Column(
 
 FIGURES = (  # of speed and cost, in the order shown
     Column(
+        "batch",
+        "clips handed over in one call, at most; (single): it takes one at a time only",
+        lambda r: _count(r["batch_size"]) + (" (single)" if r["takes_batches"] is False else ""),
+        importance=10,
+    ),
+    Column(
         "95 % CI",
         "bootstrap interval of the WER, over clips",
         lambda r: interval(r["wer_low_percent"], r["wer_high_percent"], percent),
@@ -75,7 +81,7 @@ FIGURES = (  # of speed and cost, in the order shown
     ),
     Column(
         "RTFx 95 % CI",
-        "bootstrap interval of the RTFx, over clips",
+        "bootstrap interval of the RTFx, over clips; offline, over rounds",
         lambda r: interval(r["rtfx_low"], r["rtfx_high"]),
         importance=4,
     ),

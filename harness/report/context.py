@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from backends.base import Settings
+from harness import scenario
 from harness.record import Run
 
 SHORT_HASH = 12  # hex digits of a SHA-256 that readers are shown
@@ -16,6 +17,7 @@ def describe(run: Run) -> dict[str, str]:
     settings = run["settings"]
     return {
         "model": model(run),
+        "scenario": told_scenario(run),
         "audio": audio(run),
         "decoding": decoding(run),
         "measured": f"{run['started_at']}, {_many(settings['rounds'], 'round')}, "
@@ -42,6 +44,17 @@ def model(run: Run) -> str:
     checkpoint = run["checkpoint"]
     note = f": {checkpoint['note']}" if checkpoint["note"] else ""
     return f"{checkpoint['name']} (sha256 {checkpoint['sha256'][:SHORT_HASH]}){note}"
+
+
+def told_scenario(run: Run) -> str:
+    """How the clips were handed over, and what RTFx means for it."""
+    if scenario.of(run) != scenario.OFFLINE:
+        return f"{scenario.of(run)}: one clip at a time"
+    sizes = ", ".join(map(str, run["settings"].get("batch_sizes", ())))
+    return (
+        f"{scenario.OFFLINE}: all clips at once, in batches of {sizes}; RTFx is throughput, the median over "
+        "rounds; clips over 30 s one at a time"
+    )
 
 
 def audio(run: Run) -> str:

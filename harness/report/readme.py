@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backends.base import AsrbenchError
-from harness import record
+from harness import record, scenario
 from harness.record import Run
 from harness.report import context
 from harness.report.escape import markdown
@@ -71,7 +71,8 @@ def update_between_markers(path: Path, text: str, name: str) -> None:
 
 
 def _context_line(run: Run, names_place: bool) -> str:
-    facts = [context.audio(run), context.decoding(run)]
+    facts = [context.told_scenario(run)] if scenario.of(run) == scenario.OFFLINE else []
+    facts += [context.audio(run), context.decoding(run)]
     if names_place:
         facts = [context.model(run), *facts, context.machine(run)]
     facts += [f"normaliser {run['scoring']['normalizer']['name']}", f"run {run['run_id']}"]

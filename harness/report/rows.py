@@ -36,6 +36,8 @@ def _row(run: Run, result: dict[str, Any]) -> Row:
         "backend": result["backend"],
         "device": result["device"],
         "precision": result["precision"],
+        "batch_size": result.get("batch_size"),
+        "takes_batches": result.get("takes_batches"),
         "status": result["status"],
         "reason": _reason(group, result),
         "remedy": result["remedy"],

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness import slices
+from harness import scenario, slices
 from harness.record import Run
 from harness.report import context
 from harness.report.escape import csv_cell
@@ -33,6 +33,7 @@ def summary(run: Run) -> str:
         "run_id": run["run_id"],
         "model": run["checkpoint"]["name"],
         "model_sha256": run["checkpoint"]["sha256"],
+        "scenario": scenario.of(run),
         "decoding": context.decoding(run),
         "machine": context.machine(run),
         "normalizer": run["scoring"]["normalizer"]["name"],
@@ -53,11 +54,13 @@ def samples(run: Run) -> str:
                 "clip": sample["clip"],
                 "sitting": sample.get("sitting", 0),
                 "timed": sample.get("timed", True),
+                "batch_size": result.get("batch_size"),
+                "batch": sample.get("batch"),
                 "audio_seconds": clips[sample["clip"]]["audio_seconds"],
                 **{name: sample[name] for name in SAMPLE_COLUMNS},
             }
             lines.append(line | {f"{s}_seconds": sample["stage_seconds"].get(s) for s in STAGES})
-    fixed = ["variant", "round", "clip", "sitting", "timed", "audio_seconds"]
+    fixed = ["variant", "round", "clip", "sitting", "timed", "batch_size", "batch", "audio_seconds"]
     return _write([*fixed, *(f"{stage}_seconds" for stage in STAGES), *SAMPLE_COLUMNS], lines)
 
 

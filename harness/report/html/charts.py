@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness import slices, stats
+from harness import scenario, slices, stats
 from harness.record import Run
 from harness.report.columns import figure as written
 from harness.report.escape import visible
@@ -39,13 +39,10 @@ def draw(run: Run, rows: Sequence[Row]) -> list[Chart]:
     if not measured:
         return []
     with matplotlib.rc_context(STYLE):
-        found = [
-            frontier.chart(run, measured),
-            _latency(measured),
-            _stages(measured),
-            _by_length(run, measured),
-            noise.chart(run, measured),
-        ]
+        found = [frontier.chart(run, measured)]
+        if scenario.of(run) != scenario.OFFLINE:  # a batch's time is no clip's
+            found += [_latency(measured), _stages(measured), _by_length(run, measured)]
+        found.append(noise.chart(run, measured))
     return [chart for chart in found if chart is not None]
 
 
