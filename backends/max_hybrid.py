@@ -14,7 +14,7 @@ from backends.max_graph import engine
 
 
 class MaxHybrid(GreedyBackend):
-    """The encoder's output goes to the decoder of `torch-fast` through DLPack, where it lies."""
+    """Keys and values of the audio go to the decoder of `torch-fast` through DLPack, where they lie."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {
         "cpu": ("float32",),
@@ -44,21 +44,18 @@ class _Engine(engine.MaxEngine):
         from backends.torch_decoder import TorchDecoder
 
         super().__init__(checkpoint, device, precision, settings)
-        self._encoder = self._load("encoder", self._facts, lambda: self._encoder_graph("encoder", _features))
-        self._decoder = TorchDecoder(self.state_dict, self.dims, precision, device)
+        self._encoder = self._cross_encoder()
+        self._decoder = TorchDecoder(self.state_dict, self.dims, precision, device, projects_audio=False)
 
     def encode(self, mel: Any) -> Any:
-        """(n_mels, 3000) to the encoder's output, torch.Tensor (n_audio_ctx, n_audio_state)."""
-        return self._torch.from_dlpack(self._execute(self._encoder, mel)[0])
+        """(n_mels, 3000) to cross-attention keys and values, torch.Tensor (layers, heads, 1500, size)."""
+        return [self._torch.from_dlpack(x) for x in self._execute(self._encoder, mel)]
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
         """See backends.greedy.Engine."""
-        return self._decoder.decode(encoded, rules)
+        keys, values = encoded
+        return self._decoder.decode_projected(keys, values, rules)
 
     def applied(self) -> Mapping[str, Any]:
         """See backends.greedy.Engine."""
         return {**super().applied(), "decoder": "PyTorch"}
-
-
-def _features(whisper: Any, mel: Any) -> Any:
-    return whisper(mel)

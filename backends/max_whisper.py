@@ -43,9 +43,7 @@ class _Engine(engine.MaxEngine):
         from max.dtype import DType
 
         super().__init__(checkpoint, device, precision, settings)
-        self._encoder = self._load(
-            "encoder_cross", self._facts, lambda: self._encoder_graph("encoder_cross", _cross)
-        )
+        self._encoder = self._cross_encoder()
         self._decoder = self._load("greedy", self._facts, self._greedy_graph)
         dims = self.dims
         self._cache = self._buffer(
@@ -101,19 +99,3 @@ class _Engine(engine.MaxEngine):
     def applied(self) -> Mapping[str, Any]:
         """See backends.greedy.Engine."""
         return {**super().applied(), "greedy_loop": "in the graph"}
-
-
-def _cross(whisper: Any, mel: Any) -> Any:
-    """Keys and values of all layers: (layers, heads, n_audio_ctx, head size) each."""
-    from max.graph import ops
-
-    from backends.max_graph.decoder import split_heads
-
-    pairs = whisper.decoder(whisper.encoder(mel))
-    return tuple(
-        ops.stack(
-            [ops.cast(split_heads(x, whisper.dims.n_text_head), whisper.place.cross_dtype) for x in layers],
-            axis=0,
-        )
-        for layers in zip(*pairs, strict=True)
-    )

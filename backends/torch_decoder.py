@@ -19,7 +19,12 @@ class TorchDecoder:
     """whisper.model.TextDecoder with whisper.decoding's greedy search."""
 
     def __init__(
-        self, weights: Mapping[str, Any], dims: Any, precision: str = "float32", device: str = "cpu"
+        self,
+        weights: Mapping[str, Any],
+        dims: Any,
+        precision: str = "float32",
+        device: str = "cpu",
+        projects_audio: bool = True,
     ):
         """Prepare the weights.
 
@@ -29,6 +34,7 @@ class TorchDecoder:
             precision: on the CPU "float32", "bfloat16" or "int8" (weights only); on CUDA "float32",
                 "bfloat16" or "float16".
             device: "cpu" or "cuda".
+            projects_audio: False if `decode` is given cross-attention keys and values, not features.
         """
         import torch
 
@@ -53,13 +59,15 @@ class TorchDecoder:
             if self._on_cpu
             else PlainVocabulary(self._embedding.to(self._dtype))
         )
+        self._projects_audio = projects_audio
         self._layers = [self._layer(tensor, f"blocks.{index}") for index in range(self._n_layer)]
         cross = [
             (f"blocks.{index}.cross_attn.{part}.weight")
             for index in range(self._n_layer)
             for part in ("key", "value")
         ]
-        self._cross_weight = torch.cat([tensor(name) for name in cross]).to(self._dtype)
+        if projects_audio:
+            self._cross_weight = torch.cat([tensor(name) for name in cross]).to(self._dtype)
         self._self_cache: Any = None
         self._cross_cache: Any = None
         self._numbers = torch.arange(self._n_ctx, device=self._device)
@@ -74,6 +82,22 @@ class TorchDecoder:
         """
         return self.decode_batch(audio_features[None], rules)[0]
 
+    def decode_projected(self, keys: Any, values: Any, rules: WindowRules) -> Window:
+        """Decode one window from cross-attention keys and values, biases included.
+
+        Args:
+            keys, values: torch.Tensor (n_text_layer, n_head, n_audio_ctx, head size), any float type.
+            rules: what may be sampled.
+        """
+        with self._torch.inference_mode():
+            self._reserve(1, keys.shape[2])
+            for part, given in enumerate((keys.mT, values.mT)):
+                if self._on_cpu and given.dtype == self._cache_dtype:
+                    self._cross[part] = given[None]
+                else:
+                    self._cross[part].copy_(given)
+            return self._decode(1, rules)[0]
+
     def decode_batch(self, features: Any, rules: WindowRules) -> list[Window]:
         """Decode windows together, until the last of them has ended.
 
@@ -82,12 +106,11 @@ class TorchDecoder:
             rules: what may be sampled, the same for all.
         """
         with self._torch.inference_mode():
-            return self._decode(features.to(self._device), rules)
+            self._attend_to(features.to(self._device))
+            return self._decode(features.shape[0], rules)
 
-    def _decode(self, features: Any, rules: WindowRules) -> list[Window]:
+    def _decode(self, batch: int, rules: WindowRules) -> list[Window]:
         torch = self._torch
-        batch = features.shape[0]
-        self._attend_to(features)
         selection, step = self._step(rules, batch)
         exact_from = rules.eot if rules.timestamps else None
         prompt = torch.tensor(rules.prompt, device=self._device).expand(batch, -1)
@@ -151,8 +174,15 @@ class TorchDecoder:
 
     def _attend_to(self, features: Any) -> None:
         """Compute all layers' keys and values of the audio, in one product."""
-        torch = self._torch
         batch, length, _ = features.shape
+        self._reserve(batch, length)
+        # rows of time, so that the product itself lays out one matrix a head
+        product = self._torch.matmul(self._cross_weight, features.to(self._dtype).mT)
+        self._cross_cache.copy_(product.view(self._cross_cache.shape))
+
+    def _reserve(self, batch: int, length: int) -> None:
+        """Have caches for so many windows of so many audio positions."""
+        torch = self._torch
         width = self._n_state // self._n_head
         shape = (batch, self._n_layer, 2, self._n_head, width, length)
         if self._cross_cache is None or self._cross_cache.shape != shape:
@@ -162,9 +192,8 @@ class TorchDecoder:
                 (self._n_layer, 2, batch, self._n_head, self._n_ctx, width), **caches
             )
             self._graphs = {}  # they hold the addresses of the old ones
-        # rows of time, so that the product itself lays out one matrix a head
-        product = torch.matmul(self._cross_weight, features.to(self._dtype).mT)
-        self._cross_cache.copy_(product.view(shape))
+            # keys and values, each (batch, layers, heads, head size, positions)
+            self._cross = list(self._cross_cache.unbind(2))
 
     def _states(self, tokens: Any, position: Any) -> Any:
         """Run the layers.
@@ -195,8 +224,8 @@ class TorchDecoder:
             )
             x = x + layer.out(attended.transpose(1, 2).flatten(2))
             q = layer.cross_q(layer.cross_ln(x)).to(self._cache_dtype).view(heads).transpose(1, 2)
-            weights = torch.matmul(q, self._cross_cache[:, index, 0]).softmax(-1)
-            attended = torch.matmul(weights, self._cross_cache[:, index, 1].mT)
+            weights = torch.matmul(q, self._cross[0][:, index]).softmax(-1)
+            attended = torch.matmul(weights, self._cross[1][:, index].mT)
             x = x + layer.cross_out(attended.transpose(1, 2).flatten(2))
             x = x + layer.mlp_2(layer.mlp_1(layer.mlp_ln(x)))
         return self._ln(x)
@@ -218,8 +247,10 @@ class TorchDecoder:
         parts = ("attn.query", "attn.key", "attn.value")
         no_bias = torch.zeros(self._n_state, device=self._device)
         scale = (self._n_state // self._n_head) ** -0.5
-        # attention weights add up to one, so the bias of the values can be added after them
-        cross_bias = bias("cross_attn.out") + weight("cross_attn.out") @ bias("cross_attn.value")
+        cross_bias = bias("cross_attn.out")
+        if self._projects_audio:
+            # attention weights add up to one, so the bias of the values can be added after them
+            cross_bias = cross_bias + weight("cross_attn.out") @ bias("cross_attn.value")
         return SimpleNamespace(
             attn_ln=self._norm(tensor, f"{block}.attn_ln"),
             qkv=self._linear(

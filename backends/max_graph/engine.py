@@ -143,6 +143,10 @@ class MaxEngine:
         kind = TensorType(DType.float32, (self.dims.n_mels, N_FRAMES), device=self.place.device)
         return Graph(name, forward, input_types=[kind], custom_extensions=[custom_ops.KERNELS])
 
+    def _cross_encoder(self) -> Any:
+        """The graph from a window's log-mel (n_mels, 3000) to `_cross`, compiled."""
+        return self._load("encoder_cross", self._facts, lambda: self._encoder_graph("encoder_cross", _cross))
+
     def log_mel(self, audio: np.ndarray) -> Any:
         """See backends.greedy.Engine; frames of silence are filled in rather than computed."""
         from backends.max_graph.log_mel import HOP, cut
@@ -220,3 +224,19 @@ def _place(device: Any, precision: str, halves: bool) -> Any:
         return Place(device, whole, whole, DType.float16 if halves else whole, whole)
     stored = DType.float16 if halves else half
     return Place(device, whole, half, DType.int8 if precision == "int8" else stored, half)
+
+
+def _cross(whisper: Any, mel: Any) -> Any:
+    """Keys and values of all layers: (layers, heads, n_audio_ctx, head size) each."""
+    from max.graph import ops
+
+    from backends.max_graph.decoder import split_heads
+
+    pairs = whisper.decoder(whisper.encoder(mel))
+    return tuple(
+        ops.stack(
+            [ops.cast(split_heads(x, whisper.dims.n_text_head), whisper.place.cross_dtype) for x in layers],
+            axis=0,
+        )
+        for layers in zip(*pairs, strict=True)
+    )
