@@ -232,6 +232,16 @@ class BackendContract:
         assert again.text == first.text, "the text changed: it depends on the clip before, or on chance"
         assert _listed(again.tokens) == _listed(first.tokens), "the tokens changed"
 
+    def test_batch_is_answered_as_its_clips_alone(self, engine: Any, speech: np.ndarray) -> None:
+        if not hasattr(engine, "transcribe_batch"):
+            return  # an optional part of the protocol
+        language = self.languages[0]
+        clips = [speech.copy(), np.zeros(SAMPLE_RATE_HZ, np.float32), speech[: len(speech) // 2].copy()]
+        alone = [engine.transcribe(clip.copy(), language).text for clip in clips]
+        together = engine.transcribe_batch(clips, language)
+        assert isinstance(together, (list, tuple)), f"transcribe_batch() returned a {type(together).__name__}"
+        assert [answer.text for answer in together] == alone, "a batch's texts are not its clips' in order"
+
     def test_input_is_not_modified(self, engine: Any, speech: np.ndarray) -> None:
         given = speech.copy()
         engine.transcribe(given, self.languages[0])

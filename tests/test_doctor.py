@@ -73,8 +73,8 @@ def test_max_is_tried_out_where_it_is_installed(registered, monkeypatch):
         ("import os; os.abort()", WARN),
     ):
         with monkeypatch.context() as patch:
-            in_process = checkups._in_process
-            patch.setattr(checkups, "_in_process", lambda *_, code=code: in_process(code, 30))
+            trouble_and_lines = checkups._in_process(code, 30)
+            patch.setattr(checkups, "_in_process", lambda *_, found=trouble_and_lines: found)
             ((*line,),) = lines("max")
         assert (tuple(line) if line[0] == OK else line[0]) == expected
         if line[0] == WARN:
