@@ -239,13 +239,17 @@ BROKEN = {  # class -> the tests that must fail, and no other may
     "Deaf": {"it_hears_words"},
     "Lazy": {"answers_are_finished_values"},
     "StagesOfAnotherClock": {"answers_are_finished_values"},
-    "RemembersLastClip": {"same_clip_gets_the_same_answer_whatever_came_between"},
+    "RemembersLastClip": {
+        "same_clip_gets_the_same_answer_whatever_came_between",
+        "batch_is_answered_as_its_clips_alone",
+    },
     "NormalisesInPlace": {"input_is_not_modified"},
     "NeedsToWrite": {"input_may_be_read_only"},
     "DividesByLoudness": {
         "silence_is_answered[0.5]",
         "silence_is_answered[5]",
         "same_clip_gets_the_same_answer_whatever_came_between",
+        "batch_is_answered_as_its_clips_alone",
     },
     "NeedsAFrame": {
         "shortest_clips_are_answered_or_refused[0]",
