@@ -23,7 +23,7 @@ class ScreenedVocabulary:
 
         Args:
             embedding: float32 (n_vocab, n_state), on the CPU.
-            exact: whether log-probabilities matter to 1e-4 too: then all tokens down to 12 nats below the
+            exact: whether log-probabilities matter to 1e-4 too: then all tokens down to 10 nats below the
                 best are computed in float32, otherwise those down to 4.
         """
         import torch
@@ -36,7 +36,7 @@ class ScreenedVocabulary:
         largest = float(embedding.norm(dim=1).max())
         # 1.05 covers the products of two roundings and the sums in float32
         self._bound = 2 * 1.05 * (float(error.norm(dim=1).max()) + 2 * ROUNDING * largest)
-        self._exact, self._nats = exact, 12.0 if exact else 4.0
+        self._exact, self._nats = exact, 10.0 if exact else 4.0
 
     def logits(self, states: Any, bias: Any, exact_from: int | None = None) -> Any:
         """The logits, with the bias added.
