@@ -44,12 +44,11 @@ class _Engine(engine.MaxEngine):
         from backends.torch_decoder import TorchDecoder
 
         super().__init__(checkpoint, device, precision, settings)
-        self._encoder = self._cross_encoder()
         self._decoder = TorchDecoder(self.state_dict, self.dims, precision, device, projects_audio=False)
 
     def encode(self, mel: Any) -> Any:
         """(n_mels, 3000) to cross-attention keys and values, torch.Tensor (layers, heads, 1500, size)."""
-        return [self._torch.from_dlpack(x) for x in self._execute(self._encoder, mel)]
+        return [self._torch.from_dlpack(x) for x in super().encode(mel)]
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
         """See backends.greedy.Engine."""

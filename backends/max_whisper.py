@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -43,8 +43,6 @@ class _Engine(engine.MaxEngine):
         from max.dtype import DType
 
         super().__init__(checkpoint, device, precision, settings)
-        self._encoder = self._cross_encoder()
-        self._decoder = self._load("greedy", self._facts, self._greedy_graph)
         dims = self.dims
         self._cache = self._buffer(
             DType.float32, (dims.n_text_layer, 2, dims.n_text_ctx, dims.n_text_state), device=self._driver
@@ -52,28 +50,27 @@ class _Engine(engine.MaxEngine):
         self._sampled = self._buffer(DType.int64, (dims.n_text_ctx,), device=CPU())
         self._masks = lru_cache(maxsize=8)(self._make_masks)
 
-    def _greedy_graph(self) -> Any:
+    def graphs(self) -> dict[str, Callable[..., Any]]:
+        """See MaxEngine.graphs."""
+        return {**super().graphs(), "greedy": self._greedy_graph}
+
+    def _greedy_graph(self, **shared: Any) -> Any:
         from max.graph import Graph
 
-        from backends.max_graph import custom_ops, decoder
+        from backends.max_graph import decoder
 
         return Graph(
-            "greedy",
-            decoder.greedy(self.modules().decoder, self.dims),
+            forward=decoder.greedy(self.modules().decoder, self.dims),
             input_types=decoder.greedy_types(self.dims, self.place),
-            custom_extensions=[custom_ops.KERNELS],
+            **shared,
         )
-
-    def encode(self, mel: Any) -> Any:
-        """(n_mels, 3000) to cross-attention keys and values; see backends.max_graph.decoder.greedy_types."""
-        return self._execute(self._encoder, mel)
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
         """See backends.greedy.Engine."""
         from backends.max_graph.decoder import rule_numbers
 
         buffer = self._buffer
-        count, sum_logprob, no_speech = self._decoder.execute(
+        count, sum_logprob, no_speech = self._models["greedy"].execute(
             *encoded,
             self._cache,
             self._sampled,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,8 +94,7 @@ class MaxEngine:
         self._filters = self._to_device(
             log_mel.prepared_filters(mel_filters("cpu", self.dims.n_mels), device, self._method)
         )
-        facts = {"n_mels": self.dims.n_mels, "method": self._method}
-        self._log_mel = self._load("log_mel", facts, self._log_mel_graph)
+        self._models = self._load(self.graphs())
 
     def modules(self) -> Any:
         """New modules with the weights: MAX 26.7 ties a module to the first graph it is used in."""
@@ -110,49 +109,53 @@ class MaxEngine:
         buffer = self._buffer.from_dlpack(tensor)
         return buffer if self.device.type == "cpu" else buffer.to(self._driver)
 
-    def _load(self, name: str, parts: Mapping[str, Any], build: Any) -> Any:
-        compiled = sessions.compiled(self._session, name, self.device.type, parts, build)
-        return self._session.init(compiled, weights_registry=self._weights)
+    def graphs(self) -> dict[str, Callable[..., Any]]:
+        """Name -> what builds the graph from keywords of max.graph.Graph; a subclass adds its own."""
+        return {
+            "log_mel": self._log_mel_graph,
+            "encoder": lambda **shared: self._encoder_graph(_cross, shared),
+        }
 
-    def _log_mel_graph(self) -> Any:
+    def _load(self, graphs: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
+        facts = {**self._facts, "log_mel": self._method}
+        return sessions.load_all(self._session, self.device.type, facts, graphs, self._weights)
+
+    def _log_mel_graph(self, **shared: Any) -> Any:
         from max.dtype import DType
         from max.graph import Graph, TensorType
 
-        from backends.max_graph import custom_ops, log_mel
+        from backends.max_graph import log_mel
 
         filters = TensorType(DType.float32, self._filters.shape, device=self.place.device)
         return Graph(
-            "log_mel",
-            lambda hops, filters: log_mel.log_mel(
+            forward=lambda hops, filters: log_mel.log_mel(
                 hops.tensor, filters.tensor, self.dims.n_mels, self.place.device, self._method
             ),
             input_types=[log_mel.hops_type(self.place.device), filters],
-            custom_extensions=[custom_ops.KERNELS],
+            **shared,
         )
 
-    def _encoder_graph(self, name: str, outputs: Any) -> Any:
+    def _encoder_graph(self, outputs: Any, shared: Mapping[str, Any]) -> Any:
         """The graph from a window's log-mel (n_mels, 3000) to whatever `outputs(whisper, mel)` returns."""
         from max.dtype import DType
         from max.graph import Graph, TensorType, ops
-
-        from backends.max_graph import custom_ops
 
         def forward(mel: Any) -> Any:
             return outputs(self.modules(), ops.cast(mel.tensor, self.place.dtype))
 
         kind = TensorType(DType.float32, (self.dims.n_mels, N_FRAMES), device=self.place.device)
-        return Graph(name, forward, input_types=[kind], custom_extensions=[custom_ops.KERNELS])
+        return Graph(forward=forward, input_types=[kind], **shared)
 
-    def _cross_encoder(self) -> Any:
-        """The graph from a window's log-mel (n_mels, 3000) to `_cross`, compiled."""
-        return self._load("encoder_cross", self._facts, lambda: self._encoder_graph("encoder_cross", _cross))
+    def encode(self, mel: Any) -> Any:
+        """One window (n_mels, 3000) to cross-attention keys and values, as `_cross` gives them."""
+        return self._execute(self._models["encoder"], mel)
 
     def log_mel(self, audio: np.ndarray) -> Any:
         """See backends.greedy.Engine; frames of silence are filled in rather than computed."""
         from backends.max_graph.log_mel import HOP, cut
 
         hops = self._to_device(self._torch.from_numpy(cut(audio)))
-        heard, silence = self._log_mel.execute(hops, self._filters)
+        heard, silence = self._models["log_mel"].execute(hops, self._filters)
         heard = self._torch.from_dlpack(heard)
         mel = self._torch.empty((self.dims.n_mels, len(audio) // HOP + N_FRAMES), device=self.device)
         frames = min(heard.shape[1], mel.shape[1])
@@ -164,13 +167,13 @@ class MaxEngine:
         """See backends.encoder_trace.TracesEncoder; a graph of its own, which gives out every layer."""
         from backends.encoder_trace import first_window, layer_shapes
 
-        model = self._load("encoder_trace", self._facts, self._trace_graph)
+        model = self._load({"layers": self._trace_graph})["layers"]
         mel = first_window(self.log_mel(audio))
         names = list(layer_shapes(vars(self.dims)))
         results = [self._torch.from_dlpack(x).cpu().numpy() for x in self._execute(model, mel)]
         return dict(zip(names, [mel.cpu().numpy(), *results], strict=True))
 
-    def _trace_graph(self) -> Any:
+    def _trace_graph(self, **shared: Any) -> Any:
         from max.dtype import DType
         from max.graph import ops
 
@@ -180,7 +183,7 @@ class MaxEngine:
             pairs = [x for pair in whisper.decoder(features) for x in pair]
             return tuple(ops.cast(x, DType.float32) for x in [*layers.values(), *pairs])
 
-        return self._encoder_graph("encoder_trace", outputs)
+        return self._encoder_graph(outputs, shared)
 
     def _execute(self, model: Any, mel: Any) -> Sequence[Any]:
         return model.execute(self._buffer.from_dlpack(mel.contiguous()))
