@@ -47,8 +47,8 @@ def _differences(base: Run, new: Run) -> Iterator[tuple[str, str]]:
             f"{len(base['clips'])} clips in BASE and {len(new['clips'])} in NEW, {same} of them alike "
             "in name, samples, language and reference text",
         )
-    if scenario.of(base) != scenario.of(new):
-        yield "scenario", f"{scenario.of(base)} is not {scenario.of(new)}"
+    if scenario.conditions(base) != scenario.conditions(new):
+        yield "scenario", f"{scenario.conditions(base)} is not {scenario.conditions(new)}"
     asked = [
         run["settings"]["decoding"] | {k: run["settings"][k] for k in GATE_SETTINGS} for run in (base, new)
     ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backends.base import AsrbenchError
-from harness import change
+from harness import change, scenario
 from harness.change import TimeChange
 from harness.comparable import Difference, changed, differences
 from harness.record import Run
@@ -61,6 +61,13 @@ def compare(base: Run, new: Run, limits: Limits, allow: Sequence[str] = ()) -> C
     Raises:
         NotComparable: they differ in something else, or have nothing in common.
     """
+    for run in (base, new):
+        if scenario.of(run) in (scenario.SERVER, scenario.STREAMING):
+            raise NotComparable(
+                f"run {run['run_id']} is of the scenario {scenario.of(run)}: its latencies are of whole "
+                "sessions, not of rounds that can be told apart, so nothing is called a regression; "
+                "`asrbench history --metric latency` shows such runs side by side"
+            )
     found = differences(base, new)
     for difference in found:
         if difference.kind == "scenario":

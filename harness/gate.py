@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from harness import sittings
+from harness import ranking, server_figures, sittings, word_errors
 from harness.record import Run
 
 UNSEEN_OVER_SEEN_LIMIT = 1.5  # a copy never given before may take this much longer than the clip itself
@@ -24,8 +24,9 @@ Result = dict[str, Any]
 
 
 def judge(run: Run) -> None:
-    """Fill every result's `gate`: ranked or not, its rank by RTFx, and the reasons against it."""
+    """Fill every result's `gate`: ranked or not, its rank in the scenario's order, the reasons against it."""
     reference = find_reference(run)
+    order = ranking.order(run)
     fit = reference is not None and not any(_own_faults(run, reference))
     for result in run["results"]:
         reasons = list(_own_faults(run, result))
@@ -37,9 +38,14 @@ def judge(run: Run) -> None:
             elif not fit:
                 reasons.append(f"the reference {reference['variant']} did not pass the gate itself")
             reasons += _differences(run, result, reference)
+        if result["status"] == "ok":
+            # as a reference a row without a figure of speed is sound all the same
+            reasons += server_figures.faults(run, result)
+            if not reasons and order.figure(result) is None:
+                reasons.append(f"it has no {order.by}")
         result["gate"] = {"ranked": not reasons, "rank": None, "reasons": reasons}
     ranked = [result for result in run["results"] if result["gate"]["ranked"]]
-    ranked.sort(key=lambda result: -result["rtfx"]["rtfx"])
+    ranked.sort(key=order.place)
     for rank, result in enumerate(ranked, start=1):
         result["gate"]["rank"] = rank
 
@@ -117,13 +123,14 @@ def _timing(run: Run, result: Result) -> Iterator[str]:
     if rounds == 0:
         yield "the sitting whose times count holds no whole round of it: its speed is of some clips only"
     integrity = result["integrity"]
-    if integrity is None or result["rtfx"] is None:
+    if integrity is None or not any(map(word_errors.is_timed, result["samples"])):
         yield "its timing was not checked for cached answers"
         return
     ratio = integrity["unseen_over_seen"]
     if ratio is not None and ratio > UNSEEN_OVER_SEEN_LIMIT:
         yield f"copies it had not heard took {ratio:.1f} times as long: answers were cached or prepared"
-    wall = result["rtfx"]["wall_seconds"]
+    looked_at = [s for s in result["samples"] if s["late_work_seconds"] is not None]
+    wall = sum(s["wall_seconds"] for s in looked_at if word_errors.is_timed(s))
     late = integrity["late_work_seconds"] or 0.0
     if late > LATE_WORK_LIMIT * wall:
         yield f"work went on for {late:.2f} s after its calls had returned ({wall:.2f} s were measured)"

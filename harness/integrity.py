@@ -126,7 +126,9 @@ def summarise(
     return {
         "probes": probes,
         "unseen_over_seen": min(ratios, default=None),
-        "late_work_seconds": sum(sample["late_work_seconds"] for sample in answered) if answered else None,
+        "late_work_seconds": sum(sample["late_work_seconds"] or 0.0 for sample in answered)
+        if answered
+        else None,
         "clock_ratio": statistics.median(clocks) if clocks else None,
     }
 

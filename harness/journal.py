@@ -188,7 +188,7 @@ def _nothing_to_resume(folder: Path) -> str:
         return f"the run in {folder} is complete: there is nothing to resume"
     return (
         f"{folder} has no {NAME}, so its run cannot be resumed: it ended before it began to measure, is of "
-        "an older asrbench, or was asked to keep no texts (--no-texts); run again"
+        "an older asrbench, of the scenario server, or was asked to keep no texts (--no-texts); run again"
     )
 
 

@@ -28,6 +28,7 @@ from harness import (
     resume,
     scenario,
     score,
+    server_scenario,
     sittings,
 )
 from harness.audio import dithered
@@ -79,7 +80,8 @@ class _Session:
         self.rows = {row["variant"]: row for row in self.record["results"]}
         self.sitting = len(kept.sittings) if kept else 0
         self.failed = set(kept.failures) if kept else set()
-        self.journal = self._begin(kept) if plan.texts else None
+        # a server's latencies are those of whole sessions: half a one is nothing to go on with
+        self.journal = self._begin(kept) if plan.texts and plan.server is None else None
         self.done = resume.restore(self.record, kept) if kept else set()
         self.normalize = normalize.normalizer(plan.normalizer)
 
@@ -123,7 +125,9 @@ class _Session:
             pids = ", ".join(map(str, strangers))
             self.record["warnings"].append(f"other processes use the GPU ({pids}): times are disturbed")
         self._save()
-        calls = len(self.workers) * (self.plan.rounds * len(audio) + 2 * len(copies))
+        self.server = server_scenario.of(self.plan, audio, self.progress.stage)
+        in_round = len(audio) if self.plan.server is None else self.plan.server.requests
+        calls = len(self.workers) * (self.plan.rounds * in_round + 2 * len(copies))
         self.progress.start(calls)
         names = [str(variant) for variant in self.plan.variants]
         finished = {entry["round"] for entry in self.record["rounds"]}
@@ -184,6 +188,11 @@ class _Session:
             with self._turn(name, "measuring") as worker:
                 if worker is None:
                     continue
+                if self.server is not None:
+                    sessions = self.rows[name]["sessions"]
+                    for request in self.server.measure(worker, number, sessions.append):
+                        self._answered(name, number, request.clip, request.answer, request.timing)
+                    continue
                 for place, batch in enumerate(scenario.batches(self.plan.clips, worker.variant)):
                     missing = [c for c in batch.clips if (name, number, c.name) not in self.done]
                     if not missing:
@@ -195,10 +204,7 @@ class _Session:
                         if clip not in missing:
                             continue
                         call = {"batch": place} if self.plan.scenario == scenario.OFFLINE else {}
-                        self._keep(name, _sample(clip, number, answer) | call)
-                        self.progress.answered(
-                            name, clip.name, number, answer["wall_seconds"], answer["error"]
-                        )
+                        self._answered(name, number, clip, answer, call)
         entry = {"round": number, "order": order, **load.finish(), **self._of_sitting()}
         self.record["rounds"].append(entry)
         if self.journal is not None:
@@ -215,10 +221,15 @@ class _Session:
         opened.sync()
         return opened
 
-    def _keep(self, name: str, sample: dict[str, Any]) -> None:
+    def _answered(
+        self, name: str, number: int, clip: Clip, answer: dict[str, Any], beside: dict[str, Any]
+    ) -> None:
+        """Keep an answer as a sample, with what the scenario tells beside."""
+        sample = _sample(clip, number, answer) | beside
         if self.journal is not None:
             self.journal.add("sample", sample | {"sitting": self.sitting}, variant=name)
         self.rows[name]["samples"].append(sample | self._of_sitting())
+        self.progress.answered(name, clip.name, number, answer["wall_seconds"], answer["error"])
 
     def _of_sitting(self) -> dict[str, int]:
         return {"sitting": self.sitting} if "sittings" in self.record else {}

@@ -11,6 +11,7 @@ from backends import Variant
 from backends.base import Checkpoint, Settings
 from harness import host, normalize, record, scenario
 from harness.corpus import Clip
+from harness.server_terms import Terms
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Plan:
     augment: Sequence[str] = ()
     scenario: str = scenario.SINGLE_STREAM
     batch_sizes: Sequence[int] = ()
+    server: Terms | None = None
     command: Sequence[str] = field(default_factory=list)
 
 
@@ -77,6 +79,7 @@ def blank_record(plan: Plan, run_id: str) -> record.Run:
             "augment": list(plan.augment),
             "scenario": plan.scenario,
             "batch_sizes": list(plan.batch_sizes),
+            **({} if plan.server is None else {"server": plan.server.as_dict()}),
         },
         "checkpoint": {
             "name": checkpoint.name,
@@ -104,17 +107,20 @@ def blank_record(plan: Plan, run_id: str) -> record.Run:
         ],
         "rounds": [],
         "warnings": [],
-        "results": [_blank_row(variant, *refusals.get(str(variant), (None, None))) for variant in variants],
+        "results": [
+            _blank_row(variant, plan.scenario, *refusals.get(str(variant), (None, None)))
+            for variant in variants
+        ],
     }
 
 
-def _blank_row(variant: Variant, refusal: str | None, remedy: str | None) -> dict[str, Any]:
+def _blank_row(variant: Variant, asked: str, refusal: str | None, remedy: str | None) -> dict[str, Any]:
     return {
         "variant": str(variant),
         "backend": variant.backend,
         "device": variant.device,
         "precision": variant.precision,
-        **scenario.row_fields(variant),
+        **scenario.row_fields(variant, asked),
         "status": "unavailable" if refusal else "error",
         "error": refusal or "the run ended before it was measured",
         "remedy": remedy,

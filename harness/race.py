@@ -80,10 +80,10 @@ def race(run: Run, clip: str | None = None) -> Race:
     Raises:
         RaceError: the run has no such clip, or none at all.
     """
-    if scenario.of(run) == scenario.OFFLINE:
+    if not scenario.times_clips(run):
         raise RaceError(
-            f"run {run['run_id']} is of the scenario {scenario.OFFLINE}: its times are those of batches, so "
-            f"there is no race on a clip; take a run of {scenario.SINGLE_STREAM}"
+            f"run {run['run_id']} is of the scenario {scenario.of(run)}: its times are not those of single "
+            f"clips, so there is no race on one; take a run of {scenario.SINGLE_STREAM}"
         )
     clips = {entry["name"]: entry for entry in run["clips"]}
     if not clips or (clip is not None and clip not in clips):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import normalize, scenario
+from harness import normalize, scenario, server_terms
 
 REFERENCE = "whisper-cpu@cpu/float32"
 RESULTS = Path("results")
@@ -67,13 +67,7 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         "--scenario",
         choices=scenario.NAMES,
         default=scenario.SINGLE_STREAM,
-        help="offline: all clips at once, in batches; its figure is throughput (default single-stream)",
-    )
-    what.add_argument(
-        "--batch-sizes",
-        type=scenario.batch_sizes,
-        metavar="1,4,8",
-        help="clips a call, of --scenario offline; each size is a row of its own (default 1,4,8)",
+        help="how clips are handed over, docs/measuring.md (default single-stream)",
     )
     what.add_argument(
         "--resume",
@@ -87,6 +81,7 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         action="store_true",
         help="do not add the reference backend; rows are then not ranked",
     )
+    _add_scenarios(parser)
     how = parser.add_argument_group("how it decodes (the same for every backend)")
     how.add_argument("--beam-size", type=at_least(1), default=1, metavar="N", help="1 is greedy (default)")
     how.add_argument("--language", metavar="XX", help="default: each clip's own, else English")
@@ -99,7 +94,7 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
     )
     timing = parser.add_argument_group("how it is measured and judged")
     timing.add_argument(
-        "--rounds", type=at_least(1), default=7, metavar="N", help="measured rounds (default 7)"
+        "--rounds", type=at_least(1), metavar="N", help="measured rounds (default 7; 1 in server)"
     )
     timing.add_argument(
         "--warmup", type=at_least(0), default=2, metavar="N", help="calls before measuring (default 2)"
@@ -181,6 +176,39 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         help="json: progress as one JSON object a line on stderr (default text)",
     )
     parser.set_defaults(func=run)
+
+
+def _add_scenarios(parser: argparse.ArgumentParser) -> None:
+    """Add what one scenario alone has; scenario.OPTIONS says which."""
+    offline = parser.add_argument_group("--scenario offline: all clips at once, for throughput")
+    offline.add_argument(
+        "--batch-sizes",
+        type=scenario.batch_sizes,
+        metavar="1,4,8",
+        help="clips a call; each size is a row of its own (default 1,4,8)",
+    )
+    server = parser.add_argument_group(
+        "--scenario server: requests arrive by chance (Poisson), and latency counts their waiting"
+    )
+    server.add_argument("--rate", type=positive, metavar="R", help="requests a second")
+    server.add_argument(
+        "--find-max-rate", action="store_true", help="search the largest rate that keeps --p99"
+    )
+    server.add_argument(
+        "--p99", type=positive, metavar="S", help="99 in 100 requests are to be answered within S seconds"
+    )
+    server.add_argument(
+        "--server-requests",
+        type=at_least(1),
+        metavar="N",
+        help=f"requests a session (default {server_terms.REQUESTS}, or each clip once if there are more)",
+    )
+    server.add_argument(
+        "--server-seconds",
+        type=positive,
+        metavar="S",
+        help=f"a session begins no request after it (default {server_terms.LIMIT_SECONDS:g})",
+    )
 
 
 def at_least(least: int) -> Any:

@@ -32,12 +32,14 @@ from harness import (
     run_arguments,
     sampling,
     scenario,
+    server_terms,
     slices,
     worker_handle,
 )
 from harness.corpus import Clip
 from harness.plan import Plan, blank_record
 from harness.progress import Progress
+from harness.server_terms import Terms
 
 
 class RunError(AsrbenchError):
@@ -129,7 +131,7 @@ def measure(
 def _plan(arguments: argparse.Namespace) -> Plan:
     normalizer, *also = normalize.chosen(arguments.normalizer)  # unknown: an error now, not after an hour
     mixing = augment.parse(arguments.augment)
-    batch_sizes = scenario.check(arguments.scenario, arguments.batch_sizes)
+    scenario.check(arguments)
     variants, unavailable = _variants(arguments)
     if not variants:
         reasons = "\n".join(f"  {v}: {why}{f' ({fix})' if fix else ''}" for v, why, fix in unavailable)
@@ -155,6 +157,9 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         beam_size=arguments.beam_size,
         threads=arguments.threads or worker_handle.default_threads(),
     )
+    rounds = arguments.rounds or scenario.ROUNDS[arguments.scenario]
+    is_offline = arguments.scenario == scenario.OFFLINE
+    batch_sizes = (arguments.batch_sizes or scenario.BATCH_SIZES) if is_offline else ()
     return Plan(
         variants=scenario.variants(variants, arguments.scenario, batch_sizes, arguments.reference),
         unavailable=unavailable,
@@ -162,7 +167,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         settings=settings,
         clips=clips,
         reference=arguments.reference,
-        rounds=arguments.rounds,
+        rounds=rounds,
         warmup=arguments.warmup,
         timeout_seconds=arguments.timeout,
         device=arguments.device,
@@ -177,7 +182,22 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         augment=arguments.augment,
         scenario=arguments.scenario,
         batch_sizes=batch_sizes,
+        server=_server_terms(arguments, clips, rounds),
         command=["asrbench", *arguments.argv],
+    )
+
+
+def _server_terms(arguments: argparse.Namespace, clips: list[Clip], rounds: int) -> Terms | None:
+    if arguments.scenario != scenario.SERVER:
+        return None
+    return server_terms.terms(
+        rate=arguments.rate,
+        find_max_rate=arguments.find_max_rate,
+        p99=arguments.p99,
+        requests=arguments.server_requests,
+        limit_seconds=arguments.server_seconds,
+        clips=clips,
+        rounds=rounds,
     )
 
 

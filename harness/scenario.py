@@ -2,7 +2,8 @@
 
 `single-stream` hands over one clip at a time and waits. `offline` has all clips at once and hands them
 over in batches; its figure is throughput, and a clip has no latency of its own (Reddi et al. 2020,
-"MLPerf Inference Benchmark", section III).
+"MLPerf Inference Benchmark", section III). `server` has clips arrive by chance at a rate, and their waiting
+counts: harness/server_terms.py.
 """
 
 from __future__ import annotations
@@ -18,8 +19,14 @@ from backends.base import WINDOW_SECONDS, AsrbenchError
 from harness.corpus import Clip
 from harness.record import Run
 
-SINGLE_STREAM, OFFLINE = "single-stream", "offline"
-NAMES = (SINGLE_STREAM, OFFLINE)
+SINGLE_STREAM, OFFLINE, SERVER, STREAMING = "single-stream", "offline", "server", "streaming"
+NAMES = (SINGLE_STREAM, OFFLINE, SERVER)
+ROUNDS = {SINGLE_STREAM: 7, OFFLINE: 7, SERVER: 1, STREAMING: 1}  # by default: the last two take their time
+OPTIONS = {  # arguments of one scenario alone, as argparse names them -> the scenario
+    "batch_sizes": OFFLINE,
+    **dict.fromkeys(("rate", "find_max_rate", "p99", "server_requests", "server_seconds"), SERVER),
+}
+SAMPLE_FIELDS = ("request", "arrival_seconds", "start_seconds", "finish_seconds")  # of a server's samples
 BATCH_SIZES = (1, 4, 8)
 LARGEST_BATCH = 4096
 
@@ -56,6 +63,21 @@ def of(run: Run) -> str:
     return str(run["settings"].get("scenario", SINGLE_STREAM))
 
 
+def times_clips(run: Run) -> bool:
+    """Whether each sample's wall time is the time that its clip takes: speed can be told clip by clip."""
+    return of(run) == SINGLE_STREAM
+
+
+def conditions(run: Run) -> str:
+    """Return in words how the clips of a run were handed over: runs that differ in it are never compared."""
+    terms = run["settings"].get("server")
+    if terms is None:
+        return of(run)
+    rate, limit = terms["rate_per_second"], terms["p99_seconds"]
+    asked = f"at {rate:g} requests/s" if rate is not None else f"for the largest rate with p99 of {limit:g} s"
+    return f"{of(run)} {asked}, {terms['requests']} requests"
+
+
 def batch_sizes(text: str) -> tuple[int, ...]:
     """Return the sizes that an argument `1,4,8` lists, each once, in its order."""
     sizes = []
@@ -68,19 +90,13 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(sizes))
 
 
-def check(scenario: str, sizes: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the batch sizes of a scenario, its own where none are asked for.
-
-    Raises:
-        ScenarioError: sizes are asked for, but the scenario has no batches.
-    """
-    if scenario == OFFLINE:
-        return BATCH_SIZES if sizes is None else tuple(sizes)
-    if sizes is not None:
-        raise ScenarioError(
-            f"--batch-sizes goes with --scenario {OFFLINE}; {scenario} hands over one clip at a time"
-        )
-    return ()
+def check(arguments: argparse.Namespace) -> None:
+    """Raise ScenarioError if an argument of one scenario is given with another."""
+    for name, scenario in OPTIONS.items():
+        if scenario != arguments.scenario and getattr(arguments, name) not in (None, False):
+            raise ScenarioError(
+                f"--{name.replace('_', '-')} goes with --scenario {scenario}; this is {arguments.scenario}"
+            )
 
 
 def variants(asked: Sequence[Variant], scenario: str, sizes: Sequence[int], reference: str) -> list[Variant]:
@@ -120,8 +136,10 @@ def batches(clips: Sequence[Clip], variant: Variant) -> list[Batch]:
     return found + [Batch([c], together=False) for c in clips if c.audio_seconds > WINDOW_SECONDS]
 
 
-def row_fields(variant: Variant) -> dict[str, Any]:
-    """Return what a row of the record says of its batches: nothing in a single stream."""
+def row_fields(variant: Variant, scenario: str) -> dict[str, Any]:
+    """Return what a row of the record has for its scenario alone: nothing in a single stream."""
+    if scenario == SERVER:
+        return {"sessions": [], "server": None}
     if not isinstance(variant, BatchVariant):
         return {}
     return {"batch_size": variant.batch_size, "takes_batches": variant.takes_batches}

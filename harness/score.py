@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from backends.base import AsrbenchError
-from harness import normalize, scenario, stats, throughput, word_errors
+from harness import normalize, scenario, server_figures, stats, throughput, word_errors
 from harness.record import Run
 from harness.word_errors import Texts, errors, first_answers, is_timed, ratio
 
@@ -31,7 +31,8 @@ class ScoreError(AsrbenchError):
 def score(
     run: Run, normalizer: str = "whisper", replicates: int = stats.REPLICATES, also: Sequence[str] = ()
 ) -> None:
-    """Fill, from the raw samples, `scoring`, all word counts, and each result's `wer`, `rtfx` and `latency`.
+    """Fill, from the raw samples, `scoring`, all word counts, and each result's `wer`, `rtfx`, `latency`
+    and `server`.
 
     `also` names normalisers whose WER and CER are put beside, in `scoring.also`. The text scored is each
     clip's first-round answer; clips whose text differs between rounds are listed in `wer.unstable_clips`.
@@ -47,8 +48,9 @@ def score(
     for result in run["results"]:
         result["wer"] = word_errors.count(run, result, firsts[result["variant"]], texts)
         result["rtfx"] = _speed(run, result)
-        # a batch's time belongs to the batch: a clip of it has no latency of its own
-        result["latency"] = None if scenario.of(run) == scenario.OFFLINE else _latency(result)
+        if scenario.of(run) == scenario.SERVER:
+            result["server"] = server_figures.figures(run, result)
+        result["latency"] = _latency(run, result)
     _compare_with_reference(run, firsts)
     run["scoring"] = {
         "normalizer": normalize.identify(normalizer),
@@ -161,11 +163,23 @@ def _speed(run: Run, result: Result) -> Result | None:
     }
 
 
-def _latency(result: Result) -> Result | None:
+def latencies(run: Run, result: Mapping[str, Any]) -> list[float]:
+    """Return the latency in seconds of each of a result's timed samples, as the run's scenario counts it.
+
+    Offline there are none: a batch's time belongs to the batch.
+    """
+    if scenario.of(run) == scenario.OFFLINE:
+        return []
+    if scenario.of(run) == scenario.SERVER:
+        return server_figures.latencies(run, result)
+    return [sample["wall_seconds"] for sample in _timed(result)]
+
+
+def _latency(run: Run, result: Result) -> Result | None:
     answered = _timed(result)
-    if not answered:
+    walls = latencies(run, result)
+    if not walls:
         return None
-    walls = [sample["wall_seconds"] for sample in answered]
     low, median, high, p90, p99 = stats.percentiles(walls, [25, 50, 75, 90, 99])
     stages: dict[str, list[float]] = {}
     for sample in answered:
@@ -182,7 +196,7 @@ def _latency(result: Result) -> Result | None:
     }
 
 
-def _timed(result: Result) -> list[Sample]:
+def _timed(result: Mapping[str, Any]) -> list[Sample]:
     return [sample for sample in result["samples"] if is_timed(sample)]
 
 

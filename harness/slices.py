@@ -101,8 +101,8 @@ def rows(run: Run, fields: Sequence[str] | None = None) -> list[Slice]:
 
     The columns: field, value, variant, is_ranked, clips, audio_seconds, reference_words, errors by kind,
     wer_percent and its interval, cer_percent, rtfx and its interval, latency_median_seconds. Percent where
-    the record has fractions; no speed offline, where clips of several slices share a batch. Intervals are
-    of bootstrap resamples of the slice's clips; None for one clip.
+    the record has fractions; speed of a single stream only, elsewhere a call's time is not its clip's alone.
+    Intervals are of bootstrap resamples of the slice's clips; None for one clip.
     """
     found = []
     for field in chosen(run) if fields is None else fields:
@@ -128,7 +128,7 @@ def _rows_of(run: Run, clips: Sequence[Mapping[str, Any]]) -> list[Slice]:
         counted = {e["clip"]: e for e in (result["wer"] or {}).get("per_clip", []) if e["clip"] in lengths}
         walls: dict[str, list[float]] = {}
         for sample in result["samples"]:
-            if sample["clip"] in lengths and is_timed(sample) and scenario.of(run) != scenario.OFFLINE:
+            if sample["clip"] in lengths and is_timed(sample) and scenario.times_clips(run):
                 walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
         built.append(_row(result, lengths, list(counted.values()), walls))
         columns += [

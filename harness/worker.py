@@ -8,6 +8,9 @@ are JSON objects. The parent asks for one thing at a time:
     {"do": "call", "audio", "language"} -> {"event": "ready"}, then on {"do": "go"}:
                                            {"event": "answer", ...}, then {"event": "settled", ...}
     {"do": "batch", "audios", "language"} -> the same; the answer holds "answers", one a clip
+    {"do": "serve", "audios", "languages", "arrivals_seconds", "limit_seconds"}
+                                        -> {"event": "ready"}, then on {"do": "go"} the events of
+                                           harness.server_session, and {"event": "over"}
     {"do": "resources"}                 -> {"event": "resources", ...}
     {"do": "examine", "method", ...}    -> {"event": "examined", ...}, see harness.examine
 
@@ -71,6 +74,14 @@ def _serve(connection: Connection) -> None:
                 )
                 _send(connection, {"event": "answer", **answer})
                 _send(connection, {"event": "settled", "late_work_seconds": engine.late_work_seconds()})
+            case "serve":
+                assert engine is not None
+                known = {path: _read_audio(path) for path in dict.fromkeys(message["audios"])}
+                gc.collect()
+                _send(connection, {"event": "ready"})
+                assert _receive(connection)["do"] == "go"
+                engine.serve(message, known, lambda event: _send(connection, event))
+                _send(connection, {"event": "over"})
             case "resources":
                 assert engine is not None
                 _send(connection, {"event": "resources", **engine.resources()})
@@ -150,6 +161,29 @@ class _Engine:
         """As `call`, for clips together; the answer's `answers` are one a clip, or it has an `error`."""
         return self._measured(
             lambda: _all_finished(self.backend.transcribe_batch(audios, language), len(audios))
+        )
+
+    def serve(
+        self, message: dict[str, Any], known: dict[str, Any], report: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Answer the message's requests as they arrive, `known` being samples by path.
+
+        The garbage collector runs as in any server: a session is many calls, and there is no pause in it.
+        """
+        from harness import server_session
+
+        def call(request: int) -> dict[str, Any]:
+            self._late_work.before()
+            return self.call(known[message["audios"][request]], message["languages"][request])
+
+        server_session.serve(
+            message["arrivals_seconds"],
+            message["limit_seconds"],
+            call=call,
+            report=report,
+            late_work_seconds=self.late_work_seconds,
+            clock_ns=_clock_ns,
+            sleep=time.sleep,
         )
 
     def _measured(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

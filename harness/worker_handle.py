@@ -164,6 +164,26 @@ class Worker:
         answers = whole.get("answers") or [failed] * len(audios)
         return [answer | shares | {"stage_seconds": {}} for answer in answers]
 
+    def events(
+        self, what: str, waiting_seconds: float, **message: Any
+    ) -> Iterator[tuple[float, dict[str, Any]]]:
+        """Have a session held; yield each of its events with the seconds since its start on our clock.
+
+        Args:
+            what: how messages name the session.
+            waiting_seconds: how long it may be silent beyond the timeout of a call, as nothing is due.
+            message: what harness.worker is asked to do.
+
+        Raises:
+            WorkerError: the worker died or hung.
+        """
+        self._send(**message)
+        self._receive(what)
+        start = time.perf_counter_ns()
+        self._send(do="go")
+        while (event := self._receive(what, waiting_seconds))["event"] != "over":
+            yield (time.perf_counter_ns() - start) * 1e-9, event
+
     def _timed(self, what: str, **message: Any) -> dict[str, Any]:
         self._send(**message)
         self._receive(what)
@@ -223,9 +243,10 @@ class Worker:
         except OSError as error:
             raise WorkerError(self._death("starting a call")) from error
 
-    def _receive(self, what: str) -> dict[str, Any]:
+    def _receive(self, what: str, waiting_seconds: float = 0.0) -> dict[str, Any]:
+        """Return the next message; `waiting_seconds` more than the timeout are no sign of a hang."""
         try:
-            if not self._connection.poll(self.timeout_seconds):
+            if not self._connection.poll(self.timeout_seconds + waiting_seconds):
                 self.stop()
                 raise WorkerError(
                     f"no answer within {self.timeout_seconds:g} s while {what}; stopped "

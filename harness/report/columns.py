@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from harness import scenario
 from harness.report.rows import Row
 
 
@@ -44,6 +45,11 @@ def mebibytes(value: int | None) -> str:
     return "" if value is None else f"{value / 2**20:.0f}"
 
 
+def _latency_of(name: str, of_scenario: str) -> Callable[[Row], str]:
+    """Latency means another thing in each scenario, so each has columns of its own."""
+    return lambda row: figure(row[name]) if row["scenario"] == of_scenario else ""
+
+
 def _kilojoules(value: float | None) -> str:
     return figure(None if value is None else value / 1000)
 
@@ -52,12 +58,52 @@ def _count(value: int | None) -> str:
     return "" if value is None else str(value)
 
 
-RANK = Column("#", "rank by RTFx among rows of equal quality", lambda r: _count(r["rank"]))
+RANK = Column("#", "rank among rows of equal quality", lambda r: _count(r["rank"]))
 VARIANT = Column("variant", "backend@device/precision", lambda r: r["variant"], is_number=False)
 WER = Column(
     "WER %",
     "word errors per 100 reference words, over the whole set",
     lambda r: percent(r["wer_percent"]) or "unknown",
+)
+
+_SERVER = (
+    Column(
+        "max req/s",
+        "the largest rate found at which 99 in 100 requests are answered within the limit",
+        lambda r: figure(r["max_rate_per_second"]),
+        importance=10,
+    ),
+    Column(
+        "median s",
+        "median seconds from a request's arrival to its answer, waiting included",
+        _latency_of("latency_median_seconds", scenario.SERVER),
+        importance=7,
+    ),
+    Column(
+        "p90 s",
+        "90th percentile of the seconds from arrival to answer",
+        _latency_of("latency_p90_seconds", scenario.SERVER),
+        importance=6,
+    ),
+    Column(
+        "p99 s",
+        "99th percentile of the seconds from arrival to answer, waiting included",
+        _latency_of("latency_p99_seconds", scenario.SERVER),
+        importance=10,
+    ),
+    Column("req/s", "requests answered a second", lambda r: figure(r["achieved_per_second"]), importance=8),
+    Column(
+        "busy %",
+        "share of the time in which a request was being answered",
+        lambda r: "" if r["utilisation"] is None else f"{100 * r['utilisation']:.0f}",
+        importance=7,
+    ),
+    Column(
+        "queue",
+        "the most requests that one found waiting before it",
+        lambda r: _count(r["largest_queue"]),
+        importance=6,
+    ),
 )
 
 FIGURES = (  # of speed and cost, in the order shown
@@ -86,13 +132,19 @@ FIGURES = (  # of speed and cost, in the order shown
         importance=4,
     ),
     Column("speed-up", "RTFx over the reference backend's", lambda r: figure(r["speedup"]), importance=8),
-    Column("median s", "median seconds a clip", lambda r: figure(r["latency_median_seconds"]), importance=7),
+    Column(
+        "median s",
+        "median seconds a clip",
+        _latency_of("latency_median_seconds", scenario.SINGLE_STREAM),
+        importance=7,
+    ),
     Column(
         "p90 s",
         "nine in ten clips took at most so long",
-        lambda r: figure(r["latency_p90_seconds"]),
+        _latency_of("latency_p90_seconds", scenario.SINGLE_STREAM),
         importance=6,
     ),
+    *_SERVER,
     Column("tok/s", "tokens per processing second", lambda r: figure(r["tokens_per_second"]), importance=2),
     Column("load s", "seconds from checkpoint to ready", lambda r: figure(r["load_seconds"]), importance=3),
     Column("RSS MiB", "peak memory of the process", lambda r: mebibytes(r["peak_rss_bytes"]), importance=5),
@@ -147,13 +199,13 @@ QUALITY = (
 
 TIMES = (
     Column("calls", "answered calls", lambda r: _count(r["samples"])),
-    Column("min s", "quickest call", lambda r: figure(r["latency_min_seconds"])),
+    Column("min s", "quickest call", _latency_of("latency_min_seconds", scenario.SINGLE_STREAM)),
     Column(
         "IQR s",
         "interquartile range of all calls, clips of all lengths together",
-        lambda r: figure(r["latency_iqr_seconds"]),
+        _latency_of("latency_iqr_seconds", scenario.SINGLE_STREAM),
     ),
-    Column("p99 s", "99th percentile", lambda r: figure(r["latency_p99_seconds"])),
+    Column("p99 s", "99th percentile", _latency_of("latency_p99_seconds", scenario.SINGLE_STREAM)),
     Column("log-mel s", "median seconds in the features", lambda r: figure(r["log_mel_median_seconds"])),
     Column("encode s", "median seconds in the encoder", lambda r: figure(r["encode_median_seconds"])),
     Column("decode s", "median seconds in the decoder", lambda r: figure(r["decode_median_seconds"])),
@@ -162,6 +214,11 @@ TIMES = (
     Column("warm call s", "last call on the same clip", lambda r: figure(r["warm_call_seconds"])),
     Column("CPU s", "processor seconds of all measured calls", lambda r: figure(r["cpu_seconds"])),
 )
+
+
+def rank(by: str) -> Column:
+    """Return the column of ranks with what it ranks by in its meaning."""
+    return replace(RANK, meaning=f"rank by {by} among rows of equal quality")
 
 
 def shown(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from harness import ranking, scenario
 from harness.record import Run
 from harness.report import columns, context, parts
 from harness.report.columns import Column
@@ -20,7 +21,7 @@ from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
 
 RULES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")  # below the heading and below the ranked rows
 SPARE = ("median s", "audio s", "version", "RTFx 95 % CI", "CER %", "WER 95 % CI", "clips")  # least first
-BESIDE = ("model", "audio", "decoding", "machine", "scoring", "gate")
+BESIDE = ("model", "scenario", "audio", "decoding", "machine", "scoring", "gate")
 
 
 def print_table(run: Run, console: Console) -> None:
@@ -34,6 +35,8 @@ def print_table(run: Run, console: Console) -> None:
     facts = context.describe(run)
     grid = Table.grid(padding=(0, 2))
     for label in BESIDE:
+        if label == "scenario" and scenario.of(run) == scenario.SINGLE_STREAM:
+            continue
         grid.add_row(Text(label, style="dim"), _text(facts[label], console))
     console.print(grid)
     if measured:
@@ -82,7 +85,8 @@ def _table(shown: Sequence[Column], measured: Sequence[Row], console: Console) -
 
 
 def _print_legend(shown: Sequence[Column], run: Run, console: Console) -> None:
-    legend = "; ".join(f"{c.heading}: {c.meaning}" for c in shown if c is not columns.VARIANT)
+    told = [columns.rank(ranking.order(run).by), *shown[1:]]
+    legend = "; ".join(f"{c.heading}: {c.meaning}" for c in told if c is not columns.VARIANT)
     console.print(_text(f"{legend}.", console, "dim"))
     if not any(result["gate"]["ranked"] for result in run["results"]):
         console.print(Text("No row passed the gate: no engine here is faster than another at equal quality."))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from backends.base import Settings
-from harness import scenario
+from harness import ranking, scenario
 from harness.record import Run
 
 SHORT_HASH = 12  # hex digits of a SHA-256 that readers are shown
@@ -48,12 +48,29 @@ def model(run: Run) -> str:
 
 def told_scenario(run: Run) -> str:
     """How the clips were handed over, and what RTFx means for it."""
+    if scenario.of(run) == scenario.SERVER:
+        return _told_server(run)
     if scenario.of(run) != scenario.OFFLINE:
         return f"{scenario.of(run)}: one clip at a time"
     sizes = ", ".join(map(str, run["settings"].get("batch_sizes", ())))
     return (
         f"{scenario.OFFLINE}: all clips at once, in batches of {sizes}; RTFx is throughput, the median over "
         "rounds; clips over 30 s one at a time"
+    )
+
+
+def _told_server(run: Run) -> str:
+    terms = run["settings"]["server"]
+    rate, limit = terms["rate_per_second"], terms["p99_seconds"]
+    asked = (
+        f"{rate:g} requests/s"
+        if rate is not None
+        else f"the largest rate at which 99 in 100 are answered within {limit:g} s"
+    )
+    return (
+        f"{scenario.SERVER}: requests arrive by chance (Poisson, seed {run['settings']['seed']}), {asked}, "
+        f"{terms['requests']} a session of at most {terms['limit_seconds']:g} s; one is answered at a time, "
+        f"latency counts from the arrival; ranked by {ranking.order(run).by}"
     )
 
 

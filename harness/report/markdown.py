@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness import ranking
 from harness.record import Run
 from harness.report import columns, context
 from harness.report import parts as parts_of_run
@@ -33,7 +34,7 @@ def render(run: Run) -> str:
         ]
         for part in parts_of_run.parts(run):
             parts += [f"## {markdown(part.title)}", markdown(part.note), _part(part)]
-        parts += ["## Columns", _legend(measured)]
+        parts += ["## Columns", _legend(run, measured)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -87,8 +88,8 @@ def _warnings(run: Run) -> list[str]:
     return ["\n".join(f"- **Warning:** {markdown(text)}" for text in found)] if found else []
 
 
-def _legend(measured: Sequence[Row]) -> str:
-    used = [columns.RANK, columns.WER]
+def _legend(run: Run, measured: Sequence[Row]) -> str:
+    used = [columns.rank(ranking.order(run).by), columns.WER]
     for group in (columns.FIGURES, columns.QUALITY, columns.TIMES):
         used += columns.shown(group, measured)
     return "\n".join(f"- **{markdown(c.heading)}**: {markdown(c.meaning)}" for c in used)

@@ -30,7 +30,8 @@ def parts(run: Run, only_asked: bool = False) -> list[Part]:
     fields = slices.chosen(run)
     if only_asked and not run["settings"].get("slices"):
         fields = [field for field in fields if field not in (slices.LENGTH, "lang", hallucination.FIELD)]
-    return [*_slices(run, fields), *_normalizers(run), *_hallucinations(run)]
+    sessions = [] if only_asked else _sessions(run)
+    return [*sessions, *_slices(run, fields), *_normalizers(run), *_hallucinations(run)]
 
 
 _SLICE_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
@@ -96,6 +97,40 @@ def _normalizers(run: Run) -> list[Part]:
     headings = ["normaliser", "version", "variant", "WER %", "WER 95 % CI", "CER %"]
     note = f"The same texts under each; {main['normalizer']['name']} is the one that the gate judges by."
     return [Part("By normaliser", note, *_shown(headings, body, first_figure=3))]
+
+
+def _sessions(run: Run) -> list[Part]:
+    """The sessions of a server scenario, in the order they were held."""
+    body = [
+        [
+            result["variant"],
+            f"{session['purpose']}, kept" if session["is_kept"] else session["purpose"],
+            "all at once" if session["rate_per_second"] is None else figure(session["rate_per_second"]),
+            f"{session['answered']}/{session['requests']}",
+            figure(session["finish_seconds"]),
+            figure(session["median_seconds"]),
+            figure(session["p99_seconds"]),
+            str(session["largest_queue"]),
+            "" if session["is_within"] is None else "yes" if session["is_within"] else "no",
+        ]
+        for result in run["results"]
+        for session in result.get("sessions", [])
+    ]
+    if not body:
+        return []
+    headings = [
+        "variant",
+        "session",
+        "requests/s",
+        "answered",
+        "seconds",
+        "median s",
+        "p99 s",
+        "queue",
+        "kept limit",
+    ]
+    note = "Each was really held. Figures of the ranking are of those that are kept; the others led to them."
+    return [Part("Sessions", note, *_shown(headings, body, first_figure=2))]
 
 
 def _hallucinations(run: Run) -> list[Part]:

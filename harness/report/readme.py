@@ -71,7 +71,7 @@ def update_between_markers(path: Path, text: str, name: str) -> None:
 
 
 def _context_line(run: Run, names_place: bool) -> str:
-    facts = [context.told_scenario(run)] if scenario.of(run) == scenario.OFFLINE else []
+    facts = [context.told_scenario(run)] if scenario.of(run) != scenario.SINGLE_STREAM else []
     facts += [context.audio(run), context.decoding(run)]
     if names_place:
         facts = [context.model(run), *facts, context.machine(run)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness import ranking, scenario
 from harness.record import Run
 
 Row = dict[str, Any]
@@ -14,21 +15,22 @@ RANKED, UNRANKED, UNAVAILABLE = "ranked", "unranked", "unavailable"
 def rows(run: Run) -> list[Row]:
     """Return one flat row a variant: the ranked ones by rank, then the unranked, then the unavailable.
 
-    A row is ranked only when the gate says so and the record holds both its WER and its RTFx. Units are
-    in the names, percent where the record has fractions; what is unknown is None. Speed-up is told of
-    ranked rows only: of others it would compare unequal work.
+    A row is ranked only when the gate says so and the record holds both its WER and the figure that its
+    scenario is ranked by. Units are in the names, percent where the record has fractions; what is unknown is
+    None. Speed-up is told where RTFx ranks, of ranked rows only: of others it would compare unequal work.
     """
     built = [_row(run, result) for result in run["results"]]
     reference = next((r for r in built if r["variant"] == run["settings"]["reference"]), None)
+    by_rtfx = ranking.order(run).by == "RTFx"
     for row in built:
-        if reference is not None and row["group"] == reference["group"] == RANKED:
+        if by_rtfx and reference is not None and row["group"] == reference["group"] == RANKED:
             row["speedup"] = row["rtfx"] / reference["rtfx"]
     order = [RANKED, UNRANKED, UNAVAILABLE]
     return sorted(built, key=lambda row: (order.index(row["group"]), row["rank"] or 0))
 
 
 def _row(run: Run, result: dict[str, Any]) -> Row:
-    group = _group(result)
+    group = _group(run, result)
     return {
         "group": group,
         "rank": result["gate"]["rank"] if group == RANKED else None,
@@ -38,6 +40,7 @@ def _row(run: Run, result: dict[str, Any]) -> Row:
         "precision": result["precision"],
         "batch_size": result.get("batch_size"),
         "takes_batches": result.get("takes_batches"),
+        "scenario": scenario.of(run),
         "status": result["status"],
         "reason": _reason(group, result),
         "remedy": result["remedy"],
@@ -45,15 +48,17 @@ def _row(run: Run, result: dict[str, Any]) -> Row:
         **_versus(result),
         **_speed(result),
         **_latency(result),
+        **_server(result),
         **result["load"],
         **_resources(result),
     }
 
 
-def _group(result: dict[str, Any]) -> str:
+def _group(run: Run, result: dict[str, Any]) -> str:
     if result["status"] == "unavailable":
         return UNAVAILABLE
-    has_both = (result["wer"] or {}).get("wer") is not None and result["rtfx"] is not None
+    has_figure = ranking.order(run).figure(result) is not None
+    has_both = (result["wer"] or {}).get("wer") is not None and has_figure
     judged = result["gate"]["ranked"] and result["gate"]["rank"] is not None
     return RANKED if result["status"] == "ok" and judged and has_both else UNRANKED
 
@@ -131,6 +136,17 @@ def _latency(result: dict[str, Any]) -> Row:
         "latency_p90_seconds": latency.get("p90_seconds"),
         "latency_p99_seconds": latency.get("p99_seconds"),
         **{f"{stage}_median_seconds": stages.get(stage) for stage in ("log_mel", "encode", "decode")},
+    }
+
+
+def _server(result: dict[str, Any]) -> Row:
+    server = result.get("server") or {}
+    return {
+        name: server.get(name)
+        for name in (
+            *("rate_per_second", "max_rate_per_second", "achieved_per_second", "utilisation"),
+            *("largest_queue", "is_overloaded"),
+        )
     }
 
 

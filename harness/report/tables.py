@@ -33,7 +33,6 @@ def summary(run: Run) -> str:
         "run_id": run["run_id"],
         "model": run["checkpoint"]["name"],
         "model_sha256": run["checkpoint"]["sha256"],
-        "scenario": scenario.of(run),
         "decoding": context.decoding(run),
         "machine": context.machine(run),
         "normalizer": run["scoring"]["normalizer"]["name"],
@@ -56,11 +55,13 @@ def samples(run: Run) -> str:
                 "timed": sample.get("timed", True),
                 "batch_size": result.get("batch_size"),
                 "batch": sample.get("batch"),
+                **{name: sample.get(name) for name in scenario.SAMPLE_FIELDS},
                 "audio_seconds": clips[sample["clip"]]["audio_seconds"],
                 **{name: sample[name] for name in SAMPLE_COLUMNS},
             }
             lines.append(line | {f"{s}_seconds": sample["stage_seconds"].get(s) for s in STAGES})
-    fixed = ["variant", "round", "clip", "sitting", "timed", "batch_size", "batch", "audio_seconds"]
+    fixed = ["variant", "round", "clip", "sitting", "timed", "batch_size", "batch"]
+    fixed += [*scenario.SAMPLE_FIELDS, "audio_seconds"]
     return _write([*fixed, *(f"{stage}_seconds" for stage in STAGES), *SAMPLE_COLUMNS], lines)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness import scenario, slices, stats
+from harness import ranking, scenario, score, slices, stats
 from harness.record import Run
 from harness.report.columns import figure as written
 from harness.report.escape import visible
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 BAR_INCHES = 0.27
 TIMES = "the table of times in detail"
+LATENCIES = {  # scenario -> of what the seconds are, and what is counted
+    scenario.SINGLE_STREAM: ("seconds a call", "all measured calls"),
+    scenario.SERVER: ("seconds from arrival to answer", "all requests, their waiting included"),
+    scenario.STREAMING: ("seconds from the end of the audio to the final text", "all measured streams"),
+}
 STAGES = ("log_mel", "encode", "decode")
 STAGE_COLOURS = (PALETTE[2], PALETTE[0], PALETTE[1])
 
@@ -39,18 +44,21 @@ def draw(run: Run, rows: Sequence[Row]) -> list[Chart]:
     if not measured:
         return []
     with matplotlib.rc_context(STYLE):
-        found = [frontier.chart(run, measured)]
-        if scenario.of(run) != scenario.OFFLINE:  # a batch's time is no clip's
-            found += [_latency(measured), _stages(measured), _by_length(run, measured)]
+        found = [frontier.chart(run, measured)] if ranking.order(run).by == "RTFx" else []
+        timed = [entry for entry in measured if entry[1]["latency_median_seconds"] is not None]
+        if timed:
+            found.append(_latency(run, timed))
+        if scenario.times_clips(run):
+            found += [_stages(measured), _by_length(run, measured)]
         found.append(noise.chart(run, measured))
     return [chart for chart in found if chart is not None]
 
 
-def _latency(measured: Measured) -> Chart:
+def _latency(run: Run, measured: Measured) -> Chart:
     figure, axes = _bars(measured)
     marks: dict[str, Mark] = {}
     for place, (n, row, result) in enumerate(measured):
-        walls = [sample["wall_seconds"] for sample in _timed(result)]
+        walls = score.latencies(run, result)
         low, first, median, third, high = stats.percentiles(walls, [0, 25, 50, 75, 99])
         own = colour(n)
         shade = 1.0 if row["group"] == RANKED else 0.45
@@ -60,19 +68,23 @@ def _latency(measured: Measured) -> Chart:
         box.set_gid(f"box-{n}")
         marks[f"box-{n}"] = Mark(
             n,
-            f"{row['variant']}: median {written(median)} s, half of {len(walls)} calls between "
+            f"{row['variant']}: median {written(median)} s, half of {len(walls)} between "
             f"{written(first)} and {written(third)} s, p99 {written(high)} s",
         )
     axes.set_xscale("log")
     plain_log_ticks(axes)
-    axes.set_xlabel("seconds a call (log scale)")
+    seconds, every = LATENCIES[scenario.of(run)]
+    axes.set_xlabel(f"{seconds} (log scale)")
     return Chart(
         "latency",
         "Latency",
-        "Box: the middle half of all measured calls; stroke: the median; line: from the quickest call to the "
-        "99th percentile. Paler: not ranked. Clips of all lengths together, so width is mostly theirs.",
+        f"Box: the middle half of {every}; stroke: the median; line: from the quickest to the 99th "
+        "percentile. Paler: not ranked. Clips of all lengths together, so width is mostly theirs.",
         to_svg(
-            figure, "latency", f"Seconds a call of {len(measured)} variants, as in the table of times.", marks
+            figure,
+            "latency",
+            f"{seconds.capitalize()} of {len(measured)} variants, as in the table of times.",
+            marks,
         ),
     )
 

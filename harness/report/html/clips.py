@@ -131,7 +131,7 @@ def _figures(
     counted = {entry["clip"]: entry for entry in (result["wer"] or {}).get("per_clip", [])}
     walls: dict[str, list[float]] = {}
     for sample in result["samples"]:
-        if is_timed(sample) and scenario.of(run) != scenario.OFFLINE:  # a batch's time is no clip's
+        if is_timed(sample) and scenario.times_clips(run):
             walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
     names = [clip["name"] for clip in run["clips"]]
     places = {name: place for place, name in enumerate(names)}

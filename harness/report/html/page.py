@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import ranking, scenario
 from harness.record import Run
 from harness.report import columns, context, parts
 from harness.report.columns import Column
@@ -29,6 +30,8 @@ SIBLINGS = (
     "summary.csv",
     "report.md",
 )  # beside it in a run's folder
+
+LEADING = ("model", "audio", "decoding", "machine")  # facts above the ranking; the others are below
 
 
 def render(
@@ -81,6 +84,8 @@ def render(
         script_hash=_base64(hashlib.sha256(script.encode()).digest()),
         is_ranked=lambda row: row["group"] == RANKED,
         legend=_legend(measured),
+        rank_meaning=columns.rank(ranking.order(run).by).meaning,
+        leading=LEADING if scenario.of(run) == scenario.SINGLE_STREAM else (*LEADING, "scenario"),
     )
 
 
