@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -154,5 +154,27 @@ class TranscribesBatches(Backend, Protocol):
         Returns:
             A list or tuple of one Transcript a clip, in their order: each with the text that `transcribe`
             gives for the clip, whatever it shares the batch with, up to rounding.
+        """
+        ...
+
+
+@runtime_checkable
+class Streams(Backend, Protocol):
+    """A Backend that also hears a clip while it is spoken: what `--scenario streaming` measures.
+
+    The method is optional. For a backend without it streaming is emulated, and its rows say so.
+    """
+
+    def stream(self, chunks: Iterator[np.ndarray], language: str) -> Iterator[Transcript]:
+        """Transcribe a clip that is still going on, and end when its final text exists.
+
+        Args:
+            chunks: its samples in order, float32, shape (samples,), mono, 16 kHz. Asking for the next chunk
+                blocks until it has been spoken. Must not be modified; all must be taken.
+            language: as `transcribe` takes it.
+
+        Yields:
+            A Transcript of the whole text so far, as often as there is something new to show; each takes the
+            place of the one before. The last one is the answer to the clip.
         """
         ...

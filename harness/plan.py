@@ -44,6 +44,7 @@ class Plan:
     scenario: str = scenario.SINGLE_STREAM
     batch_sizes: Sequence[int] = ()
     server: Terms | None = None
+    chunk_seconds: float | None = None  # of the streaming scenario; None in others
     command: Sequence[str] = field(default_factory=list)
 
 
@@ -80,6 +81,7 @@ def blank_record(plan: Plan, run_id: str) -> record.Run:
             "scenario": plan.scenario,
             "batch_sizes": list(plan.batch_sizes),
             **({} if plan.server is None else {"server": plan.server.as_dict()}),
+            **({} if plan.chunk_seconds is None else {"chunk_seconds": plan.chunk_seconds}),
         },
         "checkpoint": {
             "name": checkpoint.name,

@@ -116,6 +116,8 @@ def without_texts(run: Run) -> Run:
             item["text"] = None
             if "tokens" in item:
                 item["tokens"] = None
+            for partial in item.get("partials", []):
+                partial["text"] = None
     return run
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import normalize, scenario, server_terms
+from harness import normalize, scenario, server_terms, streaming_scenario
 
 REFERENCE = "whisper-cpu@cpu/float32"
 RESULTS = Path("results")
@@ -94,7 +94,10 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
     )
     timing = parser.add_argument_group("how it is measured and judged")
     timing.add_argument(
-        "--rounds", type=at_least(1), metavar="N", help="measured rounds (default 7; 1 in server)"
+        "--rounds",
+        type=at_least(1),
+        metavar="N",
+        help="measured rounds (default 7; server, streaming 1)",
     )
     timing.add_argument(
         "--warmup", type=at_least(0), default=2, metavar="N", help="calls before measuring (default 2)"
@@ -208,6 +211,13 @@ def _add_scenarios(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="S",
         help=f"a session begins no request after it (default {server_terms.LIMIT_SECONDS:g})",
+    )
+    streaming = parser.add_argument_group("--scenario streaming: clips are fed in real time")
+    streaming.add_argument(
+        "--chunk-seconds",
+        type=positive,
+        metavar="S",
+        help=f"audio handed over at a time (default {streaming_scenario.CHUNK_SECONDS:g})",
     )
 
 

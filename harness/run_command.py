@@ -34,6 +34,7 @@ from harness import (
     scenario,
     server_terms,
     slices,
+    streaming_scenario,
     worker_handle,
 )
 from harness.corpus import Clip
@@ -183,6 +184,9 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         scenario=arguments.scenario,
         batch_sizes=batch_sizes,
         server=_server_terms(arguments, clips, rounds),
+        chunk_seconds=streaming_scenario.chunk_seconds(arguments.chunk_seconds)
+        if arguments.scenario == scenario.STREAMING
+        else None,
         command=["asrbench", *arguments.argv],
     )
 

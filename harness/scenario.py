@@ -3,7 +3,8 @@
 `single-stream` hands over one clip at a time and waits. `offline` has all clips at once and hands them
 over in batches; its figure is throughput, and a clip has no latency of its own (Reddi et al. 2020,
 "MLPerf Inference Benchmark", section III). `server` has clips arrive by chance at a rate, and their waiting
-counts: harness/server_terms.py.
+counts: harness/server_terms.py. `streaming`, which MLPerf has not, feeds each clip in real time:
+harness/streaming_scenario.py.
 """
 
 from __future__ import annotations
@@ -20,13 +21,20 @@ from harness.corpus import Clip
 from harness.record import Run
 
 SINGLE_STREAM, OFFLINE, SERVER, STREAMING = "single-stream", "offline", "server", "streaming"
-NAMES = (SINGLE_STREAM, OFFLINE, SERVER)
+NAMES = (SINGLE_STREAM, OFFLINE, SERVER, STREAMING)
 ROUNDS = {SINGLE_STREAM: 7, OFFLINE: 7, SERVER: 1, STREAMING: 1}  # by default: the last two take their time
 OPTIONS = {  # arguments of one scenario alone, as argparse names them -> the scenario
     "batch_sizes": OFFLINE,
     **dict.fromkeys(("rate", "find_max_rate", "p99", "server_requests", "server_seconds"), SERVER),
+    "chunk_seconds": STREAMING,
 }
-SAMPLE_FIELDS = ("request", "arrival_seconds", "start_seconds", "finish_seconds")  # of a server's samples
+SERVER_FIELDS = (
+    "request",
+    "arrival_seconds",
+    "start_seconds",
+    "finish_seconds",
+)  # of samples
+STREAM_FIELDS = ("first_text_seconds", "final_latency_seconds", "busy_seconds")
 BATCH_SIZES = (1, 4, 8)
 LARGEST_BATCH = 4096
 
@@ -70,7 +78,9 @@ def times_clips(run: Run) -> bool:
 
 def conditions(run: Run) -> str:
     """Return in words how the clips of a run were handed over: runs that differ in it are never compared."""
-    terms = run["settings"].get("server")
+    terms, chunk = run["settings"].get("server"), run["settings"].get("chunk_seconds")
+    if chunk is not None:
+        return f"{of(run)} in chunks of {chunk:g} s"
     if terms is None:
         return of(run)
     rate, limit = terms["rate_per_second"], terms["p99_seconds"]
@@ -140,6 +150,9 @@ def row_fields(variant: Variant, scenario: str) -> dict[str, Any]:
     """Return what a row of the record has for its scenario alone: nothing in a single stream."""
     if scenario == SERVER:
         return {"sessions": [], "server": None}
+    if scenario == STREAMING:
+        streams = callable(getattr(backends.load(variant.backend), "stream", None))
+        return {"is_emulated": not streams, "streaming": None}
     if not isinstance(variant, BatchVariant):
         return {}
     return {"batch_size": variant.batch_size, "takes_batches": variant.takes_batches}

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from backends.base import AsrbenchError
-from harness import normalize, scenario, server_figures, stats, throughput, word_errors
+from harness import (
+    normalize,
+    scenario,
+    server_figures,
+    stats,
+    streaming_scenario,
+    throughput,
+    word_errors,
+)
 from harness.record import Run
 from harness.word_errors import Texts, errors, first_answers, is_timed, ratio
 
@@ -31,8 +39,8 @@ class ScoreError(AsrbenchError):
 def score(
     run: Run, normalizer: str = "whisper", replicates: int = stats.REPLICATES, also: Sequence[str] = ()
 ) -> None:
-    """Fill, from the raw samples, `scoring`, all word counts, and each result's `wer`, `rtfx`, `latency`
-    and `server`.
+    """Fill, from the raw samples, `scoring`, all word counts, and each result's `wer`, `rtfx`, `latency`,
+    and `server` or `streaming` in those scenarios.
 
     `also` names normalisers whose WER and CER are put beside, in `scoring.also`. The text scored is each
     clip's first-round answer; clips whose text differs between rounds are listed in `wer.unstable_clips`.
@@ -50,6 +58,8 @@ def score(
         result["rtfx"] = _speed(run, result)
         if scenario.of(run) == scenario.SERVER:
             result["server"] = server_figures.figures(run, result)
+        if scenario.of(run) == scenario.STREAMING:
+            result["streaming"] = streaming_scenario.figures(run, result, texts)
         result["latency"] = _latency(run, result)
     _compare_with_reference(run, firsts)
     run["scoring"] = {
@@ -144,7 +154,7 @@ def _speed(run: Run, result: Result) -> Result | None:
     audio = {clip["name"]: clip["audio_seconds"] for clip in run["clips"]}
     answered = _timed(result)
     wall_seconds = sum(sample["wall_seconds"] for sample in answered)
-    if wall_seconds == 0:
+    if wall_seconds == 0 or scenario.of(run) == scenario.STREAMING:  # there the audio sets the pace
         return None
     if scenario.of(run) == scenario.OFFLINE:
         return throughput.speed(run, answered)
@@ -172,6 +182,8 @@ def latencies(run: Run, result: Mapping[str, Any]) -> list[float]:
         return []
     if scenario.of(run) == scenario.SERVER:
         return server_figures.latencies(run, result)
+    if scenario.of(run) == scenario.STREAMING:
+        return streaming_scenario.latencies(result)
     return [sample["wall_seconds"] for sample in _timed(result)]
 
 

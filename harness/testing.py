@@ -242,6 +242,21 @@ class BackendContract:
         assert isinstance(together, (list, tuple)), f"transcribe_batch() returned a {type(together).__name__}"
         assert [answer.text for answer in together] == alone, "a batch's texts are not its clips' in order"
 
+    def test_stream_takes_all_audio_and_ends_with_the_answer(self, engine: Any, speech: np.ndarray) -> None:
+        if not hasattr(engine, "stream"):
+            return  # an optional part of the protocol
+        chunks = [speech[n : n + SAMPLE_RATE_HZ].copy() for n in range(0, len(speech), SAMPLE_RATE_HZ)]
+        left = iter(chunks)
+        answers = list(engine.stream(left, self.languages[0]))
+        assert next(left, None) is None, "stream() ended before it had taken all chunks"
+        assert answers, "stream() gave no Transcript: the last one is the answer"
+        for answer in answers:
+            assert isinstance(answer, Answer), f"stream() gave a {type(answer).__name__}"
+            assert type(answer.text) is str, f"a text is a {type(answer.text).__name__}, not a finished str"
+        assert answers[-1].text.strip(), "no word in the stream's last text"
+        given = [speech[n : n + SAMPLE_RATE_HZ] for n in range(0, len(speech), SAMPLE_RATE_HZ)]
+        assert all(map(np.array_equal, chunks, given)), "stream() changed the samples it was given"
+
     def test_input_is_not_modified(self, engine: Any, speech: np.ndarray) -> None:
         given = speech.copy()
         engine.transcribe(given, self.languages[0])

@@ -11,6 +11,8 @@ are JSON objects. The parent asks for one thing at a time:
     {"do": "serve", "audios", "languages", "arrivals_seconds", "limit_seconds"}
                                         -> {"event": "ready"}, then on {"do": "go"} the events of
                                            harness.server_session, and {"event": "over"}
+    {"do": "stream", "audio", "language", "chunk_seconds", "is_paced"}
+                                        -> as call; the answer holds what harness.stream_session adds, too
     {"do": "resources"}                 -> {"event": "resources", ...}
     {"do": "examine", "method", ...}    -> {"event": "examined", ...}, see harness.examine
 
@@ -82,6 +84,14 @@ def _serve(connection: Connection) -> None:
                 assert _receive(connection)["do"] == "go"
                 engine.serve(message, known, lambda event: _send(connection, event))
                 _send(connection, {"event": "over"})
+            case "stream":
+                assert engine is not None
+                audio = _read_audio(message["audio"])
+                engine.prepare()
+                _send(connection, {"event": "ready"})
+                assert _receive(connection)["do"] == "go"
+                _send(connection, {"event": "answer", **engine.stream(message, audio)})
+                _send(connection, {"event": "settled", "late_work_seconds": engine.late_work_seconds()})
             case "resources":
                 assert engine is not None
                 _send(connection, {"event": "resources", **engine.resources()})
@@ -185,6 +195,23 @@ class _Engine:
             clock_ns=_clock_ns,
             sleep=time.sleep,
         )
+
+    def stream(self, message: dict[str, Any], audio: Any) -> dict[str, Any]:
+        """Have a clip streamed, after prepare(); emulated where the backend has no `stream`."""
+        from harness import stream_session
+
+        def work() -> dict[str, Any]:
+            chunk, is_paced, language = message["chunk_seconds"], message["is_paced"], message["language"]
+            feed = stream_session.Feed(audio, chunk, is_paced, _clock_ns, time.sleep)
+            if hasattr(self.backend, "stream"):
+                answers = self.backend.stream((chunk for chunk in feed), language)
+            else:
+                answers = stream_session.emulated(
+                    lambda heard: self.backend.transcribe(heard, language), feed
+                )
+            return stream_session.listen(iter(answers), feed, _finished)
+
+        return self._measured(work)
 
     def _measured(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         from harness import probes

@@ -184,12 +184,33 @@ class Worker:
         while (event := self._receive(what, waiting_seconds))["event"] != "over":
             yield (time.perf_counter_ns() - start) * 1e-9, event
 
-    def _timed(self, what: str, **message: Any) -> dict[str, Any]:
+    def stream(
+        self, audio: Path, language: str, what: str, chunk_seconds: float, audio_seconds: float | None
+    ) -> dict[str, Any]:
+        """As `call`, the clip handed over in chunks; the answer has what harness.stream_session.listen adds.
+
+        Args:
+            audio_seconds: of the clip, which takes so long to be spoken; None: hand it over without waiting.
+
+        Raises:
+            WorkerError: the worker died or hung.
+        """
+        return self._timed(
+            what,
+            waiting_seconds=audio_seconds or 0.0,
+            do="stream",
+            audio=str(audio),
+            language=language,
+            chunk_seconds=chunk_seconds,
+            is_paced=audio_seconds is not None,
+        )
+
+    def _timed(self, what: str, waiting_seconds: float = 0.0, **message: Any) -> dict[str, Any]:
         self._send(**message)
         self._receive(what)
         start = time.perf_counter_ns()
         self._send(do="go")
-        answer = self._receive(what)
+        answer = self._receive(what, waiting_seconds)
         answer["roundtrip_seconds"] = (time.perf_counter_ns() - start) * 1e-9
         answer["late_work_seconds"] = self._receive(what)["late_work_seconds"]
         return answer

@@ -178,7 +178,7 @@ def test_batch_sizes_need_the_offline_scenario(asrbench: Callable[..., int], cap
     assert "--batch-sizes goes with --scenario offline" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["streaming"])
+@pytest.mark.parametrize("name", ["multi-stream"])
 def test_scenarios_that_do_not_exist_are_not_offered(asrbench: Callable[..., int], name: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         asrbench("--backends", "twin", "--scenario", name)

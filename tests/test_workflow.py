@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from backends import checkpoint
-from harness import cli, rank_test
+from harness import cli, rank_test, scenario
 from harness.verdict import Limits
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +57,8 @@ def test_measuring_command_is_one_that_make_and_asrbench_know(steps: list[dict[s
     arguments = shlex.split(words[2].removeprefix("ARGS="))
     parsed = cli._parser().parse_args(["run", *arguments])
     assert parsed.model == checkpoint.FALLBACK_MODEL
-    assert rank_test.smallest_p_value(parsed.rounds, parsed.rounds) < Limits().alpha
+    rounds = parsed.rounds or scenario.ROUNDS[parsed.scenario]
+    assert rank_test.smallest_p_value(rounds, rounds) < Limits().alpha
 
 
 def test_comparing_command_is_one_that_asrbench_knows(steps: list[dict[str, Any]]) -> None:

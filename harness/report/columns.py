@@ -106,6 +106,53 @@ _SERVER = (
     ),
 )
 
+_STREAMING = (
+    Column(
+        "streams",
+        "native: the engine hears while it is spoken to; emulated: it transcribes all audio so far, anew "
+        "whenever it is free",
+        lambda r: "" if r["is_emulated"] is None else "emulated" if r["is_emulated"] else "native",
+        is_number=False,
+        importance=10,
+    ),
+    Column(
+        "final s",
+        "median seconds from the end of the audio to the final text",
+        _latency_of("latency_median_seconds", scenario.STREAMING),
+        importance=10,
+    ),
+    Column(
+        "final p90 s",
+        "90th percentile of that",
+        _latency_of("latency_p90_seconds", scenario.STREAMING),
+        importance=5,
+    ),
+    Column(
+        "first text s",
+        "median seconds from the first sample of the audio to the first word shown",
+        lambda r: figure(r["first_text_median_seconds"]),
+        importance=9,
+    ),
+    Column(
+        "UPWR",
+        "unstable partial word ratio: words shown and taken back, a word of the final texts",
+        lambda r: figure(r["unstable_partial_word_ratio"]),
+        importance=9,
+    ),
+    Column(
+        "partials",
+        "texts shown before the final ones",
+        lambda r: _count(r["partials"]),
+        importance=3,
+    ),
+    Column(
+        "at work %",
+        "share of the time in which the engine did not wait for audio",
+        lambda r: "" if r["busy_fraction"] is None else f"{100 * r['busy_fraction']:.0f}",
+        importance=6,
+    ),
+)
+
 FIGURES = (  # of speed and cost, in the order shown
     Column(
         "batch",
@@ -145,6 +192,7 @@ FIGURES = (  # of speed and cost, in the order shown
         importance=6,
     ),
     *_SERVER,
+    *_STREAMING,
     Column("tok/s", "tokens per processing second", lambda r: figure(r["tokens_per_second"]), importance=2),
     Column("load s", "seconds from checkpoint to ready", lambda r: figure(r["load_seconds"]), importance=3),
     Column("RSS MiB", "peak memory of the process", lambda r: mebibytes(r["peak_rss_bytes"]), importance=5),

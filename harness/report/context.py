@@ -50,6 +50,12 @@ def told_scenario(run: Run) -> str:
     """How the clips were handed over, and what RTFx means for it."""
     if scenario.of(run) == scenario.SERVER:
         return _told_server(run)
+    if scenario.of(run) == scenario.STREAMING:
+        return (
+            f"{scenario.STREAMING}: clips are fed in real time, in chunks of "
+            f"{run['settings']['chunk_seconds']:g} s; emulated: an engine without streaming transcribes all "
+            f"audio so far whenever it is free; ranked by {ranking.order(run).by}"
+        )
     if scenario.of(run) != scenario.OFFLINE:
         return f"{scenario.of(run)}: one clip at a time"
     sizes = ", ".join(map(str, run["settings"].get("batch_sizes", ())))

@@ -41,6 +41,7 @@ def _row(run: Run, result: dict[str, Any]) -> Row:
         "batch_size": result.get("batch_size"),
         "takes_batches": result.get("takes_batches"),
         "scenario": scenario.of(run),
+        "is_emulated": result.get("is_emulated"),
         "status": result["status"],
         "reason": _reason(group, result),
         "remedy": result["remedy"],
@@ -49,6 +50,7 @@ def _row(run: Run, result: dict[str, Any]) -> Row:
         **_speed(result),
         **_latency(result),
         **_server(result),
+        **_streaming(result),
         **result["load"],
         **_resources(result),
     }
@@ -146,6 +148,17 @@ def _server(result: dict[str, Any]) -> Row:
         for name in (
             *("rate_per_second", "max_rate_per_second", "achieved_per_second", "utilisation"),
             *("largest_queue", "is_overloaded"),
+        )
+    }
+
+
+def _streaming(result: dict[str, Any]) -> Row:
+    streaming = result.get("streaming") or {}
+    return {
+        name: streaming.get(name)
+        for name in (
+            *("first_text_median_seconds", "first_text_p90_seconds", "unstable_partial_word_ratio"),
+            *("partials", "busy_fraction"),
         )
     }
 

@@ -24,6 +24,7 @@ SAMPLE_COLUMNS = (
     "text_sha256",
     "text",
 )
+BESIDE = (*scenario.SERVER_FIELDS, *scenario.STREAM_FIELDS)
 STAGES = ("log_mel", "encode", "decode")
 
 
@@ -55,13 +56,13 @@ def samples(run: Run) -> str:
                 "timed": sample.get("timed", True),
                 "batch_size": result.get("batch_size"),
                 "batch": sample.get("batch"),
-                **{name: sample.get(name) for name in scenario.SAMPLE_FIELDS},
+                **{name: sample.get(name) for name in BESIDE},
                 "audio_seconds": clips[sample["clip"]]["audio_seconds"],
                 **{name: sample[name] for name in SAMPLE_COLUMNS},
             }
             lines.append(line | {f"{s}_seconds": sample["stage_seconds"].get(s) for s in STAGES})
     fixed = ["variant", "round", "clip", "sitting", "timed", "batch_size", "batch"]
-    fixed += [*scenario.SAMPLE_FIELDS, "audio_seconds"]
+    fixed += [*BESIDE, "audio_seconds"]
     return _write([*fixed, *(f"{stage}_seconds" for stage in STAGES), *SAMPLE_COLUMNS], lines)
 
 

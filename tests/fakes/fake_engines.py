@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +314,46 @@ class BatchReturnsEarly(Batches):
     def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> list[Transcript]:
         threading.Thread(target=super().transcribe_batch, args=(list(audios), language)).start()
         return [Transcript(tones.hear(audio)) for audio in audios]
+
+
+class Streams(Honest):
+    """Hears each chunk once, as it comes."""
+
+    def stream(self, chunks: Iterator[np.ndarray], language: str) -> Iterator[Transcript]:
+        heard = np.zeros(0, np.float32)
+        for chunk in chunks:
+            time.sleep(SECONDS_A_WORD * len(chunk) / tones.WORD_SAMPLES)
+            heard = np.concatenate([heard, chunk])
+            yield Transcript(tones.hear(heard))
+
+
+class StreamFlickers(Streams):
+    """Shows a wrong last word with every text but the final one."""
+
+    def stream(self, chunks: Iterator[np.ndarray], language: str) -> Iterator[Transcript]:
+        last = Transcript("")
+        for last in super().stream(chunks, language):
+            yield Transcript(f"{last.text} wrong")
+        yield last
+
+
+class StreamEndsEarly(Streams):
+    """Does not wait for the end of the audio."""
+
+    def stream(self, chunks: Iterator[np.ndarray], language: str) -> Iterator[Transcript]:
+        yield next(super().stream(chunks, language))
+
+
+class StreamCaches(Streams):
+    """Knows whole recordings again by their streams alone: no call of transcribe shows it."""
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.known: dict[bytes, str] = {}
+
+    def stream(self, chunks: Iterator[np.ndarray], language: str) -> Iterator[Transcript]:
+        audio = np.concatenate(list(chunks))
+        key = audio.tobytes()
+        if key not in self.known:
+            self.known[key] = self.hear(audio)
+        yield Transcript(self.known[key])

@@ -40,7 +40,11 @@ def draw(run: Run, rows: Sequence[Row]) -> list[Chart]:
     import matplotlib
 
     results = {result["variant"]: result for result in run["results"]}
-    measured = [(n, row, results[row["variant"]]) for n, row in enumerate(rows) if row["rtfx"] is not None]
+    measured = [
+        (n, row, results[row["variant"]])
+        for n, row in enumerate(rows)
+        if row["rtfx"] is not None or row["latency_median_seconds"] is not None
+    ]
     if not measured:
         return []
     with matplotlib.rc_context(STYLE):
