@@ -40,6 +40,7 @@ ENGINES = (  # whatever takes long to import, or memory
     *("onnxruntime", "nemo", "mlx", "openvino", "tensorrt"),
 )
 FEW_SAMPLES = SAMPLE_RATE_HZ // 100  # 10 ms, less than one frame: an engine may refuse it
+CHUNK_SAMPLES = SAMPLE_RATE_HZ // 4  # of a stream
 LONG_SECONDS = 36  # more than a window
 BUSY_SAMPLES, LOOKING_AT_THREADS_SECONDS = 30, 2.0  # whichever comes first
 BUSY_THREADS_LIMIT = 1.5  # on average, with threads=1: one may hand its work to another
@@ -245,7 +246,7 @@ class BackendContract:
     def test_stream_takes_all_audio_and_ends_with_the_answer(self, engine: Any, speech: np.ndarray) -> None:
         if not hasattr(engine, "stream"):
             return  # an optional part of the protocol
-        chunks = [speech[n : n + SAMPLE_RATE_HZ].copy() for n in range(0, len(speech), SAMPLE_RATE_HZ)]
+        chunks = [chunk.copy() for chunk in _chunks(speech)]
         left = iter(chunks)
         answers = list(engine.stream(left, self.languages[0]))
         assert next(left, None) is None, "stream() ended before it had taken all chunks"
@@ -254,8 +255,7 @@ class BackendContract:
             assert isinstance(answer, Answer), f"stream() gave a {type(answer).__name__}"
             assert type(answer.text) is str, f"a text is a {type(answer.text).__name__}, not a finished str"
         assert answers[-1].text.strip(), "no word in the stream's last text"
-        given = [speech[n : n + SAMPLE_RATE_HZ] for n in range(0, len(speech), SAMPLE_RATE_HZ)]
-        assert all(map(np.array_equal, chunks, given)), "stream() changed the samples it was given"
+        assert all(map(np.array_equal, chunks, _chunks(speech))), "stream() changed the samples it was given"
 
     def test_input_is_not_modified(self, engine: Any, speech: np.ndarray) -> None:
         given = speech.copy()
@@ -370,6 +370,10 @@ def _error(call: Callable[[], Any]) -> Exception | None:
     except Exception as error:
         return error
     return None
+
+
+def _chunks(samples: np.ndarray) -> list[np.ndarray]:
+    return [samples[start : start + CHUNK_SAMPLES] for start in range(0, len(samples), CHUNK_SAMPLES)]
 
 
 def _listed(tokens: Any) -> list[int] | None:

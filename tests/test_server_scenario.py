@@ -161,8 +161,9 @@ class FakeWorker:
 
     variant = "fake@cpu/float32"
 
-    def __init__(self, service_seconds: float):
+    def __init__(self, service_seconds: float, error: str | None = None):
         self.service_seconds = service_seconds
+        self.error = error
 
     def events(
         self, what: str, waiting_seconds: float, **message: Any
@@ -170,15 +171,17 @@ class FakeWorker:
         arrivals = message["arrivals_seconds"]
         served, _ = session(arrivals, [self.service_seconds] * len(arrivals), message["limit_seconds"])
         for event in served:
-            answer = {"error": None, "wall_seconds": self.service_seconds}
+            answer = {"error": self.error, "wall_seconds": self.service_seconds}
             yield event["finish_seconds"], event | answer
 
 
-def search(service_seconds: float, p99: float, limit_seconds: float = 300.0) -> list[dict[str, Any]]:
+def search(
+    service_seconds: float, p99: float, limit_seconds: float = 300.0, error: str | None = None
+) -> list[dict[str, Any]]:
     terms = asked(rate=None, find_max_rate=True, p99=p99, limit_seconds=limit_seconds)
     server = Server(terms, clips(3.0, 4.0), {"c0": Path("0"), "c1": Path("1")}, 0, lambda *_: None)
     sessions: list[dict[str, Any]] = []
-    requests = list(server.measure(FakeWorker(service_seconds), 0, sessions.append))  # type: ignore[arg-type]
+    requests = list(server.measure(FakeWorker(service_seconds, error), 0, sessions.append))  # type: ignore[arg-type]
     assert len(requests) == 100
     return sessions
 
@@ -203,6 +206,14 @@ def test_an_engine_slower_than_the_limit_is_not_tried_at_all_rates() -> None:
     sessions = search(0.5, p99=0.4)
     assert [s["purpose"] for s in sessions] == ["capacity"]
     assert sessions[0]["is_within"] is False and sessions[0]["is_kept"]
+
+
+def test_no_rate_is_kept_by_requests_that_fail_or_by_a_queue_that_only_grows() -> None:
+    assert not any(s["is_within"] for s in search(0.1, p99=0.35, error="the engine broke"))
+    sessions = search(0.1, p99=60.0)  # a limit that even all requests at once would keep
+    assert sessions[0]["purpose"] == "capacity" and sessions[0]["p99_seconds"] < 60
+    assert not sessions[0]["is_within"]
+    assert all(s["busy_seconds"] <= s["arrivals_seconds"] for s in sessions if s["is_within"])
 
 
 def test_the_search_is_bounded_by_the_seconds_of_a_session() -> None:
