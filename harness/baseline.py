@@ -63,11 +63,16 @@ def save(folder: Path, run: Run, texts: bool = False) -> Path:
     """Store a run as the baseline of its kind of host and model, in place of the one before; return its path.
 
     Raises:
-        BaselineError: it did not come to its end, or no backend in it worked.
+        BaselineError: it did not come to its end, or no backend in it worked, or none is compared with it.
         RecordError: it cannot be written.
     """
     if not run["complete"]:
         raise BaselineError(f"run {run['run_id']} did not come to its end; measure again and save that")
+    if scenario.of(run) in (scenario.SERVER, scenario.STREAMING):
+        raise BaselineError(
+            f"run {run['run_id']} is of the scenario {scenario.of(run)}, which `asrbench compare` does not "
+            "judge; save a run of single-stream or offline"
+        )
     if not any(result["status"] == "ok" for result in run["results"]):
         raise BaselineError(
             f"no backend worked in run {run['run_id']}; a baseline of it would compare nothing"

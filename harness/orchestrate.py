@@ -9,7 +9,7 @@ import shutil
 import signal
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from backends import Variant
 from backends.base import REMOTE
 from harness import (
-    batch_calls,
+    asking,
     gate,
     integrity,
     journal,
@@ -30,7 +30,6 @@ from harness import (
     score,
     server_scenario,
     sittings,
-    streaming_scenario,
 )
 from harness.audio import dithered
 from harness.corpus import Clip
@@ -142,7 +141,7 @@ class _Session:
             with self._turn(name, "checking its answers") as worker:
                 if worker is not None:
                     self.progress.stage(name, "checking for cached and late answers")
-                    prober = self._prober(worker, copies, audio, temporary)
+                    prober = asking.prober(self.plan, worker, copies, audio, temporary)
                     found = integrity.run(prober, copies, self.normalize)
                     self.progress.advance(2 * len(copies))
                     self.rows[name]["integrity"] = {"probes": found}
@@ -193,45 +192,17 @@ class _Session:
                         continue
                     self.progress.stage(name, f"round {number + 1}/{self.plan.rounds}", missing[0].name)
                     what = f"answering clip {', '.join(clip.name for clip in batch.clips)}"
-                    answers = self._call(worker, batch, audio, what)
+                    answers = asking.call(self.plan, worker, batch, audio, what)
                     for clip, answer in zip(batch.clips, answers, strict=True):
                         if clip not in missing:
                             continue
-                        self._answered(name, number, clip, answer, self._beside(place, answer))
+                        beside = asking.beside(self.plan, place, answer)
+                        self._answered(name, number, clip, answer, beside)
         entry = {"round": number, "order": order, **load.finish(), **self._of_sitting()}
         self.record["rounds"].append(entry)
         if self.journal is not None:
             self.journal.add("round", entry)
             self.journal.sync()
-
-    def _call(
-        self, worker: Worker, batch: scenario.Batch, audio: Mapping[str, Path], what: str
-    ) -> list[dict[str, Any]]:
-        if self.plan.chunk_seconds is None:
-            return batch_calls.call(worker, batch, audio, what)
-        (clip,) = batch.clips
-        return [streaming_scenario.call(worker, clip, audio[clip.name], self.plan.chunk_seconds, what)]
-
-    def _beside(self, place: int, answer: dict[str, Any]) -> dict[str, Any]:
-        """Return what a sample has for its scenario alone."""
-        if self.plan.chunk_seconds is not None:
-            return streaming_scenario.beside(answer)
-        return {"batch": place} if self.plan.scenario == scenario.OFFLINE else {}
-
-    def _prober(
-        self, worker: Worker, copies: Sequence[integrity.Probe], audio: Mapping[str, Path], folder: Path
-    ) -> integrity.Caller:
-        """Return what asks a worker for copies of clips in the way that clips are asked for."""
-        if self.plan.chunk_seconds is not None:
-            return streaming_scenario.Prober(worker, self.plan.chunk_seconds)
-        return batch_calls.Prober(
-            worker,
-            scenario.batches(self.plan.clips, worker.variant),
-            audio,
-            {path: copy.clip.name for copy in copies for path in (copy.seen, copy.path)},
-            folder,
-            self.plan.seed,
-        )
 
     def _begin(self, kept: journal.Kept | None) -> journal.Journal:
         opened = journal.Journal(self.folder, kept.size_bytes if kept else 0)
@@ -375,7 +346,7 @@ def _disturbances(run: record.Run) -> Iterator[str]:
         if spreads and statistics.median(spreads) > SPREAD_LIMIT:
             yield (
                 f"{row['variant']}: times of one clip spread by {statistics.median(spreads):.0%} "
-                "between rounds (interquartile range over median)"
+                f"between {'requests' if 'sessions' in row else 'rounds'} (interquartile range over median)"
             )
 
 
