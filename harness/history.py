@@ -32,8 +32,11 @@ METRICS = {
     "rtfx": Metric("audio seconds per processing second: higher is faster", lambda row: row["rtfx"]),
     "wer": Metric("word errors per 100 reference words", lambda row: row["wer_percent"], percent),
     "cer": Metric("character errors per 100 characters", lambda row: row["cer_percent"], percent),
-    "latency": Metric("median seconds a clip", lambda row: row["latency_median_seconds"]),
-    "p90": Metric("nine in ten clips took at most so many seconds", lambda row: row["latency_p90_seconds"]),
+    "latency": Metric(
+        "median latency in seconds, of a clip or as the scenario counts it",
+        lambda row: row["latency_median_seconds"],
+    ),
+    "p90": Metric("90th percentile of that latency", lambda row: row["latency_p90_seconds"]),
     "tokens": Metric("tokens per processing second", lambda row: row["tokens_per_second"]),
     "load": Metric("seconds from checkpoint to ready", lambda row: row["load_seconds"]),
     "rss": Metric(

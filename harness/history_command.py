@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness import scenario
 from harness.history import METRICS, Point, Series, read_runs, series
 from harness.report import context
 from harness.report.columns import percent
@@ -26,7 +27,7 @@ PLAIN_LEVELS, PLAIN_UNRANKED_MARK = "12345678", "x"  # for a terminal that canno
 
 CSV_COLUMNS = (
     *("series", "variant", "run_id", "started_at", "metric", "value", "wer_percent", "ranked", "reason"),
-    *("model", "model_sha256", "audio", "decoding", "machine", "normalizer"),
+    *("model", "model_sha256", "audio", "decoding", "machine", "normalizer", "scenario"),
 )
 
 
@@ -81,6 +82,7 @@ def to_csv(found: Sequence[Series]) -> str:
             context.decoding(one.first),
             context.machine(one.first),
             one.first["scoring"]["normalizer"]["name"],
+            scenario.conditions(one.first),
         )
         for point in one.points:
             texts = (one.variant, point.run_id, point.started_at, one.metric)
@@ -103,6 +105,8 @@ def print_series(found: Sequence[Series], console: Console) -> None:
         facts = Table.grid(padding=(0, 2))
         for label in (context.model, context.audio, context.decoding, context.machine):
             facts.add_row(Text(label.__name__, style="dim"), _text(label(first), console))
+        if scenario.of(first) != scenario.SINGLE_STREAM:
+            facts.add_row(Text("scenario", style="dim"), _text(scenario.conditions(first), console))
         console.print(facts)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("variant", overflow="fold")

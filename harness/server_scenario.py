@@ -110,10 +110,8 @@ class Server:
         rate = self._terms.rate_per_second
         held = _Held("measure", number, rate, self._seed + number)
         self._tell(worker, held)
-        try:
-            yield from self._hold(worker, held)
-        finally:
-            keep(asdict(held.session(self._terms, is_kept=True)))
+        yield from self._hold(worker, held)
+        keep(asdict(held.session(self._terms, is_kept=True)))  # one that something ended is no session
 
     def _search(
         self, worker: Worker, number: int, keep: Callable[[dict[str, Any]], None]

@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 from make_run import make_run, result_of
 
-from harness import comparable, gate, ranking, record, score, server_figures, server_terms
+from harness import (
+    comparable,
+    gate,
+    history,
+    history_command,
+    ranking,
+    record,
+    score,
+    server_figures,
+    server_terms,
+)
 from harness.baseline import BaselineError, save
 from harness.compare import NotComparable, compare
 from harness.corpus import Clip
@@ -234,6 +244,15 @@ def test_a_session_that_runs_out_of_time_says_so_and_has_asked_for_every_clip() 
     assert held["largest_queue"] > 50
 
 
+def test_a_session_that_something_ended_is_none() -> None:
+    server = Server(asked(), clips(3.0, 4.0), {"c0": Path("0"), "c1": Path("1")}, 0, lambda *_: None)
+    sessions: list[dict[str, Any]] = []
+    requests = server.measure(FakeWorker(0.1), 0, sessions.append)  # type: ignore[arg-type]
+    next(requests)
+    requests.close()  # type: ignore[attr-defined]
+    assert sessions == []
+
+
 # --- figures, gate and reports, from a record
 
 
@@ -359,6 +378,20 @@ def test_runs_at_unlike_rates_never_meet_and_none_is_compared(tmp_path: Path) ->
     with pytest.raises(BaselineError, match="save a run of single-stream"):
         save(tmp_path, run)
     assert not list(tmp_path.iterdir())
+
+
+def test_history_keeps_rates_apart_and_tells_them() -> None:
+    run = server_run({REFERENCE: 0.05, OTHER: 0.1})
+    other = copy.deepcopy(run)
+    other["run_id"] = "20260102T030405Z-ffff"
+    other["settings"]["server"]["rate_per_second"] = 6.0
+    lines = list(csv.DictReader(history_command.to_csv(history.series([run, other], "latency")).splitlines()))
+    assert {(line["series"], line["scenario"]) for line in lines} == {
+        ("1", "server at 5 requests/s, 40 requests"),
+        ("2", "server at 6 requests/s, 40 requests"),
+    }
+    median = result_of(run, OTHER)["latency"]["median_seconds"]
+    assert float(next(line["value"] for line in lines if line["variant"] == OTHER)) == pytest.approx(median)
 
 
 def test_latency_columns_say_whose_latency_it_is() -> None:
