@@ -91,9 +91,9 @@ class TorchDecoder:
         """
         with self._torch.inference_mode():
             self._reserve(1, keys.shape[2])
-            for part, given in enumerate((keys.mT, values.mT)):
+            for part, given in enumerate((keys.mT[:, None], values.mT[:, None])):
                 if self._on_cpu and given.dtype == self._cache_dtype:
-                    self._cross[part] = given[None]
+                    self._cross[part] = given
                 else:
                     self._cross[part].copy_(given)
             return self._decode(1, rules)[0]
@@ -102,7 +102,8 @@ class TorchDecoder:
         """Decode windows together, until the last of them has ended.
 
         Args:
-            features: the encoder's outputs, torch.Tensor (batch, n_audio_ctx, n_state), any float type.
+            features: the encoder's outputs, torch.Tensor (batch, n_audio_ctx, n_state), any float type. On
+                the CPU those at the end drop out as they end, so the longest should come first.
             rules: what may be sampled, the same for all.
         """
         with self._torch.inference_mode():
@@ -135,7 +136,7 @@ class TorchDecoder:
             selection = Selection(rules, batch, self._n_vocab, self._device)
 
             def step(position: Any) -> None:
-                states = self._states(selection.token[:, None], position)
+                states = self._states(selection.token[: selection.unfinished(), None], position)
                 selection.choose(self._vocabulary.logits(states[:, -1], selection.bias, exact_from))
 
             return selection, step
@@ -178,13 +179,14 @@ class TorchDecoder:
         self._reserve(batch, length)
         # rows of time, so that the product itself lays out one matrix a head
         product = self._torch.matmul(self._cross_weight, features.to(self._dtype).mT)
-        self._cross_cache.copy_(product.view(self._cross_cache.shape))
+        layers, parts, _, *matrix = self._cross_cache.shape
+        self._cross_cache.copy_(product.view(batch, layers, parts, *matrix).permute(1, 2, 0, 3, 4, 5))
 
     def _reserve(self, batch: int, length: int) -> None:
         """Have caches for so many windows of so many audio positions."""
         torch = self._torch
         width = self._n_state // self._n_head
-        shape = (batch, self._n_layer, 2, self._n_head, width, length)
+        shape = (self._n_layer, 2, batch, self._n_head, width, length)
         if self._cross_cache is None or self._cross_cache.shape != shape:
             caches = {"dtype": self._cache_dtype, "device": self._device}
             self._cross_cache = torch.empty(shape, **caches)
@@ -192,8 +194,8 @@ class TorchDecoder:
                 (self._n_layer, 2, batch, self._n_head, self._n_ctx, width), **caches
             )
             self._graphs = {}  # they hold the addresses of the old ones
-            # keys and values, each (batch, layers, heads, head size, positions)
-            self._cross = list(self._cross_cache.unbind(2))
+            # keys and values, each (layers, batch, heads, head size, positions)
+            self._cross = list(self._cross_cache.unbind(1))
 
     def _states(self, tokens: Any, position: Any) -> Any:
         """Run the layers.
@@ -216,7 +218,7 @@ class TorchDecoder:
         x = functional.embedding(tokens, self._embedding) + self._positions[place]
         for index, layer in enumerate(self._layers):
             q, k, v = self._split(layer.qkv(layer.attn_ln(x)), heads)
-            keys, values = self._self_cache[index].unbind(0)
+            keys, values = self._self_cache[index, :, :batch].unbind(0)
             keys[:, :, place] = k
             values[:, :, place] = v
             attended = functional.scaled_dot_product_attention(
@@ -224,8 +226,8 @@ class TorchDecoder:
             )
             x = x + layer.out(attended.transpose(1, 2).flatten(2))
             q = layer.cross_q(layer.cross_ln(x)).to(self._cache_dtype).view(heads).transpose(1, 2)
-            weights = torch.matmul(q, self._cross[0][:, index]).softmax(-1)
-            attended = torch.matmul(weights, self._cross[1][:, index].mT)
+            weights = torch.matmul(q, self._cross[0][index, :batch]).softmax(-1)
+            attended = torch.matmul(weights, self._cross[1][index, :batch].mT)
             x = x + layer.cross_out(attended.transpose(1, 2).flatten(2))
             x = x + layer.mlp_2(layer.mlp_1(layer.mlp_ln(x)))
         return self._ln(x)

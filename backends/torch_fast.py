@@ -87,6 +87,7 @@ class TorchFast(GreedyBackend):
             for audio in audios
         ]
         chunks = [chunk for clip in clips for chunk in clip]
+        order = sorted(range(len(chunks)), key=lambda index: -len(chunks[index]))
         passed_on = ("task", "temperature", "suppress_blank", "suppress_tokens")
         options = DecodingOptions(
             language=language,
@@ -96,13 +97,14 @@ class TorchFast(GreedyBackend):
             **{name: self._options[name] for name in passed_on},
         )
         rules, _ = window_rules(self._model, options)
-        heard = []
-        for chunk, ready in zip(chunks, self._engine.decoded(chunks, rules), strict=True):
+        heard = {}
+        decoded = self._engine.decoded([chunks[index] for index in order], rules)
+        for index, ready in zip(order, decoded, strict=True):
             self._engine.ready = ready
-            heard.append(self.transcribe(chunk, language))
+            heard[index] = self.transcribe(chunks[index], language)
         found, position = [], 0
         for clip in clips:
-            parts = heard[position : position + len(clip)]
+            parts = [heard[index] for index in range(position, position + len(clip))]
             position += len(clip)
             text = " ".join(part.text for part in parts if part.text)
             found.append(Transcript(text, tuple(token for part in parts for token in part.tokens or ())))
@@ -148,7 +150,10 @@ class TorchEngine:
         return ready[1] if ready else self._decoder.decode(encoded, rules)
 
     def decoded(self, chunks: Sequence[np.ndarray], rules: WindowRules) -> list[tuple[Any, Window] | None]:
-        """Log-mel and window of clips of up to 30 s, decoded in one batch; None for one without a frame."""
+        """Log-mel and window of clips of up to 30 s, decoded in one batch; None for one without a frame.
+
+        The longest should come first: they are the last to end, and those behind them drop out.
+        """
         from whisper.audio import HOP_LENGTH, pad_or_trim
 
         mels = [self.log_mel(chunk) for chunk in chunks if len(chunk) >= HOP_LENGTH]

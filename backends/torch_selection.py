@@ -53,18 +53,21 @@ class Selection:
         """Sample the next token of every window into `token`.
 
         Args:
-            logits: float32 (batch, n_vocab), the bias of this step added already; they are overwritten.
+            logits: float32 (batch, n_vocab), the bias of this step added already; they are overwritten. Of
+                fewer rows if the last windows have ended.
             first: whether it is the window's first token, when the bias is all there is to obey.
         """
         import torch
 
+        rows = slice(logits.shape[0])
+        ended, last_timestamp = self._ended[rows], self._last_timestamp[rows]
+        last, penultimate = self._last_is_timestamp[rows], self._penultimate_is_timestamp[rows]
         if self._timestamps:
             text, timestamps = logits[:, : self._begin], logits[:, self._begin :]
             if not first:
-                last, penultimate = self._last_is_timestamp, self._penultimate_is_timestamp
                 closes = last & ~penultimate
                 # a segment that was just closed may begin the next one at once, but one has to have a length
-                least = self._last_timestamp + (~closes)
+                least = last_timestamp + (~closes)
                 text[:, : self._eot].masked_fill_(closes[:, None], -torch.inf)
                 forbidden = (last & penultimate)[:, None] | (self._numbers < least[:, None])
                 timestamps.masked_fill_(forbidden, -torch.inf)
@@ -72,19 +75,24 @@ class Selection:
             text.masked_fill_(outweighs[:, None], -torch.inf)
         token = logits.argmax(1)
         logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)
-        self._sum_logprob += logprob.masked_fill(self._ended, 0.0)
-        self.token.copy_(token.masked_fill_(self._ended, self._eot))
-        self._ended |= self.token == self._eot
+        self._sum_logprob[rows] += logprob.masked_fill(ended, 0.0)
+        token.masked_fill_(ended, self._eot)
+        self.token[rows] = token
+        ended |= token == self._eot
         if self._timestamps:
-            sampled = self.token >= self._begin
-            self._penultimate_is_timestamp.copy_(self._last_is_timestamp)
-            self._last_is_timestamp.copy_(sampled)
-            number = self.token - self._begin
-            self._last_timestamp.copy_(torch.where(sampled, number, self._last_timestamp))
+            sampled = token >= self._begin
+            penultimate.copy_(last)
+            last.copy_(sampled)
+            last_timestamp.copy_(torch.where(sampled, token - self._begin, last_timestamp))
 
     def ended(self) -> bool:
         """Whether every window has ended; waits for the device."""
         return bool(self._ended.all())
+
+    def unfinished(self) -> int:
+        """How many windows there are up to the last that has not ended; waits for the device."""
+        running = (~self._ended).nonzero()
+        return int(running[-1]) + 1 if len(running) else 0
 
     def windows(self, sampled: Any, no_speech_prob: Any) -> list[Window]:
         """The finished windows.
