@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness import change, scenario
+from harness import change, hosts, scenario
 from harness.record import Run
 
 KINDS = ("checkpoint", "audio", "settings", "host", "normalizer", "incomplete")
@@ -70,7 +70,7 @@ def _hardware(run: Run) -> dict[str, Any]:
     """Return what makes two hosts alike: their class where it is recorded, else processor and devices."""
     host = run["host"]
     if host.get("host_class"):
-        return {"host_class": host["host_class"]}
+        return {"host_class": host["host_class"], "engines at once": hosts.engines_at_once(run)}
     return {name: host.get(name) for name in ("cpu", "physical_cores", "gpus")}
 
 

@@ -8,6 +8,8 @@ there. It is only ever appended to. Lines are JSON objects with `at`, when they 
     {"sample": {...}, "variant"}                        as in the record, with the number of its sitting
     {"round": {...}}                                    as in the record
     {"failure": {"status", "error", "remedy"}, "variant"}   the variant is out of the run
+    {"host": {...}}                             of a cluster, as in the record; a later line replaces it
+    {"retry": {...}}                            of a cluster, as in the record
 
 A line is handed to the system before the next call, so a kill or a crash of the process loses none. It
 reaches the disk with the first line written a second after the last sync (`SYNC_SECONDS`), and at the end of
@@ -52,6 +54,8 @@ class Kept:
         samples: variant -> record entries, in the order measured.
         rounds: record entries of the rounds that every variant came through.
         failures: variant -> status, error and remedy of those that are out.
+        hosts: number -> record entry of a cluster's machine.
+        retries: record entries of what was lost with a machine.
         size_bytes: length of the whole lines; what follows is a line that was cut off.
     """
 
@@ -61,6 +65,8 @@ class Kept:
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hosts: dict[int, dict[str, Any]] = field(default_factory=dict)
+    retries: list[dict[str, Any]] = field(default_factory=list)
     size_bytes: int = 0
 
 
@@ -164,6 +170,10 @@ def _sorted(kept: Kept, lines: list[dict[str, Any]]) -> Kept:
             kept.rounds.append(line["round"])
         elif "failure" in line:
             kept.failures[line["variant"]] = line["failure"]
+        elif "host" in line:
+            kept.hosts[line["host"]["number"]] = line["host"]
+        elif "retry" in line:
+            kept.retries.append(line["retry"])
         if kept.sittings:
             kept.sittings[-1]["finished_at"] = line["at"]
     return kept

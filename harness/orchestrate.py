@@ -19,7 +19,9 @@ from backends import Variant
 from backends.base import REMOTE
 from harness import (
     asking,
+    cluster_run,
     gate,
+    hosts,
     integrity,
     journal,
     normalize,
@@ -30,11 +32,12 @@ from harness import (
     score,
     server_scenario,
     sittings,
+    warm_up,
 )
 from harness.audio import dithered
 from harness.corpus import Clip
 from harness.decoded import Decoded
-from harness.plan import Plan, blank_record, now
+from harness.plan import RAY, Plan, blank_record, now
 from harness.progress import Progress
 from harness.worker_handle import Worker, WorkerError
 
@@ -91,7 +94,10 @@ class _Session:
         with tempfile.TemporaryDirectory(prefix="asrbench-") as temporary:
             try:
                 with _termination_as_interrupt():
-                    self._measure(Path(temporary), logs)
+                    if self.plan.executor == RAY:
+                        self._measure_on_cluster(Path(temporary))
+                    else:
+                        self._measure(Path(temporary), logs)
                     self.record["complete"] = True
             except KeyboardInterrupt:
                 self.record["interrupted"] = "stopped by the user (Ctrl-C or a termination signal)"
@@ -157,23 +163,35 @@ class _Session:
             variant, log, plan.settings.threads, plan.timeout_seconds, quote_log=plan.texts
         )
         with self._turn(name, "loading"):
-            report = worker.load(
-                plan.checkpoint, plan.settings, said=lambda text: self.progress.note(f"{name}: {text}")
+            warm_up.load(
+                worker,
+                plan.checkpoint,
+                plan.settings,
+                warmup,
+                self._language(),
+                plan.warmup,
+                said=lambda text: self.progress.note(f"{name}: {text}"),
+                row=row,
             )
-            row["applied_settings"] = report["applied_settings"]
-            row["load"]["import_seconds"] = report["import_seconds"]
-            row["load"]["load_seconds"] = report["load_seconds"]
-            for call in range(plan.warmup):
-                answer = worker.call(warmup, self._language(), "warming up")
-                if isinstance(variant, scenario.BatchVariant) and variant.batch_size > 1:
-                    # as measured: what is compiled or captured for a batch is not for a single clip
-                    worker.call_batch([warmup] * variant.batch_size, self._language(), "warming up")
-                if answer["error"] is not None:
-                    continue  # the measured calls will say so, clip by clip
-                row["load"]["first_call_seconds" if call == 0 else "warm_call_seconds"] = answer[
-                    "wall_seconds"
-                ]
             row["status"], row["error"] = "ok", None
+
+    def _measure_on_cluster(self, temporary: Path) -> None:
+        warmup = self._warmup_clip(Decoded(self.plan.clips, temporary, kept_bytes=0), temporary)
+        keeping = cluster_run.Keeping(
+            plan=self.plan,
+            record=self.record,
+            progress=self.progress,
+            failed=self.failed,
+            done=self.done,
+            warmup=warmup,
+            language=self._language(),
+            answered=self._answered,
+            failure=self._failed,
+            round_over=self._round_over,
+            noted=lambda kind, value: None if self.journal is None else self.journal.add(kind, value),
+            save=self._save,
+        )
+        cluster_run.measure(keeping, temporary)
 
     def _round(self, number: int, order: list[str], audio: Mapping[str, Path]) -> None:
         load = probes.LoadMonitor([worker.pid for worker in self.workers.values()])
@@ -198,7 +216,10 @@ class _Session:
                             continue
                         beside = asking.beside(self.plan, place, answer)
                         self._answered(name, number, clip, answer, beside)
-        entry = {"round": number, "order": order, **load.finish(), **self._of_sitting()}
+        self._round_over({"round": number, "order": order, **load.finish()})
+
+    def _round_over(self, entry: dict[str, Any]) -> None:
+        entry = entry | self._of_sitting()
         self.record["rounds"].append(entry)
         if self.journal is not None:
             self.journal.add("round", entry)
@@ -217,7 +238,7 @@ class _Session:
     def _answered(
         self, name: str, number: int, clip: Clip, answer: dict[str, Any], beside: dict[str, Any]
     ) -> None:
-        """Keep an answer as a sample, with what the scenario tells beside."""
+        """Keep an answer as a sample, with what the scenario or the executor tells beside."""
         sample = _sample(clip, number, answer) | beside
         if self.journal is not None:
             self.journal.add("sample", sample | {"sitting": self.sitting}, variant=name)
@@ -239,15 +260,19 @@ class _Session:
             yield worker
             worker.pause()
         except WorkerError as error:
-            row = self.rows[name]
-            row["status"] = "unavailable" if error.unavailable else "error"
-            row["error"], row["remedy"] = str(error), error.remedy
-            if self.journal is not None:
-                failure = {name: row[name] for name in ("status", "error", "remedy")}
-                self.journal.add("failure", failure, variant=row["variant"])
             worker.stop()
             del self.workers[name]
-            self.progress.failed(name, doing, str(error))
+            self._failed(name, doing, error)
+
+    def _failed(self, name: str, doing: str, error: WorkerError) -> None:
+        self.failed.add(name)
+        row = self.rows[name]
+        row["status"] = "unavailable" if error.unavailable else "error"
+        row["error"], row["remedy"] = str(error), error.remedy
+        if self.journal is not None:
+            failure = {name: row[name] for name in ("status", "error", "remedy")}
+            self.journal.add("failure", failure, variant=row["variant"])
+        self.progress.failed(name, doing, str(error))
 
     def _warmup_clip(self, audio: Mapping[str, Path], temporary: Path) -> Path:
         """Speech-like sound that is none of the clips: nothing learned from it helps a measured call."""
@@ -280,6 +305,7 @@ class _Session:
         if "sittings" in self.record:
             self.record["sittings"][-1]["finished_at"] = now()
             sittings.settle(self.record)
+        hosts.settle(self.record)
         for row in self.record["results"]:
             if row["integrity"] is not None:
                 row["integrity"] = integrity.summarise(

@@ -13,6 +13,8 @@ from harness import host, normalize, record, scenario
 from harness.corpus import Clip
 from harness.server_terms import Terms
 
+LOCAL, RAY = "local", "ray"  # executors: workers of this process, or places of a cluster
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -45,6 +47,8 @@ class Plan:
     batch_sizes: Sequence[int] = ()
     server: Terms | None = None
     chunk_seconds: float | None = None  # of the streaming scenario; None in others
+    executor: str = LOCAL
+    most_workers: int | None = None
     command: Sequence[str] = field(default_factory=list)
 
 
@@ -82,6 +86,7 @@ def blank_record(plan: Plan, run_id: str) -> record.Run:
             "batch_sizes": list(plan.batch_sizes),
             **({} if plan.server is None else {"server": plan.server.as_dict()}),
             **({} if plan.chunk_seconds is None else {"chunk_seconds": plan.chunk_seconds}),
+            **({"executor": RAY} if plan.executor == RAY else {}),
         },
         "checkpoint": {
             "name": checkpoint.name,
@@ -109,6 +114,7 @@ def blank_record(plan: Plan, run_id: str) -> record.Run:
         ],
         "rounds": [],
         "warnings": [],
+        **({"hosts": [], "retries": []} if plan.executor == RAY else {}),
         "results": [
             _blank_row(variant, plan.scenario, *refusals.get(str(variant), (None, None)))
             for variant in variants

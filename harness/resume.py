@@ -12,7 +12,15 @@ from harness.journal import Kept
 from harness.plan import now
 from harness.record import Run
 
-CHOICES = ("resume", "output", "json", "quiet", "log_format")  # what may stand beside --resume
+CHOICES = (
+    "resume",
+    "output",
+    "json",
+    "quiet",
+    "log_format",
+    "ray_address",
+    "workers",
+)  # what may stand beside --resume
 NAMES_SHOWN = 3
 OWN_VERSIONS = ("git_commit", "git_dirty")  # of the checkout: told in the record, no reason to refuse
 
@@ -82,6 +90,8 @@ def restore(blank: Run, kept: Kept) -> set[tuple[str, int, str]]:
     """Put what was kept into the record; return (variant, round, clip) of each sample that is done."""
     blank["started_at"] = kept.head["started_at"]
     blank["rounds"] = list(kept.rounds)
+    if "hosts" in blank:
+        blank["hosts"], blank["retries"] = list(kept.hosts.values()), list(kept.retries)
     began = {"number": len(kept.sittings), "started_at": now(), "finished_at": None}
     blank["sittings"] = [*kept.sittings, began | {name: blank[name] for name in ("host", "versions")}]
     done = set()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import normalize, scenario, server_terms, streaming_scenario
+from harness.plan import LOCAL, RAY
 
 REFERENCE = "whisper-cpu@cpu/float32"
 RESULTS = Path("results")
@@ -74,6 +75,23 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         type=Path,
         metavar="RUN",
         help="go on with a run that was cut off, the folder in results/; everything else is taken from it",
+    )
+    what.add_argument(
+        "--executor",
+        choices=[LOCAL, RAY],
+        default=LOCAL,
+        help="ray: divide the clips over the machines of a Ray cluster (default local)",
+    )
+    what.add_argument(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="the cluster's, or auto; default: start Ray on this machine",
+    )
+    what.add_argument(
+        "--workers",
+        type=at_least(1),
+        metavar="N",
+        help="places to measure at once, at most, of --executor ray; default: what the cluster has room for",
     )
     what.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     what.add_argument(

@@ -20,6 +20,7 @@ from backends import Variant, checkpoint
 from backends.base import AsrbenchError, BackendError, BackendUnavailable, Checkpoint, Settings
 from harness import (
     augment,
+    cluster,
     corpus,
     journal,
     log,
@@ -38,7 +39,7 @@ from harness import (
     worker_handle,
 )
 from harness.corpus import Clip
-from harness.plan import Plan, blank_record
+from harness.plan import RAY, Plan, blank_record
 from harness.progress import Progress
 from harness.server_terms import Terms
 
@@ -112,7 +113,7 @@ def measure(
     Raises:
         AsrbenchError: nothing could be measured, for a reason the message tells.
     """
-    with _one_at_a_time():
+    with _one_at_a_time(), _executor(arguments):
         if kept is not None:
             kept = journal.read(kept.folder)  # again: until now another process may have gone on with it
         plan = _plan(arguments)
@@ -127,6 +128,20 @@ def measure(
     report.write_all(stored, folder)
     _point_latest(arguments.results, folder)
     return stored, folder
+
+
+def _executor(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    if arguments.executor == RAY:
+        if arguments.scenario != scenario.SINGLE_STREAM:
+            raise RunError(
+                f"--executor ray measures --scenario {scenario.SINGLE_STREAM}; {arguments.scenario} is of "
+                "one machine: use --executor local"
+            )
+        return cluster.connected(arguments.ray_address, arguments.workers, arguments.threads)
+    for name, value in (("--ray-address", arguments.ray_address), ("--workers", arguments.workers)):
+        if value is not None:
+            raise RunError(f"{name} goes with --executor {RAY}")
+    return contextlib.nullcontext()
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
@@ -187,6 +202,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         chunk_seconds=streaming_scenario.chunk_seconds(arguments.chunk_seconds)
         if arguments.scenario == scenario.STREAMING
         else None,
+        executor=arguments.executor,
+        most_workers=arguments.workers,
         command=["asrbench", *arguments.argv],
     )
 
@@ -224,7 +241,10 @@ def _variants(arguments: argparse.Namespace) -> tuple[list[Variant], list[tuple[
     usable, unavailable = [], []
     for variant in asked:
         try:
-            backends.load(variant.backend).check(variant.device, variant.precision)
+            if arguments.executor == RAY:
+                cluster.check(variant)  # the engine need not be on this machine
+            else:
+                backends.load(variant.backend).check(variant.device, variant.precision)
             usable.append(variant)
         except BackendUnavailable as error:
             unavailable.append((variant, error.reason, error.remedy))

@@ -111,7 +111,14 @@ def machine(run: Run) -> str:
     host = run["host"]
     if "host_class" in host:  # it holds CPU, cores, GPU and memory
         host = {name: host.get(name) for name in ("host_class", "gpu_driver", "os", "python", "container")}
-    return ", ".join(_facts(host)) or "unknown"
+    told = ", ".join(_facts(host)) or "unknown"
+    if run.get("hosts"):
+        alike = [entry for entry in run["hosts"] if entry.get("timed", True)]
+        told += (
+            f"; {_many(len(alike), 'such machine')} of a Ray cluster, "
+            f"{_many(sum(entry['places'] for entry in alike), 'engine')} at once"
+        )
+    return told
 
 
 def scoring(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""Tables of parts of a run, built once for every format: slices, normalisers side by side, hallucinations."""
+"""Tables of parts of a run, built once for every format: slices, machines, normalisers, hallucinations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness import hallucination, slices
+from harness import hallucination, hosts, slices
 from harness.record import Run
 from harness.report.columns import figure, interval, percent
 
@@ -31,7 +31,7 @@ def parts(run: Run, only_asked: bool = False) -> list[Part]:
     if only_asked and not run["settings"].get("slices"):
         fields = [field for field in fields if field not in (slices.LENGTH, "lang", hallucination.FIELD)]
     sessions = [] if only_asked else _sessions(run)
-    return [*sessions, *_slices(run, fields), *_normalizers(run), *_hallucinations(run)]
+    return [*sessions, *_slices(run, fields), *_machines(run), *_normalizers(run), *_hallucinations(run)]
 
 
 _SLICE_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
@@ -70,6 +70,33 @@ def _slices(run: Run, fields: Sequence[str]) -> list[Part]:
 
 def _named(row: dict[str, Any]) -> str:
     return row["variant"] if row["is_ranked"] else f"{row['variant']} (not ranked)"
+
+
+def _machines(run: Run) -> list[Part]:
+    rows = hosts.rows(run)
+    if not rows:
+        return []
+    body = [
+        [
+            row["host_class"],
+            _named(row),
+            str(row["machines"]),
+            str(row["calls"]),
+            figure(row["audio_seconds"]),
+            figure(row["rtfx"]),
+            figure(row["latency_median_seconds"]),
+            "" if row["is_timed"] else "no",
+        ]
+        for row in rows
+    ]
+    headings = ["machine", "variant", "machines", "calls", "audio s", "RTFx", "median s", "counts"]
+    lost = hosts.lost_calls(run)
+    note = (
+        "Times of unlike machines are never mixed: all other figures of speed are of the kind that comes "
+        "first. "
+        f"Calls lost with a machine and made again elsewhere: {lost}."
+    )
+    return [Part("By machine", note, *_shown(headings, body, first_figure=2))]
 
 
 def _normalizers(run: Run) -> list[Part]:

@@ -54,6 +54,7 @@ def samples(run: Run) -> str:
                 "clip": sample["clip"],
                 "sitting": sample.get("sitting", 0),
                 "timed": sample.get("timed", True),
+                "host": sample.get("host"),
                 "batch_size": result.get("batch_size"),
                 "batch": sample.get("batch"),
                 **{name: sample.get(name) for name in BESIDE},
@@ -61,7 +62,7 @@ def samples(run: Run) -> str:
                 **{name: sample[name] for name in SAMPLE_COLUMNS},
             }
             lines.append(line | {f"{s}_seconds": sample["stage_seconds"].get(s) for s in STAGES})
-    fixed = ["variant", "round", "clip", "sitting", "timed", "batch_size", "batch"]
+    fixed = ["variant", "round", "clip", "sitting", "timed", "host", "batch_size", "batch"]
     fixed += [*BESIDE, "audio_seconds"]
     return _write([*fixed, *(f"{stage}_seconds" for stage in STAGES), *SAMPLE_COLUMNS], lines)
 
