@@ -145,6 +145,27 @@ def test_two_looks_suffice_when_nothing_goes_on(monkeypatch):
     assert min(looks) <= 2 * LOOK_SECONDS
 
 
+def test_a_thread_that_polls_for_ever_is_no_work():
+    """As MAX 26.7 has one: it must neither be taken for work nor be waited for."""
+    stop = threading.Event()
+
+    def poll():
+        while not stop.wait(0.0007):
+            burn(0.00005)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    detector, seconds = LateWorkDetector(), []
+    for _ in range(5):
+        detector.before()
+        start = time.perf_counter()
+        assert detector.after() == 0.0
+        seconds.append(time.perf_counter() - start)
+    stop.set()
+    thread.join()
+    assert min(seconds) < late_work.LIMIT_SECONDS / 4
+
+
 def test_the_thread_pool_of_torch_is_not_taken_for_late_work():
     code = """
 import torch
