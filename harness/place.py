@@ -8,9 +8,7 @@ gives back is plain data.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +23,9 @@ from backends.base import Checkpoint, Settings
 from backends.cache import cache_dir, locked, temporary_beside
 from backends.checkpoint import CheckpointError
 from backends.sha256 import file_sha256, hash_now
-from harness import host, integrity, normalize, probes, warm_up, worker_handle
+from harness import host, integrity, normalize, probes, share, warm_up, worker_handle
 from harness.corpus import Clip, write_samples
 from harness.worker_handle import Worker, WorkerError
-
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 LOAD_FIGURES = ("import_seconds", "load_seconds", "first_call_seconds", "warm_call_seconds")
 # What a place asks for before it can do what it was asked to.
@@ -92,9 +88,9 @@ class Place:
         """
         self._job = job
         if self._facts is None:
-            found = {"host": host.describe(), "versions": host.versions(), "machine": _machine()}
-            self._lock, self._folder, number = _claim(Path(tempfile.gettempdir()))
-            self._cores = _own_cores(number, job.settings.threads)
+            found = {"host": host.describe(), "versions": host.versions(), "machine": share.machine()}
+            self._lock, self._folder, number = share.claim(Path(tempfile.gettempdir()))
+            self._cores = share.own_cores(number, job.settings.threads)
             is_known = worker_handle.pinned_cores(1) is not None
             self._facts = found | {"shares_cores": is_known and self._cores is None}
         return self._facts
@@ -127,7 +123,7 @@ class Place:
             if name not in names:
                 continue
             log = self._folder / f"{number}.log"
-            with _pinned(self._cores):
+            with share.pinned(self._cores):
                 self._workers[name] = Worker(
                     variant, log, job.settings.threads, job.timeout_seconds, quote_log=job.quote_log
                 )
@@ -240,7 +236,7 @@ class Place:
         """End the workers and leave nothing on the machine's disk."""
         self._stop()
         if self._lock is not None:
-            _empty(self._folder)
+            share.empty(self._folder)
             self._lock.close()
             self._lock = self._facts = None
 
@@ -270,65 +266,6 @@ class Place:
 def _failure(error: WorkerError) -> dict[str, Any]:
     """Return a WorkerError as the arguments of another."""
     return {"message": str(error), "unavailable": error.unavailable, "remedy": error.remedy}
-
-
-def _machine() -> str:
-    """Containers of one machine have its boot in common, and a name of their own; so do their limits."""
-    boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
-    return f"{platform.node()} {boot}"
-
-
-def _claim(parent: Path) -> tuple[IO[str], Path, int]:
-    """Take the first place of this machine that nobody holds: its lock, its empty folder and its number.
-
-    The lock goes with the process, however it ends, so a place that was lost leaves its share to the next.
-    """
-    number = 0
-    while True:
-        folder = parent / f"asrbench-{os.getuid()}-place{number}"
-        folder.mkdir(exist_ok=True)
-        lock = (parent / f"{folder.name}.lock").open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            number += 1
-            continue
-        _empty(folder)
-        return lock, folder, number
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir():
-            _empty(path)
-            path.rmdir()
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _own_cores(number: int, threads: int) -> list[int] | None:
-    """Return cores that no other place has, None where there are none left, or where pinning is unknown.
-
-    They are physical ones: a sibling of another place's core is no core of its own.
-    """
-    cores = worker_handle.pinned_cores(worker_handle.default_threads()) or []
-    own = cores[number * threads : (number + 1) * threads]
-    return own if len(own) == threads else None
-
-
-@contextlib.contextmanager
-def _pinned(cores: Sequence[int] | None) -> Iterator[None]:
-    """Have processes that are started meanwhile inherit the cores; this one, which only waits, keeps all."""
-    if cores is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def _on_this_machine(wanted: Checkpoint, weights: np.ndarray | None) -> Checkpoint | None:
