@@ -53,7 +53,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder of the speech, the checkpoints and the curve (default: %(default)s)",
     )
     parser.add_argument(
-        "--steps", type=int, default=23_000, help="length of the training (default: %(default)s)"
+        "--steps", type=int, default=26_000, help="length of the training (default: %(default)s)"
     )
     parser.add_argument("--stop-after", type=int, help="stop at this step, to be resumed later")
     parser.add_argument(
