@@ -26,7 +26,7 @@ def linear(
     """act(scale * (x weightT) + bias) + added, for a few rows of x: the decoder's products.
 
     Reads each row of the matrix once for up to eight rows of x, sums in float32 whatever the matrix
-    holds, and stays on the calling thread below 4 MiB of matrix, where waking another costs more.
+    holds, and stays on the calling thread up to 16 MiB of matrix: see ONE_THREAD_BYTES in linear.mojo.
 
     Args:
         x: float32 (batch, k); best up to 8 rows.

@@ -12,8 +12,10 @@ from max.runtime.asyncrt import parallelism_level
 comptime Floats = Pointer[Float32, MutUntrackedOrigin]
 comptime Weights[dtype: DType] = Pointer[Scalar[dtype], MutUntrackedOrigin]
 comptime LANES = simd_width_of[DType.float32]()
-# Below this many bytes of the matrix a second thread costs more to wake than it saves.
-comptime GRAIN_BYTES = 4 * 1024 * 1024
+# Smaller matrices stay on the calling thread. Others may gain by more threads from 4 MiB on, but threads that are
+# woken at every step spin on after the last one, for up to a fifth of the time of a long recording of a small model.
+comptime ONE_THREAD_BYTES = 16 * 1024 * 1024
+comptime PART_BYTES = 4 * 1024 * 1024
 # Finer than one part a thread, so that a thread held up by other programs does not hold up the rest.
 comptime PARTS_PER_THREAD = 4
 
@@ -113,10 +115,9 @@ struct Linear[dtype: DType, scaled: Bool, biased: Bool, residual: Bool, gelu: Bo
 
     def run(self, batch: Int):
         var size = self.n * self.k * size_of[Self.dtype]()
-        var threads = min(parallelism_level(None), ceildiv(size, GRAIN_BYTES))
-        var parts = threads if threads == 1 else min(
-            threads * PARTS_PER_THREAD, ceildiv(size, GRAIN_BYTES)
-        )
+        var parts = 1
+        if size > ONE_THREAD_BYTES:
+            parts = min(parallelism_level(None) * PARTS_PER_THREAD, ceildiv(size, PART_BYTES))
         # whole blocks of rows, so that only the last part has a remainder
         var rows = ceildiv(ceildiv(self.n, parts), 8) * 8
         var job = self
