@@ -17,7 +17,6 @@ from backends.base import LOAD_LOG, BackendError
 from backends.cache import cache_dir, locked, temporary_beside
 
 PACKAGE = Path(__file__).parent
-KERNELS = PACKAGE / "kernels"
 LOG = logging.getLogger(LOAD_LOG)
 # Mojo's Python set-up writes these behind Python's back: every child process would then run another Python
 LEAKED = ("PYTHONEXECUTABLE", "PYTHONPATH", "MOJO_PYTHON_LIBRARY")
@@ -110,6 +109,8 @@ def load_all(
 
 def _compiled(session: Any, graphs: Mapping[str, Callable[..., Any]]) -> Any:
     from max.graph import KernelLibrary, Module
+
+    from backends.max_graph.custom_ops import KERNELS
 
     module, library = Module(), KernelLibrary()
     library.load_paths([KERNELS])
