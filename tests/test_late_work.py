@@ -67,9 +67,14 @@ def test_work_inside_the_call_is_not_late(old_thread):
 
 
 def test_a_thread_that_was_there_and_burns_on_is_found(old_thread):
-    # In one process the interpreter's lock can keep a thread still while it is looked at: best of five.
+    """However many threads there are to look at, between which it takes the interpreter's lock again."""
+    stop = threading.Event()
+    idle = [threading.Thread(target=stop.wait) for _ in range(20)]
+    for thread in idle:
+        thread.start()
     found = [late_after(lambda: give(old_thread, 0.08)) for _ in range(5)]
-    assert max(found) == pytest.approx(0.08, abs=0.03)
+    stop.set()
+    assert sorted(found)[2] == pytest.approx(0.08, abs=0.03)
 
 
 def test_a_short_spin_is_tolerated(old_thread):
@@ -125,9 +130,8 @@ def test_each_call_is_judged_on_its_own(old_thread):
         detector.before()
         give(old_thread, cpu_seconds)
         found.append(detector.after())
-        time.sleep(0.1)  # what is looked at too early must not reach into the next call
     assert found[0::2] == [0.0] * 5
-    assert max(found[1::2]) > 0.05
+    assert sorted(found[1::2])[2] > 0.05
 
 
 def test_two_looks_suffice_when_nothing_goes_on(monkeypatch):
