@@ -20,6 +20,11 @@ from backends.base import BackendError, Checkpoint, Settings, Transcript
 from backends.decoding import WINDOW_SAMPLES, require_honourable, require_language
 from backends.stages import StageClock
 
+FRAMES_PER_SECOND = 100  # of a log-mel spectrogram
+TRIM = "+trim"  # ends the names of precisions whose encoder is given only what `frames_to_encode` says
+SILENCE_ENCODED_SECONDS = 2.0  # behind a clip: with less, a decoder does not find its end
+TRIMMED = f"the clip and {SILENCE_ENCODED_SECONDS:g} s; behind it the encoding of silence, computed at load"
+
 
 @dataclass(frozen=True)
 class WindowRules:
@@ -95,6 +100,19 @@ class Engine(Protocol):
     def applied(self) -> Mapping[str, Any]:
         """What the engine really runs with, for the record."""
         ...
+
+
+def frames_to_encode(mel: Any) -> int:
+    """How many frames of a window a trimmed encoder computes: the clip's and SILENCE_ENCODED_SECONDS more.
+
+    Args:
+        mel: torch.Tensor (n_mels, 3000), as whisper.transcribe pads it: with frames that are exactly zero.
+
+    Returns:
+        an even number, as two frames make a position.
+    """
+    filled = int((mel != 0).any(0).sum()) + round(SILENCE_ENCODED_SECONDS * FRAMES_PER_SECOND)
+    return min(mel.shape[-1], filled + filled % 2)
 
 
 class GreedyBackend:

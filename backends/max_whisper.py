@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backends.base import Checkpoint, Settings
-from backends.greedy import GreedyBackend, Window, WindowRules
+from backends.greedy import TRIM, GreedyBackend, Window, WindowRules
 from backends.max_graph import engine
 
 
@@ -17,7 +17,7 @@ class MaxWhisper(GreedyBackend):
     """The encoder's graph ends in the decoder's cross-attention keys and values; a second graph decodes."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {
-        "cpu": ("float32", "bfloat16", "int8"),
+        "cpu": ("float32", "bfloat16", "int8", "bfloat16" + TRIM, "int8" + TRIM),
         "cuda": ("float16", "bfloat16", "float32"),
     }
     imports: ClassVar[Sequence[str]] = engine.IMPORTS

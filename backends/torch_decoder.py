@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -68,10 +68,21 @@ class TorchDecoder:
         ]
         if projects_audio:
             self._cross_weight = torch.cat([tensor(name) for name in cross]).to(self._dtype)
+        self._behind: Any = None
         self._self_cache: Any = None
         self._cross_cache: Any = None
         self._numbers = torch.arange(self._n_ctx, device=self._device)
         self._graphs: dict[WindowRules, tuple[Selection, Any, Any]] = {}
+
+    def follow_with(self, features: Any) -> None:
+        """Set what stands behind features that are shorter than a window.
+
+        Args:
+            features: of a whole window, torch.Tensor (n_audio_ctx, n_state), any float type. Shorter ones
+                given to `decode` and `decode_batch` are completed with those of the same positions here.
+        """
+        with self._torch.inference_mode():
+            self._behind = self._projected(features.to(self._device)).to(self._cache_dtype)
 
     def decode(self, audio_features: Any, rules: WindowRules) -> Window:
         """Decode one window.
@@ -80,7 +91,7 @@ class TorchDecoder:
             audio_features: the encoder's output, torch.Tensor (n_audio_ctx, n_state), any float type.
             rules: what may be sampled.
         """
-        return self.decode_batch(audio_features[None], rules)[0]
+        return self.decode_batch([audio_features], rules)[0]
 
     def decode_projected(self, keys: Any, values: Any, rules: WindowRules) -> Window:
         """Decode one window from cross-attention keys and values, biases included.
@@ -98,17 +109,17 @@ class TorchDecoder:
                     self._cross[part].copy_(given)
             return self._decode(1, rules)[0]
 
-    def decode_batch(self, features: Any, rules: WindowRules) -> list[Window]:
+    def decode_batch(self, features: Sequence[Any], rules: WindowRules) -> list[Window]:
         """Decode windows together, until the last of them has ended.
 
         Args:
-            features: the encoder's outputs, torch.Tensor (batch, n_audio_ctx, n_state), any float type. On
-                the CPU those at the end drop out as they end, so the longest should come first.
+            features: the encoder's outputs, torch.Tensor (n_audio_ctx, n_state) each, any float type. On the
+                CPU those at the end drop out as they end, so the longest should come first.
             rules: what may be sampled, the same for all.
         """
         with self._torch.inference_mode():
-            self._attend_to(features.to(self._device))
-            return self._decode(features.shape[0], rules)
+            self._attend_to(features)
+            return self._decode(len(features), rules)
 
     def _decode(self, batch: int, rules: WindowRules) -> list[Window]:
         torch = self._torch
@@ -173,14 +184,21 @@ class TorchDecoder:
             step()
         return selection, graph, position
 
-    def _attend_to(self, features: Any) -> None:
-        """Compute all layers' keys and values of the audio, in one product."""
-        batch, length, _ = features.shape
-        self._reserve(batch, length)
+    def _attend_to(self, features: Sequence[Any]) -> None:
+        """Compute all layers' keys and values of the audio, in one product a window."""
+        whole = max(len(one) for one in features) if self._behind is None else self._behind.shape[-1]
+        self._reserve(len(features), whole)
+        for index, one in enumerate(features):
+            cache = self._cross_cache[:, :, index]
+            cache[..., : len(one)] = self._projected(one.to(self._device))
+            if len(one) < whole:
+                cache[..., len(one) :] = self._behind[..., len(one) :]
+
+    def _projected(self, features: Any) -> Any:
+        """(positions, n_state) to cross-attention keys and values (layers, 2, heads, size, positions)."""
         # rows of time, so that the product itself lays out one matrix a head
         product = self._torch.matmul(self._cross_weight, features.to(self._dtype).mT)
-        layers, parts, _, *matrix = self._cross_cache.shape
-        self._cross_cache.copy_(product.view(batch, layers, parts, *matrix).permute(1, 2, 0, 3, 4, 5))
+        return product.view(self._n_layer, 2, self._n_head, -1, len(features))
 
     def _reserve(self, batch: int, length: int) -> None:
         """Have caches for so many windows of so many audio positions."""

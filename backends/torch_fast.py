@@ -11,10 +11,17 @@ from backends.base import BackendUnavailable, Checkpoint, Settings, Transcript
 from backends.checkpoint import load_state_dict
 from backends.decoding import WINDOW_SAMPLES, require_language
 from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
-from backends.greedy import GreedyBackend, Window, WindowRules, window_rules
+from backends.greedy import (
+    TRIM,
+    TRIMMED,
+    GreedyBackend,
+    Window,
+    WindowRules,
+    frames_to_encode,
+    window_rules,
+)
 from backends.openai_whisper import set_threads
 
-TRIM = "+trim"
 N_FRAMES = 3000  # of one window
 
 
@@ -22,8 +29,8 @@ class TorchFast(GreedyBackend):
     """openai-whisper's transcription over TorchEncoder and TorchDecoder.
 
     Precisions are those of the matrices; sums, normalisation and the residual stream stay float32. On the
-    CPU "int8" is the decoder's weights alone, beside an encoder in bfloat16. "+trim" encodes only as much of
-    the window as the clip fills: not the computation Whisper was trained for.
+    CPU "int8" is the decoder's weights alone, beside an encoder in bfloat16. "+trim" encodes only the clip
+    and a little silence of each window: not the computation Whisper was trained for.
     """
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -69,7 +76,7 @@ class TorchFast(GreedyBackend):
 
         A clip of up to 30 s gives what `transcribe` gives, up to rounding. A longer one is cut every 30 s and
         the parts are decoded as clips of their own, so words at the cuts may be lost; `applied_settings` says
-        "chunked". With "+trim" the longest clip says how much of the windows is encoded.
+        "chunked".
 
         Args:
             audios: float32 arrays as `transcribe` takes them.
@@ -131,6 +138,8 @@ class TorchEngine:
         self._precisions = {"encoder": encoder, "decoder": decoder}
         self._encoder = TorchEncoder(weights, self.dims, encoder, device)
         self._decoder = TorchDecoder(weights, self.dims, decoder, device)
+        if self._trims:
+            self._decoder.follow_with(self._encoder.encode(torch.zeros(1, self.dims.n_mels, N_FRAMES))[0])
         # log-mel and first window of the clip that is to be transcribed next, where they are there already
         self.ready: tuple[Any, Window] | None = None
 
@@ -142,7 +151,9 @@ class TorchEngine:
 
     def encode(self, mel: Any) -> Any:
         """See backends.greedy.Engine; None for a window that is decoded already."""
-        return None if self.ready else self._encoder.encode(self._filled(mel)[None])[0]
+        if self.ready:
+            return None
+        return self._encoder.encode(mel[None, :, : frames_to_encode(mel) if self._trims else None])[0]
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
         """See backends.greedy.Engine."""
@@ -160,8 +171,7 @@ class TorchEngine:
         if not mels:
             return [None] * len(chunks)
         windows = [pad_or_trim(mel[:, :-N_FRAMES], N_FRAMES) for mel in mels]
-        width = max(self._filled(window).shape[-1] for window in windows)
-        features = self._torch.cat([self._encoder.encode(window[None, :, :width]) for window in windows])
+        features = [self.encode(window) for window in windows]
         done = zip(mels, self._decoder.decode_batch(features, rules), strict=True)
         return [next(done) if len(chunk) >= HOP_LENGTH else None for chunk in chunks]
 
@@ -172,14 +182,7 @@ class TorchEngine:
             "threads": torch.get_num_threads(),
             "interop_threads": torch.get_num_interop_threads(),
             "precisions": dict(self._precisions),
-            "audio_context": "clip" if self._trims else "30 s",
+            "audio_context": TRIMMED if self._trims else "30 s",
             "tf32": bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
             "long_form": "sequential; in batches chunked",
         }
-
-    def _filled(self, mel: Any) -> Any:
-        """The part of a window that is to be encoded; what transcribe pads it with is exactly zero."""
-        if not self._trims:
-            return mel
-        filled = int((mel != 0).any(0).sum())
-        return mel[:, : max(2, filled + filled % 2)]

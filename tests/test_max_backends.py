@@ -21,6 +21,7 @@ from backends.max_graph import engine, session
 from backends.max_hybrid import MaxHybrid
 from backends.max_whisper import MaxWhisper
 from backends.openai_whisper import WhisperCpu
+from backends.torch_encoder import TorchEncoder
 
 pytest.importorskip("max.engine", reason="needs the package max")
 
@@ -56,6 +57,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
             reference=loaded(WhisperCpu),
             max=loaded(MaxWhisper),
             half=loaded(MaxWhisper, "bfloat16"),
+            trimmed=loaded(MaxWhisper, "bfloat16+trim"),
         )
         patch.setenv("ASRBENCH_MAX_LOG_MEL", "matmul")
         engines.hybrid = loaded(MaxHybrid)
@@ -98,6 +100,31 @@ def test_each_layer_is_the_reference(engines: SimpleNamespace, name: str, precis
         assert difference < TOLERANCE[precision], f"{layer} differs by {difference:.1e}"
     rounding = np.abs(ours["ln_post"] - theirs["ln_post"]).max()
     assert (rounding > 1e-4) == (precision != "float32"), "the precision asked for is not the one computed in"
+
+
+def test_a_trimmed_window_is_the_clip_and_behind_it_silence(engines: SimpleNamespace) -> None:
+    from whisper.audio import pad_or_trim
+
+    ours, whole = engines.trimmed._engine, engines.half._engine
+
+    def encoded(engine: Any, mel: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.from_dlpack(x).float().clone() for x in engine.encode(mel)]
+
+    mel = whole.log_mel(noise(29))
+    window, short = pad_or_trim(mel[:, :2900], 3000), pad_or_trim(mel[:, :399], 3000)
+    silence = encoded(whole, torch.zeros(80, 3000))
+    assert all(map(torch.equal, encoded(ours, window), encoded(whole, window)))
+    features = TorchEncoder(ours.state_dict, ours.dims, "float32", "cpu").encode(short[None, :, :600])[0]
+    for name, found, quiet in zip(("key", "value"), encoded(ours, short), silence, strict=True):
+        weights = ours.state_dict
+        for layer, heads in enumerate(found):
+            linear = f"decoder.blocks.{layer}.cross_attn.{name}"
+            wanted = features @ weights[f"{linear}.weight"].float().T + weights.get(f"{linear}.bias", 0.0)
+            flat = heads[:, :300].transpose(0, 1).flatten(1)
+            assert (flat - wanted).norm() / wanted.norm() < TOLERANCE["bfloat16"]
+        assert torch.equal(found[:, :, 300:], quiet[:, :, 300:])
+    assert engines.trimmed.applied_settings["audio_context"].startswith("the clip and 2 s")
+    assert engines.half.applied_settings["audio_context"] == "30 s"
 
 
 @pytest.mark.parametrize(("name", "method"), [("max", "mojo"), ("hybrid", "matmul")])

@@ -131,6 +131,20 @@ def test_windows_do_not_leak_into_one_another(english: Pair) -> None:
     assert english.ours.decode(first, rules) == alone
 
 
+def test_shorter_features_are_followed_by_those_given_for_it() -> None:
+    pair = Pair()
+    rules, _ = window_rules(pair.whisper, pair.options())
+    heard, silence = pair.features(seed=1)[0], 3 * pair.features(seed=2)[0]
+    completed = [torch.cat([heard[:length], silence[length:]]) for length in (9, 1, len(heard))]
+    wanted = [pair.ours.decode(whole, rules) for whole in completed]
+    shorter = pair.ours.decode(heard[:9], rules)
+    pair.ours.follow_with(silence)
+    found = [pair.ours.decode(heard[:length], rules) for length in (9, 1, len(heard))]
+    for window, whole in zip(found, wanted, strict=True):
+        assert_same(window, whole)
+    assert len({window.tokens for window in (shorter, *wanted)}) > 2, "it made a difference"
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 def test_lower_precisions_stay_close_along_the_same_tokens(precision: str) -> None:
     pair = Pair()

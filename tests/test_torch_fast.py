@@ -128,20 +128,25 @@ def test_every_precision_says_what_it_runs(checkpoint: Checkpoint, precision: st
     assert asdict(SETTINGS).items() <= applied.items()
     assert applied["precision"] == precision
     assert applied["precisions"] == {"encoder": "bfloat16", "decoder": precision.removesuffix("+trim")}
-    assert applied["audio_context"] == ("clip" if precision.endswith("+trim") else "30 s")
+    assert applied["audio_context"].startswith("the clip and 2 s" if precision.endswith("+trim") else "30 s")
 
 
-def test_a_trimmed_window_is_as_long_as_its_clip(checkpoint: Checkpoint, monkeypatch: Any) -> None:
+def test_a_trimmed_window_is_its_clip_and_two_seconds(checkpoint: Checkpoint, monkeypatch: Any) -> None:
     backend: Any = TorchFast.load(checkpoint, "cpu", "bfloat16+trim", SETTINGS)
     widths = []
     encode = backend._engine._encoder.encode
     monkeypatch.setattr(
         backend._engine._encoder, "encode", lambda mel: (widths.append(mel.shape[-1]), encode(mel))[1]
     )
-    for seconds, width in ((4.0, 400), (0.02, 2), (30.0, 3000)):
+    clips = {4.0: 600, 0.02: 202, 29.0: 3000}
+    for seconds, width in clips.items():
         widths.clear()
         backend.transcribe(noise(seconds), "de")
         assert widths[0] == width
+    widths.clear()
+    together = backend.transcribe_batch([noise(seconds) for seconds in clips], "de")
+    assert widths[:3] == sorted(clips.values(), reverse=True)
+    assert [one.tokens for one in together] == [backend.transcribe(noise(s), "de").tokens for s in clips]
 
 
 def test_what_it_cannot_do_is_refused(checkpoint: Checkpoint, fast: Any, monkeypatch: Any) -> None:

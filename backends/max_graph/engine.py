@@ -10,6 +10,7 @@ import numpy as np
 from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings
 from backends.checkpoint import load_state_dict
 from backends.devices import require_nvidia_gpu, require_package
+from backends.greedy import TRIM, TRIMMED, frames_to_encode
 from backends.max_graph import session as sessions
 
 N_FRAMES = 3000  # of a 30 s window
@@ -62,6 +63,7 @@ class MaxEngine:
         self._buffer = Buffer
         self._threads = settings.threads
         self._precision = precision
+        self._trims = precision.endswith(TRIM)
         try:
             if device == "cuda":
                 self._session = InferenceSession(devices=[Accelerator()])
@@ -74,7 +76,7 @@ class MaxEngine:
         self._driver = self._session.devices[0]
         self.state_dict = load_state_dict(checkpoint)
         halves = all(tensor.dtype == torch.float16 for tensor in self.state_dict.values())
-        self.place = _place(DeviceRef.from_device(self._driver), precision, halves)
+        self.place = _place(DeviceRef.from_device(self._driver), precision.removesuffix(TRIM), halves)
         whisper = Whisper(self.dims, self.place)
         self._weights = {
             name: self._to_device(prepared)
@@ -95,6 +97,10 @@ class MaxEngine:
             log_mel.prepared_filters(mel_filters("cpu", self.dims.n_mels), device, self._method)
         )
         self._models = self._load(self.graphs())
+        if self._trims:
+            silence = torch.zeros(self.dims.n_mels, N_FRAMES)
+            self._silence = [torch.from_dlpack(x) for x in self._execute(self._models["encoder"], silence)]
+            self._whole = [torch.empty_like(x) for x in self._silence]
 
     def modules(self) -> Any:
         """New modules with the weights: MAX 26.7 ties a module to the first graph it is used in."""
@@ -136,19 +142,27 @@ class MaxEngine:
         )
 
     def _encoder_graph(self, outputs: Any, shared: Mapping[str, Any]) -> Any:
-        """The graph from a window's log-mel (n_mels, 3000) to whatever `outputs(whisper, mel)` returns."""
+        """The graph from a window's log-mel (n_mels, frames) to whatever `outputs(whisper, mel)` returns."""
         from max.dtype import DType
         from max.graph import Graph, TensorType, ops
 
         def forward(mel: Any) -> Any:
             return outputs(self.modules(), ops.cast(mel.tensor, self.place.dtype))
 
-        kind = TensorType(DType.float32, (self.dims.n_mels, N_FRAMES), device=self.place.device)
+        frames = "frames" if self.place.device.is_cpu() else N_FRAMES  # any number only costs compilation
+        kind = TensorType(DType.float32, (self.dims.n_mels, frames), device=self.place.device)
         return Graph(forward=forward, input_types=[kind], **shared)
 
     def encode(self, mel: Any) -> Any:
         """One window (n_mels, 3000) to cross-attention keys and values, as `_cross` gives them."""
-        return self._execute(self._models["encoder"], mel)
+        if not self._trims:
+            return self._execute(self._models["encoder"], mel)
+        heard = self._execute(self._models["encoder"], mel[:, : frames_to_encode(mel)])
+        for whole, silence, part in zip(self._whole, self._silence, heard, strict=True):
+            positions = part.shape[2]
+            whole[:, :, :positions] = self._torch.from_dlpack(part)
+            whole[:, :, positions:] = silence[:, :, positions:]
+        return [self._buffer.from_dlpack(whole) for whole in self._whole]
 
     def log_mel(self, audio: np.ndarray) -> Any:
         """See backends.greedy.Engine; frames of silence are filled in rather than computed."""
@@ -196,6 +210,7 @@ class MaxEngine:
             "threads": self._torch.get_num_threads(),
             "max_version": version("max"),
             "log_mel": self._method,
+            **({"audio_context": TRIMMED} if self._trims else {}),
             "activations_dtype": self.place.dtype.name,
             "encoder_dtype": self.place.encoder_dtype.name,
             "step_weights_dtype": self.place.step_dtype.name,

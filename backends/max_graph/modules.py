@@ -132,14 +132,14 @@ class Conv1d(Module):
     def __call__(self, x: TensorValue) -> TensorValue:
         edge = ops.constant(np.zeros((1, self.n_in), np.float32), DType.float32, self.place.device)
         edge = ops.cast(edge, self.place.dtype)
-        rows = int(x.shape[0]) // self.stride
+        rows = x.shape[0] // self.stride
         padded = ops.concat([edge, x, edge], axis=0)
         if self.place.has_kernels:
             return self.place.panel_ops.product(
                 padded, self.weight, rows=rows, step=self.stride * self.n_in, bias=self.bias, gelu=True
             )
         # each tap is a product of its own: no layout of MAX's convolution is involved
-        taps = [padded[tap : tap + rows * self.stride : self.stride] for tap in range(3)]
+        taps = [padded[tap : tap + int(rows) * self.stride : self.stride] for tap in range(3)]
         y = sum((x @ self.weight[:, :, tap].transpose(0, 1) for tap, x in enumerate(taps)), self.bias)
         return ops.gelu(y)
 
@@ -220,7 +220,10 @@ class ResidualAttentionBlock(Module):
 
 
 class AudioEncoder(Module):
-    """whisper.model.AudioEncoder: log-mel (n_mels, 2 n_ctx) to (n_ctx, n_state)."""
+    """whisper.model.AudioEncoder: log-mel (n_mels, 2 n) to (n, n_state), n at most n_audio_ctx.
+
+    On the CPU n may be a dimension that only shows when the graph runs.
+    """
 
     def __init__(self, dims: Any, place: Place):
         super().__init__()
@@ -244,7 +247,8 @@ class AudioEncoder(Module):
         yield "conv1", x
         x = self.conv2(x)
         yield "conv2", x
-        x = x + self.positional_embedding
+        rows = ops.shape_to_tensor(x.shape)[0]
+        x = x + ops.slice_tensor(self.positional_embedding, [(slice(0, rows), x.shape[0]), slice(None)])
         for index, block in enumerate(self.blocks):
             x = self._through(block, index, x)
             yield f"block.{index}", x
