@@ -72,7 +72,7 @@ class TorchDecoder:
         self._self_cache: Any = None
         self._cross_cache: Any = None
         self._numbers = torch.arange(self._n_ctx, device=self._device)
-        self._graphs: dict[WindowRules, tuple[Selection, Any, Any]] = {}
+        self._graphs: dict[tuple[int, WindowRules], tuple[Selection, Any, Any]] = {}
 
     def follow_with(self, features: Any) -> None:
         """Set what stands behind features that are shorter than a window.
@@ -114,7 +114,7 @@ class TorchDecoder:
 
         Args:
             features: the encoder's outputs, torch.Tensor (n_audio_ctx, n_state) each, any float type. On the
-                CPU those at the end drop out as they end, so the longest should come first.
+                CPU they drop out as they end, those at the end at once, so the longest should come first.
             rules: what may be sampled, the same for all.
         """
         with self._torch.inference_mode():
@@ -130,14 +130,14 @@ class TorchDecoder:
         no_speech_prob = self._vocabulary.probability(states[:, rules.sot_index], rules.no_speech)
         logits = self._vocabulary.logits(states[:, -1], selection.first_bias, exact_from)
         selection.choose(logits, first=True)
-        sampled = [selection.token.clone()]
+        sampled = [selection.sampled()]
         every = STEPS_BETWEEN_STOP_CHECKS[self._device.type]
         # as in whisper.decoding._main_loop: the context may be exceeded by the one token that is not fed back
         for count in range(1, min(rules.sample_limit, rules.n_text_ctx - prompt.shape[1] + 1)):
             if count % every == 0 and selection.ended():
                 break
             step(prompt.shape[1] + count - 1)
-            sampled.append(selection.token.clone())
+            sampled.append(selection.sampled())
         return selection.windows(torch.stack(sampled, 1), no_speech_prob)
 
     def _step(self, rules: WindowRules, batch: int) -> tuple[Selection, Callable[[int], None]]:
@@ -147,11 +147,18 @@ class TorchDecoder:
             selection = Selection(rules, batch, self._n_vocab, self._device)
 
             def step(position: Any) -> None:
-                states = self._states(selection.token[: selection.unfinished(), None], position)
+                running = selection.running()
+                rows = running[-1] + 1
+                if 2 * len(running) <= rows:  # to move a window's keys and values costs a few steps of it
+                    for source, target in selection.close_ranks():
+                        self._cross_cache[:, :, target] = self._cross_cache[:, :, source]
+                        self._self_cache[:, :, target] = self._self_cache[:, :, source]
+                    rows = len(running)
+                states = self._states(selection.token[:rows, None], position)
                 selection.choose(self._vocabulary.logits(states[:, -1], selection.bias, exact_from))
 
             return selection, step
-        key = replace(rules, prompt=(), sot_index=0, sample_limit=0)
+        key = batch, replace(rules, prompt=(), sot_index=0, sample_limit=0)
         if key not in self._graphs:
             self._graphs[key] = self._captured(rules, batch)
         selection, graph, position_now = self._graphs[key]
@@ -203,14 +210,13 @@ class TorchDecoder:
     def _reserve(self, batch: int, length: int) -> None:
         """Have caches for so many windows of so many audio positions."""
         torch = self._torch
-        width = self._n_state // self._n_head
-        shape = (self._n_layer, 2, batch, self._n_head, width, length)
-        if self._cross_cache is None or self._cross_cache.shape != shape:
-            caches = {"dtype": self._cache_dtype, "device": self._device}
-            self._cross_cache = torch.empty(shape, **caches)
-            self._self_cache = torch.zeros(
-                (self._n_layer, 2, batch, self._n_head, self._n_ctx, width), **caches
-            )
+        cache = self._cross_cache
+        if cache is None or cache.shape[2] < batch or cache.shape[-1] != length:
+            width = self._n_state // self._n_head
+            options = {"dtype": self._cache_dtype, "device": self._device}
+            heads = (self._n_layer, 2, batch, self._n_head)
+            self._cross_cache = torch.empty(*heads, width, length, **options)
+            self._self_cache = torch.zeros(*heads, self._n_ctx, width, **options)
             self._graphs = {}  # they hold the addresses of the old ones
             # keys and values, each (layers, batch, heads, head size, positions)
             self._cross = list(self._cross_cache.unbind(1))

@@ -37,6 +37,7 @@ class Selection:
         self._last_is_timestamp = torch.empty_like(self._ended)
         self._penultimate_is_timestamp = torch.empty_like(self._ended)
         self._last_timestamp = torch.empty_like(self.token)  # counted from timestamp_begin; -1: none yet
+        self._window = torch.arange(batch, device=device)  # the window that each row decodes
         self.reset()
 
     def reset(self) -> None:
@@ -89,21 +90,43 @@ class Selection:
         """Whether every window has ended; waits for the device."""
         return bool(self._ended.all())
 
-    def unfinished(self) -> int:
-        """How many windows there are up to the last that has not ended; waits for the device."""
-        running = (~self._ended).nonzero()
-        return int(running[-1]) + 1 if len(running) else 0
+    def sampled(self) -> Any:
+        """The last token of every window, int64 (batch,), in the order that the windows came in."""
+        return self._in_order(self.token)
+
+    def running(self) -> list[int]:
+        """The rows that have not ended, ascending; waits for the device."""
+        return [row for row, ended in enumerate(self._ended.tolist()) if not ended]
+
+    def close_ranks(self) -> list[tuple[int, int]]:
+        """Have the rows that have not ended come first; waits for the device.
+
+        Returns:
+            (from, to) of each row that changed places with one that has ended.
+        """
+        running = self.running()
+        behind = [row for row in running if row >= len(running)]
+        holes = sorted(set(range(len(running))) - set(running))
+        if holes:
+            flags = (self._ended, self._last_is_timestamp, self._penultimate_is_timestamp)
+            for state in (self.token, self._sum_logprob, self._last_timestamp, self._window, *flags):
+                state[holes + behind] = state[behind + holes]
+        return list(zip(behind, holes, strict=True))
+
+    def _in_order(self, rows: Any) -> Any:
+        return rows.clone().index_copy_(0, self._window, rows)
 
     def windows(self, sampled: Any, no_speech_prob: Any) -> list[Window]:
         """The finished windows.
 
         Args:
-            sampled: int64 (batch, steps), every `token` in turn.
+            sampled: int64 (batch, steps), every `sampled()` in turn.
             no_speech_prob: float32 (batch,).
         """
         found = []
+        total_logprob = self._in_order(self._sum_logprob)
         for tokens, total, silence in zip(
-            sampled.tolist(), self._sum_logprob.tolist(), no_speech_prob.tolist(), strict=True
+            sampled.tolist(), total_logprob.tolist(), no_speech_prob.tolist(), strict=True
         ):
             end = tokens.index(self._eot) if self._eot in tokens else len(tokens)
             found.append(Window(tuple(tokens[:end]), total, silence))

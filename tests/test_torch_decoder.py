@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,6 +122,29 @@ def test_a_batch_gives_every_clip_what_it_gets_alone(multilingual: Pair, options
     assert len({window.tokens for window in together}) > 1, "clips that differ"
     for window, clip in zip(together, features, strict=True):
         assert_same(window, multilingual.theirs(clip[None], chosen))
+
+
+def test_windows_that_have_ended_make_room(multilingual: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that end last come last here, so they have to move to the front."""
+    decoder, features = multilingual.ours, multilingual.features(batch=8, seed=5)
+    rules, _ = window_rules(multilingual.whisper, multilingual.options(without_timestamps=True))
+    endless = [decoder.decode(clip, rules).tokens for clip in features]
+    shared = Counter(token for tokens in endless for token in set(tokens))
+    # no fake window ends by itself, so a token that some of them hold becomes the end of text
+    rules = replace(rules, eot=min(token for token, count in shared.items() if 4 <= count <= 6))
+    alone = sorted(
+        ((decoder.decode(clip, rules), clip) for clip in features), key=lambda pair: len(pair[0].tokens)
+    )
+    rows = []
+    states = decoder._states
+    monkeypatch.setattr(decoder, "_states", lambda t, position: rows.append(len(t)) or states(t, position))
+    together = decoder.decode_batch([clip for _, clip in alone], rules)
+    for window, (expected, _) in zip(together, alone, strict=True):
+        assert_same(window, expected)
+    assert {window.tokens for window in together} - set(endless), "some have ended"
+    running = [sum(len(window.tokens) >= step for window in together) for step in range(len(rows))]
+    assert rows == [count if 2 * count <= 8 else 8 for count in running]
+    assert min(rows) < 8
 
 
 def test_windows_do_not_leak_into_one_another(english: Pair) -> None:
