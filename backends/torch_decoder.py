@@ -8,9 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from backends.greedy import Window, WindowRules
-from backends.torch_linear import int8_linear, linear
+from backends.torch_linear import linear
 from backends.torch_selection import Selection
-from backends.torch_vocabulary import PlainVocabulary, ScreenedVocabulary
 
 STEPS_BETWEEN_STOP_CHECKS = {"cpu": 1, "cuda": 8}  # asking a GPU whether all have ended makes it idle
 
@@ -31,8 +30,9 @@ class TorchDecoder:
         Args:
             weights: the checkpoint's tensors by whisper's names, "decoder.token_embedding.weight" and so on.
             dims: a whisper.model.ModelDimensions.
-            precision: on the CPU "float32", "bfloat16" or "int8" (weights only); on CUDA "float32",
-                "bfloat16" or "float16".
+            precision: of weights and products, "float32", "bfloat16" or (CUDA) "float16". On the CPU it is
+                the cross-attention's keys and values that "bfloat16" computes so; a step is float32, whose
+                weights take no more memory where the checkpoint's are float16.
             device: "cpu" or "cuda".
             projects_audio: False if `decode` is given cross-attention keys and values, not features.
         """
@@ -40,13 +40,11 @@ class TorchDecoder:
 
         self._torch = torch
         self._device = torch.device(device)
-        self._precision = precision
         self._n_state, self._n_head = dims.n_text_state, dims.n_text_head
         self._n_layer, self._n_ctx, self._n_vocab = dims.n_text_layer, dims.n_text_ctx, dims.n_vocab
-        self._dtype = torch.bfloat16 if precision == "int8" else getattr(torch, precision)
         self._on_cpu = self._device.type == "cpu"
-        # attention on the CPU stays in float32, as PyTorch's of one bfloat16 row is 20 times slower
-        self._cache_dtype = torch.float32 if self._on_cpu else self._dtype
+        self._dtype = getattr(torch, precision)
+        self._step_dtype = torch.float32 if self._on_cpu else self._dtype
 
         def tensor(name: str) -> Any:
             return weights[f"decoder.{name}"].detach().to(self._device, torch.float32)
@@ -54,11 +52,7 @@ class TorchDecoder:
         self._embedding = tensor("token_embedding.weight")
         self._positions = tensor("positional_embedding")
         self._ln = self._norm(tensor, "ln")
-        self._vocabulary: ScreenedVocabulary | PlainVocabulary = (
-            ScreenedVocabulary(self._embedding, exact=precision == "float32")
-            if self._on_cpu
-            else PlainVocabulary(self._embedding.to(self._dtype))
-        )
+        self._logits = self._linear(self._embedding, None)
         self._projects_audio = projects_audio
         self._layers = [self._layer(tensor, f"blocks.{index}") for index in range(self._n_layer)]
         cross = [
@@ -82,7 +76,7 @@ class TorchDecoder:
                 given to `decode` and `decode_batch` are completed with those of the same positions here.
         """
         with self._torch.inference_mode():
-            self._behind = self._projected(features.to(self._device)).to(self._cache_dtype)
+            self._behind = self._projected(features.to(self._device)).to(self._step_dtype)
 
     def decode(self, audio_features: Any, rules: WindowRules) -> Window:
         """Decode one window.
@@ -103,7 +97,7 @@ class TorchDecoder:
         with self._torch.inference_mode():
             self._reserve(1, keys.shape[2])
             for part, given in enumerate((keys.mT[:, None], values.mT[:, None])):
-                if self._on_cpu and given.dtype == self._cache_dtype:
+                if self._on_cpu and given.dtype == self._step_dtype:
                     self._cross[part] = given
                 else:
                     self._cross[part].copy_(given)
@@ -124,12 +118,10 @@ class TorchDecoder:
     def _decode(self, batch: int, rules: WindowRules) -> list[Window]:
         torch = self._torch
         selection, step = self._step(rules, batch)
-        exact_from = rules.eot if rules.timestamps else None
         prompt = torch.tensor(rules.prompt, device=self._device).expand(batch, -1)
         states = self._states(prompt, 0)
-        no_speech_prob = self._vocabulary.probability(states[:, rules.sot_index], rules.no_speech)
-        logits = self._vocabulary.logits(states[:, -1], selection.first_bias, exact_from)
-        selection.choose(logits, first=True)
+        no_speech_prob = self._logits(states[:, rules.sot_index]).float().softmax(1)[:, rules.no_speech]
+        selection.choose(self._logits(states[:, -1]).float() + selection.first_bias, first=True)
         sampled = [selection.sampled()]
         every = STEPS_BETWEEN_STOP_CHECKS[self._device.type]
         # as in whisper.decoding._main_loop: the context may be exceeded by the one token that is not fed back
@@ -142,7 +134,6 @@ class TorchDecoder:
 
     def _step(self, rules: WindowRules, batch: int) -> tuple[Selection, Callable[[int], None]]:
         """A fresh selection, and what takes its last tokens at a position and samples the next ones."""
-        exact_from = rules.eot if rules.timestamps else None
         if self._on_cpu:
             selection = Selection(rules, batch, self._n_vocab, self._device)
 
@@ -155,7 +146,7 @@ class TorchDecoder:
                         self._self_cache[:, :, target] = self._self_cache[:, :, source]
                     rows = len(running)
                 states = self._states(selection.token[:rows, None], position)
-                selection.choose(self._vocabulary.logits(states[:, -1], selection.bias, exact_from))
+                selection.choose(self._logits(states[:, -1]).add_(selection.bias))
 
             return selection, step
         key = batch, replace(rules, prompt=(), sot_index=0, sample_limit=0)
@@ -178,7 +169,7 @@ class TorchDecoder:
 
         def step() -> None:
             states = self._states(selection.token[:, None], position)
-            selection.choose(self._vocabulary.logits(states[:, -1], selection.bias))
+            selection.choose(self._logits(states[:, -1]).float() + selection.bias)
 
         stream = torch.cuda.Stream()  # what libraries set up at their first call cannot be captured
         stream.wait_stream(torch.cuda.current_stream())
@@ -213,7 +204,7 @@ class TorchDecoder:
         cache = self._cross_cache
         if cache is None or cache.shape[2] < batch or cache.shape[-1] != length:
             width = self._n_state // self._n_head
-            options = {"dtype": self._cache_dtype, "device": self._device}
+            options = {"dtype": self._step_dtype, "device": self._device}
             heads = (self._n_layer, 2, batch, self._n_head)
             self._cross_cache = torch.empty(*heads, width, length, **options)
             self._self_cache = torch.zeros(*heads, self._n_ctx, width, **options)
@@ -249,7 +240,7 @@ class TorchDecoder:
                 q, keys[:, :, seen], values[:, :, seen], attn_mask=mask, is_causal=count > 1
             )
             x = x + layer.out(attended.transpose(1, 2).flatten(2))
-            q = layer.cross_q(layer.cross_ln(x)).to(self._cache_dtype).view(heads).transpose(1, 2)
+            q = layer.cross_q(layer.cross_ln(x)).to(self._step_dtype).view(heads).transpose(1, 2)
             weights = torch.matmul(q, self._cross[0][index, :batch]).softmax(-1)
             attended = torch.matmul(weights, self._cross[1][index, :batch].mT)
             x = x + layer.cross_out(attended.transpose(1, 2).flatten(2))
@@ -258,7 +249,7 @@ class TorchDecoder:
 
     def _split(self, qkv: Any, heads: tuple[int, ...]) -> list[Any]:
         """Query, key and value, each (batch, heads, positions, width)."""
-        return [part.view(heads).transpose(1, 2) for part in qkv.to(self._cache_dtype).chunk(3, -1)]
+        return [part.view(heads).transpose(1, 2) for part in qkv.to(self._step_dtype).chunk(3, -1)]
 
     def _layer(self, tensor: Any, block: str) -> Any:
         """One whisper.model.ResidualAttentionBlock, its products fused where they share their input."""
@@ -284,8 +275,9 @@ class TorchDecoder:
                 torch.cat([bias("attn.query"), no_bias, bias("attn.value")]),
             ),
             out=self._linear(weight("attn.out"), bias("attn.out")),
-            cross_ln=self._norm(tensor, f"{block}.cross_attn_ln"),
-            cross_q=self._linear(weight("cross_attn.query") * scale, bias("cross_attn.query") * scale),
+            # scaled before the product, so that its weights stay float16's
+            cross_ln=self._norm(tensor, f"{block}.cross_attn_ln", scale),
+            cross_q=self._linear(weight("cross_attn.query"), bias("cross_attn.query") * scale),
             cross_out=self._linear(weight("cross_attn.out"), cross_bias),
             mlp_ln=self._norm(tensor, f"{block}.mlp_ln"),
             mlp_1=self._linear(weight("mlp.0"), bias("mlp.0"), gelu=True),
@@ -293,13 +285,11 @@ class TorchDecoder:
         )
 
     def _linear(self, weight: Any, bias: Any, gelu: bool = False) -> Any:
-        if self._precision == "int8":
-            return int8_linear(weight, bias, gelu)
-        dtype = self._dtype
+        dtype = self._step_dtype
         apply = linear(weight.to(dtype), None if bias is None else bias.to(dtype), gelu)
-        return apply if self._precision == "float32" else lambda x: apply(x.to(dtype))
+        return apply if dtype == self._torch.float32 else lambda x: apply(x.to(dtype))
 
-    def _norm(self, tensor: Any, name: str) -> Any:
-        weight, bias = tensor(f"{name}.weight"), tensor(f"{name}.bias")
+    def _norm(self, tensor: Any, name: str, scale: float = 1.0) -> Any:
+        weight, bias = tensor(f"{name}.weight") * scale, tensor(f"{name}.bias") * scale
         norm = self._torch.nn.functional.layer_norm
         return lambda x: norm(x, (self._n_state,), weight, bias)

@@ -29,12 +29,12 @@ class TorchFast(GreedyBackend):
     """openai-whisper's transcription over TorchEncoder and TorchDecoder.
 
     Precisions are those of the matrices; sums, normalisation and the residual stream stay float32. On the
-    CPU "int8" is the decoder's weights alone, beside an encoder in bfloat16. "+trim" encodes only the clip
-    and a little silence of each window: not the computation Whisper was trained for.
+    CPU the decoder's steps are float32 always, see TorchDecoder. "+trim" encodes only the clip and a little
+    silence of each window: not the computation Whisper was trained for.
     """
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {
-        "cpu": ("float32", "bfloat16", "int8", "bfloat16" + TRIM, "int8" + TRIM),
+        "cpu": ("float32", "bfloat16", "bfloat16" + TRIM),
         "cuda": ("float16", "bfloat16", "float32"),
     }
     _engine: TorchEngine
@@ -132,12 +132,11 @@ class TorchEngine:
         self.device = torch.device(device)
         self._torch = torch
         weights = load_state_dict(checkpoint)
-        decoder = precision.removesuffix(TRIM)
-        encoder = "bfloat16" if decoder == "int8" else decoder
+        matrices = precision.removesuffix(TRIM)
         self._trims = precision.endswith(TRIM)
-        self._precisions = {"encoder": encoder, "decoder": decoder}
-        self._encoder = TorchEncoder(weights, self.dims, encoder, device)
-        self._decoder = TorchDecoder(weights, self.dims, decoder, device)
+        self._precisions = {"encoder": matrices, "decoder": "float32" if device == "cpu" else matrices}
+        self._encoder = TorchEncoder(weights, self.dims, matrices, device)
+        self._decoder = TorchDecoder(weights, self.dims, matrices, device)
         if self._trims:
             self._decoder.follow_with(self._encoder.encode(torch.zeros(1, self.dims.n_mels, N_FRAMES))[0])
         # log-mel and first window of the clip that is to be transcribed next, where they are there already
