@@ -149,7 +149,8 @@ class MaxEngine:
         def forward(mel: Any) -> Any:
             return outputs(self.modules(), ops.cast(mel.tensor, self.place.dtype))
 
-        frames = "frames" if self.place.device.is_cpu() else N_FRAMES  # any number only costs compilation
+        # only on the CPU is a window ever trimmed, and there a number known in advance makes nothing faster
+        frames = "frames" if self.place.device.is_cpu() else N_FRAMES
         kind = TensorType(DType.float32, (self.dims.n_mels, frames), device=self.place.device)
         return Graph(forward=forward, input_types=[kind], **shared)
 

@@ -247,8 +247,11 @@ class AudioEncoder(Module):
         yield "conv1", x
         x = self.conv2(x)
         yield "conv2", x
-        rows = ops.shape_to_tensor(x.shape)[0]
-        x = x + ops.slice_tensor(self.positional_embedding, [(slice(0, rows), x.shape[0]), slice(None)])
+        positions: TensorValue | Weight = self.positional_embedding
+        if x.shape[0] != positions.shape[0]:
+            rows = ops.shape_to_tensor(x.shape)[0]
+            positions = ops.slice_tensor(positions, [(slice(0, rows), x.shape[0]), slice(None)])
+        x = x + positions
         for index, block in enumerate(self.blocks):
             x = self._through(block, index, x)
             yield f"block.{index}", x
