@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness import ranking, server_figures, sittings, word_errors
+from harness.integrity import UNSEEN_OVER_SEEN_LIMIT
 from harness.record import Run
 
-UNSEEN_OVER_SEEN_LIMIT = 1.5  # a copy never given before may take this much longer than the clip itself
 LATE_WORK_LIMIT = 0.05  # share of the measured time that may go on after calls have returned
 CLOCK_RATIO_LIMIT = 0.8  # the worker's own time over the parent's for the same call
 MESSAGE_SECONDS = 0.005  # below this, messages alone can explain a difference between the two clocks

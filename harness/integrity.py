@@ -20,6 +20,10 @@ from harness import record
 from harness.audio import dithered
 from harness.corpus import Clip
 
+UNSEEN_OVER_SEEN_LIMIT = 1.5  # a copy never given before may take this much longer than the clip itself
+# A machine whose other work comes and goes can slow just the copies once; a cache is slower every time.
+ATTEMPTS = 3
+ATTEMPT_SEED = 3_000_000  # times the attempt: the noise of copies that are made anew
 PROBED_CLIPS = 5
 LONGEST_PROBE_SECONDS = 30.0  # one window: a longer clip costs much and shows no more
 
@@ -48,13 +52,15 @@ def prepare(clips: Sequence[Clip], audio: Mapping[str, Path], folder: Path, seed
     probes = []
     for number, clip in enumerate(spoken):
         copy = dithered(np.load(audio[clip.name]), seed + number)
-        probes.append(Probe("dithered", clip, audio[clip.name], _save(folder, f"dithered{number}", copy)))
+        path = _save(folder / f"probe-dithered{number}.npy", copy)
+        probes.append(Probe("dithered", clip, audio[clip.name], path))
     if len(spoken) > 1:
         first, second = spoken[len(spoken) // 2], spoken[-1]
         if first is second:
             first = spoken[0]
         copy = _splice(np.load(audio[first.name]), np.load(audio[second.name]))
-        probes.append(Probe("spliced", first, audio[first.name], _save(folder, "spliced", copy)))
+        path = _save(folder / "probe-spliced.npy", copy)
+        probes.append(Probe("spliced", first, audio[first.name], path))
     return probes
 
 
@@ -71,9 +77,37 @@ def run(
 ) -> list[dict[str, Any]]:
     """Put the probes to one worker; return one record entry each.
 
+    Where the copies took too long they are made anew and asked for again, ATTEMPTS times at most; the times
+    are those of the attempt in which they took least beside the clips.
+
     Raises:
         WorkerError: the worker died or hung.
     """
+    attempts = [_attempt(worker, probes, normalize)]
+    while _wall_ratio(attempts[-1]) > UNSEEN_OVER_SEEN_LIMIT and len(attempts) < ATTEMPTS:
+        for number, probe in enumerate(probes):
+            if probe.kind == "dithered":
+                _save(probe.path, dithered(np.load(probe.seen), ATTEMPT_SEED * len(attempts) + number))
+        attempts.append(_attempt(worker, probes, normalize))
+    best = min(attempts, key=_wall_ratio)
+    return [
+        entry | {key: value for key, value in timed.items() if key.endswith("_seconds")}
+        for entry, timed in zip(attempts[0], best, strict=True)
+    ]
+
+
+def _wall_ratio(entries: Sequence[Mapping[str, Any]]) -> float:
+    ratios = [
+        entry["unseen_seconds"] / max(entry["seen_seconds"], 1e-6)
+        for entry in entries
+        if entry["kind"] == "dithered" and entry["text"] is not None
+    ]
+    return statistics.median(ratios) if ratios else 0.0
+
+
+def _attempt(
+    worker: Caller, probes: Sequence[Probe], normalize: Callable[[str, str], str]
+) -> list[dict[str, Any]]:
     entries = []
     for number, probe in enumerate(probes):
         asked = [("seen", probe.seen), ("unseen", probe.path)]
@@ -150,7 +184,6 @@ def _word_edits(before: list[str] | None, after: list[str] | None) -> int | None
     return counts.substitutions + counts.deletions + counts.insertions
 
 
-def _save(folder: Path, name: str, samples: np.ndarray) -> Path:
-    path = folder / f"probe-{name}.npy"
+def _save(path: Path, samples: np.ndarray) -> Path:
     np.save(path, samples, allow_pickle=False)
     return path

@@ -1,0 +1,66 @@
+"""The probes of caches: a disturbance of one attempt is forgiven, a cache is not."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness import integrity
+from harness.corpus import Clip
+
+
+class Engine:
+    """Answers at once, and says that it took `seconds(samples, number of the call)`."""
+
+    def __init__(self, seconds: Any):
+        self.seconds = seconds
+        self.heard: list[bytes] = []
+
+    def call(self, audio: Path, language: str, what: str) -> dict[str, Any]:
+        samples = np.load(audio).tobytes()
+        self.heard.append(samples)
+        took = self.seconds(samples, len(self.heard))
+        return {"text": "river", "wall_seconds": took, "cpu_seconds": took}
+
+
+@pytest.fixture
+def probes(tmp_path: Path) -> list[integrity.Probe]:
+    audio, clips = {}, []
+    for number in range(3):
+        name = f"clip{number}"
+        audio[name] = tmp_path / f"{name}.npy"
+        np.save(audio[name], np.sin(np.arange(1600 + number, dtype=np.float32)))
+        clips.append(Clip(name, audio[name], 0.1 + number, "", "en", "river"))
+    return integrity.prepare(clips, audio, tmp_path, seed=1)
+
+
+def ratio(engine: Engine, probes: list[integrity.Probe]) -> float:
+    entries = integrity.run(engine, probes, lambda text, language: text)
+    return integrity.summarise(entries, [])["unseen_over_seen"]
+
+
+def test_a_cache_takes_longer_for_copies_in_every_attempt(probes: list[integrity.Probe]) -> None:
+    known = {np.load(probe.seen).tobytes() for probe in probes}
+
+    def cached(samples: bytes, number: int) -> float:
+        found = samples in known
+        known.add(samples)  # it learns the copies too: only new ones give it away
+        return 0.1 if found else 1.0
+
+    engine = Engine(cached)
+    assert ratio(engine, probes) > integrity.UNSEEN_OVER_SEEN_LIMIT
+    assert len(engine.heard) == integrity.ATTEMPTS * 2 * len(probes)
+
+
+def test_one_disturbed_attempt_is_forgiven(probes: list[integrity.Probe]) -> None:
+    seen = {np.load(probe.seen).tobytes() for probe in probes}
+    engine = Engine(lambda samples, n: 1.0 if n > 2 * len(probes) or samples in seen else 1.6)
+    assert ratio(engine, probes) == 1.0
+    assert len(engine.heard) == 2 * 2 * len(probes)
+
+
+def test_an_honest_engine_is_asked_once(probes: list[integrity.Probe]) -> None:
+    engine = Engine(lambda samples, number: 1.0)
+    assert ratio(engine, probes) == 1.0
+    assert len(engine.heard) == 2 * len(probes)
