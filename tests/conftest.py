@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ sys.path.insert(0, str(FAKES))  # also makes the fake backends' entry points kno
 os.environ["PYTHONPATH"] = os.pathsep.join(  # and to the workers it starts
     [str(FAKES), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+
+# Tests in the background of a script inherit an ignored SIGINT, which what they start would ignore too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import tones  # noqa: E402
 from fake_checkpoint import write_fake_checkpoint  # noqa: E402

@@ -169,10 +169,7 @@ def start(remote: Remote, project: Path, tmp_path: Path) -> Iterator[Callable[..
         )
         return started[-1]
 
-    # Tests in the background of a script ignore SIGINT and pass that on, and no shell can trap it then.
-    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield call
-    signal.signal(signal.SIGINT, interrupt)
     for process in started:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

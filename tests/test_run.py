@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +201,21 @@ def test_bad_clip_is_named_before_anything_runs(
     assert not (tmp_path / "results").exists()
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on() -> Iterator[None]:
+    """A run left behind by a test that failed would keep all others from measuring."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.communicate()
+
+
 def start_run(arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "harness.cli", "run", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -210,6 +223,8 @@ def start_run(arguments: list[str]) -> subprocess.Popen[str]:
         cwd=Path(__file__).parent.parent,
         env=os.environ.copy(),
     )
+    STARTED.append(process)
+    return process
 
 
 def slow_arguments(spoken: Path, model: Path, results: Path) -> list[str]:
