@@ -7,6 +7,7 @@ engine the same and matches no cache key; and a splice of two clips, whose words
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from harness.corpus import Clip
 UNSEEN_OVER_SEEN_LIMIT = 1.5  # a copy never given before may take this much longer than the clip itself
 # A machine whose other work comes and goes can slow just the copies once; a cache is slower every time.
 ATTEMPTS = 3
-ATTEMPT_SEED = 3_000_000  # times the attempt: the noise of copies that are made anew
 PROBED_CLIPS = 5
 LONGEST_PROBE_SECONDS = 30.0  # one window: a longer clip costs much and shows no more
 
@@ -85,9 +85,11 @@ def run(
     """
     attempts = [_attempt(worker, probes, normalize)]
     while _wall_ratio(attempts[-1]) > UNSEEN_OVER_SEEN_LIMIT and len(attempts) < ATTEMPTS:
-        for number, probe in enumerate(probes):
+        for probe in probes:
             if probe.kind == "dithered":
-                _save(probe.path, dithered(np.load(probe.seen), ATTEMPT_SEED * len(attempts) + number))
+                # seeded by the copy before, so that none comes back, for this engine or for one after it
+                last = hashlib.sha256(np.load(probe.path).tobytes()).digest()
+                _save(probe.path, dithered(np.load(probe.seen), int.from_bytes(last[:8], "big")))
         attempts.append(_attempt(worker, probes, normalize))
     best = min(attempts, key=_wall_ratio)
     return [
