@@ -8,6 +8,7 @@ engine the same and matches no cache key; and a splice of two clips, whose words
 from __future__ import annotations
 
 import hashlib
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,11 +100,10 @@ def run(
 
 
 def _wall_ratio(entries: Sequence[Mapping[str, Any]]) -> float:
-    ratios = [
-        entry["unseen_seconds"] / max(entry["seen_seconds"], 1e-6)
-        for entry in entries
-        if entry["kind"] == "dithered" and entry["text"] is not None
-    ]
+    dithered_entries = [entry for entry in entries if entry["kind"] == "dithered"]
+    if any(entry["text"] is None for entry in dithered_entries):
+        return math.inf  # to fail is quick: such times must not stand for answers
+    ratios = [entry["unseen_seconds"] / max(entry["seen_seconds"], 1e-6) for entry in dithered_entries]
     return statistics.median(ratios) if ratios else 0.0
 
 

@@ -11,7 +11,7 @@ from harness.corpus import Clip
 
 
 class Engine:
-    """Answers at once, and says that it took `seconds(samples, number of the call)`."""
+    """Answers at once, and says that it took `seconds(samples, number of the call)`; 0 for a failure."""
 
     def __init__(self, seconds: Any):
         self.seconds = seconds
@@ -21,7 +21,7 @@ class Engine:
         samples = np.load(audio).tobytes()
         self.heard.append(samples)
         took = self.seconds(samples, len(self.heard))
-        return {"text": "river", "wall_seconds": took, "cpu_seconds": took}
+        return {"text": "river" if took else None, "wall_seconds": took, "cpu_seconds": took}
 
 
 @pytest.fixture
@@ -67,3 +67,10 @@ def test_an_honest_engine_is_asked_once(probes: list[integrity.Probe]) -> None:
     engine = Engine(lambda samples, number: 1.0)
     assert ratio(engine, probes) == 1.0
     assert len(engine.heard) == 2 * len(probes)
+
+
+def test_failing_where_it_is_asked_again_does_not_hide_a_cache(probes: list[integrity.Probe]) -> None:
+    seen = {np.load(probe.seen).tobytes() for probe in probes}
+    calls = 2 * len(probes)
+    engine = Engine(lambda samples, n: 0.1 if samples in seen else (1.0 if n <= calls else 0.0))
+    assert ratio(engine, probes) > integrity.UNSEEN_OVER_SEEN_LIMIT
