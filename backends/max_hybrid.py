@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backends.base import Checkpoint, Settings
-from backends.devices import require_cuda_torch
 from backends.greedy import GreedyBackend, Window, WindowRules
 from backends.max_graph import engine
 
@@ -26,8 +25,6 @@ class MaxHybrid(GreedyBackend):
     def check(cls, device: str, precision: str) -> None:
         """Raise BackendUnavailable if MAX, a package beside it or the GPU is missing."""
         engine.check(device)
-        if device == "cuda":
-            require_cuda_torch()
 
     @classmethod
     def build(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> _Engine:
@@ -48,7 +45,7 @@ class _Engine(engine.MaxEngine):
 
     def encode(self, mel: Any) -> Any:
         """(n_mels, 3000) to cross-attention keys and values, torch.Tensor (layers, heads, 1500, size)."""
-        return [self._torch.from_dlpack(x) for x in super().encode(mel)]
+        return self._to_torch(super().encode(mel))
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
         """See backends.greedy.Engine."""

@@ -39,54 +39,30 @@ class MaxWhisper(GreedyBackend):
 
 class _Engine(engine.MaxEngine):
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
-        from max.driver import CPU
-        from max.dtype import DType
+        from backends.max_graph.decoder import GraphLoop
+        from backends.max_graph.device_decoder import StepLoop
 
         super().__init__(checkpoint, device, precision, settings)
-        dims = self.dims
-        self._cache = self._buffer(
-            DType.float32, (dims.n_text_layer, 2, dims.n_text_ctx, dims.n_text_state), device=self._driver
-        )
-        self._sampled = self._buffer(DType.int64, (dims.n_text_ctx,), device=CPU())
         self._masks = lru_cache(maxsize=8)(self._make_masks)
+        loop = GraphLoop if self.place.has_kernels else StepLoop
+        self._loop = loop(self._models, self.dims, self.place, self._driver)
 
     def graphs(self) -> dict[str, Callable[..., Any]]:
         """See MaxEngine.graphs."""
-        return {**super().graphs(), "greedy": self._greedy_graph}
-
-    def _greedy_graph(self, **shared: Any) -> Any:
-        from max.graph import Graph
-
-        from backends.max_graph import decoder
-
-        return Graph(
-            forward=decoder.greedy(self.modules().decoder, self.dims),
-            input_types=decoder.greedy_types(self.dims, self.place),
-            **shared,
-        )
+        return {**super().graphs(), **self._graphs.decoding()}
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
         """See backends.greedy.Engine."""
-        from backends.max_graph.decoder import rule_numbers
-
-        buffer = self._buffer
-        count, sum_logprob, no_speech = self._models["greedy"].execute(
-            *encoded,
-            self._cache,
-            self._sampled,
-            buffer.from_numpy(np.array(rules.prompt, np.int64)),
-            buffer.from_numpy(rule_numbers(rules)),
-            self._masks(
-                rules.suppressed,
-                rules.suppressed_first,
-                rules.timestamps,
-                rules.max_initial_timestamp_index,
-                rules.no_timestamps,
-                rules.timestamp_begin,
-            ),
+        masks = self._masks(
+            rules.suppressed,
+            rules.suppressed_first,
+            rules.timestamps,
+            rules.max_initial_timestamp_index,
+            rules.no_timestamps,
+            rules.timestamp_begin,
         )
-        tokens = self._sampled.to_numpy()[: count.item()].tolist()
-        return Window(tokens, sum_logprob.item(), no_speech.item())
+        keys, values = encoded
+        return self._loop.decode(keys, values, masks, rules)
 
     def _make_masks(self, *rules: Any) -> Any:
         from backends.max_graph.decoder import masks
@@ -95,4 +71,4 @@ class _Engine(engine.MaxEngine):
 
     def applied(self) -> Mapping[str, Any]:
         """See backends.greedy.Engine."""
-        return {**super().applied(), "greedy_loop": "in the graph"}
+        return {**super().applied(), "greedy_loop": self._loop.how}

@@ -23,6 +23,7 @@ from backends.greedy import (
 from backends.openai_whisper import set_threads
 
 N_FRAMES = 3000  # of one window
+WINDOWS_AT_ONCE = 32  # that a GPU encodes
 
 
 class TorchFast(GreedyBackend):
@@ -170,9 +171,15 @@ class TorchEngine:
         if not mels:
             return [None] * len(chunks)
         windows = [pad_or_trim(mel[:, :-N_FRAMES], N_FRAMES) for mel in mels]
-        features = [self.encode(window) for window in windows]
-        done = zip(mels, self._decoder.decode_batch(features, rules), strict=True)
+        done = zip(mels, self._decoder.decode_batch(self._features(windows), rules), strict=True)
         return [next(done) if len(chunk) >= HOP_LENGTH else None for chunk in chunks]
+
+    def _features(self, windows: Sequence[Any]) -> list[Any]:
+        """The encoder's output for each window; one fills the cores of a CPU, but not a GPU."""
+        if self.device.type == "cpu":
+            return [self.encode(window) for window in windows]
+        parts = self._torch.stack(list(windows)).split(WINDOWS_AT_ONCE)
+        return [features for part in parts for features in self._encoder.encode(part)]
 
     def applied(self) -> Mapping[str, Any]:
         """See backends.greedy.Engine."""

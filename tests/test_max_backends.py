@@ -61,11 +61,23 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
         )
         patch.setenv("ASRBENCH_MAX_LOG_MEL", "matmul")
         engines.hybrid = loaded(MaxHybrid)
+        with pytest.MonkeyPatch.context() as gpu:
+            gpu.setattr(engine, "place", without_kernels)
+            engines.device = loaded(MaxWhisper)
         patch.delenv("ASRBENCH_MAX_LOG_MEL")
         yield engines
 
 
-@pytest.mark.parametrize("name", ["max", "hybrid"])
+def without_kernels(device: Any, precision: str, halves: bool) -> Any:
+    """Where a GPU's graphs compute, on the CPU."""
+    from max.dtype import DType
+
+    from backends.max_graph.modules import Place
+
+    return Place(device, *[DType[precision]] * 4, has_kernels=False)
+
+
+@pytest.mark.parametrize("name", ["max", "hybrid", "device"])
 @pytest.mark.parametrize("seconds", [0.05, 4.0, 31.0, 65.0])
 def test_float32_decodes_the_reference_tokens(engines: SimpleNamespace, name: str, seconds: float) -> None:
     """Short and sequential long-form, without and with timestamps."""
@@ -79,12 +91,12 @@ def test_float32_decodes_the_reference_tokens(engines: SimpleNamespace, name: st
 
 def test_prompted_windows_decode_the_reference_tokens(engines: SimpleNamespace) -> None:
     texts = []
-    for backend in (engines.max, engines.reference):
+    for backend in (engines.max, engines.device, engines.reference):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(backend._options, "condition_on_previous_text", True)
             texts.append(backend.transcribe(noise(65), "en").tokens)
-    assert texts[0] == texts[1]
-    assert texts[1] != engines.reference.transcribe(noise(65), "en").tokens, "the prompt made no difference"
+    assert texts[0] == texts[1] == texts[2]
+    assert texts[2] != engines.reference.transcribe(noise(65), "en").tokens, "the prompt made no difference"
 
 
 @pytest.mark.parametrize(
@@ -102,13 +114,38 @@ def test_each_layer_is_the_reference(engines: SimpleNamespace, name: str, precis
     assert (rounding > 1e-4) == (precision != "float32"), "the precision asked for is not the one computed in"
 
 
+def test_a_gpus_graphs_encode_the_same(engines: SimpleNamespace) -> None:
+    from whisper.audio import pad_or_trim
+
+    ours, theirs = engines.device._engine, engines.max._engine
+    for found, wanted in (
+        (ours.log_mel(noise(4)), theirs.log_mel(noise(4))),
+        *zip(*(encoded(x, pad_or_trim(x.log_mel(noise(4)), 3000)) for x in (ours, theirs)), strict=True),
+    ):
+        assert found.shape == wanted.shape
+        assert (found - wanted).norm() / wanted.norm() < TOLERANCE["float32"]
+
+
+def test_logits_that_are_no_numbers_end_a_gpus_loop(engines: SimpleNamespace) -> None:
+    from max.driver import Buffer
+
+    ours = engines.device._engine
+    nothing = Buffer.from_numpy(np.full((2, ours.dims.n_vocab), np.nan, np.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours, "_masks", lambda *rules: nothing)
+        with pytest.raises(BackendError, match="no token is allowed"):
+            engines.device.transcribe(noise(4), "en")
+    assert engines.device.transcribe(noise(4), "en").tokens == engines.max.transcribe(noise(4), "en").tokens
+
+
+def encoded(engine: Any, mel: torch.Tensor) -> list[torch.Tensor]:
+    return [torch.from_dlpack(x).float().clone() for x in engine.encode(mel)]
+
+
 def test_a_trimmed_window_is_the_clip_and_behind_it_silence(engines: SimpleNamespace) -> None:
     from whisper.audio import pad_or_trim
 
     ours, whole = engines.trimmed._engine, engines.half._engine
-
-    def encoded(engine: Any, mel: torch.Tensor) -> list[torch.Tensor]:
-        return [torch.from_dlpack(x).float().clone() for x in engine.encode(mel)]
 
     mel = whole.log_mel(noise(29))
     window, short = pad_or_trim(mel[:, :2900], 3000), pad_or_trim(mel[:, :399], 3000)
@@ -167,7 +204,7 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path: Path, engines: Simple
 
     def load(tensors: dict[str, Any]) -> None:
         whisper = Whisper(dims, place)
-        whisper.load_state_dict({k: v for n, t in tensors.items() for k, v in whisper.prepared(n, t).items()})
+        whisper.load_state_dict(whisper.prepared(tensors))
 
     load(weights)
     name = "encoder.ln_post.weight"

@@ -1,15 +1,17 @@
-"""The whole greedy loop of Whisper's decoder as one MAX graph: cross K/V in, tokens out."""
+"""The whole greedy loop of Whisper's decoder as one MAX graph on the CPU: cross K/V in, tokens out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.graph import BufferType, BufferValue, DeviceRef, TensorType, TensorValue, ops
 
-from backends.greedy import WindowRules
+from backends.greedy import Window, WindowRules
 from backends.max_graph import custom_ops
 from backends.max_graph.modules import Place, TextDecoder
 
@@ -29,88 +31,43 @@ class Stepper:
         cache: (layers, 2, n_text_ctx, n_state).
         cross_key, cross_value: (layers, heads, n_audio_ctx, head size).
         """
-        dims = self.dims
+        at = ops.reshape(position, (1,))
         x = self.decoder.token_embedding(ops.reshape(token, (1,)))
-        x = x + ops.gather(self.decoder.positional_embedding, ops.reshape(position, (1,)), axis=0)
+        x = x + ops.gather(self.decoder.positional_embedding, at, axis=0)
         for index, block in enumerate(self.decoder.blocks):
             h = block.attn_ln(x)
             qkv = block.attn.query(h), block.attn.key(h), block.attn.value(h)
-            if x.device.is_cpu():
-                at = ops.reshape(position, (1,))
-                mixed = custom_ops.self_attention(*qkv, at, cache, index, dims.n_text_head)
-            else:
-                mixed = self._self_attention(*qkv, position, cache, index)
+            mixed = custom_ops.self_attention(*qkv, at, cache, index, self.dims.n_text_head)
             x = block.attn.out(mixed, added=x)
             q = block.cross_attn.query(block.cross_attn_ln(x))
-            if x.device.is_cpu():
-                mixed = custom_ops.cross_attention(q, cross_key, cross_value, index)
-            else:
-                mixed = self._attend(q, cross_key[index], cross_value[index], None)
+            mixed = custom_ops.cross_attention(q, cross_key, cross_value, index)
             x = block.feed_forward(block.cross_attn.out(mixed, added=x))
         return self.decoder.token_embedding.logits(self.decoder.ln(x))
 
-    def _self_attention(self, query, key, value, position, cache: BufferValue, layer: int) -> TensorValue:
-        """custom_ops.self_attention in MAX's own operations: all of the cache is read, and masked."""
-        for part, projected in enumerate((key, value)):
-            ops.buffer_store_slice(
-                cache,
-                ops.reshape(ops.cast(projected, DType.float32), (1, 1, 1, self.dims.n_text_state)),
-                [
-                    slice(layer, layer + 1),
-                    slice(part, part + 1),
-                    (slice(position, position + 1), 1),
-                    slice(None),
-                ],
-            )
-        loaded = ops.buffer_load(cache)
-        keys, values = (split_heads(loaded[layer, part], self.dims.n_text_head) for part in range(2))
-        steps = ops.range(0, self.dims.n_text_ctx, 1, dtype=DType.int64, device=query.device)
-        future = ops.where(
-            steps > position,
-            ops.constant(NEVER, DType.float32, device=query.device),
-            ops.constant(0.0, DType.float32, device=query.device),
-        )
-        return self._attend(query, keys, values, future)
 
-    def _attend(self, query, keys, values, mask) -> TensorValue:
-        """One position over (heads, positions, head size) of keys and values: (1, n_state)."""
-        heads = self.dims.n_text_head
-        size = self.dims.n_text_state // heads
-        scores = (ops.reshape(query, (heads, 1, size)) @ keys.transpose(1, 2)) * (size**-0.5)
-        if mask is not None:
-            scores = scores + mask
-        return ops.reshape(ops.softmax(scores) @ values, (1, heads * size))
+def cross_type(dims: Any, place: Place) -> TensorType:
+    """Keys, or values, of the audio: (layers, heads, n_audio_ctx, head size)."""
+    size = dims.n_text_state // dims.n_text_head
+    shape = (dims.n_text_layer, dims.n_text_head, dims.n_audio_ctx, size)
+    return TensorType(place.cross_dtype, shape, device=place.device)
 
 
-def split_heads(x: TensorValue, n_head: int) -> TensorValue:
-    """(positions, n_state) to (heads, positions, head size)."""
-    positions, n_state = x.shape
-    return ops.reshape(x, (positions, n_head, int(n_state) // n_head)).transpose(0, 1)
-
-
-def cache_type(dims: Any, device: DeviceRef) -> BufferType:
+def cache_type(dims: Any, place: Place) -> BufferType:
     """Self-attention keys and values of one sequence: (layers, 2, n_text_ctx, n_state)."""
-    return BufferType(
-        DType.float32, (dims.n_text_layer, 2, dims.n_text_ctx, dims.n_text_state), device=device
-    )
+    shape = (dims.n_text_layer, 2, dims.n_text_ctx, dims.n_text_state)
+    return BufferType(place.dtype, shape, device=place.device)
 
 
 def greedy_types(dims: Any, place: Place) -> list:
     """Input types of `greedy`, in order."""
-    heads, device = dims.n_text_head, place.device
-    cross = TensorType(
-        place.cross_dtype,
-        (dims.n_text_layer, heads, dims.n_audio_ctx, dims.n_text_state // heads),
-        device=device,
-    )
     return [
-        cross,
-        cross,
-        cache_type(dims, device),
+        cross_type(dims, place),
+        cross_type(dims, place),
+        cache_type(dims, place),
         BufferType(DType.int64, (dims.n_text_ctx,), device=DeviceRef.CPU()),
         TensorType(DType.int64, ("prompt",), device=DeviceRef.CPU()),
         TensorType(DType.int64, (7,), device=DeviceRef.CPU()),
-        TensorType(DType.float32, (2, dims.n_vocab), device=device),
+        TensorType(DType.float32, (2, dims.n_vocab), device=place.device),
     ]
 
 
@@ -143,7 +100,6 @@ def greedy(decoder: TextDecoder, dims: Any):
         cache, sampled, prompt = cache.buffer, sampled.buffer, prompt.tensor
         rules = Rules(masks.tensor, *(numbers.tensor[i] for i in range(7)))
         n_prompt = ops.shape_to_tensor(prompt.shape)[0]
-        select = _select_by_kernel if rules.masks.device.is_cpu() else _select_by_ops
         one = _integer(1)
 
         def running(position, token, count, last, before, stamp, logprob, quiet, done):
@@ -166,7 +122,7 @@ def greedy(decoder: TextDecoder, dims: Any):
             text_start = ops.where(timed, text_start, _integer(0))
             stamp_start = ops.where(timed, stamp_start, rules.timestamp_begin)
             at_start = position == rules.sot_index
-            chosen, gain, chance = select(logits, rules, text_start, stamp_start, count == 0, at_start)
+            chosen, gain, chance = _select(logits, rules, text_start, stamp_start, count == 0, at_start)
 
             sampling = position >= n_prompt - 1
             quiet = ops.where(at_start, chance, quiet)
@@ -195,7 +151,7 @@ def _integer(value: int) -> TensorValue:
     return ops.constant(value, DType.int64, device=DeviceRef.CPU())
 
 
-def _select_by_kernel(logits, rules: Rules, text_start, stamp_start, is_first, at_start):
+def _select(logits, rules: Rules, text_start, stamp_start, is_first, at_start):
     """The token chosen, its log-probability and the no-speech probability at the start: scalars."""
     first = ops.where(is_first, _integer(1), _integer(0))
     no_speech = ops.where(at_start, rules.no_speech, _integer(-1))
@@ -204,26 +160,43 @@ def _select_by_kernel(logits, rules: Rules, text_start, stamp_start, is_first, a
     return tuple(ops.reshape(x, ()) for x in found)
 
 
-def _select_by_ops(logits, rules: Rules, text_start, stamp_start, is_first, at_start):
-    """_select_by_kernel in MAX's own operations, for devices the kernel is not written for."""
-    begin, device = rules.timestamp_begin, logits.device
-    never = ops.constant(NEVER, DType.float32, device=device)
-    zero = ops.constant(0.0, DType.float32, device=device)
-    ids = ops.range(0, int(logits.shape[0]), 1, dtype=DType.int64, device=device)
-    top = ops.reshape(ops.max(logits), ())
-    chance = ops.exp(logits[rules.no_speech] - top) / ops.reshape(ops.sum(ops.exp(logits - top)), ())
-    logits = logits + ops.where(is_first, rules.masks[1], rules.masks[0])
-    logits = ops.where((ids < text_start) | ((ids >= begin) & (ids < stamp_start)), never, logits)
-    top = ops.reshape(ops.max(logits), ())
-    is_stamp = ids >= begin
-    weights = ops.exp(logits - top)
-    stamps = ops.reshape(ops.sum(ops.where(is_stamp, weights, zero)), ())
-    text = ops.reshape(ops.max(ops.where(is_stamp, zero, weights)), ())
-    stamps_only = (rules.timestamps == 1) & (stamps > text)
-    logits = ops.where(stamps_only & (ids < begin), never, logits)
-    chosen = ops.reshape(ops.cast(ops.argmax(logits), DType.int64), ())
-    total = ops.where(stamps_only, stamps, ops.reshape(ops.sum(weights), ()))
-    return chosen, ops.reshape(logits[chosen], ()) - top - ops.log(total), ops.reshape(chance, ())
+class GraphLoop:
+    """Runs `greedy` on one window after another."""
+
+    how = "in the graph"
+
+    def __init__(self, models: Mapping[str, Any], dims: Any, place: Place, driver: Any):
+        """Allocate the buffers.
+
+        Args:
+            models: the compiled graphs by name.
+            dims: a whisper.model.ModelDimensions.
+            place: where the graph computes.
+            driver: the max.driver.Device of `place`.
+        """
+        kind = cache_type(dims, place)
+        self._model = models["greedy"]
+        self._cache = Buffer(kind.dtype, [int(n) for n in kind.shape], device=driver)
+        self._sampled = Buffer(DType.int64, (dims.n_text_ctx,), device=CPU())
+
+    def decode(self, cross_key: Any, cross_value: Any, masks: Any, rules: WindowRules) -> Window:
+        """Decode one window.
+
+        Args:
+            cross_key, cross_value, masks: buffers as `greedy_types` has them.
+            rules: what may be sampled.
+        """
+        count, sum_logprob, no_speech = self._model.execute(
+            cross_key,
+            cross_value,
+            self._cache,
+            self._sampled,
+            Buffer.from_numpy(np.array(rules.prompt, np.int64)),
+            Buffer.from_numpy(rule_numbers(rules)),
+            masks,
+        )
+        tokens = self._sampled.to_numpy()[: count.item()].tolist()
+        return Window(tokens, sum_logprob.item(), no_speech.item())
 
 
 def rule_numbers(rules: WindowRules) -> np.ndarray:

@@ -15,6 +15,7 @@ from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
 
 from backends.base import BackendError
 from backends.max_graph import custom_ops, encoder_ops
+from backends.max_graph.modules import Place
 
 N_FFT = 400  # 25 ms
 HOP = 160  # 10 ms
@@ -52,38 +53,46 @@ def chosen_method(device: str) -> str:
     return method
 
 
-def prepared_filters(filters: Any, device: str, method: str) -> Any:
+def filters_type(n_mels: int, place: Place, method: str) -> TensorType:
+    """Of `prepared_filters`."""
+    if place.has_kernels and method == "matmul":
+        panels = -(-n_mels // encoder_ops.PANEL)
+        return TensorType(DType.float32, (panels, BINS, encoder_ops.PANEL), device=place.device)
+    return TensorType(DType.float32, (n_mels, BINS), device=place.device)
+
+
+def prepared_filters(filters: Any, place: Place, method: str) -> Any:
     """whisper's mel filters (n_mels, 201), a torch.Tensor, as `log_mel` takes them."""
     import torch
 
-    if device == "cpu" and method == "matmul":
+    if place.has_kernels and method == "matmul":
         return torch.from_numpy(encoder_ops.panels(filters.numpy()))
     return filters.contiguous()
 
 
 def log_mel(
-    hops: TensorValue, filters: TensorValue, n_mels: int, device: DeviceRef, method: str
+    hops: TensorValue, filters: TensorValue, n_mels: int, place: Place, method: str
 ) -> tuple[TensorValue, TensorValue]:
     """(hops, 160) and `prepared_filters` to the scaled log-mel (n_mels, hops - 2) and silence's value.
 
     As whisper.audio.log_mel_spectrogram, for audio that was padded by 200 samples in front. The second
     result, (1, 1), is what a frame of digital silence has in every band: it depends on the loudest bin.
     """
-    frames = Dim("hops") - 2
+    frames, device = Dim("hops") - 2, place.device
     if method == "mojo":
         log = custom_ops.log_mel(ops.reshape(hops, (Dim("hops") * HOP,)), filters, frames, reflect=False)
     else:
-        mel = _mel_by_matmul(hops, filters, n_mels, device).transpose(0, 1)
+        mel = _mel_by_matmul(hops, filters, n_mels, place).transpose(0, 1)
         log = ops.log(ops.max(mel, ops.constant(FLOOR, DType.float32, device=device))) * float(1 / np.log(10))
     loudest = ops.reshape(ops.max(ops.reshape(log, (-1,))), (1, 1))
     quietest = ops.max(loudest - RANGE, ops.constant(np.log10(FLOOR), DType.float32, device=device))
     return (ops.max(log, quietest) + 4.0) / 4.0, (quietest + 4.0) / 4.0
 
 
-def _mel_by_matmul(hops: TensorValue, filters: TensorValue, n_mels: int, device: DeviceRef) -> TensorValue:
+def _mel_by_matmul(hops: TensorValue, filters: TensorValue, n_mels: int, place: Place) -> TensorValue:
     """Power in each mel band: (hops - 2, n_mels)."""
-    frames = Dim("hops") - 2
-    if device.is_cpu():
+    frames, device = Dim("hops") - 2, place.device
+    if place.has_kernels:
         dft = ops.constant(encoder_ops.panels(windowed_dft().T), DType.float32, device=device)
         spectrum = encoder_ops.product(hops, dft, rows=frames, step=HOP)
     else:
@@ -95,7 +104,7 @@ def _mel_by_matmul(hops: TensorValue, filters: TensorValue, n_mels: int, device:
         spectrum = ops.concat(parts, axis=1) @ ops.constant(windowed_dft(), DType.float32, device=device)
     real, imaginary = spectrum[:, :BINS], spectrum[:, BINS : 2 * BINS]
     power = real * real + imaginary * imaginary
-    if device.is_cpu():
+    if place.has_kernels:
         return encoder_ops.product(power, filters)[:, :n_mels]
     return power @ filters.transpose(0, 1)
 

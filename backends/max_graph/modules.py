@@ -6,13 +6,13 @@ and strictly: a missing, misshapen or superfluous tensor is an error that names 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from max.dtype import DType
-from max.graph import DeviceRef, TensorValue, Weight, ops
+from max.graph import DeviceRef, Graph, TensorValue, Weight, ops
 from max.nn import LayerList, LayerNorm, Module, Sequential
 
 from backends.max_graph import bfloat16_ops, custom_ops, encoder_ops
@@ -33,6 +33,8 @@ class Place:
             checkpoint's float16: it is exact, products are summed in `dtype`, and half as much is read.
             int8 has a factor a row.
         cross_dtype: of the cross-attention's keys and values.
+        has_kernels: whether the products are our Mojo kernels for the CPU. Where they are MAX's own, as on a
+            GPU, the decoder keeps its state on the device: see backends.max_graph.device_decoder.
     """
 
     device: DeviceRef
@@ -40,11 +42,7 @@ class Place:
     encoder_dtype: DType
     step_dtype: DType
     cross_dtype: DType
-
-    @property
-    def has_kernels(self) -> bool:
-        """Whether our Mojo kernels are used; on a GPU MAX's own are."""
-        return self.device.is_cpu()
+    has_kernels: bool
 
     @property
     def panel_ops(self) -> Any:
@@ -126,7 +124,7 @@ class Conv1d(Module):
         if place.has_kernels:
             self.weight = place.panel_weight(n_out, 3 * n_in)
         else:
-            self.weight = Weight("weight", place.dtype, (n_out, n_in, 3), device=place.device)
+            self.weight = Weight("weight", place.dtype, (n_out, 3 * n_in), device=place.device)
         self.bias = Weight("bias", place.dtype, (n_out,), device=place.device)
 
     def __call__(self, x: TensorValue) -> TensorValue:
@@ -138,23 +136,32 @@ class Conv1d(Module):
             return self.place.panel_ops.product(
                 padded, self.weight, rows=rows, step=self.stride * self.n_in, bias=self.bias, gelu=True
             )
-        # each tap is a product of its own: no layout of MAX's convolution is involved
+        # a product over the taps side by side: no layout of MAX's convolution is involved
         taps = [padded[tap : tap + int(rows) * self.stride : self.stride] for tap in range(3)]
-        y = sum((x @ self.weight[:, :, tap].transpose(0, 1) for tap, x in enumerate(taps)), self.bias)
-        return ops.gelu(y)
+        return ops.gelu(ops.concat(taps, axis=1) @ self.weight.transpose(0, 1) + self.bias)
 
 
 class MultiHeadAttention(Module):
     """whisper.model.MultiHeadAttention: heads of n_state / n_head, no bias on the keys."""
 
     def __init__(
-        self, n_state: int, n_head: int, place: Place, *, layout: str = PANELS, source: str = PANELS
+        self,
+        n_state: int,
+        n_head: int,
+        place: Place,
+        *,
+        layout: str = PANELS,
+        source: str = PANELS,
+        fused: bool = False,
     ):
         super().__init__()
         self.n_head, self.place = n_head, place
-        self.query = Linear(n_state, n_state, place, layout=layout)
-        self.key = Linear(n_state, n_state, place, bias=False, layout=source)
-        self.value = Linear(n_state, n_state, place, layout=source)
+        if fused:
+            self.qkv = Linear(n_state, 3 * n_state, place, layout=layout)
+        else:
+            self.query = Linear(n_state, n_state, place, layout=layout)
+            self.key = Linear(n_state, n_state, place, bias=False, layout=source)
+            self.value = Linear(n_state, n_state, place, layout=source)
         self.out = Linear(n_state, n_state, place, layout=layout)
 
     def __call__(self, x: TensorValue, added: TensorValue) -> TensorValue:
@@ -162,13 +169,22 @@ class MultiHeadAttention(Module):
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.place.has_kernels:
             mixed = self.place.panel_ops.attention(q, k, v, self.n_head)
+        elif x.device.is_cpu() or x.dtype == DType.float16:
+            mixed = plain_attention(q, k, v, self.n_head)  # MAX 26.7's flash attention has no float16
         else:
             mixed = flash_attention(q, k, v, self.n_head)
         return self.out(mixed, added=added)
 
 
+def plain_attention(query: TensorValue, key: TensorValue, value: TensorValue, n_head: int) -> TensorValue:
+    """softmax(q kT / sqrt(head size)) v in MAX's own operations: (positions, n_state) each."""
+    size = int(query.shape[1]) // n_head
+    q, k, v = (split_heads(x, n_head) for x in (query * size**-0.5, key, value))
+    return ops.reshape((ops.softmax(q @ k.transpose(1, 2)) @ v).transpose(0, 1), query.shape)
+
+
 def flash_attention(query: TensorValue, key: TensorValue, value: TensorValue, n_head: int) -> TensorValue:
-    """softmax(q kT / sqrt(head size)) v on a GPU: (positions, n_state) each."""
+    """plain_attention in MAX's kernel for GPUs."""
     from max.nn.attention import MHAMaskVariant
     from max.nn.kernels import flash_attention_gpu
 
@@ -176,6 +192,12 @@ def flash_attention(query: TensorValue, key: TensorValue, value: TensorValue, n_
     heads = [ops.reshape(x, (1, x.shape[0], n_head, size)) for x in (query, key, value)]
     mixed = flash_attention_gpu(*heads, mask_variant=MHAMaskVariant.NULL_MASK, scale=size**-0.5)
     return ops.reshape(mixed, query.shape)
+
+
+def split_heads(x: TensorValue, n_head: int) -> TensorValue:
+    """(positions, n_state) to (heads, positions, head size)."""
+    positions, n_state = x.shape
+    return ops.reshape(x, (positions, n_head, int(n_state) // n_head)).transpose(0, 1)
 
 
 class Gelu(Module):
@@ -195,7 +217,8 @@ class ResidualAttentionBlock(Module):
         def norm() -> LayerNorm:
             return LayerNorm(n_state, [place.device], place.dtype)
 
-        self.attn = MultiHeadAttention(n_state, n_head, place, layout=layout, source=layout)
+        fused = cross and not place.has_kernels
+        self.attn = MultiHeadAttention(n_state, n_head, place, layout=layout, source=layout, fused=fused)
         self.attn_ln = norm()
         if cross:
             self.cross_attn = MultiHeadAttention(n_state, n_head, place, layout=ROWS, source=PANELS)
@@ -262,7 +285,8 @@ class AudioEncoder(Module):
             # MAX 26.7's build_subgraph cannot name custom_extensions; a kernel is compiled once anyway
             return block(x)
         if index == 0:  # one subgraph for all blocks, so that they are compiled once
-            self._subgraph = block.build_subgraph("encoder_block", [x], weight_prefix="encoder.blocks.0.")
+            name = f"{Graph.current.name}_block"  # a module of graphs has each name once
+            self._subgraph = block.build_subgraph(name, [x], weight_prefix="encoder.blocks.0.")
         return ops.call(self._subgraph, x, prefix=f"encoder.blocks.{index}.")[0].tensor
 
 
@@ -298,30 +322,48 @@ class Whisper(Module):
         self.encoder = AudioEncoder(dims, place)
         self.decoder = TextDecoder(dims, place)
         self._weights = self.raw_state_dict()
+        for name, weight in self._weights.items():
+            weight.name = name
 
     def __call__(self, mel: TensorValue) -> TensorValue:
         """The encoder alone."""
         return self.encoder(mel)
 
-    def prepared(self, name: str, tensor: Any) -> dict[str, Any]:
-        """A checkpoint's tensor (torch, on the CPU) in the type and layout of the weight of that name.
+    def prepared(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """A checkpoint's tensors (torch, on the CPU) in the types and layouts of the weights.
 
-        An int8 matrix comes with its factors, one a row, as a second tensor. A tensor of no weight's name is
-        returned as it is, for `load_state_dict` to name.
+        A tensor of no weight's name is returned as it is, for `load_state_dict` to name.
         """
+        import torch
+
+        tensors = dict(state_dict)
+        for name in self._weights:
+            attention, fused, kind = name.rpartition(".qkv.")
+            query, key, value = (f"{attention}.{part}.{kind}" for part in ("query", "key", "value"))
+            if fused and query in tensors and value in tensors and (key in tensors or kind == "bias"):
+                rows = [tensors.pop(query), tensors.pop(key, None), tensors.pop(value)]
+                tensors[name] = torch.cat([torch.zeros_like(rows[0]) if x is None else x for x in rows])
+        return {
+            name: prepared
+            for whole_name, tensor in tensors.items()
+            for name, prepared in self._prepared(whole_name, tensor).items()
+        }
+
+    def _prepared(self, name: str, tensor: Any) -> dict[str, Any]:
+        """One of them; an int8 matrix comes with its factors, one a row, as a second tensor."""
         import torch
 
         weight = self._weights.get(name)
         if weight is None:
             return {name: tensor}
-        if len(weight.shape) > tensor.ndim or (tensor.ndim == 3 and weight.dtype == DType.bfloat16):
+        if tensor.ndim == 3 and not self.place.has_kernels:
+            tensor = tensor.transpose(1, 2).flatten(1)  # taps side by side
+        elif len(weight.shape) > tensor.ndim or tensor.ndim == 3:
             values = tensor.float().numpy()
             if weight.dtype == DType.bfloat16:
                 pairs = torch.from_numpy(bfloat16_ops.pairs(values).view(np.int16))
                 return {name: pairs.view(torch.bfloat16)}
             return {name: torch.from_numpy(encoder_ops.panels(values))}
-        if tensor.ndim == 3 and self.place.has_kernels:
-            return {name: torch.from_numpy(encoder_ops.panels(tensor.float().numpy()))}
         if weight.dtype == DType.int8:
             values, scale = custom_ops.quantize_rows(tensor.float().numpy())
             scale_name = name.removesuffix("weight") + "scale"

@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -99,15 +99,42 @@ def load_all(
             return dict(session.init_all(read(target), weights_registry=weights))
         LOG.info("MAX %s compiles %s, once for this machine", version("max"), names)
         start = time.perf_counter()
-        compiled = _compiled(session, graphs)
+        made = compiled(session, graphs)
         partial = temporary_beside(target)
-        compiled.export_mef(partial)
+        made.export_mef(partial)
         partial.replace(target)
         LOG.info("compiled %s in %.0f s", names, time.perf_counter() - start)
-        return dict(session.init_all(compiled, weights_registry=weights))
+        return dict(session.init_all(made, weights_registry=weights))
 
 
-def _compiled(session: Any, graphs: Mapping[str, Callable[..., Any]]) -> Any:
+class Launch:
+    """A graph on buffers that stay where they are: captured and replayed as one where MAX can do that.
+
+    Attributes:
+        how: "as one captured graph", or "kernel by kernel" with MAX's reason.
+    """
+
+    def __init__(self, model: Any, buffers: Sequence[Any]):
+        self._model, self._buffers = model, list(buffers)
+        model.execute(*self._buffers)  # what is set up at a first run cannot be captured
+        try:
+            self._outputs = model.capture(0, *self._buffers)
+        except (RuntimeError, ValueError) as error:
+            self._outputs = None
+            self.how = f"kernel by kernel: {str(error).splitlines()[0]}"
+        else:
+            self.how = "as one captured graph"
+
+    def __call__(self) -> Sequence[Any]:
+        """Run the graph on what the buffers hold now; its outputs, which the next call may overwrite."""
+        if self._outputs is None:
+            return self._model.execute(*self._buffers)
+        self._model.replay(0, *self._buffers)
+        return self._outputs
+
+
+def compiled(session: Any, graphs: Mapping[str, Callable[..., Any]]) -> Any:
+    """Graphs as a max.engine.CompiledModel; see `load_all`."""
     from max.graph import KernelLibrary, Module
 
     from backends.max_graph.custom_ops import KERNELS

@@ -1,0 +1,87 @@
+"""Calls of our Mojo kernels for a decoding step that leaves its state on the device: tested on CPUs.
+
+A graph that uses one needs `Graph(..., custom_extensions=[custom_ops.KERNELS])`.
+
+The state of a window, int64 (8,): position and token to be fed, number of tokens sampled, whether the last
+one and the one before it are timestamps, the last timestamp, whether the window is done, and whether that is
+because no token was allowed.
+"""
+
+from __future__ import annotations
+
+from max.graph import BufferValue, TensorType, TensorValue, ops
+
+
+def self_attention(
+    qkv: TensorValue, cache: BufferValue, state: BufferValue, layer: int, n_head: int
+) -> TensorValue:
+    """Put a new position's key and value into the cache, and attend to it and all before it.
+
+    Args:
+        qkv: query, key and value side by side, (1, 3 n_state).
+        cache: (layers, 2, n_text_ctx, n_state) of the same type, changed in place.
+        state: of the window; its position counts.
+        layer: which of the layers.
+        n_head: heads side by side in n_state.
+
+    Returns:
+        (1, n_state), softmax(q kT / sqrt(head size)) v, summed in float32.
+    """
+    n_state = int(qkv.shape[1]) // 3
+    return ops.inplace_custom(
+        "asr_device_self_attention",
+        qkv.device,
+        [qkv, cache, state],
+        [TensorType(qkv.dtype, (1, n_state), qkv.device)],
+        {"size": n_state // n_head, "layer": layer, "room": int(cache.shape[2])},
+    )[0].tensor
+
+
+def cross_attention(query: TensorValue, keys: TensorValue, values: TensorValue, layer: int) -> TensorValue:
+    """softmax(q kT / sqrt(head size)) v of one new position over the audio, summed in float32.
+
+    Args:
+        query: (1, n_state).
+        keys, values: (layers, heads, positions, head size) of the same type.
+        layer: which of the layers.
+
+    Returns:
+        (1, n_state).
+    """
+    return ops.custom(
+        "asr_device_cross_attention",
+        query.device,
+        [query, keys, values],
+        [TensorType(query.dtype, query.shape, query.device)],
+        {"size": int(keys.shape[3]), "layer": layer, "room": int(keys.shape[2])},
+    )[0].tensor
+
+
+def choose(
+    logits: TensorValue,
+    masks: TensorValue,
+    state: BufferValue,
+    sums: BufferValue,
+    sampled: BufferValue,
+    prompt: TensorValue,
+    numbers: TensorValue,
+) -> None:
+    """Take the likeliest allowed token, as custom_ops.select does, and go on to the next position.
+
+    Nothing changes once the window is done.
+
+    Args:
+        logits: float32 (n_vocab,).
+        masks: float32 (2, n_vocab), added to the logits: always, and at the first sampled token.
+        state: of the window.
+        sums: float32 (2,): sum of log-probabilities, no-speech probability.
+        sampled: int64 (n_text_ctx,), the tokens.
+        prompt: int64 (n_text_ctx,), fed before any token is sampled.
+        numbers: int64 (8,), those of backends.max_graph.decoder.rule_numbers and the prompt's length.
+    """
+    ops.inplace_custom(
+        "asr_device_choice",
+        logits.device,
+        [logits, masks, state, sums, sampled, prompt, numbers],
+        [],
+    )

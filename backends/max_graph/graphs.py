@@ -1,0 +1,112 @@
+"""The MAX graphs of one Whisper: what `max-hybrid` and `max` compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from max.dtype import DType
+from max.graph import Graph, TensorType, ops
+
+from backends.max_graph import decoder, device_decoder, log_mel
+from backends.max_graph.modules import Place, Whisper, split_heads
+
+N_FRAMES = 3000  # of a 30 s window
+
+
+class WhisperGraphs:
+    """Builders of the graphs; each takes keywords of max.graph.Graph and needs no device to be there."""
+
+    def __init__(
+        self, dims: Any, place: Place, log_mel_method: str, weights: Mapping[str, Any] | None = None
+    ):
+        """Keep what the graphs depend on.
+
+        Args:
+            dims: a whisper.model.ModelDimensions.
+            place: where and how they compute.
+            log_mel_method: see log_mel.chosen_method.
+            weights: as modules.Whisper.load_state_dict takes them; None to only compile.
+        """
+        self.dims, self.place, self.log_mel_method = dims, place, log_mel_method
+        self._weights = weights
+
+    def encoding(self) -> dict[str, Callable[..., Graph]]:
+        """Name -> builder, of all that comes before the decoder."""
+        return {"log_mel": self.log_mel, "encoder": self.encoder}
+
+    def decoding(self) -> dict[str, Callable[..., Graph]]:
+        """Name -> builder of the decoder: its whole loop, or a step where the state stays on the device."""
+        return {"greedy": self.greedy} if self.place.has_kernels else {"step": self.step}
+
+    def log_mel(self, **shared: Any) -> Graph:
+        """See log_mel.log_mel."""
+        hops = log_mel.hops_type(self.place.device)
+        filters = log_mel.filters_type(self.dims.n_mels, self.place, self.log_mel_method)
+        return Graph(
+            forward=lambda hops, filters: log_mel.log_mel(
+                hops.tensor, filters.tensor, self.dims.n_mels, self.place, self.log_mel_method
+            ),
+            input_types=[hops, filters],
+            **shared,
+        )
+
+    def encoder(self, **shared: Any) -> Graph:
+        """A window's log-mel (n_mels, frames) to the cross-attention's keys and values.
+
+        Outputs: both (layers, heads, n_audio_ctx, head size).
+        """
+        return self._of_window(_cross, shared)
+
+    def layers(self, **shared: Any) -> Graph:
+        """The same, but giving out every layer, float32: see backends.encoder_trace.layer_shapes."""
+
+        def outputs(whisper: Whisper, mel: Any) -> Any:
+            layers = dict(whisper.encoder.layers(mel))
+            pairs = [x for pair in whisper.decoder(layers["ln_post"]) for x in pair]
+            return tuple(ops.cast(x, DType.float32) for x in [*layers.values(), *pairs])
+
+        return self._of_window(outputs, shared)
+
+    def greedy(self, **shared: Any) -> Graph:
+        """See decoder.greedy."""
+        return Graph(
+            forward=decoder.greedy(self._modules().decoder, self.dims),
+            input_types=decoder.greedy_types(self.dims, self.place),
+            **shared,
+        )
+
+    def step(self, **shared: Any) -> Graph:
+        """See device_decoder.step."""
+        return Graph(
+            forward=device_decoder.step(self._modules().decoder, self.dims),
+            input_types=device_decoder.step_types(self.dims, self.place),
+            **shared,
+        )
+
+    def _of_window(self, outputs: Callable[[Whisper, Any], Any], shared: Mapping[str, Any]) -> Graph:
+        def forward(mel: Any) -> Any:
+            return outputs(self._modules(), ops.cast(mel.tensor, self.place.dtype))
+
+        # only on the CPU is a window ever trimmed, and there a number known in advance makes nothing faster
+        frames = "frames" if self.place.has_kernels else N_FRAMES
+        kind = TensorType(DType.float32, (self.dims.n_mels, frames), device=self.place.device)
+        return Graph(forward=forward, input_types=[kind], **shared)
+
+    def _modules(self) -> Whisper:
+        """New modules with the weights: MAX 26.7 ties a module to the first graph it is used in."""
+        whisper = Whisper(self.dims, self.place)
+        if self._weights is not None:
+            whisper.load_state_dict(self._weights)
+        return whisper
+
+
+def _cross(whisper: Whisper, mel: Any) -> Any:
+    pairs = whisper.decoder(whisper.encoder(mel))
+    return tuple(
+        ops.stack(
+            [ops.cast(split_heads(x, whisper.dims.n_text_head), whisper.place.cross_dtype) for x in layers],
+            axis=0,
+        )
+        for layers in zip(*pairs, strict=True)
+    )
