@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from whisper.decoding import DecodingOptions
 from whisper.model import ModelDimensions
 
-from backends.greedy import WindowRules, window_rules
+from backends.greedy import window_rules
 from backends.torch_decoder import STEPS_BETWEEN_STOP_CHECKS, TorchDecoder
 from backends.torch_encoder import TorchEncoder, log_mel
 from backends.torch_selection import Selection
@@ -95,22 +95,21 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
         yield watched
 
 
-def checkpoint() -> tuple[dict[str, torch.Tensor], Any, WindowRules]:
+@pytest.fixture(scope="module")
+def model() -> SimpleNamespace:
+    """Weights, dimensions and rules."""
     content = fake_content()
     dims = ModelDimensions(**content["dims"])
-    model = SimpleNamespace(
+    english = SimpleNamespace(
         dims=dims, is_multilingual=False, num_languages=99, decoder=SimpleNamespace(blocks=())
     )
-    rules, _ = window_rules(model, DecodingOptions(language="en", fp16=False))
-    return content["model_state_dict"], dims, rules
-
-
-WEIGHTS, DIMS, RULES = checkpoint()
+    rules, _ = window_rules(english, DecodingOptions(language="en", fp16=False))
+    return SimpleNamespace(weights=content["model_state_dict"], dims=dims, rules=rules)
 
 
 @pytest.mark.parametrize("precision", list(TYPES))
-def test_encoder(gpu: Watched, precision: str) -> None:
-    encoder = TorchEncoder(WEIGHTS, DIMS, precision, "meta")
+def test_encoder(gpu: Watched, model: SimpleNamespace, precision: str) -> None:
+    encoder = TorchEncoder(model.weights, model.dims, precision, "meta")
     features = encoder.encode(torch.empty(2, 80, 3000, device="meta"))
     assert features.shape == (2, 1500, 32)
     assert (features.device.type, features.dtype) == ("meta", torch.float32)
@@ -124,7 +123,9 @@ def test_log_mel(gpu: Watched) -> None:
 
 
 @pytest.mark.parametrize("precision", list(TYPES))
-def test_decoder(gpu: Watched, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+def test_decoder(
+    gpu: Watched, model: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
     """Windows run until their end is seen, on replays of one captured step that asks the host for nothing."""
     looks: list[int] = []
 
@@ -137,25 +138,27 @@ def test_decoder(gpu: Watched, monkeypatch: pytest.MonkeyPatch, precision: str) 
 
     monkeypatch.setattr(Selection, "ended", ended)
     monkeypatch.setattr(Selection, "windows", windows)
-    decoder = TorchDecoder(WEIGHTS, DIMS, precision, "meta")
+    decoder = TorchDecoder(model.weights, model.dims, precision, "meta")
     features = [torch.empty(1500, 32, device="meta")] * 3
-    sampled, no_speech, sums = decoder.decode_batch(features, RULES)
+    sampled, no_speech, sums = decoder.decode_batch(features, model.rules)
     assert sampled.shape == (3, 24)
     assert {x.device.type for x in (sampled, no_speech, sums)} == {"meta"}
     assert looks == [7, 15, 23]
     assert "argmax" in gpu.captured
     assert gpu.product_types == {TYPES[precision]}
-    decoder.decode_batch(features, RULES)
+    decoder.decode_batch(features, model.rules)
     assert gpu.captured.count("argmax") == 1, "the step was captured again"
 
 
-def test_decoder_of_projected_audio(gpu: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoder_of_projected_audio(
+    gpu: Watched, model: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What `max-hybrid` gives it: keys and values in the encoder's precision."""
     monkeypatch.setattr(Selection, "ended", lambda self: True)
     monkeypatch.setattr(Selection, "windows", lambda self, sampled, no_speech_prob: [sampled])
-    decoder = TorchDecoder(WEIGHTS, DIMS, "float16", "meta", projects_audio=False)
+    decoder = TorchDecoder(model.weights, model.dims, "float16", "meta", projects_audio=False)
     keys = torch.empty(2, 2, 1500, 16, device="meta", dtype=torch.float16)
-    assert decoder.decode_projected(keys, keys, RULES).shape == (1, 8)
+    assert decoder.decode_projected(keys, keys, model.rules).shape == (1, 8)
 
 
 def test_what_a_gpu_refuses_is_refused_here(gpu: Watched) -> None:
