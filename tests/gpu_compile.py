@@ -27,7 +27,7 @@ DIMS = ModelDimensions(80, 1500, 384, 6, 1, 51_864, 448, 384, 6, 1)
 
 def builders(device: DeviceRef, precision: str) -> dict[str, Callable[..., Graph]]:
     """All graphs of a GPU by name."""
-    graphs = WhisperGraphs(DIMS, engine.place(device, precision, halves=True), "matmul")
+    graphs = WhisperGraphs(DIMS, engine.place(device, precision, halves=True), "mojo")
     return {**graphs.encoding(), **graphs.decoding(), "layers": graphs.layers}
 
 
@@ -36,6 +36,7 @@ def kernels(device: DeviceRef) -> dict[str, Callable[..., Graph]]:
     dtypes = DType.float16, DType.bfloat16, DType.float32
     return {
         **{f"attention_{x.name}": lambda x=x, **shared: attention(device, x, shared) for x in dtypes},
+        "log_mel": WhisperGraphs(DIMS, engine.place(device, "float16", halves=True), "mojo").log_mel,
         "choice": lambda **shared: choice(device, shared),
     }
 

@@ -61,10 +61,10 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
         )
         patch.setenv("ASRBENCH_MAX_LOG_MEL", "matmul")
         engines.hybrid = loaded(MaxHybrid)
+        patch.delenv("ASRBENCH_MAX_LOG_MEL")
         with pytest.MonkeyPatch.context() as gpu:
             gpu.setattr(engine, "place", without_kernels)
             engines.device = loaded(MaxWhisper)
-        patch.delenv("ASRBENCH_MAX_LOG_MEL")
         yield engines
 
 
@@ -164,7 +164,7 @@ def test_a_trimmed_window_is_the_clip_and_behind_it_silence(engines: SimpleNames
     assert engines.half.applied_settings["audio_context"] == "30 s"
 
 
-@pytest.mark.parametrize(("name", "method"), [("max", "mojo"), ("hybrid", "matmul")])
+@pytest.mark.parametrize(("name", "method"), [("max", "mojo"), ("hybrid", "matmul"), ("device", "mojo")])
 @pytest.mark.parametrize("samples", [1, 159, 160, 201, 16_000, 100_001])
 def test_log_mel_is_whispers(engines: SimpleNamespace, name: str, method: str, samples: int) -> None:
     from whisper.audio import N_SAMPLES, log_mel_spectrogram

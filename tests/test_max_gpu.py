@@ -19,12 +19,12 @@ from max.graph import BufferType, DeviceRef, KernelLibrary, Module, TensorType
 
 from backends.max_graph import engine, session
 from backends.max_graph.custom_ops import KERNELS
+from backends.max_whisper import MaxWhisper
 
 COMPILE = Path(__file__).with_name("gpu_compile.py")
-PRECISIONS = ("float16", "bfloat16", "float32")
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", MaxWhisper.devices["cuda"])
 def test_graphs_keep_to_the_gpu(precision: str) -> None:
     """What a step or an encoding reads and leaves is on the GPU, else it could not be captured."""
     module, library = Module(), KernelLibrary()

@@ -15,17 +15,19 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import BufferType, DeviceRef, Dim, Graph, TensorType, ops
 
-from backends.max_graph import bfloat16_ops, custom_ops, encoder_ops, session
+from backends.max_graph import bfloat16_ops, custom_ops, device_ops, encoder_ops, session
 
 SEED = 7
 SIZE, HEADS, LAYERS, ROOM = 64, 2, 2, 9
 STATE = SIZE * HEADS
 K, N = 66, 37  # neither a multiple of what a register holds
 MELS = 3
+FAR = 600  # positions: more than the threads of a GPU's block
 VOCABULARY, BEGIN = 101, 70
 
 _CPU = DeviceRef.CPU()
 _F32, _BF16 = DType.float32, DType.bfloat16
+DEVICE_TYPES = _F32, DType.float16, _BF16
 
 
 def matrix(*shape: int | str, dtype: DType = _F32) -> TensorType:
@@ -50,6 +52,8 @@ INPUTS: dict[str, Any] = {
     "step": matrix(1, STATE),
     "cross_keys": matrix(LAYERS, HEADS, "audio", SIZE),
     "cross_values": matrix(LAYERS, HEADS, "audio", SIZE),
+    "far_keys": matrix(LAYERS, HEADS, FAR, SIZE),
+    "far_values": matrix(LAYERS, HEADS, FAR, SIZE),
     "cache": BufferType(_F32, (LAYERS, 2, ROOM, STATE), device=_CPU),
     "position": matrix(1, dtype=DType.int64),
     "audio": matrix("samples"),
@@ -82,6 +86,15 @@ def everything(*values: Any) -> tuple[Any, ...]:
         custom_ops.cross_attention(step, at["cross_keys"], at["cross_values"], 1),
         custom_ops.self_attention(step, step * 2, step * 3, at["position"], at["cache"], 1, HEADS),
         custom_ops.log_mel(at["audio"], at["filters"], Dim("samples") // 160),
+        *(
+            ops.cast(
+                device_ops.cross_attention(
+                    *(ops.cast(at[name], dtype) for name in ("step", "far_keys", "far_values")), 1
+                ),
+                _F32,
+            )
+            for dtype in DEVICE_TYPES
+        ),
         *custom_ops.select(at["logits"], at["masks"], at["rules"]),
     )
 
@@ -98,6 +111,7 @@ OUTPUTS = (
     "cross",
     "self",
     "log_mel",
+    *(f"device_{dtype.name}" for dtype in DEVICE_TYPES),
     "token",
     "logprob",
     "quiet",
@@ -243,6 +257,23 @@ def test_attention_of_one_position_over_audio(kernels: Kernels, audio: int) -> N
         held[name][1].transpose(1, 0, 2).reshape(audio, STATE) for name in ("cross_keys", "cross_values")
     )
     close(found["cross"], attend(held["step"], keys, values), 1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [("float32", 1e-6), ("float16", 1e-3), ("bfloat16", 1e-2)])
+def test_attention_of_one_position_as_a_gpu_computes_it(
+    kernels: Kernels, dtype: str, relative: float
+) -> None:
+    """By one thread in the place of all of a block."""
+    held, found = kernels()
+    rounded = {
+        "float32": lambda x: x,
+        "float16": lambda x: x.astype(np.float16).astype(np.float32),
+        "bfloat16": bfloat16,
+    }[dtype]
+    keys, values = (
+        rounded(held[name][1].transpose(1, 0, 2).reshape(FAR, STATE)) for name in ("far_keys", "far_values")
+    )
+    close(found[f"device_{dtype}"], attend(rounded(held["step"]), keys, values), relative)
 
 
 @pytest.mark.parametrize("position", [0, 4, ROOM - 1])

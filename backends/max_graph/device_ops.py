@@ -1,15 +1,35 @@
-"""Calls of our Mojo kernels for a decoding step that leaves its state on the device: tested on CPUs.
+"""Calls of our Mojo kernels for GPUs; they run on a CPU too, to be tested.
 
 A graph that uses one needs `Graph(..., custom_extensions=[custom_ops.KERNELS])`.
 
-The state of a window, int64 (8,): position and token to be fed, number of tokens sampled, whether the last
-one and the one before it are timestamps, the last timestamp, whether the window is done, and whether that is
-because no token was allowed.
+The state of a window that is decoded, int64 (8,): position and token to be fed, number of tokens sampled,
+whether the last one and the one before it are timestamps, the last timestamp, whether the window is done, and
+whether that is because no token was allowed.
 """
 
 from __future__ import annotations
 
 from max.graph import BufferValue, TensorType, TensorValue, ops
+
+
+def log_mel(hops: TensorValue, tables: TensorValue, filters: TensorValue) -> TensorValue:
+    """custom_ops.log_mel without its mirroring: log10 of the mel-filtered power of each 10 ms, at least -10.
+
+    Args:
+        hops: float32 (hops, 160), audio of 16 kHz; frame i is samples 160 i to 160 i + 399.
+        tables: float32 (2, 400), the window and one period of the cosine.
+        filters: float32 (n_mels, 201), as whisper.audio.mel_filters has them.
+
+    Returns:
+        float32 (n_mels, hops - 2).
+    """
+    return ops.custom(
+        "asr_device_log_mel",
+        hops.device,
+        [hops, tables, filters],
+        [TensorType(hops.dtype, (filters.shape[0], hops.shape[0] - 2), hops.device)],
+        {},
+    )[0].tensor
 
 
 def self_attention(

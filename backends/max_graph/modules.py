@@ -17,6 +17,7 @@ from max.nn import LayerList, LayerNorm, Module, Sequential
 
 from backends.max_graph import bfloat16_ops, custom_ops, encoder_ops
 
+WHOLE = 32  # MAX's products on a GPU are fast where rows have a multiple of it
 PANELS, ROWS = "panels", "rows"  # layouts of a matrix on the CPU: for many rows at once, for a few
 
 
@@ -124,7 +125,8 @@ class Conv1d(Module):
         if place.has_kernels:
             self.weight = place.panel_weight(n_out, 3 * n_in)
         else:
-            self.weight = Weight("weight", place.dtype, (n_out, 3 * n_in), device=place.device)
+            self.filled = -(-3 * n_in // WHOLE) * WHOLE
+            self.weight = Weight("weight", place.dtype, (n_out, self.filled), device=place.device)
         self.bias = Weight("bias", place.dtype, (n_out,), device=place.device)
 
     def __call__(self, x: TensorValue) -> TensorValue:
@@ -138,6 +140,10 @@ class Conv1d(Module):
             )
         # a product over the taps side by side: no layout of MAX's convolution is involved
         taps = [padded[tap : tap + int(rows) * self.stride : self.stride] for tap in range(3)]
+        if self.filled > 3 * self.n_in:
+            zeros = np.zeros((int(rows), self.filled - 3 * self.n_in), np.float32)
+            zeros = ops.cast(ops.constant(zeros, DType.float32, self.place.device), self.place.dtype)
+            taps.append(zeros)
         return ops.gelu(ops.concat(taps, axis=1) @ self.weight.transpose(0, 1) + self.bias)
 
 
@@ -357,7 +363,8 @@ class Whisper(Module):
         if weight is None:
             return {name: tensor}
         if tensor.ndim == 3 and not self.place.has_kernels:
-            tensor = tensor.transpose(1, 2).flatten(1)  # taps side by side
+            taps = tensor.transpose(1, 2).flatten(1)  # side by side
+            tensor = torch.nn.functional.pad(taps, (0, int(weight.shape[1]) - taps.shape[1]))
         elif len(weight.shape) > tensor.ndim or tensor.ndim == 3:
             values = tensor.float().numpy()
             if weight.dtype == DType.bfloat16:

@@ -1,24 +1,18 @@
 """What a step of greedy decoding needs on a GPU besides products: attention of one position, choice of a token.
 
-A kernel is a sequence of phases. In each, every thread of a block does its part, and none goes on before all have done
-theirs: on a GPU a barrier sees to that; on the CPU one thread plays them all in turn, so that the same phases can be
-tested without a GPU. Nothing is asked of the host, so that a step can be captured and replayed.
+Nothing is asked of the host, so that a step can be captured and replayed.
 """
 
 import extensibility
 from extensibility import InputTensor, OutputTensor
 from extensibility.managed_tensor_slice import _MutableInputTensor as MutableInputTensor
 from std.math import exp, log
-from std.memory import AddressSpace, stack_allocation
-from std.memory.alloc import unsafe_alloc
 from std.sys import size_of
 
-from max.gpu import barrier, block_idx, thread_idx
 from max.gpu.host import DeviceContext
 
-comptime Numbers[dtype: DType] = Pointer[Scalar[dtype], MutUntrackedOrigin]
-comptime Floats = Numbers[DType.float32]
-comptime Integers = Numbers[DType.int64]
+from .block import Block, Floats, Integers, Numbers, run_on_cpu, run_on_gpu
+
 comptime NEVER = Float32.MIN  # minus infinity
 
 # of `state`
@@ -40,35 +34,6 @@ comptime SAMPLE_LIMIT = 4
 comptime TIMESTAMPS = 5  # whether their rules hold
 comptime LAST_POSITION = 6
 comptime PROMPT = 7  # its length
-
-
-trait Block(Copyable, ImplicitlyCopyable):
-    comptime THREADS: Int
-    comptime PHASES: Int
-    comptime SHARED: Int  # floats that the threads of a block share
-
-    def phase[number: Int](self, shared: Floats, block: Int, thread: Int):
-        ...
-
-
-@always_inline
-def run_on_gpu[Job: Block](job: Job):
-    """What each thread of a GPU runs."""
-    var shared = stack_allocation[Job.SHARED, Float32, address_space=AddressSpace.SHARED, alignment=16]()
-    var floats = shared.unsafe_address_space_cast[AddressSpace.GENERIC]().unsafe_origin_cast[MutUntrackedOrigin]()
-    comptime for number in range(Job.PHASES):
-        job.phase[number](floats, Int(block_idx.x), Int(thread_idx.x))
-        barrier()
-
-
-def run_on_cpu[Job: Block](job: Job, blocks: Int):
-    """All threads of all blocks, by one."""
-    var shared = unsafe_alloc[Float32](Job.SHARED).unsafe_origin_cast[MutUntrackedOrigin]()
-    for block in range(blocks):
-        comptime for number in range(Job.PHASES):
-            for thread in range(Job.THREADS):
-                job.phase[number](shared, block, thread)
-    shared.unsafe_free()
 
 
 @fieldwise_init
