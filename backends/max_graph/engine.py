@@ -67,14 +67,15 @@ class MaxEngine:
         self._trims = precision.endswith(TRIM)
         try:
             if device == "cuda":
-                self._session = InferenceSession(devices=[CPU(), Accelerator()])
+                self._driver = Accelerator()
+                self._session = InferenceSession(devices=[CPU(), self._driver])
             else:
+                self._driver = CPU()
                 # MAX 26.7 aborts the process when num_threads is given: it takes a thread for each core that
                 # this process may use, and the harness pins a worker to as many as it may have
                 self._session = InferenceSession()
         except (RuntimeError, ValueError) as error:
             raise BackendUnavailable(f"MAX cannot use {device}: {str(error).splitlines()[0]}") from error
-        self._driver = self._session.devices[-1]
         self.state_dict = load_state_dict(checkpoint)
         halves = all(tensor.dtype == torch.float16 for tensor in self.state_dict.values())
         self.place = place(DeviceRef.from_device(self._driver), precision.removesuffix(TRIM), halves)

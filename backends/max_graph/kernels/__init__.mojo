@@ -1,1 +1,1 @@
-"""Custom operations of the MAX graphs, for CPU; backends/max_graph/custom_ops.py builds the calls."""
+"""Custom operations of the MAX graphs; custom_ops.py, encoder_ops.py, bfloat16_ops.py and device_ops.py call them."""

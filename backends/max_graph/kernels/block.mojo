@@ -2,6 +2,9 @@
 
 A kernel is a sequence of phases. In each, every thread of a block does its part, and none goes on before all have done
 theirs: on a GPU a barrier sees to that; on the CPU one thread plays them all in turn.
+
+What a GPU runs is a function around `run_on_gpu` that names the threads of its blocks: without
+MAX_THREADS_PER_BLOCK_METADATA the compiler may give each more registers than so many can have.
 """
 
 from std.memory import AddressSpace, stack_allocation

@@ -3,7 +3,9 @@
 import extensibility
 from extensibility import InputTensor, OutputTensor
 from std.math import log
+from std.utils import StaticTuple
 
+from max.gpu import MAX_THREADS_PER_BLOCK_METADATA
 from max.gpu.host import DeviceContext
 
 from .block import Block, Floats, run_on_cpu, run_on_gpu
@@ -11,6 +13,7 @@ from .block import Block, Floats, run_on_cpu, run_on_gpu
 comptime FFT = 400
 comptime BINS = FFT // 2 + 1
 comptime HOP = 160
+comptime LOG_MEL_THREADS = 256  # of a block: one for each frequency, and some
 
 
 @fieldwise_init
@@ -24,7 +27,7 @@ struct LogMel(Block, TrivialRegisterPassable):
     var n_mels: Int32
     var frames: Int32
 
-    comptime THREADS = 256
+    comptime THREADS = LOG_MEL_THREADS
     comptime PHASES = 3
     # where things lie in shared memory
     comptime COSINE = FFT
@@ -70,6 +73,7 @@ struct LogMel(Block, TrivialRegisterPassable):
         shared.unsafe_store(Self.POWER + bin, x * x + y * y)
 
 
+@__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(LOG_MEL_THREADS)))
 def log_mel_on_gpu(
     log_mel: Floats, audio: Floats, tables: Floats, filters: Floats, n_mels: Int32, frames: Int32
 ):

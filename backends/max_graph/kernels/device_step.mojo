@@ -8,11 +8,15 @@ from extensibility import InputTensor, OutputTensor
 from extensibility.managed_tensor_slice import _MutableInputTensor as MutableInputTensor
 from std.math import exp, log
 from std.sys import size_of
+from std.utils import StaticTuple
 
+from max.gpu import MAX_THREADS_PER_BLOCK_METADATA
 from max.gpu.host import DeviceContext
 
 from .block import Block, Floats, Integers, Numbers, run_on_cpu, run_on_gpu
 
+comptime ATTENTION_THREADS = 512  # of a block
+comptime CHOICE_THREADS = 512
 comptime NEVER = Float32.MIN  # minus infinity
 
 # of `state`
@@ -54,7 +58,7 @@ struct Attention[dtype: DType, size: Int, room: Int](Block, TrivialRegisterPassa
     var head: Int32
     var row: Int32
 
-    comptime THREADS = 512
+    comptime THREADS = ATTENTION_THREADS
     comptime LEVELS = 9
     comptime WIDTH = 16 // size_of[Self.dtype]()  # numbers in the widest load
     comptime PAIRS = Self.size // 2
@@ -162,6 +166,7 @@ struct Attention[dtype: DType, size: Int, room: Int](Block, TrivialRegisterPassa
         self.y.unsafe_store(block * Self.size + thread, result.cast[Self.dtype]())
 
 
+@__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(ATTENTION_THREADS)))
 def attention_on_gpu[dtype: DType, size: Int, room: Int](
     y: Numbers[dtype],
     q: Numbers[dtype],
@@ -319,8 +324,8 @@ struct Choice(Block, TrivialRegisterPassable):
     var numbers: Integers
     var size: Int32
 
-    comptime THREADS = 1024
-    comptime LEVELS = 10
+    comptime THREADS = CHOICE_THREADS
+    comptime LEVELS = 9
     comptime PHASES = 2 + Self.LEVELS
     comptime SHARED = 9 * Self.THREADS
     # of the three kinds of Best that each thread has
@@ -439,6 +444,7 @@ struct Choice(Block, TrivialRegisterPassable):
             self.state.unsafe_store(DONE, 1)
 
 
+@__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(CHOICE_THREADS)))
 def choice_on_gpu(
     logits: Floats,
     masks: Floats,
