@@ -18,7 +18,7 @@ from max.engine import InferenceSession
 from max.graph import BufferType, DeviceRef, Graph, TensorType
 from whisper.model import ModelDimensions
 
-from backends.max_graph import device_ops, engine, session
+from backends.max_graph import device_ops, engine, log_mel, session
 from backends.max_graph.graphs import WhisperGraphs
 
 # one layer of the tiny size: what more there would be is the same code again
@@ -36,7 +36,7 @@ def kernels(device: DeviceRef) -> dict[str, Callable[..., Graph]]:
     dtypes = DType.float16, DType.bfloat16, DType.float32
     return {
         **{f"attention_{x.name}": lambda x=x, **shared: attention(device, x, shared) for x in dtypes},
-        "log_mel": WhisperGraphs(DIMS, engine.place(device, "float16", halves=True), "mojo").log_mel,
+        "log_mel": lambda **shared: log_mel_kernel(device, shared),
         "choice": lambda **shared: choice(device, shared),
     }
 
@@ -56,6 +56,15 @@ def attention(device: DeviceRef, dtype: DType, shared: Any) -> Graph:
             TensorType(dtype, (1, heads, DIMS.n_audio_ctx, n // heads), device=device),
             BufferType(DType.int64, (8,), device=device),
         ],
+        **shared,
+    )
+
+
+def log_mel_kernel(device: DeviceRef, shared: Any) -> Graph:
+    shapes = ("hops", log_mel.HOP), (2, log_mel.N_FFT), (DIMS.n_mels, log_mel.BINS)
+    return Graph(
+        forward=lambda *given: device_ops.log_mel(*(x.tensor for x in given)),
+        input_types=[TensorType(DType.float32, shape, device=device) for shape in shapes],
         **shared,
     )
 

@@ -29,7 +29,6 @@ def test_graphs_keep_to_the_gpu(precision: str) -> None:
     """What a step or an encoding reads and leaves is on the GPU, else it could not be captured."""
     module, library = Module(), KernelLibrary()
     library.load_paths([KERNELS])
-    session.restore_environment()
     gpu = DeviceRef.GPU()
     for name, build in builders(gpu, precision).items():
         graph = build(name=name, module=module, kernel_library=library)
@@ -40,6 +39,63 @@ def test_graphs_keep_to_the_gpu(precision: str) -> None:
     assert {place.dtype.name, place.encoder_dtype.name, place.step_dtype.name, place.cross_dtype.name} == {
         precision
     }
+
+
+class Model:
+    """Says what was asked of it; `buffers` hold what a run reads."""
+
+    def __init__(self, captures: bool):
+        self.captures, self.asked = captures, []
+
+    def execute(self, *buffers: list[int]) -> list[int]:
+        self.asked.append("execute")
+        return [buffers[0][0]]
+
+    def capture(self, key: int, *buffers: list[int]) -> list[int]:
+        if not self.captures:
+            raise RuntimeError("no graph capture\nat all")
+        self.asked.append(f"capture {key}")
+        self.outputs = [0]
+        return self.outputs
+
+    def replay(self, key: int, *buffers: list[int]) -> None:
+        self.asked.append(f"replay {key}")
+        self.outputs[0] = buffers[0][0]
+
+
+def test_children_of_what_builds_graphs_run_this_python() -> None:
+    """In a process of its own: importing max.nn once is enough to lead them elsewhere."""
+    code = (
+        "import subprocess, sys; import gpu_compile;"
+        "subprocess.run([sys.executable, '-c', 'import sys, rich; print(sys.executable)'], check=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=COMPILE.parent
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, sys.executable), done.stderr
+
+
+def test_a_graph_is_captured_once_and_replayed() -> None:
+    model, buffer = Model(captures=True), [0]
+    launch = session.Launch(model, [buffer])
+    for value in (5, 6):
+        buffer[0] = value
+        assert launch() == [value]
+    _, key = model.asked[1].split()
+    assert model.asked == ["execute", f"capture {key}", f"replay {key}", f"replay {key}"]
+    assert launch.how == "as one captured graph"
+    other = Model(captures=True)
+    session.Launch(other, [buffer])
+    assert other.asked[1] != model.asked[1], "two graphs under one key"
+
+
+def test_a_graph_that_cannot_be_captured_is_launched_anew() -> None:
+    model, buffer = Model(captures=False), [0]
+    launch = session.Launch(model, [buffer])
+    buffer[0] = 5
+    assert launch() == [5]
+    assert model.asked == ["execute", "execute"]
+    assert launch.how == "kernel by kernel: no graph capture"
 
 
 @pytest.mark.timeout(300)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import whisper
 from fake_checkpoint import fake_content, write_fake_checkpoint
 from whisper.model import ModelDimensions, Whisper
 
+from backends import torch_fast
 from backends.base import Backend, BackendError, BackendUnavailable, Checkpoint, Settings
 from backends.checkpoint import resolve
 from backends.openai_whisper import WhisperCpu
@@ -82,6 +84,21 @@ def test_a_batch_is_its_clips_one_by_one(fast: Any) -> None:
     assert [(t.text, t.tokens) for t in together] == [(t.text, t.tokens) for t in alone]
     assert alone[0].tokens != alone[2].tokens
     assert fast.transcribe(clips[0], "de").tokens == alone[0].tokens, "nothing is left over"
+
+
+def test_a_gpu_encodes_the_windows_of_a_batch_together(fast: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fast._engine
+    windows = list(torch.randn(5, 80, 3000, generator=torch.Generator().manual_seed(0)))
+    one_by_one = engine._features(windows)
+    calls: list[int] = []
+    encode = engine._encoder.encode
+    monkeypatch.setattr(torch_fast, "WINDOWS_AT_ONCE", 2)
+    monkeypatch.setattr(engine, "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(engine._encoder, "encode", lambda mel: calls.append(len(mel)) or encode(mel))
+    together = engine._features(windows)
+    assert calls == [2, 2, 1]
+    for found, wanted in zip(together, one_by_one, strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_a_long_clip_in_a_batch_is_cut_every_30_seconds(fast: Any) -> None:

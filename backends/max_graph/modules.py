@@ -16,6 +16,9 @@ from max.graph import DeviceRef, Graph, TensorValue, Weight, ops
 from max.nn import LayerList, LayerNorm, Module, Sequential
 
 from backends.max_graph import bfloat16_ops, custom_ops, encoder_ops
+from backends.max_graph.session import restore_environment
+
+restore_environment()  # importing max.nn sets up Mojo's Python
 
 WHOLE = 32  # MAX's products on a GPU are fast where rows have a multiple of it
 PANELS, ROWS = "panels", "rows"  # layouts of a matrix on the CPU: for many rows at once, for a few
