@@ -10,7 +10,7 @@ import importlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Protocol
 
@@ -55,6 +55,24 @@ class WindowRules:
     no_speech: int
     sample_limit: int
     n_text_ctx: int
+
+    def for_any_prompt(self) -> WindowRules:
+        """The same for all windows of one kind, as a key: without the prompt and what depends on it."""
+        return replace(self, prompt=(), sot_index=0, sample_limit=0)
+
+    def logit_biases(self, n_vocab: int) -> np.ndarray:
+        """What is added to the logits, 0 or -infinity, float32 (2, n_vocab): always, and at first."""
+        always = np.zeros(n_vocab, np.float32)
+        always[list(self.suppressed)] = -np.inf
+        if self.timestamps:
+            always[self.no_timestamps] = -np.inf
+        first = always.copy()
+        first[list(self.suppressed_first)] = -np.inf
+        if self.timestamps:
+            first[: self.timestamp_begin] = -np.inf
+            if self.max_initial_timestamp_index is not None:
+                first[self.timestamp_begin + self.max_initial_timestamp_index + 1 :] = -np.inf
+        return np.stack([always, first])
 
 
 @dataclass(frozen=True)

@@ -53,21 +53,11 @@ class _Engine(engine.MaxEngine):
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
         """See backends.greedy.Engine."""
-        masks = self._masks(
-            rules.suppressed,
-            rules.suppressed_first,
-            rules.timestamps,
-            rules.max_initial_timestamp_index,
-            rules.no_timestamps,
-            rules.timestamp_begin,
-        )
         keys, values = encoded
-        return self._loop.decode(keys, values, masks, rules)
+        return self._loop.decode(keys, values, self._masks(rules.for_any_prompt()), rules)
 
-    def _make_masks(self, *rules: Any) -> Any:
-        from backends.max_graph.decoder import masks
-
-        return self._to_device(self._torch.from_numpy(masks(self.dims.n_vocab, *rules)))
+    def _make_masks(self, rules: WindowRules) -> Any:
+        return self._to_device(self._torch.from_numpy(rules.logit_biases(self.dims.n_vocab)))
 
     def applied(self) -> Mapping[str, Any]:
         """See backends.greedy.Engine."""

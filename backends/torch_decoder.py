@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -150,7 +149,7 @@ class TorchDecoder:
                 selection.choose(self._logits(states[:, -1]).add_(selection.bias))
 
             return selection, step
-        key = batch, replace(rules, prompt=(), sot_index=0, sample_limit=0)
+        key = batch, rules.for_any_prompt()
         if key not in self._graphs:
             self._graphs[key] = self._captured(rules, batch)
         selection, graph, position_now = self._graphs[key]

@@ -17,16 +17,7 @@ class Selection:
     def __init__(self, rules: WindowRules, batch: int, n_vocab: int, device: Any):
         import torch
 
-        self.first_bias, self.bias = _biases(
-            rules.suppressed,
-            rules.suppressed_first,
-            rules.timestamps,
-            rules.max_initial_timestamp_index,
-            rules.no_timestamps,
-            rules.timestamp_begin,
-            n_vocab,
-            str(device),
-        )
+        self.bias, self.first_bias = _biases(rules.for_any_prompt(), n_vocab, str(device))
         self._eot = rules.eot
         self._begin = rules.timestamp_begin
         self._timestamps = rules.timestamps
@@ -134,27 +125,8 @@ class Selection:
 
 
 @lru_cache(maxsize=8)
-def _biases(
-    suppressed: tuple[int, ...],
-    suppressed_first: tuple[int, ...],
-    timestamps: bool,
-    max_initial_timestamp_index: int | None,
-    no_timestamps: int,
-    timestamp_begin: int,
-    n_vocab: int,
-    device: str,
-) -> tuple[Any, Any]:
-    """What is added to the logits, 0 or -infinity, float32 (n_vocab,), for the first token and the others."""
+def _biases(rules: WindowRules, n_vocab: int, device: str) -> Any:
+    """WindowRules.logit_biases on a device."""
     import torch
 
-    later = torch.zeros(n_vocab)
-    later[list(suppressed)] = -torch.inf
-    if timestamps:
-        later[no_timestamps] = -torch.inf
-    first = later.clone()
-    first[list(suppressed_first)] = -torch.inf
-    if timestamps:
-        first[:timestamp_begin] = -torch.inf
-        if max_initial_timestamp_index is not None:
-            first[timestamp_begin + max_initial_timestamp_index + 1 :] = -torch.inf
-    return first.to(device), later.to(device)
+    return torch.from_numpy(rules.logit_biases(n_vocab)).to(device)

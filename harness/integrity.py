@@ -103,8 +103,11 @@ def _wall_ratio(entries: Sequence[Mapping[str, Any]]) -> float:
     dithered_entries = [entry for entry in entries if entry["kind"] == "dithered"]
     if any(entry["text"] is None for entry in dithered_entries):
         return math.inf  # to fail is quick: such times must not stand for answers
-    ratios = [entry["unseen_seconds"] / max(entry["seen_seconds"], 1e-6) for entry in dithered_entries]
-    return statistics.median(ratios) if ratios else 0.0
+    return _unseen_over_seen(dithered_entries, "seconds") if dithered_entries else 0.0
+
+
+def _unseen_over_seen(entries: Sequence[Mapping[str, Any]], kind: str) -> float:
+    return statistics.median(entry[f"unseen_{kind}"] / max(entry[f"seen_{kind}"], 1e-6) for entry in entries)
 
 
 def _attempt(
@@ -151,9 +154,7 @@ def summarise(
     dithered_probes = [p for p in probes if p["kind"] == "dithered" and p["text"] is not None]
     # A cache saves wall time and processor time; other work on the machine disturbs wall time alone.
     ratios = [
-        statistics.median(
-            probe[f"unseen_{kind}"] / max(probe[f"seen_{kind}"], 1e-6) for probe in dithered_probes
-        )
+        _unseen_over_seen(dithered_probes, kind)
         for kind in (("seconds",) if is_remote else ("seconds", "cpu_seconds"))
         if dithered_probes
     ]

@@ -2,47 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from max.driver import CPU, Buffer
 from max.dtype import DType
-from max.graph import BufferType, BufferValue, DeviceRef, TensorType, TensorValue, ops
+from max.graph import BufferType, DeviceRef, TensorType, TensorValue, ops
 
 from backends.greedy import Window, WindowRules
 from backends.max_graph import custom_ops
-from backends.max_graph.modules import Place, TextDecoder
-
-NEVER = -np.inf
+from backends.max_graph.modules import MultiHeadAttention, Place, TextDecoder
 
 
-class Stepper:
-    """whisper.model.TextDecoder, one position at a time over key/value caches."""
+def embedded(decoder: TextDecoder, token: TensorValue, position: TensorValue) -> TensorValue:
+    """What the layers are given for a token at a position, int64 (1,) both: (1, n_state)."""
+    x = decoder.token_embedding(token)
+    return x + ops.gather(decoder.positional_embedding, position, axis=0)
 
-    def __init__(self, decoder: TextDecoder, dims: Any):
-        self.decoder = decoder
-        self.dims = dims
 
-    def __call__(self, token, position, cache: BufferValue, cross_key, cross_value) -> TensorValue:
-        """Logits (n_vocab,) after `token` at `position`, both int64 scalars; its K/V go into `cache`.
+def logits(
+    decoder: TextDecoder,
+    x: TensorValue,
+    self_attention: Callable[[MultiHeadAttention, TensorValue, int], TensorValue],
+    cross_attention: Callable[[TensorValue, int], TensorValue],
+) -> TensorValue:
+    """whisper.model.TextDecoder at one position.
 
-        cache: (layers, 2, n_text_ctx, n_state).
-        cross_key, cross_value: (layers, heads, n_audio_ctx, head size).
-        """
-        at = ops.reshape(position, (1,))
-        x = self.decoder.token_embedding(ops.reshape(token, (1,)))
-        x = x + ops.gather(self.decoder.positional_embedding, at, axis=0)
-        for index, block in enumerate(self.decoder.blocks):
-            h = block.attn_ln(x)
-            qkv = block.attn.query(h), block.attn.key(h), block.attn.value(h)
-            mixed = custom_ops.self_attention(*qkv, at, cache, index, self.dims.n_text_head)
-            x = block.attn.out(mixed, added=x)
-            q = block.cross_attn.query(block.cross_attn_ln(x))
-            mixed = custom_ops.cross_attention(q, cross_key, cross_value, index)
-            x = block.feed_forward(block.cross_attn.out(mixed, added=x))
-        return self.decoder.token_embedding.logits(self.decoder.ln(x))
+    Args:
+        decoder: the layers.
+        x: `embedded`.
+        self_attention: (the layer's attention, its normalised input, the layer's number) to what is mixed.
+        cross_attention: (query, the layer's number) to the same.
+
+    Returns:
+        (n_vocab,).
+    """
+    for index, block in enumerate(decoder.blocks):
+        x = block.attn.out(self_attention(block.attn, block.attn_ln(x), index), added=x)
+        query = block.cross_attn.query(block.cross_attn_ln(x))
+        x = block.feed_forward(block.cross_attn.out(cross_attention(query, index), added=x))
+    return decoder.token_embedding.logits(decoder.ln(x))
+
+
+def new_buffer(kind: TensorType | BufferType, driver: Any) -> Buffer:
+    """Memory for a graph's input, with whatever it holds."""
+    return Buffer(kind.dtype, [int(n) for n in kind.shape], device=driver)
 
 
 def cross_type(dims: Any, place: Place) -> TensorType:
@@ -94,7 +100,7 @@ def greedy(decoder: TextDecoder, dims: Any):
     Returns (graph outputs): number of tokens before the end of text (int64), sum of log-probabilities
     (float32), no-speech probability (float32).
     """
-    stepper = Stepper(decoder, dims)
+    n_head = dims.n_text_head
 
     def forward(cross_key, cross_value, cache, sampled, prompt, numbers, masks):
         cache, sampled, prompt = cache.buffer, sampled.buffer, prompt.tensor
@@ -109,7 +115,18 @@ def greedy(decoder: TextDecoder, dims: Any):
             index = ops.min(position, n_prompt - 1)
             given = ops.reshape(ops.gather(prompt, ops.reshape(index, (1,)), 0), ())
             fed = ops.where(position < n_prompt, given, token)
-            logits = stepper(fed, position, cache, cross_key.tensor, cross_value.tensor)
+            at = ops.reshape(position, (1,))
+
+            def attended(attn: MultiHeadAttention, x: TensorValue, layer: int) -> TensorValue:
+                qkv = attn.query(x), attn.key(x), attn.value(x)
+                return custom_ops.self_attention(*qkv, at, cache, layer, n_head)
+
+            found = logits(
+                decoder,
+                embedded(decoder, ops.reshape(fed, (1,)), at),
+                attended,
+                lambda q, layer: custom_ops.cross_attention(q, cross_key.tensor, cross_value.tensor, layer),
+            )
 
             pair_open = (last == 1) & (before == 0)  # an end without the next start: no text may follow
             text_start = ops.where(pair_open, rules.eot, _integer(0))
@@ -122,7 +139,7 @@ def greedy(decoder: TextDecoder, dims: Any):
             text_start = ops.where(timed, text_start, _integer(0))
             stamp_start = ops.where(timed, stamp_start, rules.timestamp_begin)
             at_start = position == rules.sot_index
-            chosen, gain, chance = _select(logits, rules, text_start, stamp_start, count == 0, at_start)
+            chosen, gain, chance = _select(found, rules, text_start, stamp_start, count == 0, at_start)
 
             sampling = position >= n_prompt - 1
             quiet = ops.where(at_start, chance, quiet)
@@ -174,9 +191,8 @@ class GraphLoop:
             place: where the graph computes.
             driver: the max.driver.Device of `place`.
         """
-        kind = cache_type(dims, place)
         self._model = models["greedy"]
-        self._cache = Buffer(kind.dtype, [int(n) for n in kind.shape], device=driver)
+        self._cache = new_buffer(cache_type(dims, place), driver)
         self._sampled = Buffer(DType.int64, (dims.n_text_ctx,), device=CPU())
 
     def decode(self, cross_key: Any, cross_value: Any, masks: Any, rules: WindowRules) -> Window:
@@ -213,26 +229,3 @@ def rule_numbers(rules: WindowRules) -> np.ndarray:
         ],
         np.int64,
     )
-
-
-def masks(
-    n_vocab: int,
-    suppressed: tuple[int, ...],
-    suppressed_first: tuple[int, ...],
-    timestamps: bool,
-    max_initial_timestamp_index: int | None,
-    no_timestamps: int,
-    timestamp_begin: int,
-) -> np.ndarray:
-    """What is added to the logits, float32 (2, n_vocab): always, and at the first sampled token."""
-    always = np.zeros(n_vocab, np.float32)
-    always[list(suppressed)] = NEVER
-    if timestamps:
-        always[no_timestamps] = NEVER
-    first = always.copy()
-    first[list(suppressed_first)] = NEVER
-    if timestamps:
-        first[:timestamp_begin] = NEVER
-        if max_initial_timestamp_index is not None:
-            first[timestamp_begin + max_initial_timestamp_index + 1 :] = NEVER
-    return np.stack([always, first])

@@ -17,7 +17,7 @@ from max.graph import BufferType, TensorType, ops
 from backends.base import BackendError
 from backends.greedy import Window, WindowRules
 from backends.max_graph import device_ops
-from backends.max_graph.decoder import cache_type, cross_type, rule_numbers
+from backends.max_graph.decoder import cache_type, cross_type, embedded, logits, new_buffer, rule_numbers
 from backends.max_graph.modules import Place, TextDecoder
 from backends.max_graph.session import Launch
 
@@ -44,26 +44,25 @@ def step_types(dims: Any, place: Place) -> list:
 def step(decoder: TextDecoder, dims: Any):
     """The graph's function: feed the token that the state names, sample the next one, advance the state.
 
-    Its output, the fed token's embedding (1, n_state), only makes it a graph with one.
+    Its output, what the layers are given (1, n_state), only makes it a graph with one.
     """
 
     def forward(cross_key, cross_value, cache, masks, state, sums, sampled, prompt, numbers):
         cache, state = cache.buffer, state.buffer
         fed = ops.buffer_load(state)
-        x = embedded = decoder.token_embedding(fed[TOKEN : TOKEN + 1])
-        x = x + ops.gather(decoder.positional_embedding, fed[POSITION : POSITION + 1], axis=0)
-        for index, block in enumerate(decoder.blocks):
-            qkv = block.attn.qkv(block.attn_ln(x))
-            mixed = device_ops.self_attention(qkv, cache, state, index, dims.n_text_head)
-            x = block.attn.out(mixed, added=x)
-            query = block.cross_attn.query(block.cross_attn_ln(x))
-            mixed = device_ops.cross_attention(query, cross_key.tensor, cross_value.tensor, index)
-            x = block.feed_forward(block.cross_attn.out(mixed, added=x))
-        logits = decoder.token_embedding.logits(decoder.ln(x))
-        device_ops.choose(
-            logits, masks.tensor, state, sums.buffer, sampled.buffer, prompt.tensor, numbers.tensor
+        x = embedded(decoder, fed[TOKEN : TOKEN + 1], fed[POSITION : POSITION + 1])
+        found = logits(
+            decoder,
+            x,
+            lambda attn, x, layer: device_ops.self_attention(
+                attn.qkv(x), cache, state, layer, dims.n_text_head
+            ),
+            lambda q, layer: device_ops.cross_attention(q, cross_key.tensor, cross_value.tensor, layer),
         )
-        return embedded
+        device_ops.choose(
+            found, masks.tensor, state, sums.buffer, sampled.buffer, prompt.tensor, numbers.tensor
+        )
+        return x
 
     return forward
 
@@ -72,19 +71,9 @@ class StepLoop:
     """Runs `step` on one window after another."""
 
     def __init__(self, models: Mapping[str, Any], dims: Any, place: Place, driver: Any):
-        """Allocate the buffers, and capture the step where MAX can.
-
-        Args:
-            models: the compiled graphs by name.
-            dims: a whisper.model.ModelDimensions.
-            place: where the graph computes.
-            driver: the max.driver.Device of `place`.
-        """
+        """Allocate the buffers, and capture the step where MAX can; the arguments are GraphLoop's."""
         self._n_text_ctx, self._driver = dims.n_text_ctx, driver
-        buffers = [
-            Buffer(kind.dtype, [int(n) for n in kind.shape], device=driver)
-            for kind in step_types(dims, place)
-        ]
+        buffers = [new_buffer(kind, driver) for kind in step_types(dims, place)]
         self._cross_key, self._cross_value, _, self._masks, self._state, *rest = buffers
         self._sums, self._sampled, self._prompt, self._numbers = rest
         # done: a step changes nothing
