@@ -62,13 +62,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One set of weights in OpenAI's format: a torch file with `dims` and `model_state_dict`."""
+    """One set of weights in OpenAI's format: a torch file with `dims` and `model_state_dict`.
+
+    Its identity is `tensors_sha256` and `dimensions`; `sha256` is of the file, which may hold the same
+    tensors in another order or type.
+    """
 
     name: str
     path: Path
     sha256: str
     dimensions: Mapping[str, int]  # the fields of whisper.model.ModelDimensions
     note: str = ""  # what a reader of results must know, e.g. that it understands synthetic English only
+    tensors_sha256: str | None = None  # see backends.tensor_digest; None: nobody has computed it
 
     @property
     def is_multilingual(self) -> bool:

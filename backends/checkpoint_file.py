@@ -78,8 +78,12 @@ def read_dimensions(path: Path) -> dict[str, int]:
     return dimensions
 
 
-def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each tensor's name and values in the file's order, without torch; bfloat16 comes as float32.
+def read_tensors(path: Path, *, by_name: bool = False) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each tensor's name and values, without torch; bfloat16 comes as float32.
+
+    Args:
+        path: the .pt file.
+        by_name: in the order of the names, not in the file's.
 
     Raises:
         CheckpointError: as `read_dimensions`.
@@ -87,7 +91,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     read_dimensions(path)
     with _open(path) as archive:
         _, tensors = _describe(path, archive)
-        for name, tensor in tensors.items():
+        for name, tensor in sorted(tensors.items()) if by_name else tensors.items():
             dtype = STORAGES[tensor.storage.kind]
             try:
                 numbers = np.frombuffer(archive.read(_member(archive, f"data/{tensor.storage.key}")), dtype)
@@ -113,7 +117,9 @@ def load_state_dict(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{checkpoint.path} changed after it was checked; start the run again")
     try:
         content = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
-        return dict(content["model_state_dict"])
+        tensors = dict(content["model_state_dict"])
+        tensors.pop("alignment_heads", None)
+        return tensors
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"torch cannot load {checkpoint.path} as plain tensors: {str(error).splitlines()[0][:200]}"
@@ -192,7 +198,9 @@ class _InertUnpickler(pickle.Unpickler):
             return _RebuildTensor()
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return _RebuildParameter()
-        if module == "torch" and name in STORAGES:
+        if (module, name) == ("_codecs", "encode"):
+            return _Encode()
+        if module == "torch" and name in (*STORAGES, "BoolStorage"):
             return name
         raise CheckpointError(
             f"its pickle asks for {module}.{name}, which would run code or is no weight; refused"
@@ -200,7 +208,7 @@ class _InertUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         _, kind, key, _, count = pid
-        if kind not in STORAGES or not isinstance(key, str) or not isinstance(count, int):
+        if kind not in (*STORAGES, "BoolStorage") or not isinstance(key, str) or not isinstance(count, int):
             raise CheckpointError("its pickle names a storage that is no tensor's")
         return Storage(kind, key, count)
 
@@ -217,6 +225,15 @@ class _RebuildTensor:
         ):
             raise CheckpointError("its pickle describes a tensor that cannot be")
         return Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+class _Encode:
+    __slots__ = ()
+
+    def __call__(self, text: str, encoding: str) -> bytes:  # how a pickle of protocol 2 writes bytes
+        if not isinstance(text, str) or encoding != "latin1":
+            raise CheckpointError("its pickle encodes something that is no bytes")
+        return text.encode("latin1")
 
 
 class _RebuildParameter:
@@ -237,6 +254,8 @@ def _describe(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, int], dic
         if order and archive.read(order[0]) != b"little":
             raise CheckpointError("it was written on a big-endian machine")
         dimensions, tensors = content["dims"], content["model_state_dict"]
+        if isinstance(tensors, dict):
+            tensors.pop("alignment_heads", None)  # no weight: which heads follow time, as whisper keeps it
     except CheckpointError as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
     except Exception as error:  # a hostile pickle can fail in any way; whatever it is, this is no checkpoint
@@ -263,6 +282,8 @@ def _sane_dimensions(path: Path, dims: Any) -> dict[str, int]:
     for name, value in dims.items():
         if type(value) is not int or not 0 < value < 1 << 20:
             raise CheckpointError(f"{path}: dimension {name} is {value!r}, not a sane positive whole number")
+        if name.endswith(("_layer", "_head")) and value > 256:
+            raise CheckpointError(f"{path}: dimension {name} is {value}, more than any Whisper's")
         if value not in KNOWN.get(name, (value,)):
             raise CheckpointError(
                 f"{path}: {name} is {value}; Whisper has {' or '.join(map(str, KNOWN[name]))}"
@@ -294,9 +315,12 @@ def _check_tensors(path: Path, archive: zipfile.ZipFile, dimensions: dict[str, i
             raise CheckpointError(
                 f"{path}: {name} has shape {tensor.shape}, its dims ask for {expected[name]}"
             )
+        if tensor.storage.kind not in STORAGES:
+            raise CheckpointError(f"{path}: {name} holds no numbers but {tensor.storage.kind}")
         present = sizes.get(_member(archive, f"data/{tensor.storage.key}"), 0)
         last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
-        if (last + 1) * STORAGES[tensor.storage.kind].itemsize > present:
+        # each number must be there: a stride of 0 is small in the file and huge in memory
+        if max(last + 1, math.prod(tensor.shape)) * STORAGES[tensor.storage.kind].itemsize > present:
             raise CheckpointError(
                 f"{path}: {name} is cut short ({math.prod(tensor.shape)} numbers, {present} bytes)"
             )

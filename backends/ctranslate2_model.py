@@ -23,12 +23,12 @@ import numpy as np
 
 from backends.base import AsrbenchError, BackendError, BackendUnavailable, Checkpoint
 from backends.cache import cache_dir, locked
-from backends.checkpoint import CheckpointError, openai_table
+from backends.checkpoint import CheckpointError, identified, openai_table
 from backends.checkpoint_file import read_dimensions, read_tensors
 from backends.sha256 import file_sha256
 
-CONVERTER_VERSION = 1
-# History: 1 = first version.
+CONVERTER_VERSION = 2
+# History: 1 = first version; 2 = OpenAI's models are known by their tensors.
 
 
 def converted_folder(checkpoint: Checkpoint) -> Path:
@@ -103,7 +103,8 @@ def build(path: Path, folder: Path) -> None:
     _fill(spec, tensors)
     tokenizer = tokenizer_json(dimensions["n_vocab"])
     spec.register_vocabulary([tokenizer.id_to_token(token) for token in range(dimensions["n_vocab"])])
-    _configure(spec.config, dimensions, file_sha256(path))
+    known = identified(path)
+    _configure(spec.config, dimensions, None if known is None else known.name)
     spec.validate()
     spec.optimize()
     spec.save(str(folder))
@@ -113,22 +114,22 @@ def build(path: Path, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(features) + "\n")
 
 
-def alignment_heads(dimensions: dict[str, int], sha256: str) -> list[list[int]]:
-    """Return [layer, head] of the cross-attention heads that follow time: OpenAI's list for OpenAI's files.
+def alignment_heads(dimensions: dict[str, int], name: str | None) -> list[list[int]]:
+    """Return [layer, head] of the cross-attention heads that follow time: OpenAI's list for its own models.
 
     For others all heads of the last half of the layers, as whisper.model.Whisper does.
     """
     layers, heads = dimensions["n_text_layer"], dimensions["n_text_head"]
     chosen = np.zeros((layers, heads), dtype=bool)
     chosen[layers // 2 :] = True
-    for name, url in openai_table("_MODELS").items():
-        if url.split("/")[-2] == sha256:
-            packed = gzip.decompress(base64.b85decode(openai_table("_ALIGNMENT_HEADS")[name]))
-            chosen = np.frombuffer(packed, dtype=bool).reshape(layers, heads)
+    openai = openai_table("_ALIGNMENT_HEADS")
+    if name in openai:
+        packed = gzip.decompress(base64.b85decode(openai[name]))
+        chosen = np.frombuffer(packed, dtype=bool).reshape(layers, heads)
     return [[int(layer), int(head)] for layer, head in np.argwhere(chosen)]
 
 
-def _configure(config: Any, dimensions: dict[str, int], sha256: str) -> None:
+def _configure(config: Any, dimensions: dict[str, int], name: str | None) -> None:
     from whisper.tokenizer import LANGUAGES, get_tokenizer
 
     from backends.tokenizer_json import special_tokens
@@ -140,7 +141,7 @@ def _configure(config: Any, dimensions: dict[str, int], sha256: str) -> None:
     config.suppress_ids = sorted({*tokenizer.non_speech_tokens, *(names[f"<|{name}|>"] for name in never)})
     config.suppress_ids_begin = [*tokenizer.encode(" "), tokenizer.eot]
     config.lang_ids = [names[f"<|{code}|>"] for code in LANGUAGES if f"<|{code}|>" in names]
-    config.alignment_heads = alignment_heads(dimensions, sha256)
+    config.alignment_heads = alignment_heads(dimensions, name)
 
 
 def _fill(spec: Any, tensors: dict[str, np.ndarray]) -> None:

@@ -13,8 +13,7 @@ import numpy as np
 
 from backends.base import BackendError, Checkpoint
 from backends.cache import cache_dir, locked, temporary_beside
-from backends.checkpoint import CheckpointError
-from backends.checkpoint_file import read_tensors
+from backends.checkpoint_file import CheckpointError, read_tensors
 from backends.sha256 import file_sha256
 from backends.tokenizer_json import openai_ranks
 

@@ -22,7 +22,7 @@ from backends.stages import StageClock
 
 FRAMES_PER_SECOND = 100  # of a log-mel spectrogram
 TRIM = "+trim"  # ends the names of precisions whose encoder is given only what `frames_to_encode` says
-SILENCE_ENCODED_SECONDS = 2.0  # behind a clip: with less, a decoder does not find its end
+SILENCE_ENCODED_SECONDS = 10.0  # behind a clip: with less a decoder may not find its end
 TRIMMED = f"the clip and {SILENCE_ENCODED_SECONDS:g} s; behind it the encoding of silence, computed at load"
 
 

@@ -251,7 +251,7 @@ class _ConnectionFailure(Exception):
 
 def _require_stated(server: Server, checkpoint: Checkpoint, settings: Settings) -> None:
     """Refuse what the user's own statement of the server contradicts, or what cannot be asked of it."""
-    if server.checkpoint_sha256 not in (None, checkpoint.sha256):
+    if server.checkpoint_sha256 not in (None, checkpoint.sha256, checkpoint.tensors_sha256):
         raise BackendError(
             f"{openai_server.CHECKPOINT} states that the server runs {server.checkpoint_sha256:.12}…, this "
             f"run is of {checkpoint.name} ({checkpoint.sha256:.12}…); choose that --model, or serve these"

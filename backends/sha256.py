@@ -24,24 +24,40 @@ def file_sha256(path: Path, progress: Callable[[int, int], None] | None = None) 
     Raises:
         AsrbenchError: the file cannot be read.
     """
+    return remembered(path, "sha256", lambda: hash_now(path, progress))
+
+
+def remembered(path: Path, what: str, compute: Callable[[], str]) -> str:
+    """Return a digest of a file from the cache, or compute and store it there.
+
+    A stored digest counts while the file's path, size and modification time are the same.
+
+    Args:
+        path: the file.
+        what: names the kind of digest; it is the folder of the cache that holds them.
+        compute: returns the digest of the file as it is now.
+
+    Raises:
+        AsrbenchError: the file cannot be read.
+    """
     try:
         status = path.stat()
         place = str(path.resolve())
         identity = [place, status.st_size, status.st_mtime_ns]
-        note = cache_dir() / "sha256" / f"{hashlib.sha256(place.encode()).hexdigest()}.json"
+        note = cache_dir() / what / f"{hashlib.sha256(place.encode()).hexdigest()}.json"
         try:
-            remembered = json.loads(note.read_text())
-            if remembered["file"] == identity:
-                return str(remembered["sha256"])
+            stored = json.loads(note.read_text())
+            if stored["file"] == identity:
+                return str(stored[what])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # never hashed, or the note is damaged: hash it
-        digest = hash_now(path, progress)
+        digest = compute()
     except OSError as error:
         raise AsrbenchError(f"cannot read {path}: {error.strerror}") from error
     try:
         make_folder(note.parent)
         temporary = temporary_beside(note)
-        temporary.write_text(json.dumps({"file": identity, "sha256": digest}))
+        temporary.write_text(json.dumps({"file": identity, what: digest}))
         os.replace(temporary, note)
     except (OSError, AsrbenchError):
         pass  # the note only saves time; a read-only cache must not stop a run

@@ -254,7 +254,7 @@ def _run(rounds: int, results: Mapping[str, dict[str, Any]]) -> Run:
         "host": {"host_class": "simulated"},
         "versions": {},
         "settings": {"decoding": Settings().as_dict(), "rounds": rounds, **settings},
-        "checkpoint": {"name": "simulated", "sha256": "0" * 64},
+        "checkpoint": {"name": "simulated", "sha256": "0" * 64, "tensors_sha256": "0" * 64, "dimensions": {}},
         "scoring": {"normalizer": {"name": "none", "version": "", "sha256": "0" * 64}},
         "clips": [
             {"name": _clip_name(i), "sha256": "0" * 64, "language": "en", "reference_sha256": None}

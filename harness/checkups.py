@@ -229,7 +229,8 @@ def _checkpoints(results: Path) -> Iterator[Line]:
         for entry in checkpoint.catalogue().values()
         if entry.archive is not None or checkpoint.find(entry) is not None
     ]
-    own = [path.stem for folder in checkpoint.weights_folders() for path in sorted(folder.glob("*.pt"))]
+    found_paths = {checkpoint.find(entry) for entry in checkpoint.catalogue().values()}
+    own = [path.stem for path in checkpoint.own_files() if path not in found_paths]
     verified = 0
     for name in dict.fromkeys([*names, *own]):
         try:
@@ -240,7 +241,7 @@ def _checkpoints(results: Path) -> Iterator[Line]:
             continue
         verified += 1
         note = f" ({found.note})" if found.note else ""
-        yield OK, f"{name}: SHA-256 {found.sha256[:12]}…{note}"
+        yield OK, f"{name}: tensors {found.tensors_sha256:.12}…, {found.path}{note}"
     if not verified:
         yield (
             FAIL,

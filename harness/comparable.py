@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness import change, hosts, scenario
+from harness import change, hosts, record, scenario
 from harness.record import Run
 
 KINDS = ("checkpoint", "audio", "settings", "host", "normalizer", "incomplete")
@@ -33,11 +33,12 @@ def _differences(base: Run, new: Run) -> Iterator[tuple[str, str]]:
     for name, run in (("BASE", base), ("NEW", new)):
         if not run["complete"]:
             yield "incomplete", f"{name} did not come to its end: {run['interrupted'] or 'it was cut short'}"
-    if base["checkpoint"]["sha256"] != new["checkpoint"]["sha256"]:
+    if not record.is_same_model(base, new):
         yield (
             "checkpoint",
             " is not ".join(
-                f"{run['checkpoint']['name']} ({run['checkpoint']['sha256'][:12]}…)" for run in (base, new)
+                "{} ({} {:.12}…)".format(run["checkpoint"]["name"], *record.model_digest(run))
+                for run in (base, new)
             ),
         )
     same = len(change.common_clips(base, new))

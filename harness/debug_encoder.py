@@ -155,7 +155,12 @@ def as_json(found: Sequence[ClipErrors], tested: Variant, reference: Variant, mo
         "schema_version": SCHEMA_VERSION,
         "backend": str(tested),
         "reference": str(reference),
-        "checkpoint": {"name": model.name, "sha256": model.sha256, "dimensions": dict(model.dimensions)},
+        "checkpoint": {
+            "name": model.name,
+            "sha256": model.sha256,
+            "tensors_sha256": model.tensors_sha256,
+            "dimensions": dict(model.dimensions),
+        },
         "diverges": any(clip.first_diverging_layer for clip in found),
         "clips": [asdict(clip) for clip in found],
     }
@@ -246,7 +251,7 @@ def _print(
     found: Sequence[ClipErrors], tested: Variant, reference: Variant, model: Checkpoint, console: Console
 ) -> None:
     console.print(
-        Text(visible(f"{tested} beside {reference}, model {model.name} (sha256 {model.sha256[:12]})"))
+        Text(visible(f"{tested} beside {reference}, model {model.name} (tensors {model.tensors_sha256:.12})"))
     )
     for clip in found:
         console.print()

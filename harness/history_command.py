@@ -27,7 +27,8 @@ PLAIN_LEVELS, PLAIN_UNRANKED_MARK = "12345678", "x"  # for a terminal that canno
 
 CSV_COLUMNS = (
     *("series", "variant", "run_id", "started_at", "metric", "value", "wer_percent", "ranked", "reason"),
-    *("model", "model_sha256", "audio", "decoding", "machine", "normalizer", "scenario"),
+    *("model", "model_tensors_sha256", "model_sha256", "audio", "decoding"),
+    *("machine", "normalizer", "scenario"),
 )
 
 
@@ -77,6 +78,7 @@ def to_csv(found: Sequence[Series]) -> str:
     for one in found:
         beside = (
             one.first["checkpoint"]["name"],
+            one.first["checkpoint"]["tensors_sha256"] or "",
             one.first["checkpoint"]["sha256"],
             context.audio(one.first),
             context.decoding(one.first),

@@ -47,6 +47,10 @@ DISTRIBUTIONS = (
     "av",
     "jiwer",
 )
+VECTOR_INSTRUCTIONS = (  # as Linux names them
+    *("avx", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
+    *("amx_tile", "amx_int8", "amx_bf16"),
+)
 GIB = 1 << 30
 UNLIMITED_BYTES = 1 << 60  # cgroup v1 writes "no limit" as a number near 2^63
 
@@ -55,7 +59,8 @@ def describe(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]:
     """Return the machine as a JSON-ready dict.
 
     `host_class` is the same string on machines whose speeds may be compared: CPU model, usable cores, GPU
-    models and memory in GiB.
+    models and memory in GiB. Clouds give processors of several generations one model name, so the class also
+    says where AVX-512 is lacking.
 
     Args:
         root: where /proc, /sys and /run are looked for.
@@ -64,6 +69,7 @@ def describe(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]:
     limits = _quietly(lambda: _container(root)) or {}
     host: dict[str, Any] = {
         "cpu": _quietly(lambda: _cpu_model(root)),
+        "cpu_instructions": _quietly(lambda: _cpu_instructions(root)),
         "physical_cores": _quietly(lambda: psutil.cpu_count(logical=False)),
         "logical_cores": _quietly(psutil.cpu_count),
         "usable_cores": _quietly(lambda: len(os.sched_getaffinity(0))),
@@ -112,9 +118,11 @@ def _host_class(host: dict[str, Any]) -> str:
         default=None,
     )
     gpus = sorted({gpu["name"] for gpu in host["gpus"] or [] if gpu["name"]})
+    instructions = host["cpu_instructions"]
+    lacks = "" if instructions is None or "avx512f" in instructions else " without AVX-512"
     return ", ".join(
         (
-            host["cpu"] or "unknown CPU",
+            (host["cpu"] or "unknown CPU") + lacks,
             "unknown cores" if cores is None else f"{cores} cores",
             " + ".join(gpus) or "no GPU",
             "unknown memory" if memory is None else f"{round(memory / GIB)} GiB",
@@ -132,6 +140,15 @@ def _cpu_model(root: Path) -> str | None:
             return " ".join(found[1].split())
     part = re.search(r"^CPU part\s*:\s*(\w+)", text, re.MULTILINE)
     return f"{platform.machine()} part {part[1]}" if part else platform.processor() or None
+
+
+def _cpu_instructions(root: Path) -> list[str] | None:
+    """Return the vector instructions of an x86 processor that engines choose their kernels by."""
+    found = re.search(r"^flags\s*:\s*(.+)$", (root / "proc/cpuinfo").read_text(), re.MULTILINE)
+    if found is None:
+        return None
+    flags = set(found[1].split())
+    return [name for name in VECTOR_INSTRUCTIONS if name in flags]
 
 
 def _governor(root: Path) -> str | None:

@@ -16,7 +16,7 @@ import backends
 from backends import Variant, checkpoint
 from backends.base import AsrbenchError, BackendUnavailable, Checkpoint, Settings
 from backends.decisions import Decision
-from harness import corpus, run_arguments
+from harness import corpus, record, run_arguments
 from harness.corpus import BUNDLED_MANIFEST, Clip
 from harness.outputs import Difference, Divergence, Output, Outputs, OutputsError, find_row
 from harness.record import Run
@@ -172,9 +172,11 @@ def _weights(run: Run, model: str | None, asked: argparse.Namespace | None) -> C
             f"the run's weights, {recorded['name']}, are not to be had: {error}; --model PATH says "
             "where they are"
         ) from error
-    if found.sha256 != recorded["sha256"]:
+    what, digest = record.model_digest(run)
+    ours = found.sha256 if what == "file" else found.tensors_sha256
+    if ours != digest or dict(found.dimensions) != recorded["dimensions"]:
         raise OutputsError(
-            f"{found.path} is not the run's {recorded['name']}: its SHA-256 is {found.sha256[:12]}…, the "
-            f"run's was {recorded['sha256'][:12]}…; --model PATH names another file"
+            f"{found.path} is not the run's {recorded['name']}: the digest of its {what} is {ours:.12}…, the "
+            f"run's was {digest:.12}…; --model PATH names another file"
         )
     return found

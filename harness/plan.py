@@ -91,6 +91,7 @@ def blank_record(plan: Plan, run_id: str) -> record.Run:
         "checkpoint": {
             "name": checkpoint.name,
             "sha256": checkpoint.sha256,
+            "tensors_sha256": checkpoint.tensors_sha256,
             "dimensions": dict(checkpoint.dimensions),
             "note": checkpoint.note,
         },

@@ -15,8 +15,8 @@ import jsonschema_rs
 
 from backends.base import AsrbenchError
 
-SCHEMA_VERSION = 1
-# History: 1 = first version.
+SCHEMA_VERSION = 2
+# History: 1 = first version; 2 = checkpoint.tensors_sha256. Older runs are read as of this version.
 
 SCHEMA_PATH = Path(__file__).with_name("run.schema.json")
 
@@ -49,10 +49,10 @@ def validate(run: Run) -> None:
 
 
 def read(path: Path) -> Run:
-    """Read and validate a stored run.
+    """Read and validate a stored run, one of an older schema version as if it had been written today.
 
     Raises:
-        RecordError: missing, not JSON, another schema version, or not a valid record.
+        RecordError: missing, not JSON, of a later schema version, or not a valid record.
     """
     if path.is_dir():
         path = path / "run.json"
@@ -63,12 +63,33 @@ def read(path: Path) -> Run:
     except ValueError as error:
         raise RecordError(f"{path} is not JSON ({error}); expected a run.json that asrbench wrote") from error
     version = run.get("schema_version") if isinstance(run, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise RecordError(
-            f"{path} has schema_version {version!r}; this asrbench reads version {SCHEMA_VERSION}"
+            f"{path} has schema_version {version!r}; this asrbench reads versions 1 to {SCHEMA_VERSION}"
         )
+    if version < 2 and isinstance(run.get("checkpoint"), dict):
+        run["checkpoint"].setdefault("tensors_sha256", None)
+    run["schema_version"] = SCHEMA_VERSION
     validate(run)
     return run
+
+
+def is_same_model(one: Run, other: Run) -> bool:
+    """Whether two runs had the same model: the same tensors and dimensions, in whatever files.
+
+    Where one of the runs is older than the digest of tensors, the files must be the same.
+    """
+    first, second = one["checkpoint"], other["checkpoint"]
+    if first["tensors_sha256"] is None or second["tensors_sha256"] is None:
+        return bool(first["sha256"] == second["sha256"])
+    return all(first[name] == second[name] for name in ("tensors_sha256", "dimensions"))
+
+
+def model_digest(run: Run) -> tuple[str, str]:
+    """Return what identifies a run's model and what that is of: ("tensors", digest), or ("file", digest)."""
+    checkpoint = run["checkpoint"]
+    digest = checkpoint["tensors_sha256"]
+    return ("file", checkpoint["sha256"]) if digest is None else ("tensors", digest)
 
 
 def dumps(run: Run) -> str:

@@ -63,7 +63,7 @@ def arguments(kept: Kept, asked: argparse.Namespace, parser: argparse.ArgumentPa
 def fingerprint(blank: Run) -> dict[str, Any]:
     """Return what must be the same in every sitting, from a run's record before it began."""
     return {
-        "weights": blank["checkpoint"]["sha256"],
+        "weights": blank["checkpoint"]["tensors_sha256"],
         "settings": blank["settings"] | {"normalizer": blank["scoring"]["normalizer"]},
         "variants": [row["variant"] for row in blank["results"] if row["status"] != "unavailable"],
         "clips": {
@@ -104,7 +104,7 @@ def restore(blank: Run, kept: Kept) -> set[tuple[str, int, str]]:
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     if before["weights"] != after["weights"]:
-        yield f"weights: sha256 {before['weights']:.12}… then, {after['weights']:.12}… now"
+        yield f"weights: tensors {before['weights']:.12}… then, {after['weights']:.12}… now"
     then, today = before["clips"], after["clips"]
     for what, names in (
         ("gone", [name for name in then if name not in today]),

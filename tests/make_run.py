@@ -87,6 +87,7 @@ def make_run(
         "checkpoint": {
             "name": "tiny.en",
             "sha256": _sha256("checkpoint"),
+            "tensors_sha256": _sha256("tensors"),
             "dimensions": {"n_mels": 80, "n_audio_layer": 4, "n_text_layer": 4, "n_vocab": 51_864},
             "note": "",
         },

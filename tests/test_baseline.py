@@ -87,7 +87,7 @@ def test_baseline_of_another_checkpoint_is_not_compared(
 ) -> None:
     baseline.save(folder, measured())
     new = measured()
-    new["checkpoint"]["sha256"] = "ab" * 32
+    new["checkpoint"]["tensors_sha256"] = "ab" * 32
     path = store(new, tmp_path / "new.json")
     assert cli.main(["compare", "baseline", path, "--baselines", str(folder)]) == 2
     assert "checkpoint: tiny.en" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from backends import checkpoint
 from backends.base import AsrbenchError
 from backends.checkpoint import CheckpointError, resolve
 from backends.download import reachable
+from backends.tensor_digest import file_tensors_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +48,9 @@ def openai(weights: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A table of OpenAI's models whose tiny.en is the fake checkpoint; no server answers at its address."""
     url = f"http://127.0.0.1:9/{sha256(model)}/tiny.en.pt"
     monkeypatch.setattr(checkpoint, "openai_table", lambda variable: {"tiny.en": url})
+    # no digest of OpenAI's tensors is known: the file's hash decides
+    whole = checkpoint._catalog_file
+    monkeypatch.setattr(checkpoint, "_catalog_file", lambda: {**whole(), "openai": {}})
     return url
 
 
@@ -64,13 +68,16 @@ def ship(folder: Path, monkeypatch: pytest.MonkeyPatch, packed: Path, **changes:
         "file": archive.name,
         "file_sha256": sha256(archive),
         "sha256": sha256(packed),
+        "tensors_sha256": file_tensors_sha256(packed),
         "licence": "Apache-2.0",
         "source": "trained here",
         "note": "understands synthetic English only",
         **changes,
     }
     table = "".join(f'{name} = "{value}"\n' for name, value in fields.items())
-    (folder / "catalog.toml").write_text(f'schema_version = 1\n[models."nano.en"]\n{table}')
+    sizes = ", ".join(f"{name} = {value}" for name, value in DIMENSIONS.items())
+    table += f"dimensions = {{ {sizes} }}\n"
+    (folder / "catalog.toml").write_text(f'schema_version = 2\n[models."nano.en"]\n{table}')
     monkeypatch.setattr(checkpoint, "SHIPPED_FOLDER", folder)
     return archive
 

@@ -403,7 +403,7 @@ def test_what_works_now_is_better() -> None:
 
 
 def change_checkpoint(run: Run) -> None:
-    run["checkpoint"].update(name="base.en", sha256="ab" * 32)
+    run["checkpoint"].update(name="base.en", tensors_sha256="ab" * 32)
 
 
 def change_audio(run: Run) -> None:

@@ -425,8 +425,11 @@ def diverging(tmp_path: Path, speech: np.ndarray, engine: WhisperCpu) -> Run:
     run["clips"][0] |= {"sha256": audio.sha256(samples), "audio_seconds": len(samples) / 16_000}
     checkpoint = engine._checkpoint
     run["checkpoint"] |= {
-        "name": checkpoint.name, "sha256": checkpoint.sha256, "dimensions": dict(checkpoint.dimensions)
-    }  # fmt: skip
+        "name": checkpoint.name,
+        "sha256": checkpoint.sha256,
+        "tensors_sha256": checkpoint.tensors_sha256,
+        "dimensions": dict(checkpoint.dimensions),
+    }
     run["settings"]["decoding"] = Settings(threads=1, no_speech_threshold=2.0).as_dict()
     run["command"] = ["asrbench", "run", "--audio", str(clip), "--model", str(checkpoint.path)]
     assert run["results"][0]["samples"][0]["text_sha256"] == text_sha256(answer.text)
@@ -456,7 +459,7 @@ def test_margins_without_audio_weights_or_a_reference_that_can_are_clear_errors(
     assert main([*asked, "--reference", "faster-whisper"]) == 2
     assert "pass --reference whisper-cpu" in capsys.readouterr().err
     assert main([*asked, "--model", "nano.en"]) == 2
-    assert "is not the run's fake.en: its SHA-256" in capsys.readouterr().err
+    assert "is not the run's fake.en: the digest of its tensors is" in capsys.readouterr().err
     (tmp_path / "clip.wav").unlink()
     assert main(asked) == 2
     err = capsys.readouterr().err

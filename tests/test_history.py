@@ -58,7 +58,7 @@ def test_comparable_runs_are_one_series_in_order_of_time() -> None:
 
 
 def other_checkpoint(run: Run) -> None:
-    run["checkpoint"]["sha256"] = "0" * 64
+    run["checkpoint"]["tensors_sha256"] = "0" * 64
 
 
 def other_host(run: Run) -> None:

@@ -146,7 +146,7 @@ def test_speed_stands_beside_wer_settings_and_host(run, name):
     said = ["Imaginary 9000", "greedy", "1 thread", "tiny.en", "whisper"]
     if name != "csv":
         said += [
-            run["checkpoint"]["sha256"][:12],
+            run["checkpoint"]["tensors_sha256"][:12],
             "synthetic English only",
             "12 clips",
             "reference " + REFERENCE,

@@ -254,7 +254,7 @@ def rewrite_head(folder: Path, **parts: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": "a" * 64}, "weights: sha256 aaaaaaaaaaaa… then"),
+        ({"weights": "a" * 64}, "weights: tensors aaaaaaaaaaaa… then"),
         ({"clips": {"apples": ["b" * 64, "en", None]}}, "clips changed: apples"),
         ({"clips": {"pears": ["b" * 64, "en", None]}}, "clips gone: pears"),
         ({"settings": {"rounds": 4}}, "settings: rounds 4 then, 3 now"),

@@ -285,13 +285,13 @@ SHARED = Path(os.environ.get("ASRBENCH_SHARED", Path(__file__).resolve().parents
 
 
 @pytest.mark.skipif(
-    not (SHARED / "weights" / "tiny.en-relearned.pt").exists(),
-    reason="needs tiny.en-relearned.pt and the clips in the folder of shared files, or ASRBENCH_SHARED",
+    not (SHARED / "weights" / "tiny.en-openai.pt").exists(),
+    reason="needs tiny.en-openai.pt and the clips in the folder of shared files, or ASRBENCH_SHARED",
 )
 def test_the_first_clip_of_human_speech_decodes_alike() -> None:
     from harness.audio import decode
 
-    content = torch.load(SHARED / "weights" / "tiny.en-relearned.pt", weights_only=True)
+    content = torch.load(SHARED / "weights" / "tiny.en-openai.pt", weights_only=True)
     dims = ModelDimensions(**content["dims"])
     model = Whisper(dims).eval()
     model.load_state_dict(content["model_state_dict"])

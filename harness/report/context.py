@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from backends.base import Settings
-from harness import ranking, scenario
+from harness import ranking, record, scenario
 from harness.record import Run
 
 SHORT_HASH = 12  # hex digits of a SHA-256 that readers are shown
@@ -40,10 +40,11 @@ def warnings(run: Run) -> list[str]:
 
 
 def model(run: Run) -> str:
-    """Name, short hash and note of the checkpoint."""
+    """Name, short digest and note of the checkpoint."""
     checkpoint = run["checkpoint"]
     note = f": {checkpoint['note']}" if checkpoint["note"] else ""
-    return f"{checkpoint['name']} (sha256 {checkpoint['sha256'][:SHORT_HASH]}){note}"
+    what, digest = record.model_digest(run)
+    return f"{checkpoint['name']} ({what} {digest[:SHORT_HASH]}){note}"
 
 
 def told_scenario(run: Run) -> str:

@@ -33,6 +33,7 @@ def summary(run: Run) -> str:
     beside = {
         "run_id": run["run_id"],
         "model": run["checkpoint"]["name"],
+        "model_tensors_sha256": run["checkpoint"]["tensors_sha256"],
         "model_sha256": run["checkpoint"]["sha256"],
         "decoding": context.decoding(run),
         "machine": context.machine(run),

@@ -1,0 +1,179 @@
+"""Other programs' files of Whisper weights, in and out.
+
+`imported` brings a CTranslate2 folder, a Hugging Face folder, a whisper.cpp file or a .pt file to an
+ordinary checkpoint in OpenAI's format, kept in the cache; `export` writes a checkpoint as any of the first
+three. Both are exact: every value comes back as it was, or there is an error that names the tensor. Nothing
+in a source is run, and no size in it is believed before it is held against the file's.
+
+The work is done in a process of its own (`backends.containers.__main__`): the caller never holds torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from backends.base import Checkpoint
+from backends.cache import cache_dir, locked, temporary_beside
+from backends.checkpoint_file import CheckpointError
+from backends.containers import ctranslate2, ggml, huggingface, openai_format
+from backends.sha256 import file_sha256
+
+__all__ = ["EXPORTS", "KINDS", "default_name", "export", "import_file", "imported", "kind_of"]
+
+KINDS = {
+    "ctranslate2": "a CTranslate2 folder (model.bin)",
+    "huggingface": "a Hugging Face folder (model.safetensors and config.json)",
+    "ggml": "a whisper.cpp file (ggml-*.bin)",
+    "openai": "a .pt file",
+}
+EXPORTS = ("ctranslate2", "huggingface", "ggml")
+IMPORT_VERSION = 1
+# History: 1 = first version.
+START_BYTES = 512
+
+
+def kind_of(source: Path) -> str | None:
+    """Return which of KINDS a file or a folder is, by what it holds; None if it is none of them."""
+    if (
+        source.name in huggingface.PICKLES
+        or source.name == huggingface.INDEX
+        or huggingface.is_folder(source)
+    ):
+        return "huggingface"
+    try:
+        with (source / "model.bin" if source.is_dir() else source).open("rb") as file:
+            start = file.read(START_BYTES)
+    except OSError:
+        return None
+    tests = {
+        "ctranslate2": ctranslate2.is_ctranslate2,
+        "huggingface": huggingface.is_safetensors,
+        "ggml": ggml.is_ggml,
+        "openai": openai_format.is_openai,
+    }
+    kind = next((kind for kind, begins_so in tests.items() if begins_so(start)), None)
+    return None if source.is_dir() and kind != "ctranslate2" else kind
+
+
+def default_name(source: Path) -> str:
+    """Return what to call a model that nobody named: its folder, or its file without the ending."""
+    source = source.absolute()
+    if source.is_file() and (source.name == "model.bin" or huggingface.is_own_name(source.name)):
+        return source.parent.name
+    return source.name if source.is_dir() else source.stem
+
+
+def imported(source: Path) -> Path:
+    """Return the source as a checkpoint of OpenAI's format in the cache, imported on first use.
+
+    Raises:
+        CheckpointError: it cannot come back exactly.
+        AsrbenchError: it cannot be read.
+    """
+    key = _key(source)
+    target = cache_dir() / "weights" / "converted" / f"{key}.pt"
+    if target.is_file():
+        return target
+    with locked(target):
+        if not target.is_file():  # else another process was first
+            import_file(source, target)
+            if _key(source) != key:
+                target.unlink()
+                raise CheckpointError(f"{source} changed while it was imported; import it again")
+    return target
+
+
+def import_file(source: Path, target: Path) -> None:
+    """Write the source as a checkpoint of OpenAI's format; atomically, in a process of its own.
+
+    Raises:
+        CheckpointError: it cannot come back exactly, or the target cannot be written.
+    """
+    _known(source)
+    temporary = None
+    try:
+        temporary = temporary_beside(target)
+        _run("import", source, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def export(checkpoint: Checkpoint, kind: str, target: Path) -> None:
+    """Write the checkpoint as another container, read it back and compare; atomically.
+
+    Args:
+        checkpoint: the weights.
+        kind: one of EXPORTS; "ggml" is a file, the others are folders.
+        target: the file; or the folder, absent or empty.
+
+    Raises:
+        CheckpointError: there is something in the way, or the container cannot hold the weights exactly.
+    """
+    if not target.absolute().parent.is_dir():
+        raise CheckpointError(f"there is no folder {target.absolute().parent} to write {target.name} into")
+    is_file = kind == "ggml"
+    if is_file and target.is_dir():
+        raise CheckpointError(
+            f"{target} is a folder; a whisper.cpp model is a file, such as {target}/{kind}.bin"
+        )
+    if not is_file and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} is there and is no empty folder; give a new one")
+    target = target.absolute()
+    work = None
+    try:
+        work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}."))
+        made = work / "made"
+        _run("export", kind, checkpoint.path.absolute(), checkpoint.sha256, made)
+        os.replace(made, target)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _known(source: Path) -> str:
+    kind = kind_of(source)
+    if kind is not None:
+        return kind
+    if not source.exists():
+        raise CheckpointError(f"there is no {source}")
+    raise CheckpointError(
+        f"{source} holds no Whisper weights that can be read: give {', '.join(KINDS.values())}"
+    )
+
+
+def _key(source: Path) -> str:
+    kind = _known(source)
+    if kind == "ctranslate2":
+        files = ctranslate2.files(source)
+    elif kind == "huggingface":
+        files = huggingface.files(source)
+    else:
+        files = [source]
+    # an index names its shards; elsewhere one file under another name is the same model
+    names = [path.name if kind == "huggingface" else "" for path in files]
+    hashes = [f"{name} {file_sha256(path)}" for name, path in zip(names, files, strict=True)]
+    parts = [str(IMPORT_VERSION), kind, *hashes]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _run(*arguments: object) -> None:
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", __name__, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        killed = "the process that reads the weights was killed; is there memory enough?"
+        raise CheckpointError(lines[-1] if lines and done.returncode == 1 else killed)

@@ -1,0 +1,107 @@
+"""Imports or exports in this process, which may hold torch; the reason why not is one line on stderr.
+
+python -m backends.containers import SOURCE TARGET.pt
+python -m backends.containers export KIND CHECKPOINT.pt <SHA-256 of it> TARGET
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from backends import ctranslate2_model, ggml_model
+from backends.base import AsrbenchError, Checkpoint
+from backends.checkpoint_file import CheckpointError, read_dimensions
+from backends.containers import ctranslate2, ggml, huggingface, kind_of, openai_format
+from backends.containers.contents import Contents
+from backends.sha256 import file_sha256
+from backends.tensor_digest import as_float16, file_tensors_sha256, tensors_sha256
+
+
+def import_source(source: Path, target: Path) -> None:
+    """Write the source as a checkpoint of OpenAI's format."""
+    kind = kind_of(source)
+    if kind == "openai":
+        dimensions, tensors = openai_format.read(source)
+        openai_format.write(target, dimensions, openai_format.in_one_type(_loaders(tensors)))
+    elif kind is not None:
+        contents = contents_of(kind, source)
+        openai_format.write(
+            target,
+            contents.dimensions,
+            openai_format.in_one_type({name: stored.load for name, stored in contents.tensors.items()}),
+        )
+    else:
+        raise CheckpointError(f"{source} holds no Whisper weights that can be read")
+
+
+def contents_of(kind: str, source: Path) -> Contents:
+    """Return what a container that is not OpenAI's holds."""
+    return {"ctranslate2": ctranslate2.read, "huggingface": huggingface.read, "ggml": ggml.read}[kind](source)
+
+
+def export(kind: str, path: Path, sha256: str, target: Path) -> None:
+    """Write the checkpoint as a container and hold what can be read of it against the checkpoint."""
+    if file_sha256(path) != sha256:
+        raise CheckpointError(f"{path} changed after it was checked; export it again")
+    dimensions, tensors = openai_format.read(path)
+    if kind == "ggml":
+        _refuse_inexact(path)
+        with target.open("wb") as file:
+            ggml_model.write(file, Checkpoint("", path, sha256, dimensions), ggml_model.FILE_TYPES["f16"])
+    else:
+        target.mkdir()
+        if kind == "ctranslate2":
+            ctranslate2_model.build(path, target)
+        else:
+            huggingface.write(target, dimensions, openai_format.in_one_type(_loaders(tensors)))
+    back = contents_of(kind, target)
+    same = tensors_sha256(back.by_name()) == file_tensors_sha256(path)
+    if back.dimensions != read_dimensions(path) or not same:
+        raise CheckpointError(f"{path} does not come back from {kind} as it was; please report it")
+
+
+def _loaders(tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, Callable[[], np.ndarray]]:
+    return {name: partial(np.asarray, values) for name, values in tensors}
+
+
+def _refuse_inexact(path: Path) -> None:
+    # the float16 file keeps vectors in float32; there is no float32 file, see ggml_model.FileType
+    for name, values in openai_format.read(path)[1]:
+        is_matrix = values.ndim == 3 or (values.ndim == 2 and name.endswith(".weight"))
+        if is_matrix and as_float16(values) is None:
+            raise CheckpointError(
+                f"{path}: {name} has values that float16 cannot hold, and whisper.cpp runs no float32 "
+                "convolutions; export it as huggingface, ctranslate2 or npz"
+            )
+
+
+def main(arguments: list[str]) -> int:
+    """Do one of the two; print the reason in one line and return 1 where that cannot be."""
+    try:
+        if arguments[0] == "import":
+            import_source(Path(arguments[1]), Path(arguments[2]))
+        else:
+            export(arguments[1], Path(arguments[2]), arguments[3], Path(arguments[4]))
+    except (AsrbenchError, OSError) as error:
+        print(_line(error), file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("there is not memory enough for the weights; close other programs", file=sys.stderr)
+        return 1
+    except Exception as error:  # a hostile file can fail in any way; whatever it is, it holds no model
+        print(_line(f"{arguments[1]} cannot be read: {type(error).__name__}: {error}"), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,172 @@
+"""What every container comes down to: Whisper's dimensions, and its tensors under OpenAI's names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backends.checkpoint_file import DIMENSIONS, KNOWN, CheckpointError
+
+LIMITS = {"layer": 256, "head": 256, "state": 16_384, "ctx": 65_536}
+# Whisper's largest are 32, 20, 1,280 and 1,500. The bound keeps a header from asking for a million layers.
+JSON_LIMIT_BYTES = 64 << 20  # a tokenizer.json has 4 MB
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor as its container describes it; the numbers are read when they are asked for."""
+
+    name: str  # the container's own, for messages
+    shape: tuple[int, ...]
+    load: Callable[[], np.ndarray]  # float16 or float32 of that shape
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A whole model, its headers checked, its numbers not yet read."""
+
+    dimensions: dict[str, int]
+    tensors: dict[str, Stored]  # OpenAI's names, in the order of `expected_tensors`
+
+    def by_name(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield names and values in the order of the names, as the digest wants them."""
+        for name in sorted(self.tensors):
+            yield name, self.tensors[name].load()
+
+
+def checked_dimensions(where: str, found: Mapping[str, Any], embedding: str) -> dict[str, int]:
+    """Return the ten dimensions in their order if a Whisper can have them.
+
+    Args:
+        where: begins a message: the file that says so.
+        found: the ten by OpenAI's names.
+        embedding: what the container calls the token embedding, whose rows are n_vocab.
+
+    Raises:
+        CheckpointError: one of them is absent, no number, absurd, or not Whisper's.
+    """
+    for name in DIMENSIONS:
+        value, limit = found.get(name), LIMITS.get(name.rsplit("_", 1)[1], 1 << 20)
+        if type(value) is not int or not 0 < value <= limit:
+            raise CheckpointError(
+                f"{where}: {name} is {value!r}; it must be a whole number from 1 to {limit:,}"
+            )
+    rows = found["n_vocab"]
+    if rows not in KNOWN["n_vocab"]:
+        counts = ", ".join(f"{count:,}" for count in KNOWN["n_vocab"])
+        raise CheckpointError(
+            f"{where}: {embedding} has {rows:,} rows, one a token; Whisper's vocabularies have {counts}. "
+            "An added or removed token cannot be kept; train again on the ordinary vocabulary"
+        )
+    for name in ("n_mels", "n_audio_ctx"):
+        if found[name] not in KNOWN[name]:
+            choices = " or ".join(f"{value:,}" for value in KNOWN[name])
+            raise CheckpointError(f"{where}: {name} is {found[name]:,}; Whisper has {choices}")
+    for side in ("audio", "text"):
+        if found[f"n_{side}_state"] % found[f"n_{side}_head"]:
+            raise CheckpointError(f"{where}: n_{side}_state is not a multiple of n_{side}_head")
+    if found["n_audio_state"] != found["n_text_state"]:
+        raise CheckpointError(
+            f"{where}: its decoder is not Whisper's: it is {found['n_text_state']:,} wide, the encoder "
+            f"{found['n_audio_state']:,}"
+        )
+    return {name: found[name] for name in DIMENSIONS}
+
+
+def checked_shape(where: str, stored: Stored, shape: tuple[int, ...]) -> Stored:
+    """Return the tensor if it has the shape.
+
+    Raises:
+        CheckpointError: it has another.
+    """
+    if stored.shape != shape:
+        raise CheckpointError(
+            f"{where}: {stored.name} has shape {stored.shape}, the model's dimensions ask for {shape}"
+        )
+    return stored
+
+
+def missing(where: str, name: str) -> CheckpointError:
+    """Return what to raise for a tensor that is not there."""
+    return CheckpointError(f"{where}: the tensor {name} is missing; the file is not whole, or no Whisper")
+
+
+def unknown(where: str, names: Iterable[str]) -> CheckpointError:
+    """Return what to raise for tensors that no Whisper has."""
+    listed = sorted(names)
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    return CheckpointError(
+        f"{where}: Whisper has no tensor {', '.join(listed[:3])}{more}; the model computes something else"
+    )
+
+
+def quantised(where: str, name: str, kind: str) -> CheckpointError:
+    """Return what to raise for a tensor that is neither float16 nor float32 nor bfloat16."""
+    return CheckpointError(
+        f"{where}: {name} is {kind}; quantised weights cannot come back exactly. "
+        "Take a float16 or float32 copy of the model"
+    )
+
+
+def widened(bits: np.ndarray) -> np.ndarray:
+    """Return bfloat16 numbers, given as the bits of each in a uint16, as float32: the same values."""
+    return (bits.astype("<u4") << 16).view("<f4")
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        CheckpointError: it is too big, cannot be read, or is no JSON.
+    """
+    try:
+        if path.stat().st_size > JSON_LIMIT_BYTES:
+            raise CheckpointError(
+                f"{path} is larger than {JSON_LIMIT_BYTES >> 20} MiB, far more than it needs"
+            )
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON: {str(error)[:100]}") from error
+
+
+def key_bias(where: str, name: str) -> CheckpointError:
+    """Return what to raise for a bias of the keys that is not zero: OpenAI's format has no place for it."""
+    return CheckpointError(
+        f"{where}: {name} gives the keys a bias that is not zero, which OpenAI's format has no place for"
+    )
+
+
+def check_tokens(where: str, ids: Mapping[str, int], n_vocab: int, embedding: str) -> None:
+    """Hold a container's own list of special tokens against the vocabulary that its number of rows means.
+
+    A multilingual model with one added token has as many rows as large-v3, so the number does not tell.
+
+    Args:
+        where: begins a message: the file that lists them.
+        ids: the tokens and their ids; ordinary ones are passed over.
+        n_vocab: the rows of the embedding.
+        embedding: the container's name of it.
+
+    Raises:
+        CheckpointError: a token is not Whisper's, or has another's id.
+    """
+    from backends.tokenizer_json import special_tokens
+
+    ours = special_tokens(n_vocab)
+    ours["<|nocaptions|>"] = ours["<|nospeech|>"]  # what Hugging Face called it first
+    first = min(ours.values())
+    for token, number in ids.items():
+        is_ordinary = type(number) is int and 0 <= number < first and not re.fullmatch(r"<\|.+\|>", token)
+        if not is_ordinary and ours.get(token) != number:
+            raise CheckpointError(
+                f"{where}: {token[:40]!r} is token {number}, which Whisper's vocabulary of {n_vocab:,} does "
+                f"not have there: an added token. {embedding} cannot come back to OpenAI's format with it"
+            )
