@@ -100,7 +100,8 @@ def catalogue() -> dict[str, Entry]:
     for name, url in openai_table("_MODELS").items():
         sha256, file_name = url.split("/")[-2:]
         beside = _beside_openai(name, content.get("openai", {}).get(name, {}))
-        entries[name] = Entry(name, sha256, file_name, url=url, **beside)
+        entry = Entry(name, sha256, file_name, url=url, **beside)
+        entries[name] = weight_sources.accepted(entry, cached_path(entry))
     return {**entries, **{name: _shipped(name, table) for name, table in content.get("models", {}).items()}}
 
 

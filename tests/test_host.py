@@ -65,6 +65,23 @@ def test_class_names_what_decides_speed(tmp_path, monkeypatch):
     assert found["gpus"] == [{"name": "Imaginary G100", "memory_bytes": 80 << 30}]
     assert found["gpu_driver"] == "570.10"
     assert found["cuda_driver_version"] == "12.8"
+    assert found["cpu_instructions"] is None, "not x86, or not told"
+
+
+@pytest.mark.parametrize(
+    ("flags", "instructions", "lacks"),
+    [
+        ("fpu avx avx2 sha_ni", ["avx", "avx2"], True),
+        ("fpu avx512_bf16 avx avx2 avx512f avx512vl", ["avx", "avx2", "avx512f", "avx512_bf16"], False),
+        ("fpu sse2", [], True),
+    ],
+)
+def test_one_model_name_with_and_without_avx512_is_two_classes(tmp_path, flags, instructions, lacks):
+    root = write(tmp_path, {"proc/cpuinfo": f"model name\t: Imaginary Cloud\nflags\t\t: {flags}\n"})
+    found = host.describe(root, FakeNvml())
+    assert found["cpu_instructions"] == instructions
+    assert found["host_class"].startswith("Imaginary Cloud without AVX-512, ") == lacks
+    assert found["host_class"].startswith("Imaginary Cloud, ") != lacks
 
 
 @pytest.mark.parametrize(

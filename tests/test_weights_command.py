@@ -47,6 +47,7 @@ def folder(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setenv("ASRBENCH_WEIGHTS", str(folder))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     monkeypatch.setenv("ASRBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("ASRBENCH_OFFLINE")  # its address is of this machine
     sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
     table = {"tiny.en": f"http://127.0.0.1:9/{sha256}/tiny.en.pt"}
     monkeypatch.setattr(checkpoint, "openai_table", lambda variable: table)
