@@ -281,10 +281,15 @@ def _why_other(path: Path, entry: Entry, accept: str | None) -> tuple[str, str, 
     if entry.tensors_sha256 is not None and not entry.is_model("", digest, dimensions):
         return f"their dimensions are {dimensions}, expected {dict(entry.dimensions)}", digest, dimensions
     if entry.tensors_sha256 is None and any(
-        dimensions[f"n_{side}_state"] != HEAD_SIZE * dimensions[f"n_{side}_head"] for side in ("audio", "text")
+        dimensions[f"n_{side}_state"] != HEAD_SIZE * dimensions[f"n_{side}_head"]
+        for side in ("audio", "text")
     ):
         # an accepted digest says nothing of the heads, and a source may say anything
-        return f"their heads are not of {HEAD_SIZE} numbers, as OpenAI's are: {dimensions}", digest, dimensions
+        return (
+            f"their heads are not of {HEAD_SIZE} numbers, as OpenAI's are: {dimensions}",
+            digest,
+            dimensions,
+        )
     return "", digest, dimensions
 
 

@@ -158,8 +158,8 @@ def _fetch(args: argparse.Namespace) -> int:
         found = checkpoint.resolve(name)
         if args.accept not in (None, found.tensors_sha256):  # it was here, or OpenAI's file by its hash
             raise CheckpointError(
-                f"{found.path} is {name}, but the digest of its tensors is {found.tensors_sha256}, not the one "
-                "that --accept gives; leave --accept out to use it, or delete it to fetch another"
+                f"{found.path} is {name}, but the digest of its tensors is {found.tensors_sha256}, not the "
+                "one that --accept gives; leave --accept out to use it, or delete it to fetch another"
             )
         print(f"{name}: {where}", file=sys.stderr)
         print(found.path)

