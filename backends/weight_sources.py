@@ -91,7 +91,7 @@ def fetch(
 
 def accepted(entry: Entry, target: Path) -> Entry:
     """Return the entry with the digest that `--accept` gave for the file in the cache, if it gave one."""
-    if entry.tensors_sha256 is not None:
+    if entry.tensors_sha256 is not None or not target.is_file():  # who deletes the file may accept another
         return entry
     try:
         content = json.loads(_accepted_file(target).read_text(encoding="utf-8"))

@@ -522,6 +522,11 @@ def test_an_accepted_digest_is_believed_and_no_other(
     monkeypatch.setattr(checkpoint, "catalogue", lambda: {"tiny.en": unknown})
     found = checkpoint.resolve("tiny.en")
     assert (found.path, found.tensors_sha256) == (target, digest)
+    assert weight_sources.accepted(unknown, target).tensors_sha256 == digest
+    target.unlink()
+    assert weight_sources.accepted(unknown, target) == unknown, (
+        "without the file nothing is believed any more"
+    )
 
 
 def test_accepted_tensors_with_another_number_of_heads_are_refused(
