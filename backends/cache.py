@@ -63,6 +63,21 @@ def locked(target: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def replaced_whole(target: Path) -> Iterator[Path]:
+    """Yield a new empty file beside the target; it becomes the target at the end, or goes after an error.
+
+    Raises:
+        OSError: it cannot be made or renamed.
+    """
+    temporary = temporary_beside(target)
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)  # renaming one link of a file onto another of it does nothing
+
+
 def temporary_beside(target: Path) -> Path:
     """Return a new empty file in the target's folder, to be filled and then renamed onto the target."""
     handle, name = tempfile.mkstemp(dir=make_folder(target.parent), prefix=f".{target.name}.")

@@ -149,11 +149,12 @@ def identified(path: Path) -> Entry | None:
     Raises:
         CheckpointError: the file is no checkpoint.
     """
+    return _known(file_sha256(path), file_tensors_sha256(path), read_dimensions(path))
+
+
+def _known(sha256: str, tensors_sha256: str | None, dimensions: Mapping[str, int]) -> Entry | None:
     entries = catalogue().values() if importlib.util.find_spec("whisper") else []
-    sha256 = file_sha256(path)
-    return next((entry for entry in entries if entry.sha256 == sha256), None) or next(
-        (e for e in entries if e.is_model(sha256, file_tensors_sha256(path), read_dimensions(path))), None
-    )
+    return next((entry for entry in entries if entry.is_model(sha256, tensors_sha256, dimensions)), None)
 
 
 def find(entry: Entry) -> Path | None:
@@ -305,7 +306,7 @@ def _from_path(path: Path) -> Checkpoint:
     if containers.kind_of(path) not in (None, "openai"):
         path = containers.imported(path)
     checkpoint = _checkpoint(name, path)
-    entry = identified(path)
+    entry = _known(checkpoint.sha256, checkpoint.tensors_sha256, checkpoint.dimensions)
     if entry is not None:
         return replace(checkpoint, name=entry.name, note=entry.note)
     called = catalogue().get(name) if importlib.util.find_spec("whisper") else None

@@ -37,6 +37,7 @@ KNOWN = {  # what every Whisper engine takes for granted: the mel filters, 30 s 
     "n_audio_ctx": (1500,),
     "n_vocab": (51_864, 51_865, 51_866),
 }
+LAYERS_OR_HEADS_LIMIT = 256  # large-v3 has 32 and 20; keeps a header from asking for a million layers
 STORAGES: dict[str, np.dtype[Any]] = {  # torch's storage class -> how numpy reads its bytes
     "FloatStorage": np.dtype("<f4"),
     "HalfStorage": np.dtype("<f2"),
@@ -282,20 +283,25 @@ def _sane_dimensions(path: Path, dims: Any) -> dict[str, int]:
     for name, value in dims.items():
         if type(value) is not int or not 0 < value < 1 << 20:
             raise CheckpointError(f"{path}: dimension {name} is {value!r}, not a sane positive whole number")
-        if name.endswith(("_layer", "_head")) and value > 256:
+        if name.endswith(("_layer", "_head")) and value > LAYERS_OR_HEADS_LIMIT:
             raise CheckpointError(f"{path}: dimension {name} is {value}, more than any Whisper's")
         if value not in KNOWN.get(name, (value,)):
             raise CheckpointError(
                 f"{path}: {name} is {value}; Whisper has {' or '.join(map(str, KNOWN[name]))}"
             )
-    for side in ("audio", "text"):
-        if dims[f"n_{side}_state"] % dims[f"n_{side}_head"]:
-            raise CheckpointError(f"{path}: n_{side}_state is not a multiple of n_{side}_head")
+    check_heads(str(path), dims)
     if dims["n_audio_state"] != dims["n_text_state"]:
         raise CheckpointError(
             f"{path}: n_audio_state and n_text_state differ, which Whisper's decoder cannot take"
         )
     return {name: dims[name] for name in DIMENSIONS}
+
+
+def check_heads(where: str, dimensions: Mapping[str, int]) -> None:
+    """Raise CheckpointError, beginning with `where`, if the heads of a side cannot share its width."""
+    for side in ("audio", "text"):
+        if dimensions[f"n_{side}_state"] % dimensions[f"n_{side}_head"]:
+            raise CheckpointError(f"{where}: n_{side}_state is not a multiple of n_{side}_head")
 
 
 def _check_tensors(path: Path, archive: zipfile.ZipFile, dimensions: dict[str, int], tensors: Any) -> None:

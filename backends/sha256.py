@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from backends.base import AsrbenchError
-from backends.cache import cache_dir, make_folder, temporary_beside
+from backends.cache import cache_dir, make_folder, replaced_whole
 
 HASH_BLOCK_BYTES = 1 << 20
 
@@ -56,9 +55,8 @@ def remembered(path: Path, what: str, compute: Callable[[], str]) -> str:
         raise AsrbenchError(f"cannot read {path}: {error.strerror}") from error
     try:
         make_folder(note.parent)
-        temporary = temporary_beside(note)
-        temporary.write_text(json.dumps({"file": identity, what: digest}))
-        os.replace(temporary, note)
+        with replaced_whole(note) as temporary:
+            temporary.write_text(json.dumps({"file": identity, what: digest}))
     except (OSError, AsrbenchError):
         pass  # the note only saves time; a read-only cache must not stop a run
     return digest

@@ -224,13 +224,10 @@ def _write_tone(path: Path, rate_hz: int = 48_000) -> None:
 
 
 def _checkpoints(results: Path) -> Iterator[Line]:
-    names = [
-        entry.name
-        for entry in checkpoint.catalogue().values()
-        if entry.archive is not None or checkpoint.find(entry) is not None
-    ]
-    found_paths = {checkpoint.find(entry) for entry in checkpoint.catalogue().values()}
-    own = [path.stem for path in checkpoint.own_files() if path not in found_paths]
+    entries = checkpoint.catalogue()
+    paths = {name: checkpoint.find(entry) for name, entry in entries.items()}
+    names = [name for name, entry in entries.items() if entry.archive is not None or paths[name] is not None]
+    own = [path.stem for path in checkpoint.own_files() if path not in paths.values()]
     verified = 0
     for name in dict.fromkeys([*names, *own]):
         try:

@@ -25,7 +25,7 @@ from rich.progress import (
 
 from backends import checkpoint, containers, ctranslate2_model, download, weight_sources
 from backends.base import Checkpoint
-from backends.cache import temporary_beside
+from backends.cache import replaced_whole
 from backends.checkpoint import CheckpointError, Entry
 from backends.checkpoint_file import read_dimensions, read_tensors
 from backends.sha256 import file_sha256, hash_now
@@ -149,7 +149,7 @@ def _fetch(args: argparse.Namespace) -> int:
         target, path = checkpoint.cached_path(entry), checkpoint.find(entry)
         if entry.archive is not None:
             where = "shipped with the project"
-        elif path is None or (path == target and not _is_sound(entry, path)):
+        elif path is None or (path == target and not _holds(entry, path, hash_now(path))):
             with _progress(name) as progress:
                 title = weight_sources.fetch(entry, target, args.source, args.accept, progress)
             where = f"fetched from {title}"
@@ -164,10 +164,6 @@ def _fetch(args: argparse.Namespace) -> int:
         print(f"{name}: {where}", file=sys.stderr)
         print(found.path)
     return 0
-
-
-def _is_sound(entry: Entry, path: Path) -> bool:
-    return _holds(weight_sources.accepted(entry, path), path, hash_now(path))
 
 
 def _digest(text: str) -> str:
@@ -203,9 +199,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _holds(entry: Entry, path: Path, sha256: str) -> bool:
     try:
-        digest = tensors_sha256(
-            read_tensors(path, by_name=True)
-        )  # the bytes as they are, not what is remembered
+        # of the bytes as they are, not what is remembered
+        digest = tensors_sha256(read_tensors(path, by_name=True))
         return entry.is_model(sha256, digest, read_dimensions(path))
     except CheckpointError:
         return False
@@ -245,20 +240,15 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _copy(source: Path, target: Path) -> None:
-    temporary = None
     try:
-        temporary = temporary_beside(target)
-        temporary.unlink()
-        try:
-            os.link(source, temporary)  # gigabytes need not be there twice; neither file is ever written to
-        except OSError:
-            shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
+        with replaced_whole(target) as temporary:
+            temporary.unlink()
+            try:
+                os.link(source, temporary)  # gigabytes need not be there twice; neither is ever written to
+            except OSError:
+                shutil.copyfile(source, temporary)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)  # renaming one link of a file onto another of it does nothing
 
 
 def _short(d: dict[str, int]) -> str:
@@ -284,19 +274,16 @@ def write_npz(source: Checkpoint, target: Path) -> None:
     """
     if not target.parent.is_dir():
         raise CheckpointError(f"there is no folder {target.parent} to write {target.name} into")
-    temporary = None
     try:
-        temporary = temporary_beside(target)
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        with (
+            replaced_whole(target) as temporary,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+        ):
             for name, values in read_tensors(source.path):
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, values, allow_pickle=False)
-        os.replace(temporary, target)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def _own_files() -> list[Path]:

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from backends.base import Checkpoint
-from backends.cache import cache_dir, locked, temporary_beside
+from backends.cache import cache_dir, locked, replaced_whole
 from backends.checkpoint_file import CheckpointError
 from backends.containers import ctranslate2, ggml, huggingface, openai_format
 from backends.sha256 import file_sha256
@@ -96,16 +96,11 @@ def import_file(source: Path, target: Path) -> None:
         CheckpointError: it cannot come back exactly, or the target cannot be written.
     """
     _known(source)
-    temporary = None
     try:
-        temporary = temporary_beside(target)
-        _run("import", source, temporary)
-        os.replace(temporary, target)
+        with replaced_whole(target) as temporary:
+            _run("import", source, temporary)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def export(checkpoint: Checkpoint, kind: str, target: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from backends.checkpoint_file import DIMENSIONS, KNOWN, CheckpointError
+from backends.checkpoint_file import DIMENSIONS, KNOWN, LAYERS_OR_HEADS_LIMIT, CheckpointError, check_heads
 
-LIMITS = {"layer": 256, "head": 256, "state": 16_384, "ctx": 65_536}
-# Whisper's largest are 32, 20, 1,280 and 1,500. The bound keeps a header from asking for a million layers.
+LIMITS = {"layer": LAYERS_OR_HEADS_LIMIT, "head": LAYERS_OR_HEADS_LIMIT, "state": 16_384, "ctx": 65_536}
+# Whisper's largest states and contexts are 1,280 and 1,500.
 JSON_LIMIT_BYTES = 64 << 20  # a tokenizer.json has 4 MB
 
 
@@ -68,9 +68,7 @@ def checked_dimensions(where: str, found: Mapping[str, Any], embedding: str) -> 
         if found[name] not in KNOWN[name]:
             choices = " or ".join(f"{value:,}" for value in KNOWN[name])
             raise CheckpointError(f"{where}: {name} is {found[name]:,}; Whisper has {choices}")
-    for side in ("audio", "text"):
-        if found[f"n_{side}_state"] % found[f"n_{side}_head"]:
-            raise CheckpointError(f"{where}: n_{side}_state is not a multiple of n_{side}_head")
+    check_heads(where, found)
     if found["n_audio_state"] != found["n_text_state"]:
         raise CheckpointError(
             f"{where}: its decoder is not Whisper's: it is {found['n_text_state']:,} wide, the encoder "
