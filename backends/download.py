@@ -102,13 +102,11 @@ def _explained(url: str, part: Path) -> Iterator[None]:
         ) from error
 
 
-def reachable(url: str, timeout_seconds: float = 3.0) -> bool:
-    """Whether the server answers a HEAD request in time; name resolution, which has no timeout, included."""
-    return not why_unreachable(url, timeout_seconds)
-
-
 def why_unreachable(url: str, timeout_seconds: float, token: str | None = None) -> str:
-    """Return "" if the server answers a HEAD request in time, else what went wrong."""
+    """Return "" if the server answers a HEAD request in time, else what went wrong.
+
+    Name resolution, which has no timeout of its own, counts too.
+    """
     answers: list[str] = []
 
     def ask() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -80,5 +81,19 @@ def asrbench(
             ["run", "--audio", str(clips), "--model", str(model), "--reference", "honest"]
             + ["--results", str(tmp_path / "results"), "--threads", "1", "--quiet", *arguments]
         )
+
+    return call
+
+
+@pytest.fixture
+def asrbench_weights() -> Callable[..., int]:
+    """Call `asrbench weights …`; returns the exit status, and lets errors through."""
+    from harness import weights
+
+    def call(*arguments: str) -> int:
+        parser = argparse.ArgumentParser()
+        weights.add_parser(parser.add_subparsers())
+        args = parser.parse_args(["weights", *arguments])
+        return int(args.func(args))
 
     return call

@@ -23,7 +23,7 @@ from fake_checkpoint import DIMENSIONS, write_fake_checkpoint
 from backends import checkpoint
 from backends.base import AsrbenchError
 from backends.checkpoint import CheckpointError, resolve
-from backends.download import reachable
+from backends.download import why_unreachable
 from backends.tensor_digest import file_tensors_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -291,7 +291,7 @@ def test_with_no_model_at_all_the_error_says_what_to_do(
 def test_a_server_that_accepts_and_never_answers_is_given_up_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         start = time.monotonic()
-        assert not reachable(f"http://127.0.0.1:{server.getsockname()[1]}/tiny.en.pt", 0.4)
+        assert why_unreachable(f"http://127.0.0.1:{server.getsockname()[1]}/tiny.en.pt", 0.4)
         assert time.monotonic() - start < 1.5
 
 
@@ -304,7 +304,7 @@ def test_name_resolution_that_hangs_is_given_up_in_time(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     start = time.monotonic()
-    assert not reachable("http://models.example/tiny.en.pt", 0.4)
+    assert why_unreachable("http://models.example/tiny.en.pt", 0.4)
     assert time.monotonic() - start < 1.5
     release.set()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from backends import download as module
-from backends.download import DownloadError, download, reachable
+from backends.download import DownloadError, download, why_unreachable
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
@@ -212,7 +212,7 @@ def test_two_processes_fetch_the_file_once(server: Server, target: Path) -> None
 
 
 def test_a_server_that_answers_is_reachable_and_one_that_refuses_is_not(server: Server) -> None:
-    assert reachable(server.url, 2)
+    assert not why_unreachable(server.url, 2)
     server.status = 403
-    assert not reachable(server.url, 2)
-    assert not reachable("http://127.0.0.1:9/x", 2)
+    assert why_unreachable(server.url, 2)
+    assert why_unreachable("http://127.0.0.1:9/x", 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import io
@@ -29,7 +28,6 @@ from backends.checkpoint_file import read_dimensions
 from backends.download import DownloadError
 from backends.tensor_digest import file_tensors_sha256
 from backends.weight_sources import NoSourceError, fetch
-from harness import weights as command
 
 pytestmark = pytest.mark.filterwarnings(  # openai-whisper leaves its vocabulary file open
     "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
@@ -679,17 +677,6 @@ def known(entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entr
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     monkeypatch.setenv("ASRBENCH_WEIGHTS", "")
     return entry
-
-
-@pytest.fixture
-def asrbench_weights() -> Callable[..., int]:
-    def call(*arguments: str) -> int:
-        parser = argparse.ArgumentParser()
-        command.add_parser(parser.add_subparsers())
-        args = parser.parse_args(["weights", *arguments])
-        return int(args.func(args))
-
-    return call
 
 
 @pytest.mark.usefixtures("known")

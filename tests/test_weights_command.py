@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -20,22 +19,8 @@ from backends.base import AsrbenchError
 from backends.checkpoint import CheckpointError
 from backends.checkpoint_file import load_state_dict
 from backends.download import DownloadError
-from harness import weights as command
 
 __all__ = ["server"]  # a fixture: pytest finds it by its name here
-
-
-@pytest.fixture
-def asrbench_weights() -> Callable[..., int]:
-    """Run `asrbench weights …` and return its exit status."""
-
-    def call(*arguments: str) -> int:
-        parser = argparse.ArgumentParser()
-        command.add_parser(parser.add_subparsers())
-        args = parser.parse_args(["weights", *arguments])
-        return args.func(args)
-
-    return call
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -18,7 +17,6 @@ from backends import checkpoint, containers
 from backends.checkpoint import CheckpointError
 from backends.containers import default_name, imported, kind_of
 from backends.tensor_digest import file_tensors_sha256
-from harness import weights as command
 
 __all__ = ["made"]  # a fixture: pytest finds it by its name here
 
@@ -104,18 +102,14 @@ def test_a_process_that_dies_leaves_nothing(
 
 
 @pytest.fixture
-def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def weights(
+    asrbench_weights: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
     """Run `asrbench weights …` where no other models are, and return its exit status."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     monkeypatch.delenv("ASRBENCH_WEIGHTS", raising=False)
 
-    def call(*arguments: str) -> int:
-        parser = argparse.ArgumentParser()
-        command.add_parser(parser.add_subparsers())
-        args = parser.parse_args(["weights", *arguments])
-        return args.func(args)
-
-    return call
+    return asrbench_weights
 
 
 def test_import_as_a_user_types_it(
