@@ -73,7 +73,7 @@ class Checkpoint:
     sha256: str
     dimensions: Mapping[str, int]  # the fields of whisper.model.ModelDimensions
     note: str = ""  # what a reader of results must know, e.g. that it understands synthetic English only
-    tensors_sha256: str | None = None  # see backends.tensor_digest; None: nobody has computed it
+    tensors_sha256: str | None = None  # see backends.checkpoints.tensor_digest; None: nobody has computed it
 
     @property
     def is_multilingual(self) -> bool:

@@ -8,10 +8,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
-from backends.ctranslate2_model import convert
-from backends.decoding import WINDOW_SAMPLES, require_honourable, require_language, suppressed_tokens
+from backends.conversions.ctranslate2_model import convert
 from backends.devices import load_cuda_12_libraries, require_nvidia_gpu, require_package
-from backends.stages import StageClock
+from backends.whisper_common.decoding import (
+    WINDOW_SAMPLES,
+    require_honourable,
+    require_language,
+    suppressed_tokens,
+)
+from backends.whisper_common.stage_clock import StageClock
 
 
 class FasterWhisper:

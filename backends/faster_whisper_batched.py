@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
-from backends.decoding import WINDOW_SAMPLES, require_language
 from backends.faster_whisper import FasterWhisper
+from backends.whisper_common.decoding import WINDOW_SAMPLES, require_language
 
 BATCH_SIZE = 8  # BatchedInferencePipeline.transcribe's own default
 FRAME_SAMPLES = 160  # 10 ms; less is no audio, as for openai-whisper

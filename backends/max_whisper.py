@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backends.base import Checkpoint, Settings
-from backends.greedy import TRIM, GreedyBackend, Window, WindowRules
 from backends.max_graph import engine
+from backends.whisper_common.greedy import TRIM, GreedyBackend, Window, WindowRules
 
 
 class MaxWhisper(GreedyBackend):
@@ -33,7 +33,7 @@ class MaxWhisper(GreedyBackend):
         return _Engine(checkpoint, device, precision, settings)
 
     def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        """See backends.encoder_trace.TracesEncoder."""
+        """See backends.inspection.encoder_trace.TracesEncoder."""
         return self._engine.trace(audio)  # type: ignore[attr-defined]
 
 
@@ -52,7 +52,7 @@ class _Engine(engine.MaxEngine):
         return {**super().graphs(), **self._graphs.decoding()}
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
-        """See backends.greedy.Engine."""
+        """See backends.whisper_common.greedy.Engine."""
         keys, values = encoded
         return self._loop.decode(keys, values, self._masks(rules.for_any_prompt()), rules)
 
@@ -60,5 +60,5 @@ class _Engine(engine.MaxEngine):
         return self._to_device(self._torch.from_numpy(rules.logit_biases(self.dims.n_vocab)))
 
     def applied(self) -> Mapping[str, Any]:
-        """See backends.greedy.Engine."""
+        """See backends.whisper_common.greedy.Engine."""
         return {**super().applied(), "greedy_loop": self._loop.how}

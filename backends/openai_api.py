@@ -27,9 +27,9 @@ from backends.base import (
     Settings,
     Transcript,
 )
-from backends.decoding import require_honourable, require_language
 from backends.devices import require_package
 from backends.openai_server import Server
+from backends.whisper_common.decoding import require_honourable, require_language
 
 RETRIED = (408, 429, 500, 502, 503, 504)
 FIRST_WAIT_SECONDS = 0.5  # before the first retry, doubled before each further one

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
-from backends.checkpoint import load_state_dict
-from backends.decisions import Decision, decide, recorded_windows
-from backends.decoding import WINDOW_SAMPLES, require_honourable, require_language
+from backends.checkpoints.catalog import load_state_dict
 from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
-from backends.encoder_trace import first_window, trace_whisper
-from backends.stages import StageClock
+from backends.inspection.encoder_trace import first_window, trace_whisper
+from backends.inspection.token_margins import Decision, decide, recorded_windows
+from backends.whisper_common.decoding import WINDOW_SAMPLES, require_honourable, require_language
+from backends.whisper_common.stage_clock import StageClock
 
 
 class _OpenAiWhisper:
@@ -129,10 +129,10 @@ class _OpenAiWhisper:
     def decision(
         self, audio: np.ndarray, language: str, tokens: Sequence[int], index: int, other: int | None
     ) -> Decision:
-        """Return the choice where another engine left this one's path; see backends.decisions.Decides.
+        """Return the choice where another engine left this one's path; see inspection.token_margins.Decides.
 
         Raises:
-            BackendError: it decodes with beams, or as `backends.decisions.decide`.
+            BackendError: it decodes with beams, or as `backends.inspection.token_margins.decide`.
         """
         require_language(self._checkpoint, language, self._languages)
         if self._settings.beam_size != 1:
@@ -142,7 +142,7 @@ class _OpenAiWhisper:
         return decide(self._model, windows, segments, tokens, index, other)
 
     def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        """Return what each layer of the encoder gives; see backends.encoder_trace.TracesEncoder."""
+        """Return each layer of the encoder; see backends.inspection.encoder_trace.TracesEncoder."""
         torch = self._torch
         log_mel = self._module.log_mel_spectrogram(
             torch.tensor(audio), self._model.dims.n_mels, padding=WINDOW_SAMPLES

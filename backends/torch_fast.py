@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backends.base import BackendUnavailable, Checkpoint, Settings, Transcript
-from backends.checkpoint import load_state_dict
-from backends.decoding import WINDOW_SAMPLES, require_language
+from backends.checkpoints.catalog import load_state_dict
 from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
-from backends.greedy import (
+from backends.openai_whisper import set_threads
+from backends.whisper_common.decoding import WINDOW_SAMPLES, require_language
+from backends.whisper_common.greedy import (
     TRIM,
     TRIMMED,
     GreedyBackend,
@@ -20,7 +21,6 @@ from backends.greedy import (
     frames_to_encode,
     window_rules,
 )
-from backends.openai_whisper import set_threads
 
 N_FRAMES = 3000  # of one window
 WINDOWS_AT_ONCE = 32  # that a GPU encodes
@@ -120,14 +120,14 @@ class TorchFast(GreedyBackend):
 
 
 class TorchEngine:
-    """TorchEncoder and TorchDecoder as one backends.greedy.Engine."""
+    """TorchEncoder and TorchDecoder as one backends.whisper_common.greedy.Engine."""
 
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str):
         import torch
         from whisper.model import ModelDimensions
 
-        from backends.torch_decoder import TorchDecoder
-        from backends.torch_encoder import TorchEncoder
+        from backends.torch_whisper.decoder import TorchDecoder
+        from backends.torch_whisper.encoder import TorchEncoder
 
         self.dims = ModelDimensions(**checkpoint.dimensions)
         self.device = torch.device(device)
@@ -144,19 +144,19 @@ class TorchEngine:
         self.ready: tuple[Any, Window] | None = None
 
     def log_mel(self, audio: np.ndarray) -> Any:
-        """See backends.greedy.Engine."""
-        from backends.torch_encoder import log_mel
+        """See backends.whisper_common.greedy.Engine."""
+        from backends.torch_whisper.encoder import log_mel
 
         return self.ready[0] if self.ready else log_mel(audio, self.dims.n_mels, self.device)
 
     def encode(self, mel: Any) -> Any:
-        """See backends.greedy.Engine; None for a window that is decoded already."""
+        """See backends.whisper_common.greedy.Engine; None for a window that is decoded already."""
         if self.ready:
             return None
         return self._encoder.encode(mel[None, :, : frames_to_encode(mel) if self._trims else None])[0]
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
-        """See backends.greedy.Engine."""
+        """See backends.whisper_common.greedy.Engine."""
         ready, self.ready = self.ready, None
         return ready[1] if ready else self._decoder.decode(encoded, rules)
 
@@ -182,7 +182,7 @@ class TorchEngine:
         return [features for part in parts for features in self._encoder.encode(part)]
 
     def applied(self) -> Mapping[str, Any]:
-        """See backends.greedy.Engine."""
+        """See backends.whisper_common.greedy.Engine."""
         torch = self._torch
         return {
             "threads": torch.get_num_threads(),

@@ -10,11 +10,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backends.base import SAMPLE_RATE_HZ, BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
-from backends.checkpoint import load_state_dict
-from backends.decoding import WINDOW_SAMPLES, require_honourable, require_language, suppressed_tokens
+from backends.checkpoints.catalog import load_state_dict
+from backends.conversions.transformers_weights import fitting, generation_config, model_config
 from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
-from backends.stages import StageClock
-from backends.transformers_weights import fitting, generation_config, model_config
+from backends.whisper_common.decoding import (
+    WINDOW_SAMPLES,
+    require_honourable,
+    require_language,
+    suppressed_tokens,
+)
+from backends.whisper_common.stage_clock import StageClock
 
 COMPILED = "+compiled"
 WINDOW_FRAMES = 3000

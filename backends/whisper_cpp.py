@@ -8,9 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
-from backends.decoding import WINDOW_SAMPLES, require_honourable, require_language, suppressed_tokens
+from backends.conversions.ggml_model import ggml_file
 from backends.devices import require_package
-from backends.ggml_model import ggml_file
+from backends.whisper_common.decoding import (
+    WINDOW_SAMPLES,
+    require_honourable,
+    require_language,
+    suppressed_tokens,
+)
 
 TRIM = "+trim"
 POSITION_SAMPLES = 320  # one position of the encoder is 20 ms

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from backends import checkpoint
 from backends.base import Checkpoint
+from backends.checkpoints import catalog
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -21,7 +21,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     path = write_fake_checkpoint(
         tmp_path_factory.mktemp("model") / "random.en.pt", n_audio_state=128, n_text_state=128
     )
-    return checkpoint.resolve(str(path))
+    return catalog.resolve(str(path))
 
 
 @pytest.fixture(scope="session", autouse=True)

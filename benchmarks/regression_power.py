@@ -5,7 +5,7 @@
     python benchmarks/regression_power.py --runs results/2026*   # like runs, really measured
     python benchmarks/regression_power.py --runs A B C --slowed D E F   # D, E, F: with something slowed
 
-Every comparison goes through `harness.compare.compare`, as the command does.
+Every comparison goes through `harness.regression.compare.compare`, as the command does.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import numpy as np
 
 from backends.base import Settings
 from harness import record
-from harness.compare import compare
 from harness.record import Run, text_sha256
-from harness.verdict import Limits
+from harness.regression.compare import compare
+from harness.regression.verdict import Limits
 
 COMPARISONS = 200
 CLIPS = 20

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from backends.base import Transcript
-from harness import probes, worker
+from harness.worker import child, meters
 
 SHORTEST_CALL_SECONDS = 0.025
 AUDIO = np.zeros(16_000 * 30, np.float32)
@@ -38,16 +38,16 @@ def test_share_of_a_measured_call(benchmark: Any) -> None:
     """Time the worker's own `call` around an engine that takes no time; its wall_seconds are all overhead."""
     engine = SimpleNamespace(
         backend=Instant(),
-        _late_work=probes.LateWorkDetector(),
-        _energy=probes.EnergyMeter("cpu"),
+        _late_work=meters.LateWorkDetector(),
+        _energy=meters.EnergyMeter("cpu"),
         _joules=0.0,
         _add_joules=lambda before: None,
     )
     inside = []
 
     def call() -> None:
-        worker._Engine.prepare(engine)  # type: ignore[arg-type]
-        inside.append(worker._Engine.call(engine, AUDIO, "en")["wall_seconds"])  # type: ignore[arg-type]
+        child._Engine.prepare(engine)  # type: ignore[arg-type]
+        inside.append(child._Engine.call(engine, AUDIO, "en")["wall_seconds"])  # type: ignore[arg-type]
 
     benchmark.pedantic(call, rounds=50, warmup_rounds=5)
     share = float(np.median(inside)) / SHORTEST_CALL_SECONDS

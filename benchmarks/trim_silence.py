@@ -5,7 +5,7 @@
 
 The engine is torch-fast in float32, so that nothing but the length differs. Each clip of up to 30 s is
 decoded with the full context, and with the clip and so many seconds of silence encoded
-(backends.greedy.frames_to_encode). It times nothing.
+(backends.whisper_common.greedy.frames_to_encode). It times nothing.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from typing import Any
 import jiwer
 import numpy as np
 
-from backends import checkpoint, greedy
 from backends.base import Checkpoint, Settings
+from backends.checkpoints import catalog
 from backends.openai_whisper import set_threads
 from backends.torch_fast import TorchEngine, TorchFast
-from harness import corpus, normalize
-from harness.corpus import Clip
+from backends.whisper_common import greedy
+from harness import corpus
+from harness.corpus.clips import Clip
+from harness.metrics import normalizers
 
 LENGTHS_SECONDS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0)
 DITHER = 1 / 32768  # one step of 16 bit: nobody hears it
@@ -58,7 +60,7 @@ def curve(model: Checkpoint, clips: Sequence[Clip], lengths: Sequence[float], th
     """Return a point for the full context and one for each length in seconds."""
     set_threads(threads)
     settings = Settings(threads=threads)
-    normalized = normalize.normalizer("whisper")
+    normalized = normalizers.normalizer("whisper")
     spoken = [(clip, clip.samples()) for clip in clips]
     noise = np.random.default_rng(1)
     dithered = [x + noise.uniform(-DITHER, DITHER, len(x)).astype(np.float32) for _, x in spoken]
@@ -123,7 +125,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write MODEL.json there")
     arguments = parser.parse_args()
-    model = checkpoint.resolve(arguments.model)
+    model = catalog.resolve(arguments.model)
     every = corpus.load_clips([], arguments.manifest)
     clips = [
         clip

@@ -20,7 +20,9 @@ SCHEMA_VERSION = 2
 
 SCHEMA_PATH = Path(__file__).with_name("run.schema.json")
 
-Run = dict[str, Any]  # validated against run.schema.json; raw samples kept, figures derived by harness.score
+Run = dict[
+    str, Any
+]  # validated against run.schema.json; raw samples kept, figures derived by harness.scoring.score
 
 
 class RecordError(AsrbenchError):

@@ -28,11 +28,12 @@ import numpy as np
 import pytest
 
 import backends
-from backends import Variant, checkpoint
+from backends import Variant
 from backends.base import SAMPLE_RATE_HZ, AsrbenchError, Backend, BackendUnavailable, Checkpoint, Settings
 from backends.base import Transcript as Answer
-from harness import audio
-from harness.host import PROJECT_ROOT
+from backends.checkpoints import catalog
+from harness.corpus import audio
+from harness.worker.environment import PROJECT_ROOT
 
 BUNDLED_CLIP = PROJECT_ROOT / "audio_samples" / "short.flac"
 ENGINES = (  # whatever takes long to import, or memory
@@ -320,7 +321,7 @@ class BackendContract:
 
 @lru_cache(maxsize=4)
 def _weights(model: str) -> Checkpoint:
-    return checkpoint.resolve(model)
+    return catalog.resolve(model)
 
 
 @lru_cache(maxsize=1)

@@ -88,7 +88,7 @@ def asrbench(
 @pytest.fixture
 def asrbench_weights() -> Callable[..., int]:
     """Call `asrbench weights …`; returns the exit status, and lets errors through."""
-    from harness import weights
+    from harness.cli import weights
 
     def call(*arguments: str) -> int:
         parser = argparse.ArgumentParser()

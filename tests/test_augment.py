@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from harness import augment, corpus, record
-from harness.audio import AudioError, sha256
+from harness import corpus, record
 from harness.cli import main
+from harness.corpus import augment
+from harness.corpus.audio import AudioError, sha256
 
 RATE_HZ = 16_000
 

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from make_run import add_unavailable, make_run
 
-from harness import baseline, cli, gate, host, record, score
+from harness import cli, record
+from harness.cli import baseline
 from harness.record import Run
+from harness.scoring import gate, score
+from harness.worker import environment
 
 
 def measured(host_class: str = "imaginary-8c", rounds: int = 7, pace: float = 0.1, seed: int = 0) -> Run:
@@ -157,7 +160,7 @@ def test_show_prints_the_table(
     baseline.save(folder, measured())
     assert cli.main(["baseline", "show", "imaginary-8c/tiny.en", "--baselines", str(folder)]) == 0
     assert "honest@cpu/float32" in capsys.readouterr().out
-    monkeypatch.setattr(host, "describe", lambda: {"host_class": "imaginary-8c"})
+    monkeypatch.setattr(environment, "describe", lambda: {"host_class": "imaginary-8c"})
     assert cli.main(["baseline", "show", "tiny.en", "--baselines", str(folder)]) == 0
     assert cli.main(["baseline", "show", "large", "--baselines", str(folder)]) == 2
     assert "there are: imaginary-8c/tiny.en" in capsys.readouterr().err

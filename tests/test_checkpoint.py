@@ -20,11 +20,11 @@ import pytest
 import whisper
 from fake_checkpoint import DIMENSIONS, write_fake_checkpoint
 
-from backends import checkpoint
 from backends.base import AsrbenchError
-from backends.checkpoint import CheckpointError, resolve
-from backends.download import why_unreachable
-from backends.tensor_digest import file_tensors_sha256
+from backends.checkpoints import catalog
+from backends.checkpoints.catalog import CheckpointError, resolve
+from backends.checkpoints.download import why_unreachable
+from backends.checkpoints.tensor_digest import file_tensors_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,10 +47,10 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def openai(weights: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A table of OpenAI's models whose tiny.en is the fake checkpoint; no server answers at its address."""
     url = f"http://127.0.0.1:9/{sha256(model)}/tiny.en.pt"
-    monkeypatch.setattr(checkpoint, "openai_table", lambda variable: {"tiny.en": url})
+    monkeypatch.setattr(catalog, "openai_table", lambda variable: {"tiny.en": url})
     # no digest of OpenAI's tensors is known: the file's hash decides
-    whole = checkpoint._catalog_file
-    monkeypatch.setattr(checkpoint, "_catalog_file", lambda: {**whole(), "openai": {}})
+    whole = catalog._catalog_file
+    monkeypatch.setattr(catalog, "_catalog_file", lambda: {**whole(), "openai": {}})
     return url
 
 
@@ -78,7 +78,7 @@ def ship(folder: Path, monkeypatch: pytest.MonkeyPatch, packed: Path, **changes:
     sizes = ", ".join(f"{name} = {value}" for name, value in DIMENSIONS.items())
     table += f"dimensions = {{ {sizes} }}\n"
     (folder / "catalog.toml").write_text(f'schema_version = 2\n[models."nano.en"]\n{table}')
-    monkeypatch.setattr(checkpoint, "SHIPPED_FOLDER", folder)
+    monkeypatch.setattr(catalog, "SHIPPED_FOLDER", folder)
     return archive
 
 
@@ -103,9 +103,9 @@ def test_resolving_imports_no_engine(model: Path) -> None:
 
 
 def test_the_catalogue_is_openais_own_table() -> None:
-    ours = {name: entry.url for name, entry in checkpoint.catalogue().items() if entry.url}
+    ours = {name: entry.url for name, entry in catalog.catalogue().items() if entry.url}
     assert ours == whisper._MODELS
-    assert all(entry.sha256 in ours[name] for name, entry in checkpoint.catalogue().items() if name in ours)
+    assert all(entry.sha256 in ours[name] for name, entry in catalog.catalogue().items() if name in ours)
 
 
 def test_another_package_called_whisper_is_told_apart(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_folder_in_asrbench_weights_must_exist(tmp_path: Path, monkeypatch: py
 
 
 def test_the_projects_own_catalogue_is_sound() -> None:
-    for entry in checkpoint.catalogue().values():
+    for entry in catalog.catalogue().values():
         if entry.archive is not None:
             assert sha256(entry.archive) == entry.archive_sha256
             assert entry.licence and entry.source and entry.note
@@ -230,10 +230,10 @@ def test_an_archive_cut_short_leaves_nothing(
 ) -> None:
     archive = ship(tmp_path / "shipped", monkeypatch, model)
     archive.write_bytes(archive.read_bytes()[:-1000])
-    entry = replace(checkpoint.catalogue()["nano.en"], archive_sha256=sha256(archive))
+    entry = replace(catalog.catalogue()["nano.en"], archive_sha256=sha256(archive))
     with pytest.raises(CheckpointError, match="cannot unpack"):
-        checkpoint.unpack(entry)
-    assert not [path for path in checkpoint.cached_path(entry).parent.iterdir() if path.suffix != ".lock"]
+        catalog.unpack(entry)
+    assert not [path for path in catalog.cached_path(entry).parent.iterdir() if path.suffix != ".lock"]
 
 
 @pytest.mark.usefixtures("openai")
@@ -257,7 +257,7 @@ def test_two_processes_unpack_at_once(model: Path, tmp_path: Path, monkeypatch: 
 @pytest.mark.usefixtures("openai")
 def test_the_default_is_tiny_en_where_it_is(weights: Path, model: Path) -> None:
     (weights / "tiny.en.pt").write_bytes(model.read_bytes())
-    found, line = checkpoint.default_model()
+    found, line = catalog.default_model()
     assert (found.name, line) == ("tiny.en", f"model tiny.en: found at {weights / 'tiny.en.pt'}")
 
 
@@ -265,14 +265,14 @@ def test_the_default_is_tiny_en_where_it_is(weights: Path, model: Path) -> None:
 def test_without_a_connection_the_default_is_what_is_shipped(
     weights: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "SHIPPED_FOLDER", tmp_path / "nothing")
+    monkeypatch.setattr(catalog, "SHIPPED_FOLDER", tmp_path / "nothing")
     write_fake_checkpoint(weights / "b.pt")
     write_fake_checkpoint(weights / "a.pt", seed=1)
-    found, line = checkpoint.default_model()
+    found, line = catalog.default_model()
     assert found.name == "a"
     assert re.fullmatch("model a, the first in ASRBENCH_WEIGHTS: tiny.en is not on this machine and .*", line)
     ship(tmp_path / "shipped", monkeypatch, model)
-    found, line = checkpoint.default_model()
+    found, line = catalog.default_model()
     assert found.name == "nano.en"
     assert line.startswith(
         "model nano.en (understands synthetic English only): tiny.en is not on this machine"
@@ -283,9 +283,9 @@ def test_without_a_connection_the_default_is_what_is_shipped(
 def test_with_no_model_at_all_the_error_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "SHIPPED_FOLDER", tmp_path / "nothing")
+    monkeypatch.setattr(catalog, "SHIPPED_FOLDER", tmp_path / "nothing")
     with pytest.raises(CheckpointError, match=r"weights fetch tiny.en.*--model.*ASRBENCH_WEIGHTS"):
-        checkpoint.default_model()
+        catalog.default_model()
 
 
 def test_a_server_that_accepts_and_never_answers_is_given_up_in_time() -> None:

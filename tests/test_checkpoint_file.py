@@ -16,9 +16,9 @@ import whisper
 from fake_checkpoint import DIMENSIONS, fake_content, write_fake_checkpoint
 
 from backends.base import Checkpoint
-from backends.checkpoint import CheckpointError, load_state_dict, resolve
-from backends.checkpoint_file import read_dimensions, read_tensors
-from backends.sha256 import file_sha256
+from backends.checkpoints.catalog import CheckpointError, load_state_dict, resolve
+from backends.checkpoints.file import read_dimensions, read_tensors
+from backends.checkpoints.sha256 import file_sha256
 
 
 def sha256(path: Path) -> str:

@@ -18,11 +18,14 @@ from fake_ray import ActorDiedError, ActorUnavailableError, Call, FakeRay, RayEr
 
 from backends import Variant
 from backends.base import BackendUnavailable
-from harness import cluster, cluster_run, hosts, journal, record, report
-from harness.cluster import ClusterError
-from harness.corpus import Clip
+from harness import record, report
+from harness.corpus.clips import Clip
 from harness.report import tables
 from harness.report.parts import parts
+from harness.runner import journal
+from harness.runner.cluster import connect, coordinator
+from harness.runner.cluster.connect import ClusterError
+from harness.scoring import machines
 
 SAID = ["red apple", "stone river", "paper", "green house", "brown", "white table"]
 CPU, GPU = Variant("honest", "cpu", "float32"), Variant("whisper-cuda", "cuda", "float16")
@@ -136,7 +139,7 @@ def test_lost_places_lose_nothing_and_duplicate_nothing(
     assert given
     assert [entry["clips"] for entry in run["retries"]] == given
     count = sum(map(len, given))
-    assert hosts.lost_calls(run) == count
+    assert machines.lost_calls(run) == count
     assert any(f"{count} calls were lost with the process or machine" in said for said in run["warnings"])
     assert [len(row["integrity"]["probes"]) for row in run["results"]] == [6, 6]
     assert not (tmp_path / "results" / "latest" / journal.NAME).exists()
@@ -261,7 +264,7 @@ def test_times_of_unlike_machines_are_kept_apart(
     assert on_cluster() == 0
     run = latest(tmp_path)
     assert_merged_as_from_one_process(run, alone)
-    kinds = hosts.class_of(run)
+    kinds = machines.class_of(run)
     assert [entry["places"] for entry in run["hosts"]] == [1, 1]
     chosen = run["host"]["host_class"]
     for row in run["results"]:
@@ -277,7 +280,7 @@ def test_times_of_unlike_machines_are_kept_apart(
     (part,) = (part for part in parts(run) if part.title == "By machine")
     assert len(part.rows) == 4
     assert [line[0] for line in part.rows[:2]] == [chosen] * 2
-    rows = {(row["host_class"] == chosen, row["variant"]): row["rtfx"] for row in hosts.rows(run)}
+    rows = {(row["host_class"] == chosen, row["variant"]): row["rtfx"] for row in machines.rows(run)}
     slow, quick = sorted(rows[flag, alone["results"][0]["variant"]] for flag in (True, False))
     assert quick > 5 * slow
     assert "## By machine" in report.render(run, "md")
@@ -337,15 +340,15 @@ def test_a_clip_that_changes_during_the_run_is_an_error(
 
 def test_places_take_what_the_neediest_variant_needs(ray: FakeRay) -> None:
     ray.alive = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 9.0}, {"CPU": 3.0, "GPU": 8.0}, {"memory": 1.0}]
-    assert cluster.places([CPU], 4, None) == (4 + 2, {"num_cpus": 4, "num_gpus": 0})
-    assert cluster.places([CPU, GPU], 4, None) == (2, {"num_cpus": 4, "num_gpus": 1})
-    assert cluster.places([GPU], 1, 3) == (3, {"num_cpus": 1, "num_gpus": 1})
-    cluster.check(GPU)
+    assert connect.places([CPU], 4, None) == (4 + 2, {"num_cpus": 4, "num_gpus": 0})
+    assert connect.places([CPU, GPU], 4, None) == (2, {"num_cpus": 4, "num_gpus": 1})
+    assert connect.places([GPU], 1, 3) == (3, {"num_cpus": 1, "num_gpus": 1})
+    connect.check(GPU)
     ray.alive = [{"CPU": 16.0}]
     with pytest.raises(BackendUnavailable, match="no node of the cluster has a GPU"):
-        cluster.check(GPU)
+        connect.check(GPU)
     with pytest.raises(ClusterError, match="measured under load"):
-        cluster.check(Variant("openai-api", "remote", "server"))
+        connect.check(Variant("openai-api", "remote", "server"))
 
 
 def test_chunks_hold_every_clip_once_and_no_hour() -> None:
@@ -354,11 +357,11 @@ def test_chunks_hold_every_clip_once_and_no_hour() -> None:
 
     many = [clip(number, 5 + number % 30) for number in range(1_000)]
     for seats in (1, 3, 50, 2_000):
-        divided = list(cluster_run.chunks(many, seats))
+        divided = list(coordinator.chunks(many, seats))
         assert [c for chunk in divided for c in chunk.clips] == many
-        assert max(len(chunk.clips) for chunk in divided) <= cluster_run.CHUNK_CLIPS
-        assert len(divided) >= min(len(many), seats * cluster_run.CHUNKS_A_PLACE)
-    long = list(cluster_run.chunks([clip(number, 3_600) for number in range(9)], 1))
+        assert max(len(chunk.clips) for chunk in divided) <= coordinator.CHUNK_CLIPS
+        assert len(divided) >= min(len(many), seats * coordinator.CHUNKS_A_PLACE)
+    long = list(coordinator.chunks([clip(number, 3_600) for number in range(9)], 1))
     assert [len(chunk.clips) for chunk in long] == [1] * 9
 
 

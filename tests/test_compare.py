@@ -15,10 +15,13 @@ import pytest
 import scipy.stats
 from make_run import TEXT, add_unavailable, make_run, result_of
 
-from harness import cli, compare_report, gate, rank_test, record, score
-from harness.compare import Comparison, NotComparable, compare
+from harness import cli, record
+from harness.metrics import mann_whitney
 from harness.record import Run, text_sha256
-from harness.verdict import Limits, Row
+from harness.regression import report
+from harness.regression.compare import Comparison, NotComparable, compare
+from harness.regression.verdict import Limits, Row
+from harness.scoring import gate, score
 
 FIRST, SECOND, THIRD = "honest@cpu/float32", "twin@cpu/float32", "cousin@cpu/int8"
 VARIANTS = (FIRST, SECOND, THIRD)
@@ -280,9 +283,9 @@ def test_tables_of_the_docs_are_those_of_the_script(tmp_path: Path) -> None:
 
 
 def test_smallest_p_values_of_few_rounds() -> None:
-    assert rank_test.smallest_p_value(5, 5) == pytest.approx(0.0079, abs=5e-5)
-    assert rank_test.smallest_p_value(7, 7) == pytest.approx(0.00058, abs=5e-6)
-    assert rank_test.rounds_needed(0.002) == 7
+    assert mann_whitney.smallest_p_value(5, 5) == pytest.approx(0.0079, abs=5e-5)
+    assert mann_whitney.smallest_p_value(7, 7) == pytest.approx(0.00058, abs=5e-6)
+    assert mann_whitney.rounds_needed(0.002) == 7
 
 
 def test_rank_test_is_the_known_one() -> None:
@@ -290,18 +293,18 @@ def test_rank_test_is_the_known_one() -> None:
     for _ in range(50):
         base, new = rng.normal(size=rng.integers(2, 12)), rng.normal(0.5, size=rng.integers(2, 12))
         expected = scipy.stats.mannwhitneyu(base, new, method="exact").pvalue
-        assert rank_test.mann_whitney(base, new) == pytest.approx(expected)
+        assert mann_whitney.mann_whitney(base, new) == pytest.approx(expected)
 
 
 def test_ties_are_no_evidence() -> None:
-    assert rank_test.mann_whitney([1.0] * 7, [1.0] * 7) == pytest.approx(1.0)
+    assert mann_whitney.mann_whitney([1.0] * 7, [1.0] * 7) == pytest.approx(1.0)
 
 
 def test_interval_of_the_shift_covers_it_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(600):
-        interval = rank_test.shift_interval(rng.normal(size=7), rng.normal(0.3, size=7))
+        interval = mann_whitney.shift_interval(rng.normal(size=7), rng.normal(0.3, size=7))
         assert interval is not None
         covered += interval[0] <= 0.3 <= interval[1]
     assert 0.93 < covered / 600 < 0.98
@@ -612,13 +615,13 @@ def hostile() -> Comparison:
 
 
 def test_hostile_names_stay_text(hostile: Comparison) -> None:
-    text = compare_report.as_text(hostile)
+    text = report.as_text(hostile)
     assert "\x1b" not in text
     assert not any(line.lstrip().startswith("::") for line in text.splitlines())
 
 
 def test_hostile_names_stay_text_in_markdown(hostile: Comparison) -> None:
-    lines = compare_report.as_markdown(hostile).splitlines()
+    lines = report.as_markdown(hostile).splitlines()
     assert not any("<script" in line for line in lines)
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 5
@@ -627,7 +630,7 @@ def test_hostile_names_stay_text_in_markdown(hostile: Comparison) -> None:
 
 
 def test_hostile_names_stay_text_in_junit(hostile: Comparison) -> None:
-    suite = ElementTree.fromstring(compare_report.as_junit(hostile)).find("testsuite")
+    suite = ElementTree.fromstring(report.as_junit(hostile)).find("testsuite")
     assert suite is not None
     assert (suite.get("tests"), suite.get("failures")) == ("3", "1")
     cases = suite.findall("testcase")
@@ -638,7 +641,7 @@ def test_hostile_names_stay_text_in_junit(hostile: Comparison) -> None:
 
 
 def test_hostile_names_stay_text_in_annotations(hostile: Comparison) -> None:
-    lines = list(compare_report.github_annotations(hostile))
+    lines = list(report.github_annotations(hostile))
     assert len(lines) >= 3
     for line in lines:
         assert "\n" not in line
@@ -647,6 +650,6 @@ def test_hostile_names_stay_text_in_annotations(hostile: Comparison) -> None:
         assert command.split(" ")[0] in ("error", "warning")
         assert "," not in command
         assert "100%\\" not in rest  # a bare % would be read as an escape
-    assert compare_report.annotation("error", "a:b,c%\n", "d%\ne\r:,") == (
+    assert report.annotation("error", "a:b,c%\n", "d%\ne\r:,") == (
         "::error title=a%3Ab%2Cc%25\\n::d%25%0Ae\\r:,"
     )

@@ -14,17 +14,19 @@ import torch
 from fake_checkpoint import write_fake_checkpoint
 from make_run import REFERENCE, make_run
 
-from backends import decisions
 from backends.base import BackendError, Settings
-from backends.checkpoint import resolve
-from backends.decisions import Decision, Window, decide
+from backends.checkpoints.catalog import resolve
+from backends.inspection import token_margins
+from backends.inspection.token_margins import Decision, Window, decide
 from backends.openai_whisper import WhisperCpu
-from harness import audio, outputs, record
+from harness import record
 from harness.cli import main
-from harness.outputs import Chunk, Divergence, compare_outputs, first_divergence, word_chunks
-from harness.outputs_report import as_markdown, is_narrow
+from harness.corpus import audio
+from harness.diagnose import transcripts
+from harness.diagnose.token_text import token_text
+from harness.diagnose.transcripts import Chunk, Divergence, compare_outputs, first_divergence, word_chunks
+from harness.diagnose.transcripts_report import as_markdown, is_narrow
 from harness.record import Run, text_sha256
-from harness.vocabulary import token_text
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHER = "faster-whisper@cpu/int8"
@@ -157,7 +159,7 @@ def test_reference_may_be_any_variant_of_the_run(tmp_path: Path, capsys: pytest.
 
 def test_a_reference_that_answered_nothing_is_an_error() -> None:
     with pytest.raises(
-        outputs.OutputsError, match=r"answered no clip .* --reference takes another of faster"
+        transcripts.OutputsError, match=r"answered no clip .* --reference takes another of faster"
     ):
         compare_outputs(run_with([None], ["b"]))
 
@@ -316,7 +318,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float, int]]:
         chosen = window.tokens[step] if step < len(window.tokens) else 50_256
         return Decision(start, step, chosen, other or 50_256, 1.0 + len(asked), False)
 
-    monkeypatch.setattr(decisions, "_decision", fake)
+    monkeypatch.setattr(token_margins, "_decision", fake)
     return asked
 
 
@@ -359,7 +361,7 @@ def test_of_two_places_the_possible_one_is_taken(monkeypatch: pytest.MonkeyPatch
     def fake(model: Any, window: Window, start: float, step: int, other: int | None) -> Decision:
         return Decision(start, step, -1, other or 0, None if start == 0 else 0.25, True)
 
-    monkeypatch.setattr(decisions, "_decision", fake)
+    monkeypatch.setattr(token_margins, "_decision", fake)
     found = decide(None, windows, segments, tokens, 3, T + 1)
     assert (found.window_start_seconds, found.margin) == (30.0, 0.25)
 
@@ -390,7 +392,7 @@ def test_text_or_timestamp_is_decided_by_the_sum_of_timestamps(engine: WhisperCp
 
     def margin(chosen: int, other: int) -> Decision:
         seen = Window(torch.zeros(80, 3000), options, [*sampled, chosen], 0.0, 0.0)
-        return decisions._decision(Logits(), seen, 0.0, 3, other)
+        return token_margins._decision(Logits(), seen, 0.0, 3, other)
 
     total = 3.0 + np.log(10)
     assert margin(BEGIN + 20, 300).margin == pytest.approx(total - 5, abs=1e-5)

@@ -14,9 +14,9 @@ import pytest
 import torch
 from fake_containers import copy, ggml_tensor, originals, read, refused, small
 
-from backends import ggml_model
-from backends.checkpoint import CheckpointError, resolve
+from backends.checkpoints.catalog import CheckpointError, resolve
 from backends.containers import import_file, kind_of
+from backends.conversions import ggml_model
 
 __all__ = ["copy", "originals"]  # fixtures: pytest finds them by their names here
 

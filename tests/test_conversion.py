@@ -22,12 +22,12 @@ from fake_checkpoint import ENGLISH, MULTILINGUAL, MULTILINGUAL_V3, write_fake_c
 from faster_whisper.feature_extractor import FeatureExtractor
 from whisper.tokenizer import get_tokenizer
 
-from backends import ctranslate2_model
 from backends.base import BackendError
-from backends.checkpoint import load_state_dict, resolve
-from backends.ctranslate2_model import alignment_heads, build, convert, converted_folder
-from backends.tokenizer_json import tokenizer_json
-from harness.audio import decode
+from backends.checkpoints.catalog import load_state_dict, resolve
+from backends.conversions import ctranslate2_model
+from backends.conversions.ctranslate2_model import alignment_heads, build, convert, converted_folder
+from backends.conversions.tokenizer_json import tokenizer_json
+from harness.corpus.audio import decode
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "weights" / "tiny.en-openai.pt"

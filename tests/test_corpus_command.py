@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from harness import corpus_check, slices
 from harness.cli import main
-from harness.corpus import BUNDLED_MANIFEST
+from harness.corpus import check
+from harness.corpus.clips import BUNDLED_MANIFEST
+from harness.scoring import slices
 
 RATE_HZ = 16_000
 
@@ -114,8 +115,8 @@ def test_ignored_kinds_do_not_fail(tmp_path: Path) -> None:
 def test_same_text_in_two_languages_is_no_duplicate() -> None:
     texts: dict[tuple[str, str], str] = {}
     for number, language in enumerate(["de", "nl", "de"]):
-        entry = corpus_check.Entry(Path(f"{number}.wav"), Path(), f"m:{number}", "in", language)
-        kinds = [problem.kind for problem in corpus_check._of_text(entry, 0.5, texts)]
+        entry = check.Entry(Path(f"{number}.wav"), Path(), f"m:{number}", "in", language)
+        kinds = [problem.kind for problem in check._of_text(entry, 0.5, texts)]
         assert kinds == (["duplicate reference"] if number == 2 else [])
 
 

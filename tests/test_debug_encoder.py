@@ -18,11 +18,11 @@ from fake_checkpoint import write_fake_checkpoint
 
 import backends
 from backends.base import BackendError, Checkpoint, Settings
-from backends.checkpoint import resolve
-from backends.encoder_trace import layer_shapes, require_trace
+from backends.checkpoints.catalog import resolve
+from backends.inspection.encoder_trace import layer_shapes, require_trace
 from backends.openai_whisper import WhisperCpu
 from harness.cli import main
-from harness.layer_errors import first_divergence, layer_errors
+from harness.diagnose.layers import first_divergence, layer_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTY = Path(__file__).parent / "faulty_encoders"
@@ -258,7 +258,8 @@ def test_bad_input_is_one_clear_error(
 
 def test_the_parent_imports_no_engine() -> None:
     code = (
-        "import sys, harness.debug_encoder, harness.compare_outputs, backends.encoder_trace\n"
+        "import sys, harness.cli.debug_encoder, harness.cli.compare_outputs\n"
+        "import backends.inspection.encoder_trace\n"
         "print(*{'torch', 'whisper', 'ctranslate2', 'max'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -9,10 +9,12 @@ import pytest
 from make_run import REFERENCE, VARIANTS, add_unavailable, make_run, result_of
 from rich.console import Console
 
-from harness import gate, race, record, score
+from harness import record
 from harness.cli import main
-from harness.demo import CLIP
+from harness.cli.demo import CLIP
 from harness.record import Run
+from harness.report import race
+from harness.scoring import gate, score
 
 OTHER = VARIANTS[1]
 SHORT = "stops-early@cpu/float32"
@@ -154,7 +156,7 @@ def test_demo_measures_like_any_run(
 
 
 def test_bundled_clip_has_its_text() -> None:
-    from harness.corpus import load_clips
+    from harness.corpus.clips import load_clips
 
     (clip,) = load_clips([CLIP])
     assert 5 < clip.audio_seconds <= 30

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import backends
-from backends import checkpoint
 from backends.base import BackendUnavailable
-from harness import checkups, doctor
-from harness.checkups import FAIL, OK, WARN
+from backends.checkpoints import catalog
+from harness.cli import doctor, doctor_checks
+from harness.cli.doctor_checks import FAIL, OK, WARN
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +49,7 @@ def healthy(registered, model, tmp_path, monkeypatch):
 
 
 def lines(check, results=Path("results")):
-    return list(dict(checkups.CHECKS)[check](results))
+    return list(dict(doctor_checks.CHECKS)[check](results))
 
 
 def statuses(check, results=Path("results")):
@@ -73,8 +73,8 @@ def test_max_is_tried_out_where_it_is_installed(registered, monkeypatch):
         ("import os; os.abort()", WARN),
     ):
         with monkeypatch.context() as patch:
-            trouble_and_lines = checkups._in_process(code, 30)
-            patch.setattr(checkups, "_in_process", lambda *_, found=trouble_and_lines: found)
+            trouble_and_lines = doctor_checks._in_process(code, 30)
+            patch.setattr(doctor_checks, "_in_process", lambda *_, found=trouble_and_lines: found)
             ((*line,),) = lines("max")
         assert (tuple(line) if line[0] == OK else line[0]) == expected
         if line[0] == WARN:
@@ -86,7 +86,7 @@ def test_a_healthy_machine_passes(healthy, capsys):
     assert call("--results", str(healthy)) == 0
     printed = capsys.readouterr().out
     assert "fail" not in printed
-    for check, _ in checkups.CHECKS:
+    for check, _ in doctor_checks.CHECKS:
         assert f"{check}: " in printed
     assert not healthy.exists()
 
@@ -95,7 +95,7 @@ def test_json_says_the_same(healthy, capsys):
     assert call("--json", "--results", str(healthy)) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["can_run"] is True
-    assert {finding["check"] for finding in found["findings"]} == {name for name, _ in checkups.CHECKS}
+    assert {finding["check"] for finding in found["findings"]} == {name for name, _ in doctor_checks.CHECKS}
     assert all(set(finding) == {"check", "status", "detail", "remedy"} for finding in found["findings"])
 
 
@@ -111,7 +111,7 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch, tmp_path):
         yield OK, "so far so good"
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(doctor, "CHECKS", (("broken", broken), ("python", checkups._python)))
+    monkeypatch.setattr(doctor, "CHECKS", (("broken", broken), ("python", doctor_checks._python)))
     found = doctor.examine(tmp_path)
     assert [finding.status for finding in found] == [FAIL, OK]
     assert "ZeroDivisionError: oops" in found[0].detail
@@ -142,20 +142,20 @@ def test_an_engine_that_crashes_or_hangs_is_told_apart(registered, tmp_path, mon
     (tmp_path / "crashing_engine.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
     (tmp_path / "hanging_engine.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert "died of SIGILL" in checkups._import_trouble(["crashing_engine"])
-    monkeypatch.setattr(checkups, "IMPORT_SECONDS", 0.5)
-    assert "took more than" in checkups._import_trouble(["hanging_engine"])
+    assert "died of SIGILL" in doctor_checks._import_trouble(["crashing_engine"])
+    monkeypatch.setattr(doctor_checks, "IMPORT_SECONDS", 0.5)
+    assert "took more than" in doctor_checks._import_trouble(["hanging_engine"])
 
 
 def test_every_codec_is_really_decoded(monkeypatch):
     assert lines("codecs") == [(OK, "wav, flac, mp3, ogg, opus, m4a decode")]
-    whole = checkups.audio.decode
+    whole = doctor_checks.audio.decode
 
     def half(path):
         samples = whole(path)
         return samples[: len(samples) // 2] if path.suffix == ".ogg" else samples
 
-    monkeypatch.setattr(checkups.audio, "decode", half)
+    monkeypatch.setattr(doctor_checks.audio, "decode", half)
     found = lines("codecs")
     assert found[0][:2] == (FAIL, "ogg decodes wrongly")
     assert found[1] == (OK, "wav, flac, mp3, opus, m4a decode")
@@ -180,7 +180,7 @@ def test_checkpoints_are_verified(healthy, model, monkeypatch, tmp_path):
 def test_no_checkpoint_at_all_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("ASRBENCH_WEIGHTS", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(checkpoint, "catalogue", dict)
+    monkeypatch.setattr(catalog, "catalogue", dict)
     ((status, _, remedy),) = lines("checkpoints")
     assert status == FAIL
     assert remedy.startswith("asrbench weights fetch tiny.en")
@@ -188,15 +188,15 @@ def test_no_checkpoint_at_all_names_the_command(monkeypatch, tmp_path):
 
 def test_a_wrong_weights_variable_is_a_finding(monkeypatch, tmp_path):
     monkeypatch.setenv("ASRBENCH_WEIGHTS", str(tmp_path / "gone"))
-    monkeypatch.setattr(doctor, "CHECKS", (("checkpoints", checkups._checkpoints),))
+    monkeypatch.setattr(doctor, "CHECKS", (("checkpoints", doctor_checks._checkpoints),))
     found = doctor.examine(tmp_path)
     assert [finding.status for finding in found] == [FAIL]
     assert "ASRBENCH_WEIGHTS" in found[0].detail
 
 
 def test_missing_clips_fail(monkeypatch, tmp_path):
-    monkeypatch.setattr(checkups.corpus, "BUNDLED_MANIFEST", tmp_path / "manifest.jsonl")
-    monkeypatch.setattr(doctor, "CHECKS", (("clips", checkups._clips),))
+    monkeypatch.setattr(doctor_checks.corpus, "BUNDLED_MANIFEST", tmp_path / "manifest.jsonl")
+    monkeypatch.setattr(doctor, "CHECKS", (("clips", doctor_checks._clips),))
     found = doctor.examine(tmp_path)
     assert [finding.status for finding in found] == [FAIL]
 
@@ -213,14 +213,14 @@ def test_results_that_cannot_be_written_fail(tmp_path):
 
 
 def test_a_nearly_full_disk_is_a_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkups, "SMALL_DISK_BYTES", 1 << 62)
+    monkeypatch.setattr(doctor_checks, "SMALL_DISK_BYTES", 1 << 62)
     assert statuses("results", tmp_path) == [WARN]
 
 
 def test_a_busy_or_throttled_machine_is_a_warning(monkeypatch):
     calm = {"governor": "performance", "memory_bytes": 64 << 30, "memory_limit_bytes": None}
     described = {**calm, "host_class": "x", "logical_cores": 4}
-    monkeypatch.setattr(checkups.host, "describe", lambda: described)
+    monkeypatch.setattr(doctor_checks.host, "describe", lambda: described)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.1, 0.1))
     assert statuses("machine") == [OK]
     described["governor"] = "powersave"
@@ -234,7 +234,7 @@ def test_cache_sizes_are_counted(tmp_path, monkeypatch):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_bytes(bytes(1000))
     (tmp_path / "link").symlink_to(tmp_path / "deep" / "file")
-    assert checkups._size_bytes(tmp_path) == 1000
+    assert doctor_checks._size_bytes(tmp_path) == 1000
     assert set(statuses("caches")) == {OK}
 
 

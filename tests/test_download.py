@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from backends import download as module
-from backends.download import DownloadError, download, why_unreachable
+from backends.checkpoints import download as module
+from backends.checkpoints.download import DownloadError, download, why_unreachable
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTENT = bytes(range(256)) * 8192  # 2 MiB

@@ -16,11 +16,11 @@ import torch
 from fake_checkpoint import MULTILINGUAL, MULTILINGUAL_V3, write_fake_checkpoint
 
 from backends.base import Backend, BackendError, BackendUnavailable, Checkpoint, Settings
-from backends.checkpoint import resolve
-from backends.ctranslate2_model import build, converted_folder
+from backends.checkpoints.catalog import resolve
+from backends.conversions.ctranslate2_model import build, converted_folder
 from backends.faster_whisper import FasterWhisper
 from backends.openai_whisper import WhisperCpu
-from backends.stages import StageClock
+from backends.whisper_common.stage_clock import StageClock
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = [WhisperCpu, FasterWhisper]

@@ -15,8 +15,11 @@ import pytest
 import soundfile
 from make_run import REFERENCE, make_run
 
-from harness import corpus, corpus_check, gate, hallucination, record, report, score
+from harness import record, report
+from harness.corpus import check, clips
+from harness.metrics import hallucination
 from harness.record import Run
+from harness.scoring import gate, score
 
 RATE_HZ = 16_000
 ESPEAK = importlib.util.find_spec("espeakng_loader")
@@ -52,8 +55,8 @@ def test_suite_has_every_kind_and_is_a_sound_corpus(suite: Path) -> None:
         **dict.fromkeys(["silence", "white noise", "pink noise", "babble", "music", "cut mid-word"], 3),
         "five times": 2,
     }
-    assert corpus_check.check([suite]).problems == []
-    assert len(corpus.load_clips([suite])) == sum(kinds.values())
+    assert check.check([suite]).problems == []
+    assert len(clips.load_clips([suite])) == sum(kinds.values())
 
 
 def test_nothing_is_said_where_nobody_speaks(suite: Path) -> None:

@@ -11,11 +11,13 @@ import pytest
 from make_run import REFERENCE, VARIANTS, make_run, result_of
 from rich.console import Console
 
-from harness import gate, history, record, score
+from harness import record
 from harness.cli import main
-from harness.history import Point
-from harness.history_command import print_series, sparkline, to_csv
+from harness.cli.history import print_series, sparkline, to_csv
 from harness.record import Run
+from harness.report import history
+from harness.report.history import Point
+from harness.scoring import gate, score
 
 OTHER = VARIANTS[1]
 

@@ -17,11 +17,12 @@ import soundfile
 import tones
 from make_run import REFERENCE, VARIANTS, add_unavailable, make_run, result_of
 
-from harness import audio as audio_file
-from harness import gate, record, report, score
+from harness import record, report
+from harness.corpus import audio as audio_file
 from harness.record import Run
 from harness.report.html import audio, clips, page
 from harness.report.html.frontier import pareto_front
+from harness.scoring import gate, score
 
 OTHER = VARIANTS[1]
 SHORT = "stops-early@cpu/float32"

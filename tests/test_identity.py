@@ -14,12 +14,14 @@ import torch
 from fake_checkpoint import DIMENSIONS, write_fake_checkpoint
 from make_run import make_run
 
-from backends import checkpoint
-from backends.checkpoint import CheckpointError, resolve
-from backends.checkpoint_file import read_tensors
-from backends.tensor_digest import as_float16, file_tensors_sha256, tensors_sha256
-from harness import comparable, gate, history, record
-from harness.report import context, readme
+from backends.checkpoints import catalog
+from backends.checkpoints.catalog import CheckpointError, resolve
+from backends.checkpoints.file import read_tensors
+from backends.checkpoints.tensor_digest import as_float16, file_tensors_sha256, tensors_sha256
+from harness import record
+from harness.regression import preconditions
+from harness.report import context, history, readme
+from harness.scoring import gate
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_EN = ROOT.parent / "shared" / "weights" / "tiny.en-openai.pt"
@@ -63,10 +65,10 @@ def change_one_bit(stored: dict[str, Any]) -> None:
 def known(halves: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A catalogue in which `halves` is tiny.en by its tensors, though OpenAI's file has another hash."""
     url = f"http://127.0.0.1:9/{'1' * 64}/tiny.en.pt"
-    monkeypatch.setattr(checkpoint, "openai_table", lambda variable: {"tiny.en": url})
+    monkeypatch.setattr(catalog, "openai_table", lambda variable: {"tiny.en": url})
     digest = file_tensors_sha256(halves)
     tables = {"tiny.en": {"tensors_sha256": digest, "dimensions": dict(DIMENSIONS)}}
-    monkeypatch.setattr(checkpoint, "_catalog_file", lambda: {"openai": tables})
+    monkeypatch.setattr(catalog, "_catalog_file", lambda: {"openai": tables})
     monkeypatch.delenv("ASRBENCH_WEIGHTS", raising=False)
     return digest
 
@@ -123,14 +125,14 @@ def test_a_changed_file_is_digested_again(halves: Path) -> None:
 )
 def test_openais_tiny_en_is_known_by_its_tensors() -> None:
     found = resolve(str(TINY_EN))
-    entry = checkpoint.catalogue()["tiny.en"]
+    entry = catalog.catalogue()["tiny.en"]
     assert (found.name, found.tensors_sha256) == ("tiny.en", entry.tensors_sha256)
     assert found.sha256 != entry.sha256, "the test needs a file that OpenAI did not write"
 
 
 def test_the_bundled_model_has_the_digest_of_the_catalogue() -> None:
-    entry = checkpoint.catalogue()["nano.en"]
-    path = checkpoint.unpack(entry)
+    entry = catalog.catalogue()["nano.en"]
+    path = catalog.unpack(entry)
     assert tensors_sha256(read_tensors(path, by_name=True)) == entry.tensors_sha256
     assert resolve("nano.en").dimensions == entry.dimensions
 
@@ -194,21 +196,21 @@ def runs_of(*digests: str | None) -> list[record.Run]:
 
 def test_runs_of_the_same_tensors_are_comparable_and_share_a_table_and_a_history() -> None:
     first, second = runs_of("a" * 64, "a" * 64)
-    assert comparable.differences(first, second) == []
+    assert preconditions.differences(first, second) == []
     assert len(history._groups([first, second])) == 1
     assert readme.readme_tables([first, second]).count("**tiny.en (tensors aaaaaaaaaaaa)**") == 1
 
 
 def test_runs_of_other_tensors_are_not() -> None:
     first, second = runs_of("a" * 64, "b" * 64)
-    assert [d.kind for d in comparable.differences(first, second)] == ["checkpoint"]
+    assert [d.kind for d in preconditions.differences(first, second)] == ["checkpoint"]
     assert len(history._groups([first, second])) == 2
 
 
 def test_runs_of_other_heads_are_not() -> None:
     first, second = runs_of("a" * 64, "a" * 64)
     second["checkpoint"]["dimensions"] = {**second["checkpoint"]["dimensions"], "n_text_head": 3}
-    assert [d.kind for d in comparable.differences(first, second)] == ["checkpoint"]
+    assert [d.kind for d in preconditions.differences(first, second)] == ["checkpoint"]
 
 
 def test_a_run_older_than_the_digest_is_known_by_its_file(tmp_path: Path) -> None:
@@ -219,9 +221,9 @@ def test_a_run_older_than_the_digest_is_known_by_its_file(tmp_path: Path) -> Non
     read = record.read(tmp_path)
     assert read["schema_version"] == record.SCHEMA_VERSION
     assert "(file 000000000000)" in context.model(read)
-    assert [d.kind for d in comparable.differences(read, newer)] == ["checkpoint"]
+    assert [d.kind for d in preconditions.differences(read, newer)] == ["checkpoint"]
     newer["checkpoint"]["sha256"] = read["checkpoint"]["sha256"]
-    assert comparable.differences(read, newer) == []
+    assert preconditions.differences(read, newer) == []
 
 
 def test_a_backend_may_state_its_weights_by_file_or_by_tensors() -> None:

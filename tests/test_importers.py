@@ -14,7 +14,7 @@ import soundfile
 
 from harness import corpus
 from harness.cli import main
-from harness.importers import huggingface
+from harness.corpus.importers import huggingface
 
 RATE_HZ = 16_000
 

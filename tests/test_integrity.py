@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import integrity
-from harness.corpus import Clip
+from harness.corpus.clips import Clip
+from harness.scoring import cache_probes
 
 
 class Engine:
@@ -25,22 +25,22 @@ class Engine:
 
 
 @pytest.fixture
-def probes(tmp_path: Path) -> list[integrity.Probe]:
+def probes(tmp_path: Path) -> list[cache_probes.Probe]:
     audio, clips = {}, []
     for number in range(3):
         name = f"clip{number}"
         audio[name] = tmp_path / f"{name}.npy"
         np.save(audio[name], np.sin(np.arange(1600 + number, dtype=np.float32)))
         clips.append(Clip(name, audio[name], 0.1 + number, "", "en", "river"))
-    return integrity.prepare(clips, audio, tmp_path, seed=1)
+    return cache_probes.prepare(clips, audio, tmp_path, seed=1)
 
 
-def ratio(engine: Engine, probes: list[integrity.Probe]) -> float:
-    entries = integrity.run(engine, probes, lambda text, language: text)
-    return integrity.summarise(entries, [])["unseen_over_seen"]
+def ratio(engine: Engine, probes: list[cache_probes.Probe]) -> float:
+    entries = cache_probes.run(engine, probes, lambda text, language: text)
+    return cache_probes.summarise(entries, [])["unseen_over_seen"]
 
 
-def test_caches_take_longer_for_copies_in_every_attempt(probes: list[integrity.Probe]) -> None:
+def test_caches_take_longer_for_copies_in_every_attempt(probes: list[cache_probes.Probe]) -> None:
     """Each engine that is asked after the others too: it must not be given a copy twice."""
     clips = {np.load(probe.seen).tobytes() for probe in probes}
     for _ in range(3):
@@ -52,25 +52,25 @@ def test_caches_take_longer_for_copies_in_every_attempt(probes: list[integrity.P
             return 0.1 if found else 1.0
 
         engine = Engine(cached)
-        assert ratio(engine, probes) > integrity.UNSEEN_OVER_SEEN_LIMIT
-        assert len(engine.heard) == integrity.ATTEMPTS * 2 * len(probes)
+        assert ratio(engine, probes) > cache_probes.UNSEEN_OVER_SEEN_LIMIT
+        assert len(engine.heard) == cache_probes.ATTEMPTS * 2 * len(probes)
 
 
-def test_one_disturbed_attempt_is_forgiven(probes: list[integrity.Probe]) -> None:
+def test_one_disturbed_attempt_is_forgiven(probes: list[cache_probes.Probe]) -> None:
     seen = {np.load(probe.seen).tobytes() for probe in probes}
     engine = Engine(lambda samples, n: 1.0 if n > 2 * len(probes) or samples in seen else 1.6)
     assert ratio(engine, probes) == 1.0
     assert len(engine.heard) == 2 * 2 * len(probes)
 
 
-def test_an_honest_engine_is_asked_once(probes: list[integrity.Probe]) -> None:
+def test_an_honest_engine_is_asked_once(probes: list[cache_probes.Probe]) -> None:
     engine = Engine(lambda samples, number: 1.0)
     assert ratio(engine, probes) == 1.0
     assert len(engine.heard) == 2 * len(probes)
 
 
-def test_failing_where_it_is_asked_again_does_not_hide_a_cache(probes: list[integrity.Probe]) -> None:
+def test_failing_where_it_is_asked_again_does_not_hide_a_cache(probes: list[cache_probes.Probe]) -> None:
     seen = {np.load(probe.seen).tobytes() for probe in probes}
     calls = 2 * len(probes)
     engine = Engine(lambda samples, n: 0.1 if samples in seen else (1.0 if n <= calls else 0.0))
-    assert ratio(engine, probes) > integrity.UNSEEN_OVER_SEEN_LIMIT
+    assert ratio(engine, probes) > cache_probes.UNSEEN_OVER_SEEN_LIMIT

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import late_work
-from harness.late_work import LOOK_SECONDS, LateWorkDetector
+from harness.worker import late_work
+from harness.worker.late_work import LOOK_SECONDS, LateWorkDetector
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,7 +137,7 @@ def test_each_call_is_judged_on_its_own(old_thread):
 def test_two_looks_suffice_when_nothing_goes_on(monkeypatch):
     sleep, slept = time.sleep, []
     monkeypatch.setattr(
-        "harness.late_work.time.sleep", lambda seconds: (slept.append(seconds), sleep(seconds))
+        "harness.worker.late_work.time.sleep", lambda seconds: (slept.append(seconds), sleep(seconds))
     )
     looks = []
     for _ in range(20):

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from harness import log, record
+from harness import record
 from harness.cli import main
+from harness.runner import json_events
 
 KEYS = {"time", "event", "message", "variant", "clip", "round", "seconds", "error", "calls", "done"}
 
@@ -33,7 +34,7 @@ def test_every_call_is_an_event_that_agrees_with_the_record(
     told = events(capfd)
     assert all(set(event) == KEYS for event in told)
     assert {event["event"] for event in told} == {"note", "start", "stage", "answer", "failure", "close"}
-    assert {event["event"] for event in told} <= log.EVENTS.keys()
+    assert {event["event"] for event in told} <= json_events.EVENTS.keys()
     assert "prints-to-stdout@cpu/float32: clears its throat" in [event["message"] for event in told]
     times = [datetime.datetime.fromisoformat(event["time"]) for event in told]
     assert times == sorted(times)
@@ -63,18 +64,18 @@ def test_errors_are_events_too(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_modules_warn_of_is_an_event(capfd: pytest.CaptureFixture[str]) -> None:
-    with log.warnings_as_events():
-        logging.getLogger("harness.corpus").warning("%s lasts longer", "clip \u2028 é")
+    with json_events.warnings_as_events():
+        logging.getLogger("harness.corpus.clips").warning("%s lasts longer", "clip \u2028 é")
     (event,) = events(capfd)
     assert (event["event"], event["message"]) == ("warning", "clip \u2028 é lasts longer")
     before = len(logging.getLogger().handlers)
-    with log.warnings_as_events():
+    with json_events.warnings_as_events():
         assert len(logging.getLogger().handlers) == before + 1
     assert len(logging.getLogger().handlers) == before
 
 
 def test_one_event_is_one_line_of_ascii(capfd: pytest.CaptureFixture[str]) -> None:
-    log.emit("note", message="a\nb\u2028\x1b[31m é")
+    json_events.emit("note", message="a\nb\u2028\x1b[31m é")
     said = capfd.readouterr().err
     assert said.isascii()
     assert said.count("\n") == 1
@@ -82,10 +83,10 @@ def test_one_event_is_one_line_of_ascii(capfd: pytest.CaptureFixture[str]) -> No
 
 
 def test_every_key_and_event_is_documented() -> None:
-    documented = set(re.findall(r"^(\w+) +\S", log.__doc__ or "", re.M))
+    documented = set(re.findall(r"^(\w+) +\S", json_events.__doc__ or "", re.M))
     assert documented >= KEYS
     page = (Path(__file__).parent.parent / "docs" / "reports.md").read_text()
-    for name in (*KEYS, *log.EVENTS):
+    for name in (*KEYS, *json_events.EVENTS):
         assert f"`{name}`" in page, name
 
 

@@ -15,14 +15,14 @@ import torch
 from fake_checkpoint import fake_content, write_fake_checkpoint
 
 from backends.base import BackendError, BackendUnavailable, Settings
-from backends.checkpoint import resolve
-from backends.encoder_trace import layer_shapes
-from backends.greedy import SILENCE_ENCODED_SECONDS, TRIMMED
+from backends.checkpoints.catalog import resolve
+from backends.inspection.encoder_trace import layer_shapes
 from backends.max_graph import engine, session
 from backends.max_hybrid import MaxHybrid
 from backends.max_whisper import MaxWhisper
 from backends.openai_whisper import WhisperCpu
-from backends.torch_encoder import TorchEncoder
+from backends.torch_whisper.encoder import TorchEncoder
+from backends.whisper_common.greedy import SILENCE_ENCODED_SECONDS, TRIMMED
 
 pytest.importorskip("max.engine", reason="needs the package max")
 

@@ -13,8 +13,9 @@ import psutil
 import pytest
 import soundfile
 
-from harness import audio, corpus, record
-from harness.decoded import Decoded
+from harness import corpus, record
+from harness.corpus import audio
+from harness.corpus.sample_cache import Decoded
 
 CLIP_SECONDS = 8
 FEW, MANY = 20, 140

@@ -24,7 +24,7 @@ import tones
 import backends
 from backends import openai_api
 from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings
-from backends.checkpoint import resolve
+from backends.checkpoints.catalog import resolve
 from backends.openai_api import OpenAiApi
 from harness import record
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from make_run import make_run
 
-from harness import gate, record, report, score
+from harness import record, report
 from harness.cli import main
 from harness.report.formats import FormatError, format_of
+from harness.scoring import gate, score
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "plugin"

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from harness import probes
+from harness.worker import meters
 
 HERE = os.getpid()
 NOBODY = 2**22 + 1  # above Linux's largest process id
@@ -70,7 +70,7 @@ def test_peak_memory_stays_after_the_memory_is_given_back():
     held = psutil.Process().memory_info().rss
     del block
     assert psutil.Process().memory_info().rss < held - 200_000_000
-    assert probes.peak_rss_bytes() > held - 10_000_000
+    assert meters.peak_rss_bytes() > held - 10_000_000
 
 
 def test_peak_memory_is_not_the_parents():
@@ -82,39 +82,39 @@ def test_peak_memory_is_not_the_parents():
 
 
 def test_cpu_seconds_count_work_and_not_waiting():
-    start = probes.process_cpu_seconds()
+    start = meters.process_cpu_seconds()
     time.sleep(0.2)
-    slept = probes.process_cpu_seconds() - start
-    while probes.process_cpu_seconds() < start + slept + 0.1:
+    slept = meters.process_cpu_seconds() - start
+    while meters.process_cpu_seconds() < start + slept + 0.1:
         pass
     assert slept < 0.1
 
 
 def test_torch_is_asked_only_where_it_is_in_use(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert probes.torch_peak_allocated_bytes() is None
+    assert meters.torch_peak_allocated_bytes() is None
     cuda = SimpleNamespace(is_initialized=lambda: False)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    assert probes.torch_peak_allocated_bytes() is None
+    assert meters.torch_peak_allocated_bytes() is None
     cuda.is_initialized = lambda: True
     cuda.device_count = lambda: 2
     cuda.max_memory_allocated = lambda device: (device + 1) * GIB
-    assert probes.torch_peak_allocated_bytes() == 3 * GIB
+    assert meters.torch_peak_allocated_bytes() == 3 * GIB
 
 
 def test_video_memory_of_one_process_over_all_gpus():
     nvml = FakeNvml([[(HERE, GIB), (1, 5 * GIB)], [(HERE, 2 * GIB)]])
-    assert probes.process_vram_bytes(HERE, nvml) == 3 * GIB
-    assert probes.process_vram_bytes(NOBODY, nvml) is None
-    assert probes.process_vram_bytes(HERE, FakeNvml([[(HERE, None)], [(HERE, GIB)]])) is None
-    assert probes.process_vram_bytes(HERE, FakeNvml(broken=True)) is None
+    assert meters.process_vram_bytes(HERE, nvml) == 3 * GIB
+    assert meters.process_vram_bytes(NOBODY, nvml) is None
+    assert meters.process_vram_bytes(HERE, FakeNvml([[(HERE, None)], [(HERE, GIB)]])) is None
+    assert meters.process_vram_bytes(HERE, FakeNvml(broken=True)) is None
 
 
 def test_foreign_processes_on_the_gpu():
-    assert probes.foreign_gpu_pids([HERE], FakeNvml([[(HERE, GIB), (1, GIB)]])) == [1]
-    assert probes.foreign_gpu_pids([HERE], FakeNvml([[(HERE, GIB)], []])) == []
-    assert probes.foreign_gpu_pids([HERE], FakeNvml([[(NOBODY, GIB)]])) is None
-    assert probes.foreign_gpu_pids([HERE], FakeNvml(broken=True)) is None
+    assert meters.foreign_gpu_pids([HERE], FakeNvml([[(HERE, GIB), (1, GIB)]])) == [1]
+    assert meters.foreign_gpu_pids([HERE], FakeNvml([[(HERE, GIB)], []])) == []
+    assert meters.foreign_gpu_pids([HERE], FakeNvml([[(NOBODY, GIB)]])) is None
+    assert meters.foreign_gpu_pids([HERE], FakeNvml(broken=True)) is None
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_foreign_processes_on_the_gpu():
 )
 def test_energy_of_the_visible_gpu(visible, joules):
     nvml = FakeNvml([[], []])
-    meter = probes.EnergyMeter("cuda", nvml, environment=visible)
+    meter = meters.EnergyMeter("cuda", nvml, environment=visible)
     assert meter.source == "nvml"
     first = meter.read_joules()
     assert meter.read_joules() - first == pytest.approx(joules)
@@ -133,13 +133,13 @@ def test_energy_of_the_visible_gpu(visible, joules):
 @pytest.mark.parametrize("visible", ["", "-1", "7", "MIG-GPU-a/1/0"])
 def test_no_energy_where_no_gpu_is_visible(visible):
     nvml = FakeNvml([[], []])
-    meter = probes.EnergyMeter("cuda", nvml, environment={"CUDA_VISIBLE_DEVICES": visible})
+    meter = meters.EnergyMeter("cuda", nvml, environment={"CUDA_VISIBLE_DEVICES": visible})
     assert (meter.source, meter.read_joules()) == (None, None)
 
 
 def test_no_energy_from_a_gpu_that_does_not_count_it():
     nvml = FakeNvml([[]], broken=True)
-    meter = probes.EnergyMeter("cuda", nvml, environment={})
+    meter = meters.EnergyMeter("cuda", nvml, environment={})
     assert (meter.source, meter.read_joules()) == (None, None)
 
 
@@ -148,7 +148,7 @@ def test_rapl_adds_packages_and_survives_wrapping(tmp_path):
     second = write_package(tmp_path / "intel-rapl:1", 100_000, "package-1")
     write_package(tmp_path / "intel-rapl:0:0", 5, "core")  # a part of package 0: counted there already
     write_package(tmp_path / "intel-rapl:2", 5, "psys")
-    meter = probes.EnergyMeter("cpu", powercap=tmp_path)
+    meter = meters.EnergyMeter("cpu", powercap=tmp_path)
     assert meter.source == "rapl"
     start = meter.read_joules()
     for part, name in ((tmp_path / "intel-rapl:0:0", "core"), (tmp_path / "intel-rapl:2", "psys")):
@@ -163,9 +163,9 @@ def test_rapl_adds_packages_and_survives_wrapping(tmp_path):
 
 
 def test_no_energy_without_counters(tmp_path):
-    assert probes.EnergyMeter("cpu", powercap=tmp_path).source is None
+    assert meters.EnergyMeter("cpu", powercap=tmp_path).source is None
     (write_package(tmp_path / "intel-rapl:0", 1) / "energy_uj").unlink()  # as for users who are not root
-    meter = probes.EnergyMeter("cpu", powercap=tmp_path)
+    meter = meters.EnergyMeter("cpu", powercap=tmp_path)
     assert (meter.source, meter.read_joules()) == (None, None)
 
 
@@ -185,14 +185,14 @@ class FakeMachine:
 @pytest.fixture
 def machine(monkeypatch):
     fake = FakeMachine()
-    monkeypatch.setattr(probes.psutil, "cpu_times", fake)
+    monkeypatch.setattr(meters.psutil, "cpu_times", fake)
     return fake
 
 
 def test_load_of_others_is_what_is_not_ours(machine, monkeypatch):
     ours = 0.0
-    monkeypatch.setattr(probes, "_cpu_seconds_of", lambda pids: ours)
-    monitor = probes.LoadMonitor([])
+    monkeypatch.setattr(meters, "_cpu_seconds_of", lambda pids: ours)
+    monitor = meters.LoadMonitor([])
     machine.user, machine.idle, machine.iowait, machine.steal = 2.5, 6.0, 1.0, 0.5
     ours = 1.0
     found = monitor.finish()
@@ -201,15 +201,15 @@ def test_load_of_others_is_what_is_not_ours(machine, monkeypatch):
 
 
 def test_load_is_unknown_over_no_time(machine):
-    assert probes.LoadMonitor([]).finish()["foreign_cpu_fraction"] is None
+    assert meters.LoadMonitor([]).finish()["foreign_cpu_fraction"] is None
 
 
 def test_a_worker_that_ends_stays_ours(machine):
     code = "import time\nwhile time.process_time() < {}: pass"
-    monitor = probes.LoadMonitor([NOBODY])
-    before = probes._cpu_seconds_of([HERE])
+    monitor = meters.LoadMonitor([NOBODY])
+    before = meters._cpu_seconds_of([HERE])
     subprocess.run([sys.executable, "-c", code.format(0.5)], check=True)
-    spent = probes._cpu_seconds_of([HERE]) - before
+    spent = meters._cpu_seconds_of([HERE]) - before
     assert 0.45 < spent < 2.0
     machine.user, machine.idle = 0.5, 1.5
     assert monitor.finish()["foreign_cpu_fraction"] < 0.05
@@ -218,13 +218,13 @@ def test_a_worker_that_ends_stays_ours(machine):
 def test_a_worker_that_runs_is_ours_while_it_runs():
     child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        before = probes._cpu_seconds_of([HERE])
+        before = meters._cpu_seconds_of([HERE])
         deadline = time.monotonic() + 20
-        while probes._cpu_seconds_of([HERE]) < before + 0.2 and time.monotonic() < deadline:
+        while meters._cpu_seconds_of([HERE]) < before + 0.2 and time.monotonic() < deadline:
             time.sleep(0.05)
-        running = probes._cpu_seconds_of([HERE])
+        running = meters._cpu_seconds_of([HERE])
         assert running >= before + 0.2
     finally:
         child.kill()
         child.wait()
-    assert probes._cpu_seconds_of([HERE, child.pid]) >= running - 0.02
+    assert meters._cpu_seconds_of([HERE, child.pid]) >= running - 0.02

@@ -11,11 +11,13 @@ from markdown_it import MarkdownIt  # comes with rich
 from rich.console import Console
 
 from backends.base import AsrbenchError
-from harness import gate, record, report, score
+from harness import record, report
+from harness.cli.report import add_parsers
 from harness.report import columns, escape
 from harness.report.formats import FormatError
 from harness.report.readme import MarkerError
 from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED
+from harness.scoring import gate, score
 
 OTHER = VARIANTS[1]
 SHORT = "stops-early@cpu/float32"
@@ -58,7 +60,7 @@ def parsed(text):
 
 def command(*arguments):
     parser = argparse.ArgumentParser()
-    report.add_parsers(parser.add_subparsers())
+    add_parsers(parser.add_subparsers())
     chosen = parser.parse_args([str(argument) for argument in arguments])
     return chosen.func(chosen)
 

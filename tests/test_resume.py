@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from make_run import REFERENCE, VARIANTS, make_run, result_of
 
-from harness import gate, journal, record, score, sittings
-from harness.journal import JournalError
+from harness import record
+from harness.runner import journal
+from harness.runner.journal import JournalError
+from harness.scoring import gate, score, timed_samples
 
 KILLS = 10
 SEED = 7
@@ -118,7 +120,7 @@ def in_two_sittings(rounds_of_first: int = 3, rounds: int = 4) -> record.Run:
             sample["sitting"] = int(sample["round"] >= rounds_of_first)
             if sample["sitting"]:
                 sample["wall_seconds"] *= 10
-    sittings.settle(run)
+    timed_samples.settle(run)
     score.score(run, replicates=100)
     gate.judge(run)
     record.validate(run)
@@ -142,8 +144,8 @@ def test_speed_is_of_the_sitting_with_most_rounds(rounds_of_first: int, timed: i
 
 
 def test_reports_divide_no_mixed_times() -> None:
-    from harness import slices
     from harness.report import tables
+    from harness.scoring import slices
 
     run = in_two_sittings()
     (row,) = (r for r in slices.rows(run, ["lang"]) if r["variant"] == REFERENCE)
@@ -162,7 +164,7 @@ def test_a_row_without_a_whole_round_in_the_timed_sitting_is_not_ranked() -> Non
         if sample["clip"] == run["clips"][0]["name"]:
             sample["sitting"] = 1
     run["warnings"] = []
-    sittings.settle(run)
+    timed_samples.settle(run)
     score.score(run, replicates=100)
     gate.judge(run)
     assert "holds no whole round of it" in " ".join(row["gate"]["reasons"])

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 from backends import Variant
-from harness import baseline, comparable, record, scenario, throughput
-from harness.compare import NotComparable, compare
-from harness.corpus import Clip
-from harness.race import RaceError, race
-from harness.verdict import Limits
+from harness import record
+from harness.cli import baseline
+from harness.corpus.clips import Clip
+from harness.regression import preconditions
+from harness.regression.compare import NotComparable, compare
+from harness.regression.verdict import Limits
+from harness.report.race import RaceError, race
+from harness.scenarios import offline_figures, registry
 
 CHEATS = {  # name -> what the row of its batches must say
     "batch-loses-words": r"of the reference's number of words",
@@ -112,9 +115,9 @@ def test_the_files_name_scenario_and_batch(folder: Path) -> None:
 def test_unlike_scenarios_are_never_compared(run: dict[str, Any]) -> None:
     other = copy.deepcopy(run)
     del other["settings"]["scenario"]  # a record from before there were scenarios
-    assert [d.kind for d in comparable.differences(run, other)] == ["scenario"]
+    assert [d.kind for d in preconditions.differences(run, other)] == ["scenario"]
     with pytest.raises(NotComparable, match="unlike scenarios"):
-        compare(run, other, Limits(), allow=[*comparable.KINDS, "scenario"])
+        compare(run, other, Limits(), allow=[*preconditions.KINDS, "scenario"])
     for each in (run, other):
         each["host"]["host_class"] = "some host"
     assert baseline.path_of(Path(), run) != baseline.path_of(Path(), other)
@@ -127,7 +130,7 @@ def test_there_is_no_race_on_a_clip(run: dict[str, Any]) -> None:
 
 def test_batches_hold_one_language_and_no_long_clip() -> None:
     clips = [clip("a", 3), clip("b", 9, "de"), clip("long", 31), clip("c", 5), clip("d", 4), clip("e", 30)]
-    found = scenario.batches(clips, scenario.BatchVariant("x", "cpu", "float32", 2, True))
+    found = registry.batches(clips, registry.BatchVariant("x", "cpu", "float32", 2, True))
     assert [([c.name for c in batch.clips], batch.together) for batch in found] == [
         (["e", "c"], True),
         (["d", "a"], True),
@@ -138,7 +141,7 @@ def test_batches_hold_one_language_and_no_long_clip() -> None:
 
 def test_single_streams_keep_the_order_of_the_clips() -> None:
     clips = [clip("a", 3), clip("long", 31), clip("b", 9, "de")]
-    found = scenario.batches(clips, Variant("x", "cpu", "float32"))
+    found = registry.batches(clips, Variant("x", "cpu", "float32"))
     assert [(batch.clips[0].name, batch.together) for batch in found] == [
         ("a", False),
         ("long", False),
@@ -148,7 +151,7 @@ def test_single_streams_keep_the_order_of_the_clips() -> None:
 
 def test_the_reference_is_measured_alone_whatever_sizes_are_asked_for() -> None:
     asked = [Variant("batches", "cpu", "float32"), Variant("honest", "cpu", "float32")]
-    names = [str(v) for v in scenario.variants(asked, "offline", (4,), "batches@cpu/float32")]
+    names = [str(v) for v in registry.variants(asked, "offline", (4,), "batches@cpu/float32")]
     assert names == ["batches@cpu/float32", "batches@cpu/float32 batch 4", "honest@cpu/float32"]
 
 
@@ -161,16 +164,16 @@ def test_a_round_that_lacks_a_clip_does_not_count() -> None:
         {"clip": c, "round": r, "wall_seconds": 1.0, "token_count": None}
         for c, r in (("a", 0), ("b", 0), ("a", 1))
     ]
-    found = throughput.speed(run, samples)
+    found = offline_figures.speed(run, samples)
     assert found is not None
     assert (found["rtfx"], found["wall_seconds"], found["interval"]) == (10.0, 2.0, None)
-    assert throughput.speed(run, samples[2:]) is None
+    assert offline_figures.speed(run, samples[2:]) is None
 
 
 @pytest.mark.parametrize("text", ["0", "", "1,,2", "-4", "2.5", "x", "99999"])
 def test_impossible_batch_sizes_are_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="whole numbers from 1"):
-        scenario.batch_sizes(text)
+        registry.batch_sizes(text)
 
 
 def test_batch_sizes_need_the_offline_scenario(asrbench: Callable[..., int], capsys: Any) -> None:

@@ -3,7 +3,9 @@ import copy
 import pytest
 from make_run import REFERENCE, VARIANTS, add_unavailable, make_run, result_of
 
-from harness import normalize, record, score
+from harness import record
+from harness.metrics import normalizers
+from harness.scoring import score
 
 OTHER = VARIANTS[1]
 QUICK = 200  # bootstrap replicates where their number does not matter
@@ -278,7 +280,7 @@ def test_intervals_hold_the_figures_and_do_not_change_for_a_seed():
         assert rtfx["interval"][0] < rtfx["rtfx"] < rtfx["interval"][1]
     assert scored(references=40, replicates=1000, seed=3) == run
     assert run["scoring"]["bootstrap"] == {"replicates": 1000, "seed": 3, "level": 0.95}
-    assert run["scoring"]["normalizer"] == normalize.identify("whisper")
+    assert run["scoring"]["normalizer"] == normalizers.identify("whisper")
 
 
 def test_one_clip_has_no_interval():
@@ -338,6 +340,6 @@ def test_a_run_stored_without_texts_keeps_its_figures():
 def test_an_unknown_normaliser_changes_nothing():
     run = make_run()
     before = copy.deepcopy(run)
-    with pytest.raises(normalize.NormalizerError):
+    with pytest.raises(normalizers.NormalizerError):
         score.score(run, "whsiper")
     assert run == before

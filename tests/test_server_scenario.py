@@ -13,25 +13,19 @@ import numpy as np
 import pytest
 from make_run import make_run, result_of
 
-from harness import (
-    comparable,
-    gate,
-    history,
-    history_command,
-    ranking,
-    record,
-    score,
-    server_figures,
-    server_terms,
-)
-from harness.baseline import BaselineError, save
-from harness.compare import NotComparable, compare
-from harness.corpus import Clip
-from harness.race import RaceError, race
-from harness.report import columns, context, rows
-from harness.server_scenario import Server, largest_queue
-from harness.server_session import serve
-from harness.verdict import Limits
+from harness import record
+from harness.cli import history as history_command
+from harness.cli.baseline import BaselineError, save
+from harness.corpus.clips import Clip
+from harness.regression import preconditions
+from harness.regression.compare import NotComparable, compare
+from harness.regression.verdict import Limits
+from harness.report import columns, context, history, rows
+from harness.report.race import RaceError, race
+from harness.scenarios import server_figures, server_options
+from harness.scenarios.server import Server, largest_queue
+from harness.scenarios.server_session import serve
+from harness.scoring import gate, ranking, score
 
 REQUESTS, RATE = 15, 12.0
 CHEATS = {  # name -> what its row must say
@@ -104,27 +98,27 @@ def clips(*seconds: float) -> list[Clip]:
     return [Clip(f"c{n}", Path(f"c{n}.wav"), s, "0" * 64, "en", None, {}) for n, s in enumerate(seconds)]
 
 
-def asked(**changes: Any) -> server_terms.Terms:
+def asked(**changes: Any) -> server_options.Terms:
     given = {"rate": 2.0, "find_max_rate": False, "p99": None, "requests": None, "limit_seconds": None}
-    return server_terms.terms(**{**given, "clips": clips(3.0, 4.0), "rounds": 1, **changes})
+    return server_options.terms(**{**given, "clips": clips(3.0, 4.0), "rounds": 1, **changes})
 
 
 def test_arrivals_are_poisson_of_the_rate_asked_for_and_seeded() -> None:
-    found = np.array(server_terms.arrivals(4000, 5.0, seed=3))
+    found = np.array(server_options.arrivals(4000, 5.0, seed=3))
     gaps = np.diff(found)
     assert 4000 / found[-1] == pytest.approx(5.0, rel=0.01)
     assert np.mean(gaps) == pytest.approx(np.std(gaps), rel=0.06), "of exponential gaps both are the same"
-    assert found.tolist() == server_terms.arrivals(4000, 5.0, seed=3)
-    assert found.tolist() != server_terms.arrivals(4000, 5.0, seed=4)
-    doubled = server_terms.arrivals(4000, 10.0, seed=3)
+    assert found.tolist() == server_options.arrivals(4000, 5.0, seed=3)
+    assert found.tolist() != server_options.arrivals(4000, 5.0, seed=4)
+    doubled = server_options.arrivals(4000, 10.0, seed=3)
     assert doubled == pytest.approx(found / 2), "one seed, another rate: the same arrivals, nearer together"
 
 
 def test_each_clip_is_asked_for_before_any_is_asked_for_again() -> None:
-    order = server_terms.drawn(7, 50, seed=0)
+    order = server_options.drawn(7, 50, seed=0)
     assert sorted(order[:7]) == list(range(7))
     assert len(order) == 50 and set(order[7:]) <= set(range(7))
-    assert order != server_terms.drawn(7, 50, seed=1)
+    assert order != server_options.drawn(7, 50, seed=1)
 
 
 def test_there_are_enough_requests_for_a_99th_percentile_and_for_every_clip() -> None:
@@ -146,7 +140,7 @@ def test_there_are_enough_requests_for_a_99th_percentile_and_for_every_clip() ->
     ],
 )
 def test_contradictions_are_one_clear_error(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(server_terms.ServerError, match=message):
+    with pytest.raises(server_options.ServerError, match=message):
         asked(**changes)
 
 
@@ -268,7 +262,7 @@ def server_run(service_seconds: dict[str, float], rate: float | None = 5.0, p99:
     )
     for result in run["results"]:
         seconds = service_seconds[result["variant"]]
-        arrivals = server_terms.arrivals(40, rate or 5.0, 0)
+        arrivals = server_options.arrivals(40, rate or 5.0, 0)
         served, _ = session(arrivals, [seconds] * 40)
         firsts = {sample["clip"]: sample for sample in result["samples"]}
         result["samples"] = [
@@ -368,9 +362,9 @@ def test_late_work_is_weighed_against_the_calls_that_were_looked_at() -> None:
 def test_runs_at_unlike_rates_never_meet_and_none_is_compared(tmp_path: Path) -> None:
     run = server_run({REFERENCE: 0.05, OTHER: 0.1})
     other = copy.deepcopy(run)
-    assert comparable.differences(run, other) == []
+    assert preconditions.differences(run, other) == []
     other["settings"]["server"]["rate_per_second"] = 6.0
-    assert [d.kind for d in comparable.differences(run, other)] == ["scenario"]
+    assert [d.kind for d in preconditions.differences(run, other)] == ["scenario"]
     with pytest.raises(NotComparable, match="of the scenario server"):
         compare(run, run, Limits())
     with pytest.raises(RaceError, match="of the scenario server"):

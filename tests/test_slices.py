@@ -13,9 +13,12 @@ import pytest
 from make_run import REFERENCE, VARIANTS, make_run, result_of
 from rich.console import Console
 
-from harness import corpus, gate, normalize, record, report, sampling, score, slices
+from harness import corpus, record, report
 from harness.cli import main
+from harness.corpus import sampling
+from harness.metrics import normalizers
 from harness.record import Run
+from harness.scoring import gate, score, slices
 
 OTHER = VARIANTS[1]
 
@@ -175,7 +178,7 @@ def test_each_normaliser_has_its_own_figures_and_version() -> None:
         if line.startswith(("| whisper |", "| whisper-basic |"))
     ]
     assert len(lines) == 2
-    versions = {normalize.identify(name)["version"] for name in ("whisper", "whisper-basic")}
+    versions = {normalizers.identify(name)["version"] for name in ("whisper", "whisper-basic")}
     assert all(any(version in line for version in versions) for line in lines)
 
 

@@ -3,11 +3,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from harness import stats
+from harness.metrics import bootstrap
 
 
 def sums_of(*columns, seed=0, replicates=4000):
-    return stats.resampled_sums(np.column_stack(columns), replicates, seed).T
+    return bootstrap.resampled_sums(np.column_stack(columns), replicates, seed).T
 
 
 def test_resampling_keeps_the_number_of_utterances_and_the_mean():
@@ -31,14 +31,14 @@ def test_same_seed_same_resamples_whatever_the_columns():
 def test_blocks_do_not_change_the_resamples(monkeypatch):
     values = np.random.default_rng(1).random(30)
     whole = sums_of(values, replicates=100)
-    monkeypatch.setattr(stats, "_BLOCK_COUNTS", 70)
+    monkeypatch.setattr(bootstrap, "_BLOCK_COUNTS", 70)
     assert np.allclose(whole, sums_of(values, replicates=100), rtol=1e-12)
 
 
 def test_memory_does_not_grow_with_replicates_times_utterances():
     values = np.ones((100_000, 2))
     tracemalloc.start()
-    stats.resampled_sums(values, replicates=60)  # all counts at once would be 48 MB
+    bootstrap.resampled_sums(values, replicates=60)  # all counts at once would be 48 MB
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 24e6
@@ -48,7 +48,7 @@ def test_interval_agrees_with_the_normal_approximation_on_many_utterances():
     rng = np.random.default_rng(2)
     words = np.full(2000, 20.0)
     errors = rng.binomial(20, 0.1, 2000).astype(float)
-    low, high = stats.ratio_interval(*sums_of(errors, words))
+    low, high = bootstrap.ratio_interval(*sums_of(errors, words))
     middle = errors.sum() / words.sum()
     half = 1.96 * errors.std() * np.sqrt(2000) / words.sum()
     assert low == pytest.approx(middle - half, abs=0.1 * half)
@@ -60,30 +60,30 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     hits = 0
     for trial in range(200):
         errors = rng.binomial(12, 0.2, 60).astype(float)
-        low, high = stats.ratio_interval(*sums_of(errors, np.full(60, 12.0), seed=trial, replicates=500))
+        low, high = bootstrap.ratio_interval(*sums_of(errors, np.full(60, 12.0), seed=trial, replicates=500))
         hits += low <= 0.2 <= high
     assert 180 <= hits <= 198
 
 
 def test_interval_of_wider_level_is_wider():
     errors, words = sums_of(np.arange(40.0), np.full(40, 50.0))
-    narrow, wide = stats.ratio_interval(errors, words, 0.5), stats.ratio_interval(errors, words, 0.99)
+    narrow, wide = bootstrap.ratio_interval(errors, words, 0.5), bootstrap.ratio_interval(errors, words, 0.99)
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
 def test_resamples_without_words_are_left_out():
     errors, words = sums_of([1.0, 1.0], [4.0, 0.0])  # a clip of speech and one of silence
-    low, high = stats.ratio_interval(errors, words)
+    low, high = bootstrap.ratio_interval(errors, words)
     assert (low, high) == (0.25, 0.5)
-    assert stats.ratio_interval(np.zeros(5), np.zeros(5)) is None
+    assert bootstrap.ratio_interval(np.zeros(5), np.zeros(5)) is None
 
 
 def test_identical_systems_do_not_differ():
     errors = np.random.default_rng(4).binomial(10, 0.2, 100).astype(float)
     ours, theirs, words = sums_of(errors, errors.copy(), np.full(100, 10.0))
-    assert stats.probability_worse(ours - theirs) == 0
-    assert stats.probability_different(ours - theirs) == 0
-    assert stats.ratio_interval(ours - theirs, words) == (0, 0)
+    assert bootstrap.probability_worse(ours - theirs) == 0
+    assert bootstrap.probability_different(ours - theirs) == 0
+    assert bootstrap.ratio_interval(ours - theirs, words) == (0, 0)
 
 
 def test_equally_good_systems_rarely_differ():
@@ -91,7 +91,7 @@ def test_equally_good_systems_rarely_differ():
     found = []
     for trial in range(100):
         ours, theirs = sums_of(*rng.binomial(10, 0.2, (2, 80)).astype(float), seed=trial, replicates=400)
-        found.append(stats.probability_different(ours - theirs))
+        found.append(bootstrap.probability_different(ours - theirs))
     assert np.mean(np.array(found) > 0.95) < 0.15
     assert 0.3 < np.mean(found) < 0.7
 
@@ -101,20 +101,20 @@ def test_a_clearly_worse_system_is_found_out():
     theirs = rng.binomial(10, 0.1, 100).astype(float)
     ours = theirs + rng.binomial(3, 0.3, 100)
     a, b, words = sums_of(ours, theirs, np.full(100, 10.0))
-    assert stats.probability_worse(a - b) > 0.999
-    assert stats.probability_worse(b - a) == 0
-    assert stats.probability_different(a - b) == stats.probability_different(b - a) > 0.999
-    assert stats.ratio_interval(a - b, words)[0] > 0
+    assert bootstrap.probability_worse(a - b) > 0.999
+    assert bootstrap.probability_worse(b - a) == 0
+    assert bootstrap.probability_different(a - b) == bootstrap.probability_different(b - a) > 0.999
+    assert bootstrap.ratio_interval(a - b, words)[0] > 0
 
 
 def test_pairing_sees_what_two_separate_intervals_cannot():
     rng = np.random.default_rng(7)
     hard = rng.binomial(40, rng.beta(0.5, 2, 60)).astype(float)  # clips differ far more than systems do
     ours, theirs, words = sums_of(hard + (np.arange(60) % 3 == 0), hard, np.full(60, 40.0))
-    assert stats.ratio_interval(ours, words)[0] < stats.ratio_interval(theirs, words)[1]
-    assert stats.ratio_interval(ours - theirs, words)[0] > 0
+    assert bootstrap.ratio_interval(ours, words)[0] < bootstrap.ratio_interval(theirs, words)[1]
+    assert bootstrap.ratio_interval(ours - theirs, words)[0] > 0
 
 
 def test_percentiles_interpolate_between_the_closest_values():
-    assert stats.percentiles([1, 2, 3, 4], [0, 25, 50, 90, 100]) == pytest.approx([1, 1.75, 2.5, 3.7, 4])
-    assert stats.percentiles([7], [50, 99]) == [7, 7]
+    assert bootstrap.percentiles([1, 2, 3, 4], [0, 25, 50, 90, 100]) == pytest.approx([1, 1.75, 2.5, 3.7, 4])
+    assert bootstrap.percentiles([7], [50, 99]) == [7, 7]

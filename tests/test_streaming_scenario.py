@@ -16,13 +16,16 @@ import tones
 from make_run import make_run, result_of
 
 from backends.base import SAMPLE_RATE_HZ, Transcript
-from harness import comparable, gate, ranking, record, score, streaming_scenario
-from harness.compare import NotComparable, compare
+from harness import record
+from harness.regression import preconditions
+from harness.regression.compare import NotComparable, compare
+from harness.regression.verdict import Limits
 from harness.report import columns, context, rows
-from harness.stream_session import Feed, emulated, listen
-from harness.streaming_scenario import StreamingError, unstable_words
-from harness.verdict import Limits
-from harness.worker import _finished
+from harness.scenarios import streaming
+from harness.scenarios.streaming import StreamingError, unstable_words
+from harness.scenarios.streaming_session import Feed, emulated, listen
+from harness.scoring import gate, ranking, score
+from harness.worker.child import _finished
 
 NATIVE, EMULATED = "streams@cpu/float32", "honest@cpu/float32"
 CHEATS = {  # name -> what its row must say
@@ -177,7 +180,7 @@ def test_a_word_is_unstable_if_the_next_text_takes_it_back(said: list[str], expe
 @pytest.mark.parametrize("asked", [0.001, 31.0])
 def test_impossible_chunks_are_one_clear_error(asked: float) -> None:
     with pytest.raises(StreamingError, match=r"must be from 0\.01 to 30"):
-        streaming_scenario.chunk_seconds(asked)
+        streaming.chunk_seconds(asked)
 
 
 def test_chunks_need_the_scenario(asrbench: Callable[..., int], capsys: Any) -> None:
@@ -262,9 +265,9 @@ def test_without_texts_partials_are_left_out_too_and_their_figures_stay() -> Non
 def test_runs_of_unlike_chunks_never_meet_and_none_is_compared() -> None:
     run = streaming_run({REFERENCE: 0.5, OTHER: 0.2})
     other = copy.deepcopy(run)
-    assert comparable.differences(run, other) == []
+    assert preconditions.differences(run, other) == []
     other["settings"]["chunk_seconds"] = 0.5
-    assert [d.kind for d in comparable.differences(run, other)] == ["scenario"]
+    assert [d.kind for d in preconditions.differences(run, other)] == ["scenario"]
     with pytest.raises(NotComparable, match="of the scenario streaming"):
         compare(run, run, Limits())
 

@@ -17,10 +17,10 @@ from fake_checkpoint import MULTILINGUAL, fake_content
 from whisper.decoding import DecodingOptions, DecodingTask
 from whisper.model import ModelDimensions, Whisper
 
-from backends.greedy import Window, window_rules
-from backends.torch_decoder import TorchDecoder
-from backends.torch_linear import linear
-from backends.torch_selection import Selection
+from backends.torch_whisper.decoder import TorchDecoder
+from backends.torch_whisper.linear import linear
+from backends.torch_whisper.selection import Selection
+from backends.whisper_common.greedy import Window, window_rules
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
 pytestmark = pytest.mark.filterwarnings(
@@ -289,7 +289,7 @@ SHARED = Path(os.environ.get("ASRBENCH_SHARED", Path(__file__).resolve().parents
     reason="needs tiny.en-openai.pt and the clips in the folder of shared files, or ASRBENCH_SHARED",
 )
 def test_the_first_clip_of_human_speech_decodes_alike() -> None:
-    from harness.audio import decode
+    from harness.corpus.audio import decode
 
     content = torch.load(SHARED / "weights" / "tiny.en-openai.pt", weights_only=True)
     dims = ModelDimensions(**content["dims"])

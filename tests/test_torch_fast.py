@@ -17,11 +17,11 @@ from whisper.model import ModelDimensions, Whisper
 
 from backends import torch_fast
 from backends.base import Backend, BackendError, BackendUnavailable, Checkpoint, Settings
-from backends.checkpoint import resolve
-from backends.greedy import SILENCE_ENCODED_SECONDS, TRIMMED
+from backends.checkpoints.catalog import resolve
 from backends.openai_whisper import WhisperCpu
-from backends.torch_encoder import TorchEncoder, log_mel
 from backends.torch_fast import TorchEngine, TorchFast
+from backends.torch_whisper.encoder import TorchEncoder, log_mel
+from backends.whisper_common.greedy import SILENCE_ENCODED_SECONDS, TRIMMED
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
 pytestmark = pytest.mark.filterwarnings(

@@ -14,10 +14,10 @@ import torch
 from fake_checkpoint import MULTILINGUAL, fake_content, write_fake_checkpoint
 
 from backends.base import Backend, BackendError, BackendUnavailable, Settings
-from backends.checkpoint import resolve
-from backends.checkpoint_file import expected_tensors
+from backends.checkpoints.catalog import resolve
+from backends.checkpoints.file import expected_tensors
+from backends.conversions.transformers_weights import fitting, parameter_name
 from backends.openai_whisper import WhisperCpu
-from backends.transformers_weights import fitting, parameter_name
 from backends.transformers_whisper import TransformersWhisper
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
@@ -115,7 +115,7 @@ def test_silence_is_judged_by_openai_whispers_numbers(library: Any, fake: Callab
 def test_every_tensor_has_its_place(library: Any, fake: Callable[..., Any]) -> None:
     from transformers import WhisperForConditionalGeneration
 
-    from backends.transformers_weights import model_config
+    from backends.conversions.transformers_weights import model_config
 
     model = WhisperForConditionalGeneration(model_config(fake()))
     wanted = {name: tuple(values.shape) for name, values in model.state_dict().items()}

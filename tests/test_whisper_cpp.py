@@ -16,13 +16,13 @@ import pytest
 import torch
 from fake_checkpoint import MULTILINGUAL, write_fake_checkpoint
 
-from backends import ggml_model
 from backends.base import Backend, BackendError, BackendUnavailable, Settings
-from backends.checkpoint import CheckpointError, resolve
-from backends.ggml_model import BLOCK, ggml_file, quantise_q5_1, quantise_q8_0
+from backends.checkpoints.catalog import CheckpointError, resolve
+from backends.conversions import ggml_model
+from backends.conversions.ggml_model import BLOCK, ggml_file, quantise_q5_1, quantise_q8_0
 from backends.openai_whisper import WhisperCpu
 from backends.whisper_cpp import WhisperCpp
-from harness.audio import decode
+from harness.corpus.audio import decode
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from backends import checkpoint
-from harness import cli, rank_test, scenario
-from harness.verdict import Limits
+from backends.checkpoints import catalog
+from harness import cli
+from harness.metrics import mann_whitney
+from harness.regression.verdict import Limits
+from harness.scenarios import registry
 
 ROOT = Path(__file__).parent.parent
 PATH = ROOT / ".github" / "workflows" / "regression.yml"
@@ -56,9 +58,9 @@ def test_measuring_command_is_one_that_make_and_asrbench_know(steps: list[dict[s
     assert words[:2] == ["make", "benchmark"]
     arguments = shlex.split(words[2].removeprefix("ARGS="))
     parsed = cli._parser().parse_args(["run", *arguments])
-    assert parsed.model == checkpoint.FALLBACK_MODEL
-    rounds = parsed.rounds or scenario.ROUNDS[parsed.scenario]
-    assert rank_test.smallest_p_value(rounds, rounds) < Limits().alpha
+    assert parsed.model == catalog.FALLBACK_MODEL
+    rounds = parsed.rounds or registry.ROUNDS[parsed.scenario]
+    assert mann_whitney.smallest_p_value(rounds, rounds) < Limits().alpha
 
 
 def test_comparing_command_is_one_that_asrbench_knows(steps: list[dict[str, Any]]) -> None:

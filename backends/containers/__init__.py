@@ -19,10 +19,10 @@ import tempfile
 from pathlib import Path
 
 from backends.base import Checkpoint
-from backends.cache import cache_dir, locked, replaced_whole
-from backends.checkpoint_file import CheckpointError
+from backends.checkpoints.cache import cache_dir, locked, replaced_whole
+from backends.checkpoints.file import CheckpointError
+from backends.checkpoints.sha256 import file_sha256
 from backends.containers import ctranslate2, ggml, huggingface, openai_format
-from backends.sha256 import file_sha256
 
 __all__ = ["EXPORTS", "KINDS", "default_name", "export", "import_file", "imported", "kind_of"]
 

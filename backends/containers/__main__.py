@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from backends import ctranslate2_model, ggml_model
 from backends.base import AsrbenchError, Checkpoint
-from backends.checkpoint_file import CheckpointError, read_dimensions
+from backends.checkpoints.file import CheckpointError, read_dimensions
+from backends.checkpoints.sha256 import file_sha256
+from backends.checkpoints.tensor_digest import as_float16, file_tensors_sha256, tensors_sha256
 from backends.containers import ctranslate2, ggml, huggingface, kind_of, openai_format
 from backends.containers.contents import Contents
-from backends.sha256 import file_sha256
-from backends.tensor_digest import as_float16, file_tensors_sha256, tensors_sha256
+from backends.conversions import ctranslate2_model, ggml_model
 
 
 def import_source(source: Path, target: Path) -> None:

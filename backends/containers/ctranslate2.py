@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from backends.checkpoint_file import CheckpointError, expected_tensors
+from backends.checkpoints.file import CheckpointError, expected_tensors
 from backends.containers.contents import (
     Contents,
     Stored,

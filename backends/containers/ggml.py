@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from backends.checkpoint_file import CheckpointError, expected_tensors
+from backends.checkpoints.file import CheckpointError, expected_tensors
 from backends.containers.contents import (
     Contents,
     Stored,
@@ -21,7 +21,7 @@ from backends.containers.contents import (
     quantised,
     unknown,
 )
-from backends.ggml_model import HYPERPARAMETERS, MAGIC
+from backends.conversions.ggml_model import HYPERPARAMETERS, MAGIC
 
 EMBEDDING = "decoder.token_embedding.weight"
 TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}  # ggml_type

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.checkpoint_file import CheckpointError, expected_tensors
+from backends.checkpoints.file import CheckpointError, expected_tensors
 from backends.containers.contents import (
     Contents,
     Stored,
@@ -24,7 +24,7 @@ from backends.containers.contents import (
     read_json,
     unknown,
 )
-from backends.transformers_weights import parameter_name
+from backends.conversions.transformers_weights import parameter_name
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -120,7 +120,7 @@ def write(folder: Path, dimensions: Mapping[str, int], tensors: Mapping[str, np.
     """
     from safetensors.numpy import save_file
 
-    from backends.tokenizer_json import special_tokens, tokenizer_json
+    from backends.conversions.tokenizer_json import special_tokens, tokenizer_json
 
     special = special_tokens(dimensions["n_vocab"])
     end, start = special["<|endoftext|>"], special["<|startoftranscript|>"]

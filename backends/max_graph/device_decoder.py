@@ -15,11 +15,11 @@ from max.dtype import DType
 from max.graph import BufferType, TensorType, ops
 
 from backends.base import BackendError
-from backends.greedy import Window, WindowRules
 from backends.max_graph import device_ops
 from backends.max_graph.decoder import cache_type, cross_type, embedded, logits, new_buffer, rule_numbers
 from backends.max_graph.modules import Place, TextDecoder
 from backends.max_graph.session import Launch
+from backends.whisper_common.greedy import Window, WindowRules
 
 POSITION, TOKEN, COUNT, DONE, FAILED = 0, 1, 2, 6, 7  # in the state; see device_ops
 STEPS_BETWEEN_LOOKS = 8

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings
-from backends.checkpoint import load_state_dict
+from backends.checkpoints.catalog import load_state_dict
 from backends.devices import require_cuda_torch, require_nvidia_gpu, require_package
-from backends.greedy import TRIM, TRIMMED, frames_to_encode
 from backends.max_graph import session as sessions
+from backends.whisper_common.greedy import TRIM, TRIMMED, frames_to_encode
 
 PANEL = 32  # columns that the kernels compute at once
 MAX_RELEASE = "26.7"
@@ -39,7 +39,7 @@ def check(device: str) -> None:
 
 
 class MaxEngine:
-    """The first two stages of backends.greedy.Engine; a subclass adds the decoder.
+    """The first two stages of backends.whisper_common.greedy.Engine; a subclass adds the decoder.
 
     torch and MAX hand tensors to one another through DLPack, without copies. On a GPU each has a stream of
     its own, so one waits before the other reads or frees what both hold.
@@ -145,7 +145,7 @@ class MaxEngine:
         return encoded
 
     def log_mel(self, audio: np.ndarray) -> Any:
-        """See backends.greedy.Engine; frames of silence are filled in rather than computed."""
+        """See backends.whisper_common.greedy.Engine; frames of silence are filled in rather than computed."""
         from backends.max_graph.log_mel import HOP, cut
 
         hops = self._to_device(self._torch.from_numpy(cut(audio)))
@@ -157,8 +157,8 @@ class MaxEngine:
         return mel
 
     def trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        """See backends.encoder_trace.TracesEncoder; a graph of its own, which gives out every layer."""
-        from backends.encoder_trace import first_window, layer_shapes
+        """As backends.inspection.encoder_trace.TracesEncoder; a graph of its own gives out every layer."""
+        from backends.inspection.encoder_trace import first_window, layer_shapes
 
         model = self._load({"layers": self._graphs.layers})["layers"]
         mel = first_window(self.log_mel(audio))
@@ -178,7 +178,7 @@ class MaxEngine:
         return self._buffer.from_dlpack(whole)
 
     def applied(self) -> Mapping[str, Any]:
-        """See backends.greedy.Engine."""
+        """See backends.whisper_common.greedy.Engine."""
         from importlib.metadata import version
 
         return {

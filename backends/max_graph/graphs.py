@@ -59,7 +59,7 @@ class WhisperGraphs:
         return self._of_window(_cross, shared)
 
     def layers(self, **shared: Any) -> Graph:
-        """The same, but giving out every layer, float32: see backends.encoder_trace.layer_shapes."""
+        """The same with every layer as an output, float32: see inspection.encoder_trace.layer_shapes."""
 
         def outputs(whisper: Whisper, mel: Any) -> Any:
             layers = dict(whisper.encoder.layers(mel))

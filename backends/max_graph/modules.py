@@ -274,7 +274,7 @@ class AudioEncoder(Module):
         return list(self.layers(mel))[-1][1]
 
     def layers(self, mel: TensorValue) -> Iterator[tuple[str, TensorValue]]:
-        """Each layer's name, as in backends.encoder_trace, and output (positions, n_state)."""
+        """Each layer's name, as in backends.inspection.encoder_trace, and output (positions, n_state)."""
         x = self.conv1(mel.transpose(0, 1))
         yield "conv1", x
         x = self.conv2(x)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.base import LOAD_LOG, BackendError
-from backends.cache import cache_dir, locked, temporary_beside
+from backends.checkpoints.cache import cache_dir, locked, temporary_beside
 
 PACKAGE = Path(__file__).parent
 LOG = logging.getLogger(LOAD_LOG)

@@ -4,7 +4,6 @@ To add a format, write one file with a function from a run to its text and add i
 another package declares the entry point group `asrbench.reports` instead.
 """
 
-from harness.report.command import add_parsers
 from harness.report.console import print_table
 from harness.report.formats import FORMATS, format_of, render, write_all
 from harness.report.readme import readme_table, readme_tables, update_between_markers
@@ -12,7 +11,6 @@ from harness.report.rows import rows
 
 __all__ = [
     "FORMATS",
-    "add_parsers",
     "format_of",
     "print_table",
     "readme_table",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from harness import scenario
 from harness.report.rows import Row
+from harness.scenarios import registry
 
 
 @dataclass(frozen=True)
@@ -76,19 +76,19 @@ _SERVER = (
     Column(
         "median s",
         "median seconds from a request's arrival to its answer, waiting included",
-        _latency_of("latency_median_seconds", scenario.SERVER),
+        _latency_of("latency_median_seconds", registry.SERVER),
         importance=7,
     ),
     Column(
         "p90 s",
         "90th percentile of the seconds from arrival to answer",
-        _latency_of("latency_p90_seconds", scenario.SERVER),
+        _latency_of("latency_p90_seconds", registry.SERVER),
         importance=6,
     ),
     Column(
         "p99 s",
         "99th percentile of the seconds from arrival to answer, waiting included",
-        _latency_of("latency_p99_seconds", scenario.SERVER),
+        _latency_of("latency_p99_seconds", registry.SERVER),
         importance=10,
     ),
     Column("req/s", "requests answered a second", lambda r: figure(r["achieved_per_second"]), importance=8),
@@ -118,13 +118,13 @@ _STREAMING = (
     Column(
         "final s",
         "median seconds from the end of the audio to the final text",
-        _latency_of("latency_median_seconds", scenario.STREAMING),
+        _latency_of("latency_median_seconds", registry.STREAMING),
         importance=10,
     ),
     Column(
         "final p90 s",
         "90th percentile of that",
-        _latency_of("latency_p90_seconds", scenario.STREAMING),
+        _latency_of("latency_p90_seconds", registry.STREAMING),
         importance=5,
     ),
     Column(
@@ -182,13 +182,13 @@ FIGURES = (  # of speed and cost, in the order shown
     Column(
         "median s",
         "median seconds a clip",
-        _latency_of("latency_median_seconds", scenario.SINGLE_STREAM),
+        _latency_of("latency_median_seconds", registry.SINGLE_STREAM),
         importance=7,
     ),
     Column(
         "p90 s",
         "nine in ten clips took at most so long",
-        _latency_of("latency_p90_seconds", scenario.SINGLE_STREAM),
+        _latency_of("latency_p90_seconds", registry.SINGLE_STREAM),
         importance=6,
     ),
     *_SERVER,
@@ -247,13 +247,13 @@ QUALITY = (
 
 TIMES = (
     Column("calls", "answered calls", lambda r: _count(r["samples"])),
-    Column("min s", "quickest call", _latency_of("latency_min_seconds", scenario.SINGLE_STREAM)),
+    Column("min s", "quickest call", _latency_of("latency_min_seconds", registry.SINGLE_STREAM)),
     Column(
         "IQR s",
         "interquartile range of all calls, clips of all lengths together",
-        _latency_of("latency_iqr_seconds", scenario.SINGLE_STREAM),
+        _latency_of("latency_iqr_seconds", registry.SINGLE_STREAM),
     ),
-    Column("p99 s", "99th percentile", _latency_of("latency_p99_seconds", scenario.SINGLE_STREAM)),
+    Column("p99 s", "99th percentile", _latency_of("latency_p99_seconds", registry.SINGLE_STREAM)),
     Column("log-mel s", "median seconds in the features", lambda r: figure(r["log_mel_median_seconds"])),
     Column("encode s", "median seconds in the encoder", lambda r: figure(r["encode_median_seconds"])),
     Column("decode s", "median seconds in the decoder", lambda r: figure(r["decode_median_seconds"])),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from harness.metrics.word_errors import is_answered
 from harness.record import Run
 from harness.report import markdown as page
 from harness.report.columns import figure, percent
 from harness.report.escape import markdown
 from harness.report.rows import UNAVAILABLE, rows
-from harness.word_errors import is_answered
 
 HEADINGS = ("variant", "WER %", "S", "D", "I", "s", "text")
 

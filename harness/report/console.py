@@ -11,13 +11,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from harness import ranking, scenario
 from harness.record import Run
 from harness.report import columns, context, parts
 from harness.report.columns import Column
 from harness.report.escape import visible
 from harness.report.parts import Part
 from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
+from harness.scenarios import registry
+from harness.scoring import ranking
 
 RULES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")  # below the heading and below the ranked rows
 SPARE = ("median s", "audio s", "version", "RTFx 95 % CI", "CER %", "WER 95 % CI", "clips")  # least first
@@ -35,7 +36,7 @@ def print_table(run: Run, console: Console) -> None:
     facts = context.describe(run)
     grid = Table.grid(padding=(0, 2))
     for label in BESIDE:
-        if label == "scenario" and scenario.of(run) == scenario.SINGLE_STREAM:
+        if label == "scenario" and registry.of(run) == registry.SINGLE_STREAM:
             continue
         grid.add_row(Text(label, style="dim"), _text(facts[label], console))
     console.print(grid)

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from backends.base import Settings
-from harness import ranking, record, scenario
+from harness import record
 from harness.record import Run
+from harness.scenarios import registry
+from harness.scoring import ranking
 
 SHORT_HASH = 12  # hex digits of a SHA-256 that readers are shown
 
@@ -49,19 +51,19 @@ def model(run: Run) -> str:
 
 def told_scenario(run: Run) -> str:
     """How the clips were handed over, and what RTFx means for it."""
-    if scenario.of(run) == scenario.SERVER:
+    if registry.of(run) == registry.SERVER:
         return _told_server(run)
-    if scenario.of(run) == scenario.STREAMING:
+    if registry.of(run) == registry.STREAMING:
         return (
-            f"{scenario.STREAMING}: clips are fed in real time, in chunks of "
+            f"{registry.STREAMING}: clips are fed in real time, in chunks of "
             f"{run['settings']['chunk_seconds']:g} s; emulated: an engine without streaming transcribes all "
             f"audio so far whenever it is free; ranked by {ranking.order(run).by}"
         )
-    if scenario.of(run) != scenario.OFFLINE:
-        return f"{scenario.of(run)}: one clip at a time"
+    if registry.of(run) != registry.OFFLINE:
+        return f"{registry.of(run)}: one clip at a time"
     sizes = ", ".join(map(str, run["settings"].get("batch_sizes", ())))
     return (
-        f"{scenario.OFFLINE}: all clips at once, in batches of {sizes}; RTFx is throughput, the median over "
+        f"{registry.OFFLINE}: all clips at once, in batches of {sizes}; RTFx is throughput, the median over "
         "rounds; clips over 30 s one at a time"
     )
 
@@ -75,7 +77,7 @@ def _told_server(run: Run) -> str:
         else f"the largest rate at which 99 in 100 are answered within {limit:g} s"
     )
     return (
-        f"{scenario.SERVER}: requests arrive by chance (Poisson, seed {run['settings']['seed']}), {asked}, "
+        f"{registry.SERVER}: requests arrive by chance (Poisson, seed {run['settings']['seed']}), {asked}, "
         f"{terms['requests']} a session of at most {terms['limit_seconds']:g} s; one is answered at a time, "
         f"latency counts from the arrival; ranked by {ranking.order(run).by}"
     )

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness import hallucination, hosts, slices
+from harness.metrics import hallucination
 from harness.record import Run
 from harness.report.columns import figure, interval, percent
+from harness.scoring import machines, slices
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _named(row: dict[str, Any]) -> str:
 
 
 def _machines(run: Run) -> list[Part]:
-    rows = hosts.rows(run)
+    rows = machines.rows(run)
     if not rows:
         return []
     body = [
@@ -90,7 +91,7 @@ def _machines(run: Run) -> list[Part]:
         for row in rows
     ]
     headings = ["machine", "variant", "machines", "calls", "audio s", "RTFx", "median s", "counts"]
-    lost = hosts.lost_calls(run)
+    lost = machines.lost_calls(run)
     note = (
         "Times of unlike machines are never mixed: all other figures of speed are of the kind that comes "
         "first. "

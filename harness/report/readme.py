@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backends.base import AsrbenchError
-from harness import record, scenario
+from harness import record
 from harness.record import Run
 from harness.report import context
 from harness.report.escape import markdown
 from harness.report.markdown import table
 from harness.report.rows import RANKED, UNRANKED, rows
+from harness.scenarios import registry
 
 MAIN = 3  # importance of the columns a README has room for
 
@@ -71,7 +72,7 @@ def update_between_markers(path: Path, text: str, name: str) -> None:
 
 
 def _context_line(run: Run, names_place: bool) -> str:
-    facts = [context.told_scenario(run)] if scenario.of(run) != scenario.SINGLE_STREAM else []
+    facts = [context.told_scenario(run)] if registry.of(run) != registry.SINGLE_STREAM else []
     facts += [context.audio(run), context.decoding(run)]
     if names_place:
         facts = [context.model(run), *facts, context.machine(run)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness import ranking, scenario
 from harness.record import Run
+from harness.scenarios import registry
+from harness.scoring import ranking
 
 Row = dict[str, Any]
 
@@ -40,7 +41,7 @@ def _row(run: Run, result: dict[str, Any]) -> Row:
         "precision": result["precision"],
         "batch_size": result.get("batch_size"),
         "takes_batches": result.get("takes_batches"),
-        "scenario": scenario.of(run),
+        "scenario": registry.of(run),
         "is_emulated": result.get("is_emulated"),
         "status": result["status"],
         "reason": _reason(group, result),

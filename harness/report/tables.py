@@ -7,11 +7,12 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness import scenario, slices
 from harness.record import Run
 from harness.report import context
 from harness.report.escape import csv_cell
 from harness.report.rows import rows
+from harness.scenarios import registry
+from harness.scoring import slices
 
 SAMPLE_COLUMNS = (
     "wall_seconds",
@@ -24,7 +25,7 @@ SAMPLE_COLUMNS = (
     "text_sha256",
     "text",
 )
-BESIDE = (*scenario.SERVER_FIELDS, *scenario.STREAM_FIELDS)
+BESIDE = (*registry.SERVER_FIELDS, *registry.STREAM_FIELDS)
 STAGES = ("log_mel", "encode", "decode")
 
 

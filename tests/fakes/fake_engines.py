@@ -152,7 +152,7 @@ class WorksAheadAtLoad(CachesAnswers):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        from harness import audio
+        from harness.corpus import audio
 
         for path in sorted(Path(os.environ["FAKE_CLIPS"]).glob("*.wav")):
             super().transcribe(audio.decode(path), "en")

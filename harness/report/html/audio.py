@@ -9,7 +9,7 @@ from pathlib import Path
 import soundfile
 
 from backends.base import SAMPLE_RATE_HZ, AsrbenchError
-from harness.corpus import load_clips
+from harness.corpus.clips import load_clips
 from harness.record import Run
 
 SHORT_SECONDS = 30.0  # longer clips would make the page heavy

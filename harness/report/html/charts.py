@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness import ranking, scenario, score, slices, stats
+from harness.metrics import bootstrap
+from harness.metrics.word_errors import is_timed
 from harness.record import Run
 from harness.report.columns import figure as written
 from harness.report.escape import visible
@@ -14,7 +15,8 @@ from harness.report.html import frontier, noise
 from harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
 from harness.report.html.svg import INK, PALETTE, RULE, STYLE, Mark, to_svg
 from harness.report.rows import RANKED, Row
-from harness.word_errors import is_timed
+from harness.scenarios import registry
+from harness.scoring import ranking, score, slices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 BAR_INCHES = 0.27
 TIMES = "the table of times in detail"
 LATENCIES = {  # scenario -> of what the seconds are, and what is counted
-    scenario.SINGLE_STREAM: ("seconds a call", "all measured calls"),
-    scenario.SERVER: ("seconds from arrival to answer", "all requests, their waiting included"),
-    scenario.STREAMING: ("seconds from the end of the audio to the final text", "all measured streams"),
+    registry.SINGLE_STREAM: ("seconds a call", "all measured calls"),
+    registry.SERVER: ("seconds from arrival to answer", "all requests, their waiting included"),
+    registry.STREAMING: ("seconds from the end of the audio to the final text", "all measured streams"),
 }
 STAGES = ("log_mel", "encode", "decode")
 STAGE_COLOURS = (PALETTE[2], PALETTE[0], PALETTE[1])
@@ -52,7 +54,7 @@ def draw(run: Run, rows: Sequence[Row]) -> list[Chart]:
         timed = [entry for entry in measured if entry[1]["latency_median_seconds"] is not None]
         if timed:
             found.append(_latency(run, timed))
-        if scenario.times_clips(run):
+        if registry.times_clips(run):
             found += [_stages(measured), _by_length(run, measured)]
         found.append(noise.chart(run, measured))
     return [chart for chart in found if chart is not None]
@@ -63,7 +65,7 @@ def _latency(run: Run, measured: Measured) -> Chart:
     marks: dict[str, Mark] = {}
     for place, (n, row, result) in enumerate(measured):
         walls = score.latencies(run, result)
-        low, first, median, third, high = stats.percentiles(walls, [0, 25, 50, 75, 99])
+        low, first, median, third, high = bootstrap.percentiles(walls, [0, 25, 50, 75, 99])
         own = colour(n)
         shade = 1.0 if row["group"] == RANKED else 0.45
         axes.plot([low, high], [place, place], color=own, lw=1.2, alpha=shade)
@@ -77,7 +79,7 @@ def _latency(run: Run, measured: Measured) -> Chart:
         )
     axes.set_xscale("log")
     plain_log_ticks(axes)
-    seconds, every = LATENCIES[scenario.of(run)]
+    seconds, every = LATENCIES[registry.of(run)]
     axes.set_xlabel(f"{seconds} (log scale)")
     return Chart(
         "latency",

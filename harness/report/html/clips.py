@@ -10,10 +10,11 @@ from typing import Any
 
 import jiwer
 
-from harness import normalize, scenario
+from harness.metrics import normalizers
+from harness.metrics.word_errors import Texts, first_answers, is_timed
 from harness.record import Run
 from harness.report.rows import Row
-from harness.word_errors import Texts, first_answers, is_timed
+from harness.scenarios import registry
 
 CHUNK_CLIPS = 100  # texts are parsed when shown, so many clips at a time
 _CODES = {"substitute": 0, "delete": 1, "insert": 2}
@@ -98,12 +99,12 @@ def _texts(run: Run, numbers: Sequence[Mapping[str, int]]) -> tuple[list[Json], 
     note = None
     try:
         texts = Texts(run, name)
-        if normalize.identify(name) != run["scoring"]["normalizer"]:
+        if normalizers.identify(name) != run["scoring"]["normalizer"]:
             note = (
                 f"The normaliser installed here is not the one this run was scored with ({name} "
                 f"{run['scoring']['normalizer']['version']}): differences may not add up to the counts."
             )
-    except normalize.NormalizerError as error:
+    except normalizers.NormalizerError as error:
         raw: list[Json] = [
             [clip["reference"], None, [[text, None] for text in known]]
             for clip, known in zip(run["clips"], numbers, strict=True)
@@ -131,7 +132,7 @@ def _figures(
     counted = {entry["clip"]: entry for entry in (result["wer"] or {}).get("per_clip", [])}
     walls: dict[str, list[float]] = {}
     for sample in result["samples"]:
-        if is_timed(sample) and scenario.times_clips(run):
+        if is_timed(sample) and registry.times_clips(run):
             walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
     names = [clip["name"] for clip in run["clips"]]
     places = {name: place for place, name in enumerate(names)}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from harness import slices
-from harness.augment import CLEAN, FIELD
+from harness.corpus.augment import CLEAN, FIELD
 from harness.record import Run
 from harness.report.columns import percent
 from harness.report.escape import visible
 from harness.report.html.drawing import Chart, Measured, colour, new_figure
 from harness.report.html.svg import PALETTE, Mark, to_svg
 from harness.report.rows import RANKED
+from harness.scoring import slices
 
 
 def chart(run: Run, measured: Measured) -> Chart | None:

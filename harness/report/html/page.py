@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import ranking, scenario
 from harness.record import Run
 from harness.report import columns, context, parts
 from harness.report.columns import Column
@@ -19,9 +18,11 @@ from harness.report.html import charts, clips, trend
 from harness.report.html.drawing import Chart
 from harness.report.html.svg import PALETTE
 from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
+from harness.scenarios import registry
+from harness.scoring import ranking
 
 if TYPE_CHECKING:
-    from harness.history import Series
+    from harness.report.history import Series
 
 FOLDER = Path(__file__).parent
 SIBLINGS = (
@@ -85,7 +86,7 @@ def render(
         is_ranked=lambda row: row["group"] == RANKED,
         legend=_legend(measured),
         rank_meaning=columns.rank(ranking.order(run).by).meaning,
-        leading=LEADING if scenario.of(run) == scenario.SINGLE_STREAM else (*LEADING, "scenario"),
+        leading=LEADING if registry.of(run) == registry.SINGLE_STREAM else (*LEADING, "scenario"),
     )
 
 

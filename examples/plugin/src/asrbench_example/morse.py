@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
-from backends.checkpoint_file import read_dimensions
-from backends.decoding import require_honourable, require_language
+from backends.checkpoints.file import read_dimensions
+from backends.whisper_common.decoding import require_honourable, require_language
 
 DOT_SECONDS = 0.06  # 20 words a minute, by the word PARIS: 50 dots
 DOT_SAMPLES = round(DOT_SECONDS * SAMPLE_RATE_HZ)

@@ -1,0 +1,443 @@
+"""From a model's name to a verified checkpoint on this machine. Imports no engine."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import lzma
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from backends import containers
+from backends.base import AsrbenchError, Checkpoint
+from backends.checkpoints import sources
+from backends.checkpoints.cache import cache_dir, locked, temporary_beside, user_cache_dir
+from backends.checkpoints.download import Progress
+from backends.checkpoints.file import DIMENSIONS, CheckpointError, load_state_dict, read_dimensions
+from backends.checkpoints.sha256 import HASH_BLOCK_BYTES, file_sha256, hash_now
+from backends.checkpoints.tensor_digest import file_tensors_sha256
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Entry",
+    "cache_dir",
+    "catalogue",
+    "default_model",
+    "find",
+    "identified",
+    "imported_folder",
+    "load_state_dict",
+    "openai_table",
+    "own_files",
+    "resolve",
+    "unknown",
+    "weights_folders",
+]
+
+SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "weights"
+# The project runs from its checkout, so this is the checkout's folder, also for an editable install. A wheel
+# holds no weights: the folder is absent then, and only OpenAI's models are in the catalogue.
+CATALOG_VERSION = 2
+DEFAULT_MODEL = "tiny.en"
+FALLBACK_MODEL = "nano.en"
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+REVISION = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model the catalogue knows by name.
+
+    A checkpoint is this model if its file has `sha256`, or if its tensors have `tensors_sha256` and its
+    dimensions are `dimensions`.
+    """
+
+    name: str
+    sha256: str  # of the .pt file that its maker published
+    file_name: str  # what that file is called in the folders that are searched
+    url: str | None = None  # None: shipped with the project
+    archive: Path | None = None  # the shipped .pt.xz
+    archive_sha256: str | None = None
+    licence: str = "MIT"
+    source: str = "OpenAI"
+    note: str = ""
+    tensors_sha256: str | None = None  # see backends.checkpoints.tensor_digest; None: not known
+    dimensions: Mapping[str, int] = field(default_factory=dict)  # known where tensors_sha256 is
+    hub: tuple[str, str] | None = None  # repository and revision on the Hugging Face hub
+    packages: tuple[str, ...] = ()  # requirements whose wheels hold CTranslate2's model.bin, in parts
+
+    def is_model(self, sha256: str, tensors_sha256: str | None, dimensions: Mapping[str, int]) -> bool:
+        """Whether a checkpoint of these digests and dimensions is this model."""
+        if sha256 == self.sha256:
+            return True
+        return (
+            self.tensors_sha256 is not None
+            and tensors_sha256 == self.tensors_sha256
+            and dict(dimensions) == dict(self.dimensions)
+        )
+
+
+def catalogue() -> dict[str, Entry]:
+    """Return every model known by name: OpenAI's in openai-whisper's order, then what the project ships.
+
+    Raises:
+        CheckpointError: openai-whisper is absent or its table is not what it was, or catalog.toml is broken.
+    """
+    content = _catalog_file()
+    entries = {}
+    for name, url in openai_table("_MODELS").items():
+        sha256, file_name = url.split("/")[-2:]
+        beside = _beside_openai(name, content.get("openai", {}).get(name, {}))
+        entry = Entry(name, sha256, file_name, url=url, **beside)
+        entries[name] = sources.accepted(entry, cached_path(entry))
+    return {**entries, **{name: _shipped(name, table) for name, table in content.get("models", {}).items()}}
+
+
+def openai_table(variable: str) -> dict[str, Any]:
+    """Return a table of `whisper/__init__.py` ("_MODELS" or "_ALIGNMENT_HEADS") without importing whisper.
+
+    Raises:
+        CheckpointError: openai-whisper is not installed, or its source no longer holds the table.
+    """
+    spec = importlib.util.find_spec("whisper")
+    if spec is None or spec.origin is None:
+        raise CheckpointError(
+            "openai-whisper is not installed, and the table of models is its own; pip install it"
+        )
+    return dict(_openai_table(spec.origin, variable))
+
+
+def weights_folders() -> list[Path]:
+    """Return the folders that `$ASRBENCH_WEIGHTS` names, separated as in `$PATH`.
+
+    Raises:
+        CheckpointError: one of them is no folder.
+    """
+    folders = [Path(text) for text in os.environ.get("ASRBENCH_WEIGHTS", "").split(os.pathsep) if text]
+    for folder in folders:
+        if not folder.is_dir():
+            raise CheckpointError(f"ASRBENCH_WEIGHTS names {folder}, which is no folder")
+    return folders
+
+
+def imported_folder() -> Path:
+    """Where `asrbench weights import` puts what it makes, as NAME.pt."""
+    return cache_dir() / "weights" / "imported"
+
+
+def own_files() -> list[Path]:
+    """Return the .pt files in `$ASRBENCH_WEIGHTS` and among the imported ones, whatever they hold."""
+    folders = (*weights_folders(), imported_folder())
+    return [path for folder in folders for path in sorted(folder.glob("*.pt"))]
+
+
+def identified(path: Path) -> Entry | None:
+    """Return the catalogue's model that a .pt file holds, by the file's hash or its tensors' digest.
+
+    Raises:
+        CheckpointError: the file is no checkpoint.
+    """
+    return _known(file_sha256(path), file_tensors_sha256(path), read_dimensions(path))
+
+
+def _known(sha256: str, tensors_sha256: str | None, dimensions: Mapping[str, int]) -> Entry | None:
+    entries = catalogue().values() if importlib.util.find_spec("whisper") else []
+    return next((entry for entry in entries if entry.is_model(sha256, tensors_sha256, dimensions)), None)
+
+
+def find(entry: Entry) -> Path | None:
+    """Return where the model's .pt file lies on this machine, its digest not yet checked; None if nowhere.
+
+    A file of another name counts where its tensors have the model's digest.
+    """
+    places = [folder / name for folder in weights_folders() for name in (f"{entry.name}.pt", entry.file_name)]
+    if entry.url is not None:
+        places.append(user_cache_dir() / "whisper" / entry.file_name)  # openai-whisper's own cache
+    places.append(cached_path(entry))
+    named = next((place for place in places if place.is_file()), None)
+    return named or next((path for path in own_files() if _holds(path, entry)), None)
+
+
+def _holds(path: Path, entry: Entry) -> bool:
+    if entry.tensors_sha256 is None:
+        return False
+    try:
+        # dimensions first: they cost nothing, and a file of another size need not be hashed
+        return read_dimensions(path) == entry.dimensions and file_tensors_sha256(path) == entry.tensors_sha256
+    except AsrbenchError:
+        return False  # a broken file of another name is no reason to stop
+
+
+def cached_path(entry: Entry) -> Path:
+    """Where asrbench puts the model's file when it downloads or unpacks it."""
+    return cache_dir() / "weights" / entry.file_name
+
+
+def resolve(name_or_path: str, *, download: bool = False, progress: Progress | None = None) -> Checkpoint:
+    """Return a verified checkpoint for a name, or for a path to a .pt file or to another container.
+
+    What is in another container is imported on first use, see backends.containers.
+
+    A name is looked for in `$ASRBENCH_WEIGHTS`, in openai-whisper's cache and in asrbench's own; a model
+    the project ships is unpacked on first use; a name outside the catalogue may be a file in
+    `$ASRBENCH_WEIGHTS` or an imported one. A file under a catalogue name must be that model, by its hash or
+    by its tensors' digest; a file of any name that is a model of the catalogue goes by the catalogue's name.
+
+    Args:
+        name_or_path: "tiny.en", "my-model", "folder/my-model.pt" or "folder/my-huggingface-model".
+        download: fetch one of OpenAI's models, from any source, if it is not on this machine.
+        progress: called with (bytes, bytes in all or None) while it downloads.
+
+    Raises:
+        CheckpointError: unknown, absent, damaged, of the wrong hash, or not Whisper's.
+        DownloadError: it could not be fetched.
+    """
+    if os.sep in name_or_path or name_or_path.endswith(".pt"):
+        return _from_path(Path(name_or_path).expanduser())
+    entries = catalogue()
+    entry = entries.get(name_or_path)
+    if entry is None:
+        for path in own_files():
+            if path.stem == name_or_path:
+                return _from_path(path)
+        if Path(name_or_path).exists():
+            return _from_path(Path(name_or_path))
+        raise CheckpointError(unknown(name_or_path))
+    path = find(entry) or _fetched(entry, download, progress)
+    if path == cached_path(entry):
+        entry = sources.accepted(entry, path)
+    if path == cached_path(entry) and entry.archive is not None and file_sha256(path) != entry.sha256:
+        path = unpack(entry)  # left by another version of the project
+    return _checkpoint(entry.name, path, entry)
+
+
+def default_model(progress: Progress | None = None) -> tuple[Checkpoint, str]:
+    """Return the model to benchmark when none is named, and one line that says which and why.
+
+    tiny.en where it is or where any source has it (asked for five seconds at most), else the bundled
+    nano.en, else the first checkpoint in `$ASRBENCH_WEIGHTS`.
+
+    Raises:
+        CheckpointError: there is none of them.
+    """
+    entries = catalogue()
+    default = entries[DEFAULT_MODEL]
+    if find(default) is not None:
+        checkpoint = resolve(DEFAULT_MODEL)
+        return checkpoint, f"model {DEFAULT_MODEL}: found at {checkpoint.path}"
+    try:
+        title = sources.fetch(default, cached_path(default), progress=progress)
+        checkpoint = resolve(DEFAULT_MODEL)
+        return checkpoint, f"model {DEFAULT_MODEL}: fetched from {title} to {checkpoint.path}"
+    except sources.NoSourceError as error:
+        told = "; ".join(f"{name}: {reason}" for name, reason in error.reasons.items())
+        found_none = f"no source gave it ({told})" if told else f"{sources.OFFLINE} is set"
+    except AsrbenchError as error:
+        found_none = f"could not be kept ({error})"
+    why = f"{DEFAULT_MODEL} is not on this machine and {found_none}"
+    if FALLBACK_MODEL in entries:
+        note = entries[FALLBACK_MODEL].note
+        return resolve(FALLBACK_MODEL), f"model {FALLBACK_MODEL} ({note}): {why}"
+    for folder in weights_folders():
+        for path in sorted(folder.glob("*.pt")):
+            return resolve(path.stem), f"model {path.stem}, the first in ASRBENCH_WEIGHTS: {why}"
+    raise CheckpointError(
+        f"no model: {why}. With a connection, run `asrbench weights fetch {DEFAULT_MODEL}`; without one, "
+        "give --model a .pt file, or set ASRBENCH_WEIGHTS to a folder that holds one"
+    )
+
+
+def unpack(entry: Entry) -> Path:
+    """Unpack a shipped model into the cache, checked before and after, and return the .pt file.
+
+    Raises:
+        CheckpointError: the archive or what came out of it is not what the catalogue says.
+    """
+    target, archive = cached_path(entry), entry.archive
+    assert archive is not None
+    with locked(target):
+        if target.is_file() and hash_now(target) == entry.sha256:
+            return target  # another process was first
+        if file_sha256(archive) != entry.archive_sha256:
+            raise CheckpointError(f"{archive} is not the file its catalog.toml describes; check it out again")
+        temporary = temporary_beside(target)
+        try:
+            with lzma.open(archive) as packed, temporary.open("wb") as file:
+                while block := packed.read(HASH_BLOCK_BYTES):
+                    file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+            if hash_now(temporary) != entry.sha256:
+                raise CheckpointError(f"what {archive} holds is not the {entry.name} of the catalogue")
+            os.replace(temporary, target)
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise CheckpointError(f"cannot unpack {archive} to {target}: {error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+    return target
+
+
+def _fetched(entry: Entry, may_download: bool, progress: Progress | None) -> Path:
+    if entry.archive is not None:
+        return unpack(entry)
+    if may_download:
+        sources.fetch(entry, cached_path(entry), progress=progress)
+        return cached_path(entry)
+    raise CheckpointError(
+        f"{entry.name} is not on this machine; looked in ASRBENCH_WEIGHTS, {user_cache_dir() / 'whisper'} "
+        f"and {cached_path(entry).parent}. Run `asrbench weights fetch {entry.name}`"
+    )
+
+
+def _from_path(path: Path) -> Checkpoint:
+    name = containers.default_name(path)
+    if containers.kind_of(path) not in (None, "openai"):
+        path = containers.imported(path)
+    checkpoint = _checkpoint(name, path)
+    entry = _known(checkpoint.sha256, checkpoint.tensors_sha256, checkpoint.dimensions)
+    if entry is not None:
+        return replace(checkpoint, name=entry.name, note=entry.note)
+    called = catalogue().get(name) if importlib.util.find_spec("whisper") else None
+    if called is not None:
+        return replace(checkpoint, note=f"not {called.source}'s {called.name}, only called so")
+    return checkpoint
+
+
+def _checkpoint(name: str, path: Path, entry: Entry | None = None) -> Checkpoint:
+    dimensions, found = read_dimensions(path), file_sha256(path)
+    if entry is not None and entry.tensors_sha256 is None and found != entry.sha256:
+        raise _not_that_model(path, entry, f"its SHA-256 is {found[:12]}…, expected {entry.sha256[:12]}…")
+    tensors = file_tensors_sha256(path)
+    if entry is not None and not entry.is_model(found, tensors, dimensions):
+        raise _not_that_model(
+            path, entry, f"the digest of its tensors is {tensors[:12]}…, expected {entry.tensors_sha256:.12}…"
+        )
+    return Checkpoint(name, path.absolute(), found, dimensions, entry.note if entry else "", tensors)
+
+
+def _not_that_model(path: Path, entry: Entry, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not {entry.name}: {why}. "
+        "Delete a broken copy and fetch it again; rename another model, or give its path"
+    )
+
+
+def unknown(name: str) -> str:
+    """Return what to tell the user about a name that no model has: the nearest one and all there are."""
+    choices = list(dict.fromkeys([*catalogue(), *(path.stem for path in own_files())]))
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return (
+        f"no model is called {name!r}.{hint} Available: {', '.join(choices)}; or the path of a .pt file, of "
+        "a CTranslate2 or Hugging Face folder or of a whisper.cpp file; or the name of a .pt file in a "
+        "folder that ASRBENCH_WEIGHTS names"
+    )
+
+
+@lru_cache
+def _openai_table(source: str, variable: str) -> dict[str, Any]:
+    try:
+        tree = ast.parse(Path(source).read_text(encoding="utf-8"))
+        literal = next(
+            node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and [getattr(t, "id", None) for t in node.targets] == [variable]
+        )
+        table = ast.literal_eval(literal)
+        assert isinstance(table, dict) and DEFAULT_MODEL in table
+        if variable == "_MODELS":
+            assert all(SHA256.fullmatch(url.split("/")[-2]) for url in table.values())
+            assert all(url.startswith("https://") and url.endswith(".pt") for url in table.values())
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        StopIteration,
+        AssertionError,
+        AttributeError,
+        IndexError,
+    ) as error:
+        raise CheckpointError(
+            f"{source} does not hold openai-whisper's {variable} as asrbench knows it (another package "
+            "called whisper, or a newer layout); install openai-whisper 20250625"
+        ) from error
+    return table
+
+
+def _catalog_file() -> dict[str, Any]:
+    path = SHIPPED_FOLDER / "catalog.toml"
+    if not path.exists():
+        return {}
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if content.get("schema_version") != CATALOG_VERSION:
+        raise CheckpointError(f"{path} has another schema_version than {CATALOG_VERSION}")
+    return content
+
+
+def _shipped(name: str, table: Any) -> Entry:
+    path = SHIPPED_FOLDER / "catalog.toml"
+    texts = {"file", "file_sha256", "sha256", "tensors_sha256", "licence", "source", "note"}
+    if not isinstance(table, dict) or set(table) != texts | {"dimensions"}:
+        raise CheckpointError(f"{path}: {name} must have exactly {', '.join(sorted(texts))} and dimensions")
+    if not all(isinstance(table[key], str) for key in texts):
+        raise CheckpointError(f"{path}: {', '.join(sorted(texts))} of {name} must be texts")
+    if not all(SHA256.fullmatch(table[key]) for key in ("file_sha256", "sha256", "tensors_sha256")):
+        raise CheckpointError(f"{path}: the hashes of {name} must be 64 lower-case hexadecimal digits")
+    return Entry(
+        name,
+        table["sha256"],
+        f"{name}.pt",
+        archive=path.parent / table["file"],
+        archive_sha256=table["file_sha256"],
+        licence=table["licence"],
+        source=table["source"],
+        note=table["note"],
+        tensors_sha256=table["tensors_sha256"],
+        dimensions=_known_dimensions(path, name, table["dimensions"]),
+    )
+
+
+def _beside_openai(name: str, table: Any) -> dict[str, Any]:
+    """Return what the catalogue knows of one of OpenAI's models beside its address and its file's hash."""
+    path = SHIPPED_FOLDER / "catalog.toml"
+    if not isinstance(table, dict) or not set(table) <= {"tensors_sha256", "dimensions", "hub", "packages"}:
+        raise CheckpointError(f"{path}: {name} may have tensors_sha256, dimensions, hub and packages only")
+    found: dict[str, Any] = {}
+    if "tensors_sha256" in table:
+        if not SHA256.fullmatch(str(table["tensors_sha256"])):
+            raise CheckpointError(f"{path}: tensors_sha256 of {name} must be 64 hexadecimal digits")
+        found["tensors_sha256"] = table["tensors_sha256"]
+        found["dimensions"] = _known_dimensions(path, name, table.get("dimensions"))
+    if "hub" in table:
+        repository, _, revision = str(table["hub"]).partition("@")
+        if repository.count("/") != 1 or not REVISION.fullmatch(revision):
+            raise CheckpointError(f"{path}: hub of {name} must be OWNER/NAME@ and a revision's 40 digits")
+        found["hub"] = (repository, revision)
+    if "packages" in table:
+        packages = table["packages"]
+        if not isinstance(packages, list) or not all(isinstance(p, str) and "==" in p for p in packages):
+            raise CheckpointError(f"{path}: packages of {name} must be a list of NAME==VERSION")
+        found["packages"] = tuple(packages)
+    return found
+
+
+def _known_dimensions(path: Path, name: str, table: Any) -> dict[str, int]:
+    if not isinstance(table, dict) or set(table) != set(DIMENSIONS):
+        raise CheckpointError(f"{path}: dimensions of {name} must be Whisper's ten: {', '.join(DIMENSIONS)}")
+    return {key: int(table[key]) for key in DIMENSIONS}

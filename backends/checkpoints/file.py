@@ -1,0 +1,332 @@
+"""One checkpoint file in OpenAI's format: its dimensions and tensors, read without running its pickle."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from backends.base import AsrbenchError, Checkpoint
+from backends.checkpoints.sha256 import file_sha256
+
+if TYPE_CHECKING:
+    import torch
+
+PICKLE_LIMIT_BYTES = 64 << 20  # large-v3's is 0.2 MB; a bigger one is not a checkpoint
+
+DIMENSIONS = (  # the fields of whisper.model.ModelDimensions
+    "n_mels",
+    "n_audio_ctx",
+    "n_audio_state",
+    "n_audio_head",
+    "n_audio_layer",
+    "n_vocab",
+    "n_text_ctx",
+    "n_text_state",
+    "n_text_head",
+    "n_text_layer",
+)
+KNOWN = {  # what every Whisper engine takes for granted: the mel filters, 30 s at 20 ms, the two vocabularies
+    "n_mels": (80, 128),
+    "n_audio_ctx": (1500,),
+    "n_vocab": (51_864, 51_865, 51_866),
+}
+LAYERS_OR_HEADS_LIMIT = 256  # large-v3 has 32 and 20; keeps a header from asking for a million layers
+STORAGES: dict[str, np.dtype[Any]] = {  # torch's storage class -> how numpy reads its bytes
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype("<u2"),  # bfloat16 is not numpy's: widened to float32, which is exact
+}
+
+
+class CheckpointError(AsrbenchError):
+    """A checkpoint cannot be found, read or trusted; the message says which, why and what to do."""
+
+
+class Storage(NamedTuple):
+    """Where a tensor's numbers lie: an inert stand-in for torch's storage."""
+
+    kind: str  # a key of STORAGES
+    key: str  # the zip member is <archive>/data/<key>
+    length: int
+
+
+class Tensor(NamedTuple):
+    """A tensor as the file describes it: an inert stand-in for torch's tensor."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read_dimensions(path: Path) -> dict[str, int]:
+    """Return the model's dimensions, having checked every tensor's name, type, shape and place in the file.
+
+    Raises:
+        CheckpointError: not a checkpoint, truncated, incomplete, or a pickle that would run code.
+    """
+    _check_is_file(path)
+    with _open(path) as archive:
+        dimensions, tensors = _describe(path, archive)
+        _check_tensors(path, archive, dimensions, tensors)
+    return dimensions
+
+
+def read_tensors(path: Path, *, by_name: bool = False) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each tensor's name and values, without torch; bfloat16 comes as float32.
+
+    Args:
+        path: the .pt file.
+        by_name: in the order of the names, not in the file's.
+
+    Raises:
+        CheckpointError: as `read_dimensions`.
+    """
+    read_dimensions(path)
+    with _open(path) as archive:
+        _, tensors = _describe(path, archive)
+        for name, tensor in sorted(tensors.items()) if by_name else tensors.items():
+            dtype = STORAGES[tensor.storage.kind]
+            try:
+                numbers = np.frombuffer(archive.read(_member(archive, f"data/{tensor.storage.key}")), dtype)
+            except (OSError, zipfile.BadZipFile) as error:
+                raise CheckpointError(f"{path} is damaged: {error}; delete it and fetch it again") from error
+            values = np.lib.stride_tricks.as_strided(
+                numbers[tensor.offset :], tensor.shape, [stride * dtype.itemsize for stride in tensor.strides]
+            )
+            if tensor.storage.kind == "BFloat16Storage":
+                values = (values.astype("<u4") << 16).view("<f4")
+            yield name, np.array(values)
+
+
+def load_state_dict(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Load the tensors with torch, for a worker process. Nothing in the pickle is run.
+
+    Raises:
+        CheckpointError: the file changed since it was resolved, or cannot be loaded.
+    """
+    import torch
+
+    if file_sha256(checkpoint.path) != checkpoint.sha256:
+        raise CheckpointError(f"{checkpoint.path} changed after it was checked; start the run again")
+    try:
+        content = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
+        tensors = dict(content["model_state_dict"])
+        tensors.pop("alignment_heads", None)
+        return tensors
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"torch cannot load {checkpoint.path} as plain tensors: {str(error).splitlines()[0][:200]}"
+        ) from error
+
+
+def expected_tensors(dimensions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every tensor that a Whisper of these dimensions holds."""
+    d = dimensions
+    audio, text = d["n_audio_state"], d["n_text_state"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder.conv1.weight": (audio, d["n_mels"], 3),
+        "encoder.conv1.bias": (audio,),
+        "encoder.conv2.weight": (audio, audio, 3),
+        "encoder.conv2.bias": (audio,),
+        "encoder.positional_embedding": (d["n_audio_ctx"], audio),
+        "encoder.ln_post.weight": (audio,),
+        "encoder.ln_post.bias": (audio,),
+        "decoder.token_embedding.weight": (d["n_vocab"], text),
+        "decoder.positional_embedding": (d["n_text_ctx"], text),
+        "decoder.ln.weight": (text,),
+        "decoder.ln.bias": (text,),
+    }
+    for side, layers, width in (("encoder", d["n_audio_layer"], audio), ("decoder", d["n_text_layer"], text)):
+        for layer in range(layers):
+            block = f"{side}.blocks.{layer}"
+            for attention in ("attn",) if side == "encoder" else ("attn", "cross_attn"):
+                for part in ("query", "key", "value", "out"):
+                    shapes[f"{block}.{attention}.{part}.weight"] = (width, width)
+                    if part != "key":  # Whisper's keys have no bias
+                        shapes[f"{block}.{attention}.{part}.bias"] = (width,)
+                shapes[f"{block}.{attention}_ln.weight"] = shapes[f"{block}.{attention}_ln.bias"] = (width,)
+            shapes[f"{block}.mlp.0.weight"], shapes[f"{block}.mlp.0.bias"] = (4 * width, width), (4 * width,)
+            shapes[f"{block}.mlp.2.weight"], shapes[f"{block}.mlp.2.bias"] = (width, 4 * width), (width,)
+            shapes[f"{block}.mlp_ln.weight"] = shapes[f"{block}.mlp_ln.bias"] = (width,)
+    return shapes
+
+
+def _check_is_file(path: Path) -> None:
+    if path.is_dir():
+        inside = sorted(found.name for found in path.glob("*.pt"))
+        hint = f"; it holds {', '.join(inside)}" if inside else ""
+        raise CheckpointError(f"{path} is a folder; give a .pt file{hint}")
+    if not path.exists():
+        raise CheckpointError(f"there is no file {path}")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty; delete it and fetch it again")
+
+
+def _open(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except zipfile.BadZipFile as error:
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start == b"PK":
+            raise CheckpointError(f"{path} is truncated or damaged; delete it and fetch it again") from error
+        raise CheckpointError(
+            f"{path} is not a checkpoint as torch.save writes it since version 1.6 (a zip file). An older "
+            "one is converted, if you trust it, by loading it with torch and saving it again"
+        ) from error
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """Builds the description of a checkpoint and refuses every name but those that tensors need.
+
+    Unpickling calls whatever the file names (docs.python.org/3/library/pickle.html#restricting-globals).
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _RebuildTensor()
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _RebuildParameter()
+        if (module, name) == ("_codecs", "encode"):
+            return _Encode()
+        if module == "torch" and name in (*STORAGES, "BoolStorage"):
+            return name
+        raise CheckpointError(
+            f"its pickle asks for {module}.{name}, which would run code or is no weight; refused"
+        )
+
+    def persistent_load(self, pid: Any) -> Storage:
+        _, kind, key, _, count = pid
+        if kind not in (*STORAGES, "BoolStorage") or not isinstance(key, str) or not isinstance(count, int):
+            raise CheckpointError("its pickle names a storage that is no tensor's")
+        return Storage(kind, key, count)
+
+
+class _RebuildTensor:
+    __slots__ = ()  # so that the pickle's BUILD opcode has nothing to change
+
+    def __call__(self, storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
+        numbers = (offset, *shape, *strides)
+        if (
+            not isinstance(storage, Storage)
+            or len(shape) != len(strides)
+            or any(type(n) is not int or n < 0 for n in numbers)
+        ):
+            raise CheckpointError("its pickle describes a tensor that cannot be")
+        return Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+class _Encode:
+    __slots__ = ()
+
+    def __call__(self, text: str, encoding: str) -> bytes:  # how a pickle of protocol 2 writes bytes
+        if not isinstance(text, str) or encoding != "latin1":
+            raise CheckpointError("its pickle encodes something that is no bytes")
+        return text.encode("latin1")
+
+
+class _RebuildParameter:
+    __slots__ = ()
+
+    def __call__(self, tensor: Tensor, *_: Any) -> Tensor:
+        return tensor
+
+
+def _describe(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, int], dict[str, Tensor]]:
+    try:
+        entry = archive.getinfo(_member(archive, "data.pkl"))
+        if entry.file_size > PICKLE_LIMIT_BYTES:
+            raise CheckpointError(f"its data.pkl has {entry.file_size} bytes, far more than a checkpoint's")
+        with archive.open(entry) as file:
+            content = _InertUnpickler(file).load()
+        order = [name for name in archive.namelist() if name.endswith("/byteorder")]
+        if order and archive.read(order[0]) != b"little":
+            raise CheckpointError("it was written on a big-endian machine")
+        dimensions, tensors = content["dims"], content["model_state_dict"]
+        if isinstance(tensors, dict):
+            tensors.pop("alignment_heads", None)  # no weight: which heads follow time, as whisper keeps it
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from error
+    except Exception as error:  # a hostile pickle can fail in any way; whatever it is, this is no checkpoint
+        raise CheckpointError(
+            f"{path} is no checkpoint in OpenAI's format (a dict of dims and model_state_dict): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return _sane_dimensions(path, dimensions), tensors
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> str:
+    top = archive.namelist()[0].split("/")[0]
+    return f"{top}/{name}"
+
+
+def _sane_dimensions(path: Path, dims: Any) -> dict[str, int]:
+    if not isinstance(dims, dict) or set(dims) != set(DIMENSIONS):
+        missing = [name for name in DIMENSIONS if not isinstance(dims, dict) or name not in dims]
+        extra = [str(name) for name in dims if name not in DIMENSIONS] if isinstance(dims, dict) else []
+        raise CheckpointError(
+            f"{path}: its dims must be exactly Whisper's ten; missing: {missing or 'none'}, "
+            f"unknown: {extra or 'none'}"
+        )
+    for name, value in dims.items():
+        if type(value) is not int or not 0 < value < 1 << 20:
+            raise CheckpointError(f"{path}: dimension {name} is {value!r}, not a sane positive whole number")
+        if name.endswith(("_layer", "_head")) and value > LAYERS_OR_HEADS_LIMIT:
+            raise CheckpointError(f"{path}: dimension {name} is {value}, more than any Whisper's")
+        if value not in KNOWN.get(name, (value,)):
+            raise CheckpointError(
+                f"{path}: {name} is {value}; Whisper has {' or '.join(map(str, KNOWN[name]))}"
+            )
+    check_heads(str(path), dims)
+    if dims["n_audio_state"] != dims["n_text_state"]:
+        raise CheckpointError(
+            f"{path}: n_audio_state and n_text_state differ, which Whisper's decoder cannot take"
+        )
+    return {name: dims[name] for name in DIMENSIONS}
+
+
+def check_heads(where: str, dimensions: Mapping[str, int]) -> None:
+    """Raise CheckpointError, beginning with `where`, if the heads of a side cannot share its width."""
+    for side in ("audio", "text"):
+        if dimensions[f"n_{side}_state"] % dimensions[f"n_{side}_head"]:
+            raise CheckpointError(f"{where}: n_{side}_state is not a multiple of n_{side}_head")
+
+
+def _check_tensors(path: Path, archive: zipfile.ZipFile, dimensions: dict[str, int], tensors: Any) -> None:
+    expected = expected_tensors(dimensions)
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise CheckpointError(f"{path}: its model_state_dict holds something that is no tensor")
+    if tensors.keys() != expected.keys():
+        missing = sorted(expected.keys() - tensors.keys())
+        extra = sorted(map(str, tensors.keys() - expected.keys()))
+        raise CheckpointError(
+            f"{path}: its tensors do not fit its dims; missing {len(missing)}: {missing[:3]}, "
+            f"unknown {len(extra)}: {extra[:3]}"
+        )
+    sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name]:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tensor.shape}, its dims ask for {expected[name]}"
+            )
+        if tensor.storage.kind not in STORAGES:
+            raise CheckpointError(f"{path}: {name} holds no numbers but {tensor.storage.kind}")
+        present = sizes.get(_member(archive, f"data/{tensor.storage.key}"), 0)
+        last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
+        # each number must be there: a stride of 0 is small in the file and huge in memory
+        if max(last + 1, math.prod(tensor.shape)) * STORAGES[tensor.storage.kind].itemsize > present:
+            raise CheckpointError(
+                f"{path}: {name} is cut short ({math.prod(tensor.shape)} numbers, {present} bytes)"
+            )

@@ -1,0 +1,65 @@
+"""The identity of a model: a digest of its tensors, the same whatever file they come in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from backends.checkpoints.file import read_tensors
+from backends.checkpoints.sha256 import remembered
+
+
+def tensors_sha256(tensors: Iterable[tuple[str, np.ndarray]]) -> str:
+    """Return the hex SHA-256 over the tensors: for each its name, the text of its shape, its numbers.
+
+    Numbers are little-endian float16 where float16 holds every one of the tensor's exactly, else float32. So
+    OpenAI's float16 weights have one digest, also where a file stores them widened to float32.
+
+    Args:
+        tensors: (name, float16 or float32 values) in the order of the names, each name once.
+
+    Raises:
+        ValueError: the names are out of order, or a tensor has another type.
+    """
+    digest = hashlib.sha256()
+    last = ""
+    for name, values in tensors:
+        if name <= last:
+            raise ValueError(f"{name} must not follow {last}: the digest goes by the order of the names")
+        last = name
+        halves = as_float16(values)
+        numbers = values.astype("<f4", copy=False) if halves is None else halves
+        digest.update(name.encode())
+        digest.update(str(tuple(int(size) for size in values.shape)).encode())
+        digest.update(np.ascontiguousarray(numbers).data)
+    return digest.hexdigest()
+
+
+def as_float16(values: np.ndarray) -> np.ndarray | None:
+    """Return the values as float16 where that changes none of them by a bit, else None.
+
+    Raises:
+        ValueError: they are neither float16 nor float32.
+    """
+    if values.dtype == np.float16:
+        return values.astype("<f2", copy=False)
+    if values.dtype != np.float32:
+        raise ValueError(f"a tensor of {values.dtype}: only float16 and float32 have a digest")
+    with np.errstate(over="ignore", invalid="ignore"):
+        halves = values.astype("<f2")
+        widened = halves.astype("<f4")
+    is_same = np.array_equal(widened.view("<u4"), np.ascontiguousarray(values, dtype="<f4").view("<u4"))
+    return halves if is_same else None
+
+
+def file_tensors_sha256(path: Path) -> str:
+    """Return the digest of the tensors in a checkpoint of OpenAI's format, remembered as file hashes are.
+
+    Raises:
+        CheckpointError: the file is no checkpoint.
+        AsrbenchError: it cannot be read.
+    """
+    return remembered(path, "tensors_sha256", lambda: tensors_sha256(read_tensors(path, by_name=True)))

@@ -1,0 +1,1 @@
+"""A checkpoint in the formats that engines read (CTranslate2, ggml, transformers), kept in the cache."""

@@ -1,0 +1,295 @@
+"""Whisper's text decoder in tuned PyTorch: greedy, with all done once that no token changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from backends.torch_whisper.linear import linear
+from backends.torch_whisper.selection import Selection
+from backends.whisper_common.greedy import Window, WindowRules
+
+STEPS_BETWEEN_STOP_CHECKS = {"cpu": 1, "cuda": 8}  # asking a GPU whether all have ended makes it idle
+
+
+class TorchDecoder:
+    """whisper.model.TextDecoder with whisper.decoding's greedy search."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, Any],
+        dims: Any,
+        precision: str = "float32",
+        device: str = "cpu",
+        projects_audio: bool = True,
+    ):
+        """Prepare the weights.
+
+        Args:
+            weights: the checkpoint's tensors by whisper's names, "decoder.token_embedding.weight" and so on.
+            dims: a whisper.model.ModelDimensions.
+            precision: of weights and products, "float32", "bfloat16" or (CUDA) "float16". On the CPU it is
+                the cross-attention's keys and values that "bfloat16" computes so; a step is float32, whose
+                weights take no more memory where the checkpoint's are float16.
+            device: "cpu" or "cuda".
+            projects_audio: False if `decode` is given cross-attention keys and values, not features.
+        """
+        import torch
+
+        self._torch = torch
+        self._device = torch.device(device)
+        self._n_state, self._n_head = dims.n_text_state, dims.n_text_head
+        self._n_layer, self._n_ctx, self._n_vocab = dims.n_text_layer, dims.n_text_ctx, dims.n_vocab
+        self._on_cpu = self._device.type == "cpu"
+        self._dtype = getattr(torch, precision)
+        # on a CPU PyTorch's attention of one bfloat16 row is 20 times slower than of a float32 one
+        self._step_dtype = torch.float32 if self._on_cpu else self._dtype
+
+        def tensor(name: str) -> Any:
+            return weights[f"decoder.{name}"].detach().to(self._device, torch.float32)
+
+        self._embedding = tensor("token_embedding.weight")
+        self._positions = tensor("positional_embedding")
+        self._ln = self._norm(tensor, "ln")
+        self._logits = self._linear(self._embedding, None)
+        self._projects_audio = projects_audio
+        self._layers = [self._layer(tensor, f"blocks.{index}") for index in range(self._n_layer)]
+        cross = [
+            (f"blocks.{index}.cross_attn.{part}.weight")
+            for index in range(self._n_layer)
+            for part in ("key", "value")
+        ]
+        if projects_audio:
+            self._cross_weight = torch.cat([tensor(name) for name in cross]).to(self._dtype)
+        self._behind: Any = None
+        self._self_cache: Any = None
+        self._cross_cache: Any = None
+        self._numbers = torch.arange(self._n_ctx, device=self._device)
+        self._graphs: dict[tuple[int, WindowRules], tuple[Selection, Any, Any]] = {}
+
+    def follow_with(self, features: Any) -> None:
+        """Set what stands behind features that are shorter than a window.
+
+        Args:
+            features: of a whole window, torch.Tensor (n_audio_ctx, n_state), any float type. Shorter ones
+                given to `decode` and `decode_batch` are completed with those of the same positions here.
+        """
+        with self._torch.inference_mode():
+            self._behind = self._projected(features.to(self._device)).to(self._step_dtype)
+
+    def decode(self, audio_features: Any, rules: WindowRules) -> Window:
+        """Decode one window.
+
+        Args:
+            audio_features: the encoder's output, torch.Tensor (n_audio_ctx, n_state), any float type.
+            rules: what may be sampled.
+        """
+        return self.decode_batch([audio_features], rules)[0]
+
+    def decode_projected(self, keys: Any, values: Any, rules: WindowRules) -> Window:
+        """Decode one window from cross-attention keys and values, biases included.
+
+        Args:
+            keys, values: torch.Tensor (n_text_layer, n_head, n_audio_ctx, head size), any float type.
+            rules: what may be sampled.
+        """
+        with self._torch.inference_mode():
+            self._reserve(1, keys.shape[2])
+            for part, given in enumerate((keys.mT[:, None], values.mT[:, None])):
+                if self._on_cpu and given.dtype == self._step_dtype:
+                    self._cross[part] = given
+                else:
+                    self._cross[part].copy_(given)
+            return self._decode(1, rules)[0]
+
+    def decode_batch(self, features: Sequence[Any], rules: WindowRules) -> list[Window]:
+        """Decode windows together, until the last of them has ended.
+
+        Args:
+            features: the encoder's outputs, torch.Tensor (n_audio_ctx, n_state) each, any float type. On the
+                CPU they drop out as they end, those at the end at once, so the longest should come first.
+            rules: what may be sampled, the same for all.
+        """
+        with self._torch.inference_mode():
+            self._attend_to(features)
+            return self._decode(len(features), rules)
+
+    def _decode(self, batch: int, rules: WindowRules) -> list[Window]:
+        torch = self._torch
+        selection, step = self._step(rules, batch)
+        prompt = torch.tensor(rules.prompt, device=self._device).expand(batch, -1)
+        states = self._states(prompt, 0)
+        no_speech_prob = self._logits(states[:, rules.sot_index]).float().softmax(1)[:, rules.no_speech]
+        selection.choose(self._logits(states[:, -1]).float() + selection.first_bias, first=True)
+        sampled = [selection.sampled()]
+        every = STEPS_BETWEEN_STOP_CHECKS[self._device.type]
+        # as in whisper.decoding._main_loop: the context may be exceeded by the one token that is not fed back
+        for count in range(1, min(rules.sample_limit, rules.n_text_ctx - prompt.shape[1] + 1)):
+            if count % every == 0 and selection.ended():
+                break
+            step(prompt.shape[1] + count - 1)
+            sampled.append(selection.sampled())
+        return selection.windows(torch.stack(sampled, 1), no_speech_prob)
+
+    def _step(self, rules: WindowRules, batch: int) -> tuple[Selection, Callable[[int], None]]:
+        """A fresh selection, and what takes its last tokens at a position and samples the next ones."""
+        if self._on_cpu:
+            selection = Selection(rules, batch, self._n_vocab, self._device)
+
+            def step(position: Any) -> None:
+                running = selection.running()
+                rows = running[-1] + 1
+                if 2 * len(running) <= rows:  # to move a window's keys and values costs a few steps of it
+                    for source, target in selection.close_ranks():
+                        self._cross_cache[:, :, target] = self._cross_cache[:, :, source]
+                        self._self_cache[:, :, target] = self._self_cache[:, :, source]
+                    rows = len(running)
+                states = self._states(selection.token[:rows, None], position)
+                selection.choose(self._logits(states[:, -1]).add_(selection.bias))
+
+            return selection, step
+        key = batch, rules.for_any_prompt()
+        if key not in self._graphs:
+            self._graphs[key] = self._captured(rules, batch)
+        selection, graph, position_now = self._graphs[key]
+        selection.reset()
+
+        def replay(position: int) -> None:
+            position_now.fill_(position)
+            graph.replay()
+
+        return selection, replay
+
+    def _captured(self, rules: WindowRules, batch: int) -> tuple[Selection, Any, Any]:
+        """One step as a CUDA graph: thousands of small kernels launched as one."""
+        torch = self._torch
+        selection = Selection(rules, batch, self._n_vocab, self._device)
+        position = torch.zeros(1, dtype=torch.int64, device=self._device)
+
+        def step() -> None:
+            states = self._states(selection.token[:, None], position)
+            selection.choose(self._logits(states[:, -1]).float() + selection.bias)
+
+        stream = torch.cuda.Stream()  # what libraries set up at their first call cannot be captured
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return selection, graph, position
+
+    def _attend_to(self, features: Sequence[Any]) -> None:
+        """Compute all layers' keys and values of the audio, in one product a window."""
+        whole = max(len(one) for one in features) if self._behind is None else self._behind.shape[-1]
+        self._reserve(len(features), whole)
+        for index, one in enumerate(features):
+            cache = self._cross_cache[:, :, index]
+            cache[..., : len(one)] = self._projected(one.to(self._device))
+            if len(one) < whole:
+                cache[..., len(one) :] = self._behind[..., len(one) :]
+
+    def _projected(self, features: Any) -> Any:
+        """(positions, n_state) to cross-attention keys and values (layers, 2, heads, size, positions)."""
+        # rows of time, so that the product itself lays out one matrix a head
+        product = self._torch.matmul(self._cross_weight, features.to(self._dtype).mT)
+        return product.view(self._n_layer, 2, self._n_head, -1, len(features))
+
+    def _reserve(self, batch: int, length: int) -> None:
+        """Have caches for so many windows of so many audio positions."""
+        torch = self._torch
+        cache = self._cross_cache
+        if cache is None or cache.shape[2] < batch or cache.shape[-1] != length:
+            width = self._n_state // self._n_head
+            options = {"dtype": self._step_dtype, "device": self._device}
+            heads = (self._n_layer, 2, batch, self._n_head)
+            self._cross_cache = torch.empty(*heads, width, length, **options)
+            self._self_cache = torch.zeros(*heads, self._n_ctx, width, **options)
+            self._graphs = {}  # they hold the addresses of the old ones
+            # keys and values, each (layers, batch, heads, head size, positions)
+            self._cross = list(self._cross_cache.unbind(1))
+
+    def _states(self, tokens: Any, position: Any) -> Any:
+        """Run the layers.
+
+        Args:
+            tokens: int64 (batch, n).
+            position: where the first of them stands. As a tensor (1,), for a single token, no shape depends
+                on it, so that the step can be captured.
+
+        Returns:
+            torch.Tensor float32 (batch, n, n_state), after `ln`.
+        """
+        torch, functional = self._torch, self._torch.nn.functional
+        batch, count = tokens.shape
+        captured = isinstance(position, torch.Tensor)
+        place = position if captured else slice(position, position + count)
+        seen = slice(None) if captured else slice(position + count)
+        mask = (self._numbers <= position)[None] if captured else None
+        heads = (batch, count, self._n_head, -1)
+        x = functional.embedding(tokens, self._embedding) + self._positions[place]
+        for index, layer in enumerate(self._layers):
+            q, k, v = self._split(layer.qkv(layer.attn_ln(x)), heads)
+            keys, values = self._self_cache[index, :, :batch].unbind(0)
+            keys[:, :, place] = k
+            values[:, :, place] = v
+            attended = functional.scaled_dot_product_attention(
+                q, keys[:, :, seen], values[:, :, seen], attn_mask=mask, is_causal=count > 1
+            )
+            x = x + layer.out(attended.transpose(1, 2).flatten(2))
+            q = layer.cross_q(layer.cross_ln(x)).to(self._step_dtype).view(heads).transpose(1, 2)
+            weights = torch.matmul(q, self._cross[0][index, :batch]).softmax(-1)
+            attended = torch.matmul(weights, self._cross[1][index, :batch].mT)
+            x = x + layer.cross_out(attended.transpose(1, 2).flatten(2))
+            x = x + layer.mlp_2(layer.mlp_1(layer.mlp_ln(x)))
+        return self._ln(x)
+
+    def _split(self, qkv: Any, heads: tuple[int, ...]) -> list[Any]:
+        """Query, key and value, each (batch, heads, positions, width)."""
+        return [part.view(heads).transpose(1, 2) for part in qkv.to(self._step_dtype).chunk(3, -1)]
+
+    def _layer(self, tensor: Any, block: str) -> Any:
+        """One whisper.model.ResidualAttentionBlock, its products fused where they share their input."""
+        torch = self._torch
+
+        def weight(name: str) -> Any:
+            return tensor(f"{block}.{name}.weight")
+
+        def bias(name: str) -> Any:
+            return tensor(f"{block}.{name}.bias")
+
+        parts = ("attn.query", "attn.key", "attn.value")
+        no_bias = torch.zeros(self._n_state, device=self._device)
+        scale = (self._n_state // self._n_head) ** -0.5
+        cross_bias = bias("cross_attn.out")
+        if self._projects_audio:
+            # attention weights add up to one, so the bias of the values can be added after them
+            cross_bias = cross_bias + weight("cross_attn.out") @ bias("cross_attn.value")
+        return SimpleNamespace(
+            attn_ln=self._norm(tensor, f"{block}.attn_ln"),
+            qkv=self._linear(
+                torch.cat([weight(part) for part in parts]),
+                torch.cat([bias("attn.query"), no_bias, bias("attn.value")]),
+            ),
+            out=self._linear(weight("attn.out"), bias("attn.out")),
+            # scaled before the product, so that its weights stay float16's
+            cross_ln=self._norm(tensor, f"{block}.cross_attn_ln", scale),
+            cross_q=self._linear(weight("cross_attn.query"), bias("cross_attn.query") * scale),
+            cross_out=self._linear(weight("cross_attn.out"), cross_bias),
+            mlp_ln=self._norm(tensor, f"{block}.mlp_ln"),
+            mlp_1=self._linear(weight("mlp.0"), bias("mlp.0"), gelu=True),
+            mlp_2=self._linear(weight("mlp.2"), bias("mlp.2")),
+        )
+
+    def _linear(self, weight: Any, bias: Any, gelu: bool = False) -> Any:
+        dtype = self._step_dtype
+        apply = linear(weight.to(dtype), None if bias is None else bias.to(dtype), gelu)
+        return apply if dtype == self._torch.float32 else lambda x: apply(x.to(dtype))
+
+    def _norm(self, tensor: Any, name: str, scale: float = 1.0) -> Any:
+        weight, bias = tensor(f"{name}.weight") * scale, tensor(f"{name}.bias") * scale
+        norm = self._torch.nn.functional.layer_norm
+        return lambda x: norm(x, (self._n_state,), weight, bias)

@@ -1,0 +1,132 @@
+"""Which token is sampled: the rules of whisper.decoding's logit filters and greedy decoder, on tensors alone.
+
+Nothing here asks the device for a value, so that a step can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from backends.whisper_common.greedy import Window, WindowRules
+
+
+class Selection:
+    """Greedy choices of a batch of windows under one set of rules, and what they add up to."""
+
+    def __init__(self, rules: WindowRules, batch: int, n_vocab: int, device: Any):
+        import torch
+
+        self.bias, self.first_bias = _biases(rules.for_any_prompt(), n_vocab, str(device))
+        self._eot = rules.eot
+        self._begin = rules.timestamp_begin
+        self._timestamps = rules.timestamps
+        self.token = torch.empty(batch, dtype=torch.int64, device=device)  # the last one sampled
+        self._ended = torch.empty(batch, dtype=torch.bool, device=device)
+        self._sum_logprob = torch.empty(batch, device=device)
+        self._numbers = torch.arange(n_vocab - self._begin, device=device)
+        self._last_is_timestamp = torch.empty_like(self._ended)
+        self._penultimate_is_timestamp = torch.empty_like(self._ended)
+        self._last_timestamp = torch.empty_like(self.token)  # counted from timestamp_begin; -1: none yet
+        self._window = torch.arange(batch, device=device)  # the window that each row decodes
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all choices, for the next windows under the same rules."""
+        self.token.fill_(self._eot)
+        self._ended.fill_(False)
+        self._sum_logprob.zero_()
+        # before the second token the penultimate one counts as a timestamp, hence true here
+        self._last_is_timestamp.fill_(True)
+        self._penultimate_is_timestamp.fill_(True)
+        self._last_timestamp.fill_(-1)
+
+    def choose(self, logits: Any, first: bool = False) -> None:
+        """Sample the next token of every window into `token`.
+
+        Args:
+            logits: float32 (batch, n_vocab), the bias of this step added already; they are overwritten. Of
+                fewer rows if the last windows have ended.
+            first: whether it is the window's first token, when the bias is all there is to obey.
+        """
+        import torch
+
+        rows = slice(logits.shape[0])
+        ended, last_timestamp = self._ended[rows], self._last_timestamp[rows]
+        last, penultimate = self._last_is_timestamp[rows], self._penultimate_is_timestamp[rows]
+        if self._timestamps:
+            text, timestamps = logits[:, : self._begin], logits[:, self._begin :]
+            if not first:
+                closes = last & ~penultimate
+                # a segment that was just closed may begin the next one at once, but one has to have a length
+                least = last_timestamp + (~closes)
+                text[:, : self._eot].masked_fill_(closes[:, None], -torch.inf)
+                forbidden = (last & penultimate)[:, None] | (self._numbers < least[:, None])
+                timestamps.masked_fill_(forbidden, -torch.inf)
+            outweighs = timestamps.logsumexp(1) > text.amax(1)
+            text.masked_fill_(outweighs[:, None], -torch.inf)
+        token = logits.argmax(1)
+        logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)
+        self._sum_logprob[rows] += logprob.masked_fill(ended, 0.0)
+        token.masked_fill_(ended, self._eot)
+        self.token[rows] = token
+        ended |= token == self._eot
+        if self._timestamps:
+            sampled = token >= self._begin
+            penultimate.copy_(last)
+            last.copy_(sampled)
+            last_timestamp.copy_(torch.where(sampled, token - self._begin, last_timestamp))
+
+    def ended(self) -> bool:
+        """Whether every window has ended; waits for the device."""
+        return bool(self._ended.all())
+
+    def sampled(self) -> Any:
+        """The last token of every window, int64 (batch,), in the order that the windows came in."""
+        return self._in_order(self.token)
+
+    def running(self) -> list[int]:
+        """The rows that have not ended, ascending; waits for the device."""
+        return [row for row, ended in enumerate(self._ended.tolist()) if not ended]
+
+    def close_ranks(self) -> list[tuple[int, int]]:
+        """Have the rows that have not ended come first; waits for the device.
+
+        Returns:
+            (from, to) of each row that changed places with one that has ended.
+        """
+        running = self.running()
+        behind = [row for row in running if row >= len(running)]
+        holes = sorted(set(range(len(running))) - set(running))
+        if holes:
+            flags = (self._ended, self._last_is_timestamp, self._penultimate_is_timestamp)
+            for state in (self.token, self._sum_logprob, self._last_timestamp, self._window, *flags):
+                state[holes + behind] = state[behind + holes]
+        return list(zip(behind, holes, strict=True))
+
+    def _in_order(self, rows: Any) -> Any:
+        return rows.clone().index_copy_(0, self._window, rows)
+
+    def windows(self, sampled: Any, no_speech_prob: Any) -> list[Window]:
+        """The finished windows.
+
+        Args:
+            sampled: int64 (batch, steps), every `sampled()` in turn.
+            no_speech_prob: float32 (batch,).
+        """
+        found = []
+        total_logprob = self._in_order(self._sum_logprob)
+        for tokens, total, silence in zip(
+            sampled.tolist(), total_logprob.tolist(), no_speech_prob.tolist(), strict=True
+        ):
+            end = tokens.index(self._eot) if self._eot in tokens else len(tokens)
+            found.append(Window(tuple(tokens[:end]), total, silence))
+        return found
+
+
+@lru_cache(maxsize=8)
+def _biases(rules: WindowRules, n_vocab: int, device: str) -> Any:
+    """WindowRules.logit_biases on a device."""
+    import torch
+
+    return torch.from_numpy(rules.logit_biases(n_vocab)).to(device)

@@ -1,0 +1,15 @@
+"""The command line: one file a subcommand, and the arguments they share. `main` is the entry point.
+
+Nothing outside imports from here, so every other package can be used without a command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; see harness.cli.commands."""
+    from harness.cli import commands
+
+    return commands.main(argv)

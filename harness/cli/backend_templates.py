@@ -1,0 +1,109 @@
+"""The files that `asrbench new-backend` writes, with {placeholders}: see harness/cli/new_backend.py."""
+
+from __future__ import annotations
+
+BACKEND = '''"""{name}: to be filled in. Which engine, on what, from which weights?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backends.base import Backend, BackendUnavailable, Checkpoint, Settings, Transcript
+from backends.decoding import require_honourable, require_language
+
+
+class {class_name}:
+    """See backends.base.Backend for what each method must do, and docs/backends.md for a whole example."""
+
+    devices: ClassVar[Mapping[str, Sequence[str]]] = {{"cpu": ("float32",)}}  # the default precision first
+    imports: ClassVar[Sequence[str]] = ()  # modules of the engine; asrbench imports and times them
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings):
+        self._checkpoint = checkpoint
+        self._settings = settings
+
+    @classmethod
+    def check(cls, device: str, precision: str) -> None:
+        """Raise BackendUnavailable if a package or a device is missing; look, but import no engine."""
+        raise BackendUnavailable(
+            "{name} is not written yet",
+            "fill in {path}",
+        )
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> Backend:
+        """Load the checkpoint's own weights; raise BackendError for what cannot be honoured."""
+        require_honourable(checkpoint, settings)
+        # import the engine here, load checkpoint.path or a conversion of it, pass every setting on
+        raise NotImplementedError("load")
+
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        """Every field of Settings as it really ran, read back from the engine where it can tell."""
+        return self._settings.as_dict()
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        """Return the finished text; the samples are only read."""
+        require_language(self._checkpoint, language)
+        raise NotImplementedError("transcribe")
+
+    def synchronize(self) -> None:
+        """Wait until the device is idle; nothing to do where calls return when their work is done."""
+'''
+
+TEST = '''"""{name} keeps the contract of a backend.
+
+Fails until {path} is filled in.
+"""
+
+from __future__ import annotations
+
+from harness.testing import BackendContract
+
+
+class Test{class_name}(BackendContract):
+    """What every backend must do. Add tests of your own for what is special about this one."""
+
+    variant = "{name}@cpu/float32"
+'''
+
+PYPROJECT = """[build-system]
+requires = ["hatchling>=1.25"]
+build-backend = "hatchling.build"
+
+[project]
+name = "asrbench-{name}"
+version = "0.1.0"
+description = "The backend {name} for asrbench"
+readme = "README.md"
+requires-python = ">=3.10"
+dependencies = ["asrbench", "numpy"]
+
+[project.optional-dependencies]
+dev = ["pytest>=8"]
+
+[project.entry-points."asrbench.backends"]
+{name} = "{package}.backend:{class_name}"
+
+[tool.hatch.build.targets.wheel]
+packages = ["src/{package}"]
+
+[tool.pytest.ini_options]
+testpaths = ["tests"]
+"""
+
+README = """# {name} for asrbench
+
+```sh
+pip install --editable ".[dev]"     # beside asrbench
+pytest                              # asrbench's contract: fails until src/{package}/backend.py is filled in
+asrbench list                       # shows {name}, and why it cannot run yet
+asrbench run --backends {name}      # measured, and judged by the gate
+```
+"""
+
+PACKAGE = '''"""The backend {name} for asrbench."""
+'''

@@ -1,0 +1,183 @@
+"""`asrbench baseline`: runs kept to compare with, one for each kind of host and model."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from backends.base import AsrbenchError
+from harness import record, report
+from harness.metrics import mann_whitney
+from harness.record import RecordError, Run
+from harness.regression.verdict import Limits
+from harness.report.escape import visible
+from harness.scenarios import registry
+from harness.worker import environment
+
+FOLDER = Path("results/baselines")
+
+
+class BaselineError(AsrbenchError):
+    """There is no such baseline, or a run cannot become one; the message says why and what to do."""
+
+
+def path_of(folder: Path, run: Run) -> Path:
+    """Return where the baseline for the run's kind of host and model belongs.
+
+    Raises:
+        BaselineError: the run does not say on which kind of host it ran.
+    """
+    host_class = run["host"].get("host_class")
+    if not isinstance(host_class, str) or not host_class:
+        raise BaselineError(f"run {run['run_id']} does not say on which kind of host it was measured")
+    name = _file_name(run["checkpoint"]["name"])
+    if registry.of(run) != registry.SINGLE_STREAM:
+        name = f"{name}.{registry.of(run)}"  # unlike scenarios replace one another as little as models do
+    return folder / _file_name(host_class) / f"{name}.json"
+
+
+def find(folder: Path, run: Run) -> Run:
+    """Return the baseline for the run's kind of host and model.
+
+    Raises:
+        BaselineError: there is none; the message lists those there are.
+        RecordError: it cannot be read.
+    """
+    path = path_of(folder, run)
+    if path.is_file():
+        return record.read(path)
+    there_are = [str(other.relative_to(folder).with_suffix("")) for other in _paths(folder)]
+    raise BaselineError(
+        f"no baseline for {run['checkpoint']['name']} on hosts of the kind {run['host']['host_class']} "
+        f"({path} does not exist); there are: {', '.join(there_are) or 'none'}. "
+        "Save one with `asrbench baseline save RUN` from a run that you trust"
+    )
+
+
+def save(folder: Path, run: Run, texts: bool = False) -> Path:
+    """Store a run as the baseline of its kind of host and model, in place of the one before; return its path.
+
+    Raises:
+        BaselineError: it did not come to its end, or no backend in it worked, or none is compared with it.
+        RecordError: it cannot be written.
+    """
+    if not run["complete"]:
+        raise BaselineError(f"run {run['run_id']} did not come to its end; measure again and save that")
+    if registry.of(run) in (registry.SERVER, registry.STREAMING):
+        raise BaselineError(
+            f"run {run['run_id']} is of the scenario {registry.of(run)}, which `asrbench compare` does not "
+            "judge; save a run of single-stream or offline"
+        )
+    if not any(result["status"] == "ok" for result in run["results"]):
+        raise BaselineError(
+            f"no backend worked in run {run['run_id']}; a baseline of it would compare nothing"
+        )
+    path = path_of(folder, run)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BaselineError(f"cannot create {path.parent}: {error.strerror}") from error
+    record.write(run if texts else record.without_texts(run), path)
+    return path
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the `baseline` subcommand and its own."""
+    parser = subparsers.add_parser("baseline", help="keep runs to compare with")
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--baselines", type=Path, default=FOLDER, metavar="FOLDER", help=f"default {FOLDER}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    saving = commands.add_parser(
+        "save", parents=[where], help="make a run the baseline of its model and kind of host"
+    )
+    saving.add_argument("run", type=Path, metavar="RUN", help="run.json or its folder")
+    saving.add_argument("--texts", action="store_true", help="keep the texts too, not only hashes and counts")
+    saving.set_defaults(func=_save)
+    listing = commands.add_parser("list", parents=[where], help="the baselines there are")
+    listing.set_defaults(func=_list)
+    showing = commands.add_parser("show", parents=[where], help="one baseline's table")
+    showing.add_argument(
+        "model", metavar="MODEL", help="a model's name, or HOST-CLASS/MODEL as `list` gives it"
+    )
+    showing.set_defaults(func=_show)
+
+
+def _save(arguments: argparse.Namespace) -> int:
+    run = record.read(arguments.run)
+    before = path_of(arguments.baselines, run)
+    replaced = before.is_file()
+    path = save(arguments.baselines, run, texts=arguments.texts)
+    print(f"{'replaced' if replaced else 'saved'} {path}; commit it to share it")
+    for doubt in _doubts(run):
+        print(f"asrbench: {visible(doubt)}", file=sys.stderr)
+    return 0
+
+
+def _doubts(run: Run) -> Iterator[str]:
+    """Say what makes the run a poor baseline."""
+    needed = mann_whitney.rounds_needed(Limits().alpha)
+    if run["settings"]["rounds"] < needed:
+        yield (
+            f"it has {run['settings']['rounds']} rounds: with fewer than {needed} "
+            "`asrbench compare` cannot call anything slower"
+        )
+    for result in run["results"]:
+        if result["status"] == "ok" and not result["gate"]["ranked"]:
+            yield f"{result['variant']} is not ranked in it: {'; '.join(result['gate']['reasons'])}"
+    yield from run["warnings"]
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    paths = _paths(arguments.baselines)
+    if not paths:
+        print(f"no baselines in {arguments.baselines}; `asrbench baseline save RUN` makes one")
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for heading in ("baseline", "run", "rounds", "clips", "backends"):
+        table.add_column(heading, overflow="fold")
+    for path in paths:
+        name = str(path.relative_to(arguments.baselines).with_suffix(""))
+        try:
+            run = record.read(path)
+        except RecordError as error:
+            table.add_row(escape(visible(name)), escape(visible(str(error))))
+            continue
+        variants = [visible(result["variant"]) for result in run["results"] if result["status"] == "ok"]
+        table.add_row(
+            escape(visible(name)),
+            run["run_id"],
+            str(run["settings"]["rounds"]),
+            str(len(run["clips"])),
+            escape("\n".join(variants)),
+        )
+    Console().print(table)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    folder = arguments.baselines
+    host_class, _, model = arguments.model.rpartition("/")
+    host_class = host_class or str(environment.describe()["host_class"])
+    path = folder / _file_name(host_class) / f"{_file_name(model)}.json"
+    if not path.is_file():
+        there_are = [str(other.relative_to(folder).with_suffix("")) for other in _paths(folder)]
+        raise BaselineError(f"there is no {path}; there are: {', '.join(there_are) or 'none'}")
+    report.print_table(record.read(path), Console())
+    return 0
+
+
+def _paths(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/*.json"))
+
+
+def _file_name(text: str) -> str:
+    """Return the text as the name of a file or folder: no separators, nothing hidden, not empty."""
+    return re.sub(r"[^0-9A-Za-z._+-]+", "-", text).strip(".-") or "unnamed"

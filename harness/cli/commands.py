@@ -1,0 +1,94 @@
+"""The `asrbench` command: `asrbench run`, `asrbench list`, `asrbench doctor`, …"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from backends.base import AsrbenchError
+from harness.cli import (
+    baseline,
+    compare,
+    compare_outputs,
+    corpus,
+    debug_encoder,
+    demo,
+    doctor,
+    history,
+    list_backends,
+    new_backend,
+    report,
+    run,
+    weights,
+)
+from harness.runner import json_events
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    0: done; 1: something failed; 2: bad input; 130: interrupted.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    parsed = _parser().parse_args(arguments)
+    parsed.argv = arguments
+    try:
+        return parsed.func(parsed)
+    except AsrbenchError as error:
+        _complain(parsed, str(error))
+        return 2
+    except BrokenPipeError:
+        # The reader (`| head`) has left: nobody to tell. Python's own flush at exit must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        _complain(parsed, "stopped")
+        return 130
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(parsed, f"{where}{error.strerror or error}")
+        return 2
+
+
+def _complain(parsed: argparse.Namespace, message: str) -> None:
+    if getattr(parsed, "log_format", "text") == "json":
+        json_events.emit("error", message=message)
+    else:
+        print(f"asrbench: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="asrbench",
+        description="Compare speech recognition engines on the same audio, weights and decoding. "
+        "Speed counts only at quality.",
+    )
+    parser.add_argument("--version", action="version", version=f"asrbench {_version()}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add_parser in (
+        run.add_parser,
+        list_backends.add_parser,
+        doctor.add_parser,
+        weights.add_parser,
+        corpus.add_parser,
+        compare.add_parser,
+        debug_encoder.add_parser,
+        compare_outputs.add_parser,
+        baseline.add_parser,
+        history.add_parser,
+        demo.add_parser,
+        new_backend.add_parser,
+    ):
+        add_parser(subparsers)
+    report.add_parsers(subparsers)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version("asrbench")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,176 @@
+"""`asrbench compare BASE NEW`: 0 when nothing is worse, 1 on a regression, 2 when they do not compare."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from backends.base import AsrbenchError
+from harness import record
+from harness.cli import baseline
+from harness.regression import report
+from harness.regression.compare import NotComparable, compare
+from harness.regression.preconditions import KINDS
+from harness.regression.verdict import Limits
+
+DEFAULTS = Limits()
+
+
+class CompareError(AsrbenchError):
+    """An argument of `asrbench compare` makes no sense; the message lists the choices."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the `compare` subcommand."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="judge a run against an earlier one: slower, or wrong more often?",
+        description="Judge the run NEW against the run BASE, backend by backend. Exits with 0 when none is "
+        "worse, with 1 on a regression, with 2 when the runs cannot be compared.",
+    )
+    parser.add_argument(
+        "base",
+        metavar="BASE",
+        help="run.json or its folder; `baseline`: the one saved for NEW's model and kind of host",
+    )
+    parser.add_argument("new", type=Path, metavar="NEW", help="run.json or its folder, e.g. results/latest")
+    limits = parser.add_argument_group("what still passes")
+    limits.add_argument(
+        "--max-slowdown",
+        type=_ratio,
+        default=DEFAULTS.max_slowdown,
+        metavar="RATIO",
+        help=f"time of NEW over BASE of one backend (default {DEFAULTS.max_slowdown})",
+    )
+    limits.add_argument(
+        "--max-shared-slowdown",
+        type=_ratio,
+        default=DEFAULTS.max_shared_slowdown,
+        metavar="RATIO",
+        help="the same when every backend is slower at once, as on a slower machine "
+        f"(default {DEFAULTS.max_shared_slowdown})",
+    )
+    limits.add_argument(
+        "--max-wer-increase",
+        type=_points,
+        default=100 * DEFAULTS.max_wer_increase,
+        metavar="POINTS",
+        help=f"of the word error rate (default {100 * DEFAULTS.max_wer_increase})",
+    )
+    limits.add_argument(
+        "--alpha",
+        type=_probability,
+        default=DEFAULTS.alpha,
+        metavar="P",
+        help=f"a slowdown counts when chance gives it less often (default {DEFAULTS.alpha})",
+    )
+    limits.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KIND,…",
+        help=f"compare although these differ: {', '.join(KINDS)}",
+    )
+    output = parser.add_argument_group("what comes out")
+    output.add_argument(
+        "--format",
+        choices=list(report.FORMATS),
+        help="of --output, else of what is printed (default: by the ending of --output, else text)",
+    )
+    output.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the report there, print it as text besides"
+    )
+    output.add_argument(
+        "--baselines",
+        type=Path,
+        default=baseline.FOLDER,
+        metavar="FOLDER",
+        help=f"where `baseline` looks (default {baseline.FOLDER})",
+    )
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare, print, write; return 0 or 1. What cannot be compared is raised.
+
+    Raises:
+        RecordError, BaselineError, NotComparable, CompareError: nothing was compared.
+    """
+    format_of_file = _format_of_file(arguments)
+    allowed = _allowed(arguments.allow)
+    on_github = os.environ.get("GITHUB_ACTIONS", "") not in ("", "false")
+    new = record.read(arguments.new)
+    limits = Limits(
+        max_slowdown=arguments.max_slowdown,
+        max_shared_slowdown=arguments.max_shared_slowdown,
+        max_wer_increase=arguments.max_wer_increase / 100,
+        alpha=arguments.alpha,
+    )
+    try:
+        if arguments.base == "baseline":
+            base = baseline.find(arguments.baselines, new)
+        else:
+            base = record.read(Path(arguments.base))
+        found = compare(base, new, limits, allowed)
+    except (NotComparable, baseline.BaselineError) as error:
+        if on_github:
+            print(report.annotation("error", "asrbench: nothing was compared", str(error)))
+        raise
+    printed = "text" if arguments.output is not None else arguments.format or "text"
+    sys.stdout.write(report.FORMATS[printed](found))
+    if format_of_file is not None:
+        record.write_text(arguments.output, report.FORMATS[format_of_file](found))
+    if on_github:
+        # a document on stdout stays one document: GitHub reads both streams
+        stream = sys.stdout if printed == "text" else sys.stderr
+        for line in report.github_annotations(found):
+            print(line, file=stream)
+    return 1 if found.regressed else 0
+
+
+def _format_of_file(arguments: argparse.Namespace) -> str | None:
+    if arguments.output is None:
+        return None
+    if arguments.format is not None:
+        return str(arguments.format)
+    known = report.ENDINGS.get(arguments.output.suffix.lower())
+    if known is None:
+        raise CompareError(
+            f"--output {arguments.output}: its ending names no format; use one of "
+            f"{', '.join(report.ENDINGS)} or pass --format"
+        )
+    return known
+
+
+def _allowed(given: list[str]) -> list[str]:
+    kinds = [
+        kind.strip().lower().replace("normaliser", "normalizer") for part in given for kind in part.split(",")
+    ]
+    unknown = [kind for kind in kinds if kind and kind not in KINDS]
+    if unknown:
+        raise CompareError(f"--allow {unknown[0]!r} is not one of {', '.join(KINDS)}")
+    return kinds
+
+
+def _ratio(text: str) -> float:
+    value = float(text)
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a ratio of at least 1, such as 1.05, not {text}")
+    return value
+
+
+def _points(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be 0 or more points, not {text}")
+    return value
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not {text}")
+    return value

@@ -1,0 +1,68 @@
+"""`asrbench demo`: measure every backend on one clip, then show the race; or show a stored one again."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from harness import record
+from harness.cli import run as run_command
+from harness.cli import run_options
+from harness.corpus.clips import BUNDLED_MANIFEST
+from harness.report import race
+from harness.runner import progress
+
+CLIP = BUNDLED_MANIFEST.with_name("slow.flac")  # long enough to read along, numbers and all
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the `demo` subcommand."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="a race of all backends on one clip",
+        description="Measure the backends on one clip, one after the other as in every run, then show them "
+        "side by side at the speed measured, each with its WER and the gate's verdict.",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--audio", type=Path, metavar="FILE", help="the clip, name.txt beside it; default: a bundled one"
+    )
+    source.add_argument("--replay", type=Path, metavar="RUN", help="a stored run; nothing is measured")
+    parser.add_argument("--clip", metavar="NAME", help="of a stored run; default: its longest up to 30 s")
+    parser.add_argument(
+        "--speed",
+        type=run_options.positive,
+        default=1.0,
+        metavar="X",
+        help="times the true speed (default 1)",
+    )
+    parser.add_argument("--backends", metavar="A,B", help="as `asrbench run` takes them; default: all")
+    parser.add_argument("--model", metavar="NAME|PATH", help="as `asrbench run` takes it")
+    parser.add_argument("--reference", metavar="VARIANT", help="what the gate compares with")
+    parser.add_argument("--rounds", type=run_options.at_least(1), default=3, metavar="N", help="default 3")
+    parser.add_argument(
+        "--threads", type=run_options.at_least(1), metavar="N", help="default: physical cores"
+    )
+    parser.add_argument("--results", type=Path, default=run_options.RESULTS, metavar="FOLDER")
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out `asrbench demo`; return 0, or 1 when a row failed, or 130 when interrupted."""
+    console = Console()
+    if arguments.replay is not None:
+        race.show(race.race(record.read(arguments.replay), arguments.clip), console, arguments.speed)
+        return 0
+    asked = run_command.defaults()
+    asked.argv = arguments.argv
+    for name in ("backends", "model", "rounds", "threads", "results"):
+        setattr(asked, name, getattr(arguments, name))
+    asked.reference = arguments.reference or asked.reference
+    asked.audio = [arguments.audio or CLIP]
+    stored, folder = run_command.measure(asked, progress.choose)
+    race.show(race.race(stored, arguments.clip), console, arguments.speed)
+    print(f"\nAgain: asrbench demo --replay {folder}    Everything measured: {folder / 'report.html'}")
+    return run_command.status(asked, stored)

@@ -1,0 +1,196 @@
+"""`asrbench report`, `asrbench rescore` and `asrbench table`: what can be had from stored runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from rich.console import Console
+
+from harness import record
+from harness.metrics import normalizers
+from harness.record import Run
+from harness.report import html
+from harness.report.columns import percent
+from harness.report.console import print_table
+from harness.report.escape import visible
+from harness.report.formats import FORMATS, FormatError, format_of, render, write_all
+from harness.report.readme import readme_tables, update_between_markers
+from harness.scoring import gate, score, slices
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add the subcommands `report`, `rescore` and `table`."""
+    report = subparsers.add_parser("report", help="any format again from a stored run")
+    report.add_argument("run", type=Path, metavar="RUN", help="a run.json or its folder")
+    report.add_argument(
+        "--format",
+        metavar="FORMAT",
+        help=f"{', '.join(FORMATS)}, or another package's; default: as --output ends, else a table",
+    )
+    report.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
+    report.add_argument(
+        "--no-texts", action="store_true", help="hashes and counts in place of references and transcripts"
+    )
+    report.add_argument(
+        "--slice",
+        action="append",
+        dest="slices",
+        default=[],
+        metavar="FIELD",
+        help="divide by length, lang or any field of the clips; repeated; default: as the run did",
+    )
+    page = report.add_argument_group("for --format html")
+    page.add_argument(
+        "--with-audio",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="embed the run's short clips, found in these files, folders or manifests",
+    )
+    page.add_argument(
+        "--history",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="add a chart of RTFx over earlier comparable runs: their folders, or a folder of them",
+    )
+    report.set_defaults(func=run_report)
+
+    rescore = subparsers.add_parser("rescore", help="WER and gate again from stored texts, nothing measured")
+    rescore.add_argument("run", type=Path, metavar="RUN", help="a run.json or its folder")
+    rescore.add_argument(
+        "--normalizer",
+        metavar="NAME[,NAME…]",
+        help=f"of {', '.join(normalizers.NAMES)}; the first judges, the others are shown beside it; default: "
+        "the run's own, as installed now",
+    )
+    rescore.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the record there and leave the run as it is"
+    )
+    rescore.set_defaults(func=run_rescore)
+
+    table = subparsers.add_parser("table", help="tables for a README, by model and machine")
+    table.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run.json files or their folders")
+    table.add_argument(
+        "--update", type=Path, metavar="FILE", help="put them between the markers of this file, not on stdout"
+    )
+    table.add_argument("--marker", default="results", metavar="NAME", help="default results")
+    table.set_defaults(func=run_table)
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Carry out `asrbench report`."""
+    run = record.read(arguments.run)
+    if arguments.no_texts:
+        run = record.without_texts(run)
+    if arguments.slices:
+        clips = [(clip["audio_seconds"], clip["language"], clip["tags"]) for clip in run["clips"]]
+        slices.check(clips, arguments.slices)
+        run["settings"]["slices"] = arguments.slices
+    name = arguments.format
+    if name is None and arguments.output is not None:
+        name = format_of(arguments.output)
+    if name is None and (arguments.with_audio or arguments.history):
+        name = "html"
+    if name is None:
+        print_table(run, Console())
+        return 0
+    if name == "html":
+        text = _page(run, arguments)
+    elif arguments.with_audio or arguments.history:
+        raise FormatError(f"--with-audio and --history are for --format html, not {name}")
+    else:
+        text = render(run, name)
+    if arguments.output is None:
+        _print(text)
+    else:
+        record.write_text(arguments.output, text)
+    return 0
+
+
+def _page(run: Run, arguments: argparse.Namespace) -> str:
+    from harness.report import history  # which itself builds on reports
+    from harness.report.html import audio
+
+    addresses = {}
+    if arguments.output is not None:  # a page on stdout has no place that links could start from
+        folder = arguments.run if arguments.run.is_dir() else arguments.run.parent
+        for file in (folder / name for name in html.SIBLINGS):
+            if file.is_file():
+                addresses[file.name] = quote(os.path.relpath(file, arguments.output.parent))
+    past = history.read_runs(arguments.history) if arguments.history else []
+    return html.render(
+        run,
+        audio=audio.embed(run, arguments.with_audio) if arguments.with_audio else None,
+        history=history.comparable_with(run, past) if past else (),
+        raw_data=addresses,
+    )
+
+
+def run_rescore(arguments: argparse.Namespace) -> int:
+    """Carry out `asrbench rescore`: print each variant's WER before and after, write what changed."""
+    path = arguments.run / "run.json" if arguments.run.is_dir() else arguments.run
+    before = record.read(path)
+    asked = arguments.normalizer or ",".join(_normalizers(before))
+    normalizer, *also = normalizers.chosen(asked)
+    after = score.rescore(before, normalizer, also)
+    gate.judge(after)
+    if arguments.output is not None:
+        record.write(after, arguments.output)
+    elif path.name == "run.json":
+        write_all(after, path.parent)
+    else:  # a record under another name has no derived files of its own beside it
+        record.write(after, path)
+    _print(_changes(before, after))
+    return 0
+
+
+def _normalizers(run: Run) -> list[str]:
+    return [entry["normalizer"]["name"] for entry in (run["scoring"], *run["scoring"].get("also", []))]
+
+
+def run_table(arguments: argparse.Namespace) -> int:
+    """Carry out `asrbench table`."""
+    text = readme_tables([record.read(path) for path in arguments.runs])
+    if arguments.update is None:
+        _print(text + "\n")
+    else:
+        update_between_markers(arguments.update, text, arguments.marker)
+    return 0
+
+
+def _changes(before: Run, after: Run) -> str:
+    names = (run["scoring"]["normalizer"]["name"] for run in (before, after))
+    lines = ["WER %, normaliser {} -> {}".format(*names)]
+    for old, new in zip(before["results"], after["results"], strict=True):
+        old_wer, new_wer = (_wer(result) for result in (old, new))
+        lines.append(f"{visible(new['variant'])}: {old_wer} -> {new_wer}{_verdict(old, new)}")
+    return "\n".join(lines) + "\n"
+
+
+def _wer(result: dict[str, Any]) -> str:
+    wer = None if result["wer"] is None else result["wer"]["wer"]
+    return "unknown" if wer is None else percent(100 * wer)
+
+
+def _verdict(old: dict[str, Any], new: dict[str, Any]) -> str:
+    was, is_now = old["gate"]["ranked"], new["gate"]["ranked"]
+    if was == is_now:
+        return ""
+    return ", now ranked" if is_now else f", no longer ranked: {visible('; '.join(new['gate']['reasons']))}"
+
+
+def _print(text: str) -> None:
+    """Write to stdout, as UTF-8 where its own encoding lacks a character: reports are UTF-8 as files too."""
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())

@@ -1,0 +1,315 @@
+"""`asrbench run`: from arguments to a checked plan, then the run, its files and the table."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import backends
+from backends import Variant
+from backends.base import AsrbenchError, BackendError, BackendUnavailable, Checkpoint, Settings
+from backends.checkpoints import catalog
+from harness import corpus, record, report
+from harness.cli import run_options
+from harness.corpus import augment, sampling
+from harness.corpus.clips import Clip
+from harness.metrics import normalizers
+from harness.runner import journal, json_events, progress, resume, runner
+from harness.runner.cluster import connect
+from harness.runner.plan import RAY, Plan, blank_record
+from harness.runner.progress import Progress
+from harness.scenarios import registry, server_options, streaming
+from harness.scenarios.server_options import Terms
+from harness.scoring import slices
+from harness.worker import client
+
+
+class RunError(AsrbenchError):
+    """A run cannot start as asked; the message says why and what to do."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the `run` subcommand."""
+    run_options.add_parser(subparsers, run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out `asrbench run`; return 0, or 1 when a row failed, or 130 when interrupted."""
+    kept = None
+    if arguments.resume is not None:
+        kept = journal.read(arguments.resume)
+        arguments = resume.arguments(kept, arguments, _parser())
+    formats = [(path, report.format_of(path)) for path in arguments.output]
+    is_json = arguments.log_format == "json"
+    with json_events.warnings_as_events() if is_json else contextlib.nullcontext():
+        stored, folder = measure(arguments, lambda: _progress(arguments), kept)
+    for path, name in formats:
+        record.write_text(path, report.render(stored, name))
+    if arguments.json:
+        sys.stdout.write(record.dumps(stored))
+    else:
+        report.print_table(stored, Console())
+        print(f"\nStored in {folder}/ (run.json, samples.csv, summary.csv, report.md, report.html)")
+    if stored["interrupted"]:
+        told = f"{stored['interrupted']}; what was measured is in {folder}/"
+        if is_json:
+            json_events.emit("error", message=told)
+        else:
+            further = f"; asrbench run --resume {folder} goes on" if (folder / journal.NAME).exists() else ""
+            print(f"asrbench: {told}{further}", file=sys.stderr)
+    return status(arguments, stored)
+
+
+def defaults() -> argparse.Namespace:
+    """Return the arguments of a bare `asrbench run`."""
+    return _parser().parse_args(["run"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    return parser
+
+
+def status(arguments: argparse.Namespace, stored: record.Run) -> int:
+    """Return the exit status that a run deserves: 0, 1 when a row failed, 130 when interrupted."""
+    if stored["interrupted"]:
+        return 130
+    asked_for = arguments.backends is not None
+    bad = ("error", "unavailable") if asked_for else ("error",)
+    return 1 if any(row["status"] in bad for row in stored["results"]) else 0
+
+
+def measure(
+    arguments: argparse.Namespace, shown: Callable[[], Progress], kept: journal.Kept | None = None
+) -> tuple[record.Run, Path]:
+    """Plan, measure and store a run; return its record, as stored, and its folder.
+
+    Args:
+        arguments: as `add_parser` makes them.
+        shown: called when measuring begins.
+        kept: what the journal holds of a run to go on with.
+
+    Raises:
+        AsrbenchError: nothing could be measured, for a reason the message tells.
+    """
+    with _one_at_a_time(), _executor(arguments):
+        if kept is not None:
+            kept = journal.read(kept.folder)  # again: until now another process may have gone on with it
+        plan = _plan(arguments)
+        if kept is None:
+            run_id = runner.new_run_id()
+            folder = _new_folder(arguments.results, run_id)
+        else:
+            run_id, folder = kept.head["run_id"], kept.folder
+            resume.check(kept, blank_record(plan, run_id))
+        finished = runner.run(plan, run_id, folder, shown(), kept)
+    stored = finished if plan.texts else record.without_texts(finished)
+    report.write_all(stored, folder)
+    _point_latest(arguments.results, folder)
+    return stored, folder
+
+
+def _executor(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    if arguments.executor == RAY:
+        if arguments.scenario != registry.SINGLE_STREAM:
+            raise RunError(
+                f"--executor ray measures --scenario {registry.SINGLE_STREAM}; {arguments.scenario} is of "
+                "one machine: use --executor local"
+            )
+        return connect.connected(arguments.ray_address, arguments.workers, arguments.threads)
+    for name, value in (("--ray-address", arguments.ray_address), ("--workers", arguments.workers)):
+        if value is not None:
+            raise RunError(f"{name} goes with --executor {RAY}")
+    return contextlib.nullcontext()
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    normalizer, *also = normalizers.chosen(arguments.normalizer)  # unknown: an error now, not after an hour
+    mixing = augment.parse(arguments.augment)
+    registry.check(arguments)
+    variants, unavailable = _variants(arguments)
+    if not variants:
+        reasons = "\n".join(f"  {v}: {why}{f' ({fix})' if fix else ''}" for v, why, fix in unavailable)
+        raise RunError(f"this machine can run none of the backends asked for:\n{reasons}")
+    clips = corpus.load_clips(arguments.audio, arguments.manifest, language=arguments.language)
+    for name, value in arguments.where:
+        clips = _only(clips, name, value)
+    if arguments.sample is not None:
+        clips = sampling.stratified(clips, arguments.sample, arguments.seed, arguments.slices)
+    if mixing is not None:
+        clips = augment.with_noise(clips, mixing, arguments.seed)
+    slices.check([(c.audio_seconds, c.language, c.tags) for c in clips], arguments.slices)
+    model = _checkpoint(arguments)
+    foreign = sorted({clip.language for clip in clips} - {"en"})
+    if foreign and not model.is_multilingual:
+        raise RunError(
+            f"{model.name} understands English only, but clips are in {', '.join(foreign)}; "
+            "choose a multilingual --model, other clips, or pass --language en to decode them as English"
+        )
+    settings = Settings(
+        task=arguments.task,
+        language=arguments.language,
+        beam_size=arguments.beam_size,
+        threads=arguments.threads or client.default_threads(),
+    )
+    rounds = arguments.rounds or registry.ROUNDS[arguments.scenario]
+    is_offline = arguments.scenario == registry.OFFLINE
+    batch_sizes = (arguments.batch_sizes or registry.BATCH_SIZES) if is_offline else ()
+    return Plan(
+        variants=registry.variants(variants, arguments.scenario, batch_sizes, arguments.reference),
+        unavailable=unavailable,
+        checkpoint=model,
+        settings=settings,
+        clips=clips,
+        reference=arguments.reference,
+        rounds=rounds,
+        warmup=arguments.warmup,
+        timeout_seconds=arguments.timeout,
+        device=arguments.device,
+        wer_tolerance=arguments.wer_tolerance / 100,
+        max_wer=arguments.max_wer,
+        seed=arguments.seed,
+        texts=not arguments.no_texts,
+        normalizer=normalizer,
+        also_normalizers=also,
+        slices=arguments.slices,
+        sample=arguments.sample,
+        augment=arguments.augment,
+        scenario=arguments.scenario,
+        batch_sizes=batch_sizes,
+        server=_server_terms(arguments, clips, rounds),
+        chunk_seconds=streaming.chunk_seconds(arguments.chunk_seconds)
+        if arguments.scenario == registry.STREAMING
+        else None,
+        executor=arguments.executor,
+        most_workers=arguments.workers,
+        command=["asrbench", *arguments.argv],
+    )
+
+
+def _server_terms(arguments: argparse.Namespace, clips: list[Clip], rounds: int) -> Terms | None:
+    if arguments.scenario != registry.SERVER:
+        return None
+    return server_options.terms(
+        rate=arguments.rate,
+        find_max_rate=arguments.find_max_rate,
+        p99=arguments.p99,
+        requests=arguments.server_requests,
+        limit_seconds=arguments.server_seconds,
+        clips=clips,
+        rounds=rounds,
+    )
+
+
+def _variants(arguments: argparse.Namespace) -> tuple[list[Variant], list[tuple[Variant, str, str | None]]]:
+    """Return the variants to measure and those that this machine cannot run, with why."""
+    if arguments.backends is None:
+        asked = backends.defaults(arguments.device)
+    elif arguments.backends == "all":
+        asked = backends.every(arguments.device)
+    else:
+        names = [name for name in arguments.backends.split(",") if name.strip()]
+        if not names:
+            raise RunError(f"--backends names none; available: {', '.join(backends.names())}")
+        asked = [variant for name in names for variant in backends.parse(name, arguments.device)]
+    reference = _one_variant(arguments.reference)
+    arguments.reference = str(reference)
+    if not arguments.no_reference and reference not in asked:
+        asked.insert(0, reference)
+    asked = list(dict.fromkeys(asked))
+    usable, unavailable = [], []
+    for variant in asked:
+        try:
+            if arguments.executor == RAY:
+                connect.check(variant)  # the engine need not be on this machine
+            else:
+                backends.load(variant.backend).check(variant.device, variant.precision)
+            usable.append(variant)
+        except BackendUnavailable as error:
+            unavailable.append((variant, error.reason, error.remedy))
+    return usable, unavailable
+
+
+def _only(clips: list[Clip], name: str, value: str) -> list[Clip]:
+    def field(clip: Clip) -> str:
+        return clip.language if name == "lang" else str(clip.tags.get(name, "absent"))
+
+    kept = [clip for clip in clips if field(clip) == value]
+    if not kept:
+        there = ", ".join(sorted({field(clip) for clip in clips})[:20])
+        raise RunError(f"no clip has {name}={value}; their values of {name!r}: {there}")
+    return kept
+
+
+def _one_variant(text: str) -> Variant:
+    found = backends.parse(text)
+    if len(found) != 1:
+        raise BackendError(
+            f"--reference {text!r} is not one variant; say which of {', '.join(map(str, found))}"
+        )
+    return found[0]
+
+
+def _checkpoint(arguments: argparse.Namespace) -> Checkpoint:
+    if arguments.model is not None:
+        return catalog.resolve(arguments.model, download=True)
+    found, line = catalog.default_model()
+    if arguments.log_format == "json":
+        json_events.emit("note", message=line)
+    else:
+        print(line, file=sys.stderr)
+    return found
+
+
+def _progress(arguments: argparse.Namespace) -> Progress:
+    return json_events.JsonLines() if arguments.log_format == "json" else progress.choose(arguments.quiet)
+
+
+def _new_folder(results: Path, run_id: str) -> Path:
+    folder = results / run_id
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot create {folder}: {error.strerror}; make {results} writable or pass --results FOLDER"
+        ) from error
+    return folder
+
+
+def _point_latest(results: Path, folder: Path) -> None:
+    """Make results/latest point to the folder, in one step."""
+    link = results / f".latest-{folder.name}"
+    with contextlib.suppress(OSError):  # a file system without links loses a convenience, not a result
+        link.symlink_to(folder.name)
+        os.replace(link, results / "latest")
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Hold the machine-wide lock: two runs at once would measure each other."""
+    path = Path(tempfile.gettempdir()) / f"asrbench-{os.getuid()}.lock"
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = lock.read().strip()
+            raise RunError(
+                f"another run is measuring on this machine (process {holder or 'unknown'}); "
+                "two at once would disturb each other's times: wait for it or stop it"
+            ) from error
+        lock.truncate(0)
+        lock.write(json.dumps(os.getpid()))
+        lock.flush()
+        yield

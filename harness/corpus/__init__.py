@@ -1,0 +1,12 @@
+"""Where clips come from: found, decoded and checked whole; drawn, made noisy, imported and exported."""
+
+from harness.corpus.clips import (
+    BUNDLED_MANIFEST,
+    DEFAULT_LANGUAGE,
+    Clip,
+    CorpusError,
+    load_clips,
+    write_samples,
+)
+
+__all__ = ["BUNDLED_MANIFEST", "DEFAULT_LANGUAGE", "Clip", "CorpusError", "load_clips", "write_samples"]

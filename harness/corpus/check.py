@@ -1,0 +1,136 @@
+"""What is wrong with a corpus: counted by kind, with the first examples of each."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from backends.base import SAMPLE_RATE_HZ
+from harness.corpus import audio as audio_file
+from harness.corpus import manifests
+from harness.corpus.clips import disagreement
+from harness.corpus.manifests import Entry
+
+AUDIBLE_PEAK = 0.001  # -60 dB of full scale: what stays below it is silence, which may well have no text
+
+KINDS = {  # name -> what it means; the order in which they are told
+    "unreadable line": "a line of the manifest cannot be used",
+    "missing audio": "the file is not there",
+    "unreadable audio": "the file cannot be decoded whole",
+    "duration disagrees": "the manifest says another length than the audio has",
+    "no reference": "nothing says what is spoken, so the clip has no WER",
+    "empty reference": "the text is empty, but the audio is not silent",
+    "duplicate reference": "the same text in the same language as an earlier clip",
+    "duplicate audio": "the same samples as an earlier clip",
+    "control character": "tabs, line ends, zero-width or other characters that cannot be seen",
+    "replacement character": "U+FFFD: a text was once decoded wrongly",
+    "wrong encoding": "UTF-8 that was read as Latin-1, such as Ã©",
+    "markup": "tags, entities or annotations in brackets, which nobody speaks",
+}
+_MARKUP = re.compile(r"</?[^\s<>/][^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|&(?:[a-z]+|#\d+);")
+_WRONG_ENCODING = re.compile("[ÃÂ][\u0080-\u00bf]|â€")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding: its kind (see KINDS), where it is, and what was found there."""
+
+    kind: str
+    where: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check went through and found."""
+
+    clips: int
+    audio_seconds: float
+    problems: Sequence[Problem]
+
+    def count(self, kind: str) -> int:
+        """Return how often the kind was found."""
+        return sum(problem.kind == kind for problem in self.problems)
+
+
+def check(paths: Iterable[Path]) -> Report:
+    """Decode every clip of manifests, folders and files, read every text, and tell all that is wrong."""
+    lines: list[str] = []
+    entries = [entry for path in paths for entry in manifests.read(path, lines)]
+    problems = [_of_line(line) for line in lines]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter's lock
+        heard = list(pool.map(_listen, entries))
+    texts: dict[tuple[str, str], str] = {}
+    sounds: dict[str, str] = {}
+    for entry, sound in zip(entries, heard, strict=True):
+        problems += sound.problems
+        problems += _of_text(entry, sound.peak, texts)
+        if sound.sha256 is not None and sounds.setdefault(sound.sha256, entry.where) != entry.where:
+            problems.append(Problem("duplicate audio", entry.where, f"as {sounds[sound.sha256]}"))
+    return Report(len(entries), sum(sound.seconds for sound in heard), problems)
+
+
+@dataclass(frozen=True)
+class _Sound:
+    seconds: float
+    peak: float | None
+    sha256: str | None
+    problems: Sequence[Problem] = ()
+
+
+def _listen(entry: Entry) -> _Sound:
+    if not entry.path.exists():
+        return _Sound(0.0, None, None, [Problem("missing audio", entry.where, str(entry.path))])
+    try:
+        samples = audio_file.decode(entry.path)
+    except audio_file.AudioError as error:
+        return _Sound(0.0, None, None, [Problem("unreadable audio", entry.where, str(error))])
+    seconds = len(samples) / SAMPLE_RATE_HZ
+    said = disagreement(entry, seconds)
+    problems = [Problem("duration disagrees", entry.where, said)] if said else []
+    return _Sound(seconds, float(np.abs(samples).max()), audio_file.sha256(samples), problems)
+
+
+def _of_line(line: str) -> Problem:
+    where, colon, detail = line.partition(": ")
+    return Problem("unreadable line", where if colon else "", detail if colon else line)
+
+
+def _of_text(entry: Entry, peak: float | None, texts: dict[tuple[str, str], str]) -> Iterable[Problem]:
+    text = entry.reference
+    if text is None:
+        yield Problem("no reference", entry.where, entry.path.name)
+        return
+    if not text.strip():
+        nothing_said = "hallucination" in entry.tags  # made so: noise and music in which nobody speaks
+        if peak is not None and peak > AUDIBLE_PEAK and not nothing_said:
+            yield Problem("empty reference", entry.where, f"{entry.path.name}, peak {peak:.2f}")
+        return
+    key = (" ".join(text.lower().split()), entry.language or "")
+    if texts.setdefault(key, entry.where) != entry.where:
+        yield Problem("duplicate reference", entry.where, f"{_short(text)}, as {texts[key]}")
+    hidden = sorted(
+        {c for c in text if c != "\ufffd" and unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn")}
+    )
+    hidden = [c for c in hidden if c not in "\u200c\u200d"]  # joiners, which Persian and Indic spelling needs
+    if hidden:
+        names = ", ".join(f"U+{ord(c):04X}" for c in hidden)
+        yield Problem("control character", entry.where, f"{names} in {_short(text)}")
+    if "\ufffd" in text:
+        yield Problem("replacement character", entry.where, _short(text))
+    if _WRONG_ENCODING.search(text):
+        yield Problem("wrong encoding", entry.where, _short(text))
+    if found := _MARKUP.search(text):
+        yield Problem("markup", entry.where, f"{found.group()} in {_short(text)}")
+
+
+def _short(text: str) -> str:
+    shown = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    return f"“{shown}”" if len(shown) <= 60 else f"“{shown[:59]}…”"

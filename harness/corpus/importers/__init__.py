@@ -1,0 +1,58 @@
+"""Corpora as others store them, read into utterances. One file a format, one table that names them.
+
+To add a format, write one file with `recognises(path)` and `read(path, options)` and add its line to FORMATS.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from harness.corpus.importers import common_voice, folder, librispeech, nemo, tabular
+from harness.corpus.importers.utterance import CorpusImportError, Options, Utterance
+
+__all__ = ["FORMATS", "CorpusImportError", "Options", "Utterance", "detect", "read"]
+
+FORMATS: dict[str, ModuleType] = {  # in the order in which a path is tried
+    "common-voice": common_voice,
+    "librispeech": librispeech,
+    "nemo": nemo,
+    "table": tabular,
+    "folder": folder,
+}
+
+
+def detect(path: Path) -> str:
+    """Return the name of the first format that recognises the path.
+
+    Raises:
+        CorpusImportError: it does not exist, or none does.
+    """
+    if not path.exists():
+        raise CorpusImportError(f"{path} does not exist; check the path")
+    for name, module in FORMATS.items():
+        if module.recognises(path):
+            return name
+    raise CorpusImportError(
+        f"{path} is no corpus that asrbench knows; say which with --format, one of {', '.join(FORMATS)}"
+    )
+
+
+def read(path: Path, name: str | None, options: Options) -> Iterator[Utterance]:
+    """Yield the utterances of a corpus on disk.
+
+    Args:
+        name: of its format, None: detect it.
+
+    Raises:
+        CorpusImportError: no such format, or the corpus's own files are wrong.
+    """
+    if name is not None and name not in FORMATS:
+        close = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise CorpusImportError(f"no corpus format is called {name!r}.{hint} Available: {', '.join(FORMATS)}")
+    if not path.exists():
+        raise CorpusImportError(f"{path} does not exist; check the path")
+    yield from FORMATS[name or detect(path)].read(path, options)

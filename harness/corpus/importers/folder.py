@@ -1,0 +1,36 @@
+"""Folders of audio files, each with its text beside it: `name.wav` and `name.txt`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.corpus.audio import EXTENSIONS
+from harness.corpus.importers.utterance import CorpusImportError, Options, Utterance, read_text
+
+
+def recognises(path: Path) -> bool:
+    """Whether a folder holds audio anywhere below it."""
+    return path.is_dir() and next(_audio(path), None) is not None
+
+
+def read(path: Path, options: Options) -> Iterator[Utterance]:
+    """Yield the folder's recordings, by name; one without a text beside it has none.
+
+    Raises:
+        CorpusImportError: there is no audio, or a text is not UTF-8.
+    """
+    files = sorted(_audio(path)) if path.is_dir() else []
+    if not files:
+        raise CorpusImportError(f"{path} holds no audio; looked for {', '.join(EXTENSIONS)}")
+    for file in files:
+        beside = file.with_suffix(".txt")
+        text = " ".join(read_text(beside).split()) if beside.is_file() else None
+        name = file.relative_to(path).as_posix()
+        yield Utterance(name=name, where=str(file), path=file, text=text, language=options.language)
+
+
+def _audio(path: Path) -> Iterator[Path]:
+    for file in path.rglob("*"):
+        if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".") and file.is_file():
+            yield file

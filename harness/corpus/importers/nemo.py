@@ -1,0 +1,95 @@
+"""NeMo manifests: a JSON object a line with audio_filepath, duration, text, perhaps offset and lang.
+
+Paths may be absolute or relative to the manifest, as NeMo reads them. The fields:
+https://docs.nvidia.com/nemo-framework/user-guide/latest/nemotoolkit/asr/datasets.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.corpus.importers.utterance import (
+    CorpusImportError,
+    Options,
+    Utterance,
+    language_of,
+    plain,
+    read_text,
+)
+from harness.corpus.manifests import FOLDER_MANIFEST, MANIFEST_EXTENSIONS
+
+_OWN = ("audio_filepath", "text", "duration", "offset", "lang", "language")
+
+
+def recognises(path: Path) -> bool:
+    """Whether it is a manifest, or a folder with one."""
+    if path.is_dir():
+        return (path / FOLDER_MANIFEST).is_file()
+    return path.suffix.lower() in MANIFEST_EXTENSIONS
+
+
+def read(path: Path, options: Options) -> Iterator[Utterance]:
+    """Yield the manifest's utterances.
+
+    Raises:
+        CorpusImportError: a line is not a JSON object with a path, or a number is none.
+    """
+    if path.is_dir():
+        path = path / FOLDER_MANIFEST
+    lines = [
+        (f"{path}:{number}", line)
+        for number, line in enumerate(read_text(path).split("\n"), start=1)
+        if line.strip()
+    ]
+    if not lines:
+        raise CorpusImportError(f"{path} names no clips; a manifest holds one JSON object a line")
+    items = [(where, _fields(line, where)) for where, line in lines]
+    files = [Path(os.path.abspath(path.parent / fields["audio_filepath"])) for _, fields in items]
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    for (where, fields), file in zip(items, files, strict=True):
+        start, seconds = _number(fields, "offset", where), _number(fields, "duration", where)
+        is_part = bool(start)  # NeMo writes offset 0 of whole files
+        name = file.relative_to(root).as_posix()
+        if is_part:
+            name = f"{os.path.splitext(name)[0]}-{start:.3f}.flac"
+        yield Utterance(
+            name=name,
+            where=where,
+            path=file,
+            text=_text(fields, where),
+            language=options.language or language_of(fields.get("lang") or fields.get("language")),
+            start_seconds=start if is_part else None,
+            seconds=seconds,
+            tags=plain({key: value for key, value in fields.items() if key not in _OWN}),
+        )
+
+
+def _fields(line: str, where: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CorpusImportError(f"{where}: not JSON: {error}") from error
+    name = fields.get("audio_filepath") if isinstance(fields, dict) else None
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise CorpusImportError(f"{where}: not an object with an audio_filepath")
+    return fields
+
+
+def _text(fields: dict[str, Any], where: str) -> str | None:
+    text = fields.get("text")
+    if text is not None and not isinstance(text, str):
+        raise CorpusImportError(f"{where}: text must be a string, not {text!r}")
+    return text
+
+
+def _number(fields: dict[str, Any], name: str, where: str) -> float | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise CorpusImportError(f"{where}: {name} must be a number of seconds, not {value!r}")
+    return float(value)

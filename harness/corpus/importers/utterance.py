@@ -1,0 +1,148 @@
+"""What every importer gives: one utterance a recording, and the mistakes it met on the way."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backends.base import AsrbenchError
+from harness.corpus.audio import EXTENSIONS
+from harness.corpus.manifests import is_language
+
+
+class CorpusImportError(AsrbenchError):
+    """A corpus cannot be imported; the message says what is wrong with it and what to do."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user said about a corpus; None where it is to be detected."""
+
+    split: str | None = None
+    language: str | None = None
+    audio_column: str | None = None
+    text_column: str | None = None
+    language_column: str | None = None
+    limit: int | None = None  # at most so many utterances
+    revision: str | None = None  # of a dataset on a hub
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording as a corpus names it, not decoded yet.
+
+    Attributes:
+        name: path of the audio inside the corpus, without a leading slash; unique.
+        where: how a problem points at it, such as file:line.
+        path: the audio file; None where `content` holds its bytes.
+        content: the bytes of an audio file, of any format that `harness.corpus.audio` reads.
+        text: what is said; "" where nothing is, None when unknown.
+        language: ISO 639 code, None when unknown.
+        start_seconds, seconds: the part of the file that is meant; None: all of it.
+        tags: plain values only.
+    """
+
+    name: str
+    where: str
+    path: Path | None = None
+    content: bytes | None = field(default=None, repr=False)
+    text: str | None = None
+    language: str | None = None
+    start_seconds: float | None = None
+    seconds: float | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_table(path: Path, delimiter: str | None, is_quoted: bool = True) -> list[dict[str, str]]:
+    """Return a table's rows by column; "" where a row is short.
+
+    Args:
+        is_quoted: whether a quote character begins a quoted cell.
+        delimiter: None: whichever of comma, tab, semicolon and bar the heading has most of.
+
+    Raises:
+        CorpusImportError: it cannot be read, has no rows or a row has more cells than the heading.
+    """
+    text = read_text(path)
+    heading = text.split("\n", 1)[0]
+    if delimiter is None:
+        delimiter = max(",\t;|", key=heading.count)
+    reader = csv.DictReader(
+        text.splitlines(keepends=True),
+        delimiter=delimiter,
+        restval="",
+        quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE,
+    )
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise CorpusImportError(f"{path}:{reader.line_num}: {error}") from error
+    for number, row in enumerate(rows, start=2):
+        if None in row:
+            raise CorpusImportError(
+                f"{path}: row {number} has more cells than the heading; is a quote missing?"
+            )
+    if not rows:
+        raise CorpusImportError(f"{path} holds no rows; a table has a heading and one row a recording")
+    return rows
+
+
+def read_text(path: Path) -> str:
+    """Return a UTF-8 file's text.
+
+    Raises:
+        CorpusImportError: it cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise CorpusImportError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CorpusImportError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def choose_column(
+    named: str | None, candidates: Sequence[str], there: Iterable[str], option: str, where: str
+) -> str | None:
+    """Return the column that holds something: the one named, else the first candidate there is, else None.
+
+    Raises:
+        CorpusImportError: the column named is not there.
+    """
+    there = list(there)
+    if named is not None:
+        if named not in there:
+            raise CorpusImportError(f"{where} has no column {named!r} ({option}); it has {', '.join(there)}")
+        return named
+    lower = {name.strip().lower(): name for name in reversed(there)}
+    return next((lower[name] for name in candidates if name in lower), None)
+
+
+def language_of(text: str | None) -> str | None:
+    """Return the ISO 639 code of a locale such as `sv-SE` or `pt_br`; None where there is none in it."""
+    code = re.split(r"[-_]", (text or "").strip().lower(), maxsplit=1)[0]
+    return code if is_language(code) else None
+
+
+def plain(tags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tags that a manifest can hold and that say something."""
+    kept: dict[str, Any] = {}
+    for name, value in tags.items():
+        if isinstance(value, str) and value.strip():
+            kept[name] = value.strip()
+        elif isinstance(value, bool | int | float) and math.isfinite(value):
+            kept[name] = value
+    return kept
+
+
+def with_extension(path: Path) -> Path:
+    """Return the path, or the audio file of that name where the extension was left out."""
+    if path.is_file():
+        return path
+    found = [Path(f"{path}{ending}") for ending in EXTENSIONS]
+    return next((candidate for candidate in found if candidate.is_file()), path)

@@ -1,0 +1,180 @@
+"""Where clips are named: manifests, folders and single files, read into entries that are not decoded yet.
+
+A manifest is a JSON object a line with NeMo's field names: `audio_filepath` (relative to the manifest),
+`text`, `duration` in seconds, `lang`; any other field (`license`, `source`, ...) becomes a tag of the clip.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.corpus.audio import EXTENSIONS
+
+MANIFEST_EXTENSIONS = (".jsonl", ".json")  # NeMo names its line-by-line manifests .json
+FOLDER_MANIFEST = "manifest.jsonl"
+TRANSCRIPTS = ".trans.txt"  # LibriSpeech: one file a chapter, "utterance-id TEXT" a line
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A clip that was named but not decoded yet; fields as in Clip, None where nothing was said."""
+
+    path: Path
+    root: Path  # names are made of the path from here
+    where: str  # how problems point at it
+    reference: str | None = None
+    language: str | None = None
+    declared_seconds: float | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read(path: Path, problems: list[str]) -> list[Entry]:
+    """Return the clips that a manifest, a folder or an audio file names; add what is wrong to `problems`."""
+    if path.is_dir():
+        if (path / FOLDER_MANIFEST).is_file():
+            return read_manifest(path / FOLDER_MANIFEST, problems)
+        return _read_folder(path, problems)
+    if path.suffix.lower() in MANIFEST_EXTENSIONS:
+        return read_manifest(path, problems)
+    return [_single(path, problems)]
+
+
+def _single(path: Path, problems: list[str]) -> Entry:
+    """Return one file's entry: with the text beside it, else as its folder's manifest has it."""
+    text = _text_beside(path, problems)
+    manifest = path.parent / FOLDER_MANIFEST
+    if text is None and manifest.is_file():
+        others: list[str] = []
+        for entry in read_manifest(manifest, others):
+            if os.path.realpath(entry.path) == os.path.realpath(path):
+                return entry
+        problems += others  # one of the wrong lines may be this file's
+    return Entry(path, path.parent, str(path), text)
+
+
+def read_manifest(path: Path, problems: list[str]) -> list[Entry]:
+    """Return the clips of a manifest's good lines; add what is wrong with the others to `problems`."""
+    before = len(problems)
+    entries = []
+    for where, line in _lines(path, problems):
+        try:
+            entries.append(_manifest_entry(line, path, where))
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+        except RecursionError:
+            problems.append(f"{where}: not JSON that can be read: nested too deeply")
+    if not entries and len(problems) == before:
+        problems.append(f"{path} names no clips; a manifest holds one JSON object a line")
+    return entries
+
+
+def _manifest_entry(line: str, manifest: Path, where: str) -> Entry:
+    """Turn one line into an entry; raise ValueError saying what is wrong with it."""
+    try:
+        fields = json.loads(line, parse_constant=_refuse_constant)
+        json.dumps(fields, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half of a surrogate pair, which is no text") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"a {type(fields).__name__}, not a JSON object")
+    name = fields.pop("audio_filepath", None)
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise ValueError(f"audio_filepath must be a path, not {reprlib.repr(name)}")
+    text = fields.pop("text", None)
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"text must be a string, or absent where unknown, not {reprlib.repr(text)}")
+    language = fields.pop("lang", None)
+    if language is not None and not (isinstance(language, str) and is_language(language)):
+        raise ValueError(f"lang must be an ISO 639-1 code such as en, not {reprlib.repr(language)}")
+    duration = fields.pop("duration", None)
+    if duration is not None and not (_is_number(duration) and duration > 0):
+        raise ValueError(f"duration must be a number of seconds above 0, not {reprlib.repr(duration)}")
+    if fields.get("offset") not in (None, 0):
+        raise ValueError("offset: parts of files are not supported; cut the audio into one file a clip")
+    return Entry(_inside(manifest.parent, name), manifest.parent, where, text, language, duration, fields)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    # realpath, as Path.resolve raises on links that lead in a circle
+    stays = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    if Path(name).is_absolute() or not stays:
+        raise ValueError(
+            f"audio_filepath {name!r} leads out of the manifest's folder; "
+            "put the audio beside or below the manifest"
+        )
+    return path
+
+
+def _read_folder(folder: Path, problems: list[str]) -> list[Entry]:
+    references: dict[Path, str] = {}  # path without extension -> text
+    places: dict[Path, str] = {}
+    found: list[Path] = []
+    for path in sorted(folder.rglob("*")):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        if path.name.endswith(TRANSCRIPTS):
+            for where, line in _lines(path, problems):
+                utterance, _, text = line.strip().partition(" ")
+                if path.parent / utterance in references:
+                    problems.append(f"{where}: {utterance} is there twice")
+                references[path.parent / utterance] = text.strip()
+                places[path.parent / utterance] = where
+        elif path.suffix.lower() in EXTENSIONS:
+            found.append(path)
+    stems = {path.with_suffix("") for path in found}
+    problems += [f"{where}: there is no audio of {p.name}" for p, where in places.items() if p not in stems]
+    if not found:
+        problems.append(f"{folder} holds no audio; looked for {', '.join(EXTENSIONS)} and {FOLDER_MANIFEST}")
+    entries = []
+    for path in found:
+        reference = references.get(path.with_suffix(""))
+        if reference is None:
+            reference = _text_beside(path, problems)
+        entries.append(Entry(path, folder, str(path), reference))
+    return entries
+
+
+def _text_beside(path: Path, problems: list[str]) -> str | None:
+    text_path = path.with_suffix(".txt")
+    if text_path == path or not text_path.is_file():
+        return None
+    return " ".join(line.strip() for _, line in _lines(text_path, problems))
+
+
+def _lines(path: Path, problems: list[str]) -> Iterable[tuple[str, str]]:
+    """Return (place, line) of a UTF-8 file's lines that are not blank; note what keeps it from being read."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        problems.append(f"{path} cannot be read: {error.strerror}")
+        return []
+    except UnicodeDecodeError as error:
+        problems.append(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8")
+        return []
+    # split at newlines only: JSON strings and texts may hold the other separators of str.splitlines
+    numbered = enumerate(text.split("\n"), start=1)
+    return [(f"{path}:{number}", line) for number, line in numbered if line.strip()]
+
+
+def is_language(text: str) -> bool:
+    """Whether the text has the form of an ISO 639 language code."""
+    return re.fullmatch(r"[a-z]{2,3}", text) is not None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"not JSON: {name} is no number")

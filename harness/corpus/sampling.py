@@ -1,0 +1,48 @@
+"""Draws a part of a set of clips that has its proportions: stratified, seeded, the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from backends.base import AsrbenchError
+from harness.corpus.clips import Clip
+from harness.scoring import slices
+
+
+class SampleError(AsrbenchError):
+    """More clips are asked for than there are."""
+
+
+def stratified(clips: Sequence[Clip], count: int, seed: int, fields: Sequence[str] = ()) -> list[Clip]:
+    """Return `count` of the clips, in their order, in proportion to strata.
+
+    A stratum is the clips of one language, one length bucket and one value of each of `fields`. Shares are
+    rounded by largest remainder, so small strata may get none. Which clips a stratum gives depends on the
+    seed and on its clips' names only.
+
+    Raises:
+        SampleError: there are fewer clips than `count`.
+    """
+    if count > len(clips):
+        raise SampleError(f"--sample {count}: there are only {len(clips)} clips; ask for at most so many")
+    strata: dict[tuple[str, ...], list[Clip]] = {}
+    for clip in clips:
+        values = (
+            slices.value_of(clip.audio_seconds, clip.language, clip.tags, field)
+            for field in dict.fromkeys(("lang", slices.LENGTH, *fields))
+        )
+        strata.setdefault(tuple(values), []).append(clip)
+    keys = sorted(strata)
+    exact = [count * len(strata[key]) / len(clips) for key in keys]
+    shares = [int(share) for share in exact]
+    by_remainder = sorted(range(len(keys)), key=lambda n: (shares[n] - exact[n], keys[n]))
+    for n in by_remainder[: count - sum(shares)]:
+        shares[n] += 1
+    drawn: set[str] = set()
+    for number, (key, share) in enumerate(zip(keys, shares, strict=True)):
+        names = sorted(clip.name for clip in strata[key])
+        picked = np.random.default_rng([seed, number]).permutation(len(names))[:share]
+        drawn.update(names[n] for n in picked)
+    return [clip for clip in clips if clip.name in drawn]

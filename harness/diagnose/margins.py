@@ -1,0 +1,184 @@
+"""The reference asked again, in a worker, how narrowly it chose the tokens another engine did not."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import backends
+from backends import Variant
+from backends.base import AsrbenchError, BackendUnavailable, Checkpoint, Settings
+from backends.checkpoints import catalog
+from backends.inspection.token_margins import Decision
+from harness import corpus, record
+from harness.cli import run_options
+from harness.corpus.clips import BUNDLED_MANIFEST, Clip
+from harness.diagnose.transcripts import Difference, Divergence, Output, Outputs, OutputsError, find_row
+from harness.metrics.word_errors import first_answers
+from harness.record import Run
+from harness.worker.client import Worker, WorkerError
+
+
+def with_margins(
+    outputs: Outputs, run: Run, audio: Sequence[Path], model: str | None, timeout_seconds: float
+) -> Outputs:
+    """Return the outputs with the reference's decision at every first divergence.
+
+    Args:
+        outputs: of the same run.
+        run: must hold tokens.
+        audio: where the clips are, as `asrbench run --audio` takes it; empty: where the run's own command
+            says, and the bundled ones. Clips are known by the hash of their samples.
+        model: name or path of the checkpoint; None: as the run's command or record says.
+        timeout_seconds: for loading, and for each clip.
+
+    Raises:
+        OutputsError: the reference, the audio or the weights are not there, or the run holds no tokens.
+    """
+    diverging = [
+        answer.clip for output in outputs.outputs for answer in output.differences if answer.divergence
+    ]
+    row = find_row(run, outputs.reference)
+    if not run["settings"]["texts"]:
+        raise OutputsError(
+            "the run was stored with --no-texts and holds no tokens, so no margin can be found; run again "
+            "without --no-texts"
+        )
+    if not diverging:
+        return replace(outputs, has_margins=True)
+    variant = _reference(row)
+    asked = _asked(run)
+    found = _clips(run, set(diverging), audio, asked)
+    weights = _weights(run, model, asked)
+    right = first_answers(row)
+    languages = {clip["name"]: clip["language"] for clip in run["clips"]}
+    print(f"asking {variant} again about clips: {len(set(diverging))}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="asrbench-") as temporary:
+        folder = Path(temporary)
+        settings = Settings(**run["settings"]["decoding"])
+        worker = Worker(variant, folder / "worker.log", settings.threads, timeout_seconds)
+        try:
+            worker.load(weights, settings)
+
+            def decided(answer: Difference) -> Difference:
+                if answer.divergence is None:
+                    return answer
+                samples = corpus.write_samples(found[answer.clip], folder)
+                tokens = right[answer.clip]["tokens"]
+                language = languages[answer.clip]
+                return replace(
+                    answer,
+                    divergence=_decided(worker, samples, answer.clip, language, tokens, answer.divergence),
+                )
+
+            rows: list[Output] = [
+                replace(output, answers=[decided(answer) for answer in output.answers])
+                for output in outputs.outputs
+            ]
+        except WorkerError as error:
+            raise OutputsError(f"{variant} cannot be asked again: {error}") from error
+        finally:
+            worker.stop()
+    return replace(outputs, outputs=rows, has_margins=True)
+
+
+def _decided(
+    worker: Worker, samples: Path, clip: str, language: str, tokens: Sequence[int], divergence: Divergence
+) -> Divergence:
+    try:
+        reply = worker.examine(
+            "decision",
+            samples,
+            f"decoding clip {clip} again",
+            language=language,
+            tokens=list(tokens),
+            index=divergence.index,
+            other=None if divergence.output is None else divergence.output.id,
+        )
+    except WorkerError as error:
+        if not worker.is_alive:
+            raise
+        return replace(divergence, undecided=str(error))
+    fields = {name: reply[name] for name in Decision.__dataclass_fields__}
+    return replace(divergence, decision=Decision(**fields))
+
+
+def _reference(row: dict[str, Any]) -> Variant:
+    variant = Variant(row["backend"], row["device"], row["precision"])
+    engine = backends.load(variant.backend)
+    if not hasattr(engine, "decision"):
+        raise OutputsError(
+            f"{variant.backend} cannot say how narrowly it chose a token: its class has no method decision; "
+            "margins need openai-whisper as the reference, so pass --reference whisper-cpu"
+        )
+    try:
+        engine.check(variant.device, variant.precision)
+    except BackendUnavailable as error:
+        raise OutputsError(f"{variant} cannot be asked again here: {error.reason}") from error
+    return variant
+
+
+def _asked(run: Run) -> argparse.Namespace | None:
+    """Return the arguments of the command the run was made with, None where that was not `asrbench run`."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    run_options.add_parser(parser.add_subparsers(), lambda arguments: 0)
+    with contextlib.suppress(argparse.ArgumentError, SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        return parser.parse_args(run["command"][1:])
+    return None
+
+
+def _clips(
+    run: Run, wanted: set[str], audio: Sequence[Path], asked: argparse.Namespace | None
+) -> dict[str, Clip]:
+    """Return clip name -> the clip on this machine that has the samples of the run's."""
+    sources: list[dict[str, Any]] = [{"audio": audio}] if audio else [{"manifest": BUNDLED_MANIFEST}]
+    if not audio and asked is not None and (asked.audio or asked.manifest):
+        sources.insert(0, {"audio": asked.audio, "manifest": asked.manifest})
+    hashes = {clip["sha256"]: clip["name"] for clip in run["clips"] if clip["name"] in wanted}
+    found: dict[str, Clip] = {}
+    trouble = ""
+    for source in sources:
+        try:
+            clips = corpus.load_clips(**source)
+        except corpus.CorpusError as error:
+            if audio:
+                raise
+            trouble = f" ({str(error).splitlines()[-1].strip()})"
+            continue
+        found.update({hashes[clip.sha256]: clip for clip in clips if clip.sha256 in hashes})
+        if len(found) == len(wanted):
+            break
+    missing = sorted(wanted - set(found))
+    if missing:
+        raise OutputsError(
+            f"{len(missing)} of {len(wanted)} diverging clips are not on this machine with the samples the "
+            f"run had, {missing[0]} for one{trouble}; --audio PATH says where they are"
+        )
+    return found
+
+
+def _weights(run: Run, model: str | None, asked: argparse.Namespace | None) -> Checkpoint:
+    recorded = run["checkpoint"]
+    named = model or (asked and asked.model) or recorded["name"]
+    try:
+        found = catalog.resolve(named)
+    except AsrbenchError as error:
+        raise OutputsError(
+            f"the run's weights, {recorded['name']}, are not to be had: {error}; --model PATH says "
+            "where they are"
+        ) from error
+    what, digest = record.model_digest(run)
+    ours = found.sha256 if what == "file" else found.tensors_sha256
+    if ours != digest or dict(found.dimensions) != recorded["dimensions"]:
+        raise OutputsError(
+            f"{found.path} is not the run's {recorded['name']}: the digest of its {what} is {ours:.12}…, the "
+            f"run's was {digest:.12}…; --model PATH names another file"
+        )
+    return found

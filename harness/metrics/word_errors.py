@@ -1,0 +1,145 @@
+"""Counts word and character errors clip by clip, and over the set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jiwer
+
+from harness.metrics import normalizers
+from harness.record import Run
+
+Result = dict[str, Any]
+Sample = Mapping[str, Any]
+
+_COUNTS = (
+    "substitutions",
+    "deletions",
+    "insertions",
+    "reference_words",
+    "output_words",
+    "character_errors",
+    "reference_characters",
+)
+
+
+def is_answered(sample: Sample) -> bool:
+    """Whether the engine gave a text for the sample, be it an empty one."""
+    return sample["error"] is None and sample["text_sha256"] is not None
+
+
+def is_timed(sample: Sample) -> bool:
+    """Whether the sample's time counts: it was answered, in the sitting that speed and latency are of."""
+    return is_answered(sample) and sample["wall_seconds"] is not None and sample.get("timed", True)
+
+
+def first_answers(result: Result) -> dict[str, Sample]:
+    """Return clip name -> the sample of the first round, where that was answered."""
+    first: dict[str, Sample] = {}
+    for sample in result["samples"]:
+        known = first.get(sample["clip"])
+        if known is None or sample["round"] < known["round"]:
+            first[sample["clip"]] = sample
+    return {clip: sample for clip, sample in first.items() if is_answered(sample)}
+
+
+class Texts:
+    """The run's texts, normalised, each distinct one once."""
+
+    def __init__(self, run: Run, normalizer: str):
+        self._run = run
+        self._normalize = normalizers.normalizer(normalizer)
+        self._known: dict[tuple[str, str], str] = {}
+        translated = run["settings"]["decoding"].get("task") == "translate"  # always into English
+        self._languages = {clip["name"]: "en" if translated else clip["language"] for clip in run["clips"]}
+
+    def normalised(self, text: str, clip: str) -> str:
+        """Return the text's words joined by single spaces."""
+        key = (text, self._languages.get(clip, "en"))
+        if key not in self._known:
+            self._known[key] = self._normalize(*key)
+        return self._known[key]
+
+    def is_unspaced(self, clip: str) -> bool:
+        """Whether the clip's text is in a language written without spaces between words."""
+        return self._languages.get(clip, "en") in normalizers.UNSPACED_LANGUAGES
+
+    def count_words(self) -> None:
+        """Fill `reference_words` of clips and `text_words` of samples and probes."""
+        for clip in self._run["clips"]:
+            clip["reference_words"] = self._words(clip["reference"], clip["name"])
+        for result in self._run["results"]:
+            probes = (result["integrity"] or {}).get("probes", [])
+            for item in [*result["samples"], *probes]:
+                item["text_words"] = self._words(item["text"], item["clip"])
+
+    def _words(self, text: str | None, clip: str) -> int | None:
+        return None if text is None else len(self.normalised(text, clip).split())
+
+
+def count(run: Run, result: Result, first: Mapping[str, Sample], texts: Texts) -> Result | None:
+    """Return a result's `wer` without intervals and comparison, None when no clip was answered."""
+    if not any(is_answered(sample) for sample in result["samples"]):
+        return None
+    per_clip = [
+        _clip_errors(clip, first.get(clip["name"]), texts)
+        for clip in run["clips"]
+        if clip["reference"] is not None
+    ]
+    total = {name: sum(entry[name] for entry in per_clip) for name in _COUNTS}
+    return {
+        "wer": ratio(errors(total), total["reference_words"]),
+        "interval": None,
+        "substitutions": total["substitutions"],
+        "deletions": total["deletions"],
+        "insertions": total["insertions"],
+        "reference_words": total["reference_words"],
+        "output_words": total["output_words"],
+        "cer": ratio(total["character_errors"], total["reference_characters"]),
+        "exact_matches": sum(entry["exact"] for entry in per_clip),
+        "clips": len(per_clip),
+        "unstable_clips": _unstable_clips(result),
+        "per_clip": per_clip,
+        "versus_reference": None,
+    }
+
+
+def _clip_errors(clip: Mapping[str, Any], sample: Sample | None, texts: Texts) -> Result:
+    reference = texts.normalised(clip["reference"], clip["name"])
+    text = "" if sample is None else texts.normalised(sample["text"], clip["name"])
+    words = jiwer.process_words(reference, text)
+    # where a language has no spaces, those between its letters are the normaliser's
+    spelled = texts.is_unspaced(clip["name"])
+    letters, heard = (t.replace(" ", "") if spelled else t for t in (reference, text))
+    characters = jiwer.process_characters(letters, heard)
+    entry: Result = {
+        "clip": clip["name"],
+        "wer": None,
+        "substitutions": words.substitutions,
+        "deletions": words.deletions,
+        "insertions": words.insertions,
+        "reference_words": len(reference.split()),
+        "output_words": len(text.split()),
+        "character_errors": characters.substitutions + characters.deletions + characters.insertions,
+        "reference_characters": len(letters),
+        "exact": sample is not None and text == reference,
+    }
+    entry["wer"] = ratio(errors(entry), entry["reference_words"])
+    return entry
+
+
+def _unstable_clips(result: Result) -> list[str]:
+    hashes: dict[str, set[str]] = {}
+    for sample in result["samples"]:
+        if is_answered(sample):
+            hashes.setdefault(sample["clip"], set()).add(sample["text_sha256"])
+    return [clip for clip, found in hashes.items() if len(found) > 1]
+
+
+def errors(counts: Mapping[str, int]) -> int:
+    return counts["substitutions"] + counts["deletions"] + counts["insertions"]
+
+
+def ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None

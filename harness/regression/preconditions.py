@@ -1,0 +1,87 @@
+"""What two runs must have in common to be compared, and what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness import record
+from harness.record import Run
+from harness.regression import changes
+from harness.scenarios import registry
+from harness.scoring import machines
+
+KINDS = ("checkpoint", "audio", "settings", "host", "normalizer", "incomplete")
+GATE_SETTINGS = ("reference", "wer_tolerance", "max_wer", "length_tolerance")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that two runs must have in common and have not.
+
+    `kind` is one of KINDS, or "scenario", which nobody can overlook: such times measure different things.
+    """
+
+    kind: str
+    what: str
+
+
+def differences(base: Run, new: Run) -> list[Difference]:
+    """List what two runs must have in common and have not."""
+    return [Difference(kind, what) for kind, what in _differences(base, new)]
+
+
+def _differences(base: Run, new: Run) -> Iterator[tuple[str, str]]:
+    for name, run in (("BASE", base), ("NEW", new)):
+        if not run["complete"]:
+            yield "incomplete", f"{name} did not come to its end: {run['interrupted'] or 'it was cut short'}"
+    if not record.is_same_model(base, new):
+        yield (
+            "checkpoint",
+            " is not ".join(
+                "{} ({} {:.12}…)".format(run["checkpoint"]["name"], *record.model_digest(run))
+                for run in (base, new)
+            ),
+        )
+    same = len(changes.common_clips(base, new))
+    if not same == len(base["clips"]) == len(new["clips"]):
+        yield (
+            "audio",
+            f"{len(base['clips'])} clips in BASE and {len(new['clips'])} in NEW, {same} of them alike "
+            "in name, samples, language and reference text",
+        )
+    if registry.conditions(base) != registry.conditions(new):
+        yield "scenario", f"{registry.conditions(base)} is not {registry.conditions(new)}"
+    asked = [
+        run["settings"]["decoding"] | {k: run["settings"][k] for k in GATE_SETTINGS} for run in (base, new)
+    ]
+    for name, (before, after) in changed(*asked).items():
+        yield "settings", f"{name} {before!r} is not {after!r}"
+    for name, (before, after) in changed(*(_hardware(run) for run in (base, new))).items():
+        yield "host", f"{name} {before!r} is not {after!r}"
+    if base["scoring"]["normalizer"] != new["scoring"]["normalizer"]:
+        yield (
+            "normalizer",
+            " is not ".join(
+                "{name} {version} ({sha256:.12}…)".format(**run["scoring"]["normalizer"])
+                for run in (base, new)
+            ),
+        )
+
+
+def _hardware(run: Run) -> dict[str, Any]:
+    """Return what makes two hosts alike: their class where it is recorded, else processor and devices."""
+    host = run["host"]
+    if host.get("host_class"):
+        return {"host_class": host["host_class"], "engines at once": machines.engines_at_once(run)}
+    return {name: host.get(name) for name in ("cpu", "physical_cores", "gpus")}
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two mappings: name -> (before, after), None where absent."""
+    return {
+        name: (before.get(name), after.get(name))
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    }

@@ -1,0 +1,166 @@
+"""How a figure went over stored runs: comparable runs only in one series."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends.base import AsrbenchError
+from harness import record
+from harness.record import Run
+from harness.regression import preconditions
+from harness.report.columns import figure, percent
+from harness.report.rows import RANKED, UNAVAILABLE, Row, rows
+
+
+class HistoryError(AsrbenchError):
+    """There is no such history; the message says what there is."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that can be followed; `value` returns None where a row lacks it."""
+
+    meaning: str
+    value: Callable[[Row], float | None]
+    write: Callable[[float | None], str] = figure
+
+
+METRICS = {
+    "rtfx": Metric("audio seconds per processing second: higher is faster", lambda row: row["rtfx"]),
+    "wer": Metric("word errors per 100 reference words", lambda row: row["wer_percent"], percent),
+    "cer": Metric("character errors per 100 characters", lambda row: row["cer_percent"], percent),
+    "latency": Metric(
+        "median latency in seconds, of a clip or as the scenario counts it",
+        lambda row: row["latency_median_seconds"],
+    ),
+    "p90": Metric("90th percentile of that latency", lambda row: row["latency_p90_seconds"]),
+    "tokens": Metric("tokens per processing second", lambda row: row["tokens_per_second"]),
+    "load": Metric("seconds from checkpoint to ready", lambda row: row["load_seconds"]),
+    "rss": Metric(
+        "peak memory of the process, MiB",
+        lambda row: None if row["peak_rss_bytes"] is None else row["peak_rss_bytes"] / 2**20,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run's figure of one variant. `reason` says why it is not ranked; None: it is."""
+
+    run_id: str
+    started_at: str
+    value: float
+    wer_percent: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Series:
+    """One variant over runs of one checkpoint, audio, decoding, gate, host and normaliser.
+
+    `first` is the earliest of those runs; `group` numbers what belongs together, from 1.
+    """
+
+    group: int
+    variant: str
+    metric: str
+    first: Run
+    points: Sequence[Point]
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Return the runs at the paths, the earliest first, each run id once.
+
+    A record that cannot be read is an error where it was named, and told on stderr where its folder was.
+
+    Raises:
+        RecordError: a path named is no record.
+        HistoryError: there are no runs.
+    """
+    found: dict[str, Run] = {}
+    for path in paths:
+        if path.is_dir() and not (path / "run.json").exists():
+            for file in sorted(path.glob("*/run.json")):
+                try:
+                    run = record.read(file)
+                except record.RecordError as error:
+                    print(f"asrbench: left out: {error}", file=sys.stderr)
+                    continue
+                found[run["run_id"]] = run
+        else:
+            run = record.read(path)
+            found[run["run_id"]] = run
+    if not found:
+        raise HistoryError(
+            f"no runs are stored in {', '.join(map(str, paths))}; `asrbench run` stores one, "
+            "or name run.json files, their folders, or a folder of those"
+        )
+    return sorted(found.values(), key=lambda run: (run["started_at"], run["run_id"]))
+
+
+def series(runs: Sequence[Run], metric: str = "rtfx", backend: str | None = None) -> list[Series]:
+    """Return one series for each variant of each group of comparable runs.
+
+    Args:
+        runs: the earliest first.
+        metric: one of METRICS.
+        backend: only that backend, or that variant (`name@device/precision`).
+
+    Raises:
+        HistoryError: nothing of that backend, or no such figure, was stored.
+    """
+    found = [one for number, group in enumerate(_groups(runs), 1) for one in _of_group(number, group, metric)]
+    if backend is not None:
+        names = sorted({name for one in found for name in (one.variant.partition("@")[0], one.variant)})
+        found = [one for one in found if backend in (one.variant, one.variant.partition("@")[0])]
+        if not found:
+            close = difflib.get_close_matches(backend, names, n=1, cutoff=0.5)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise HistoryError(
+                f"no stored run has {backend!r}.{hint} There are: {', '.join(names) or 'none'}"
+            )
+    if not found:
+        raise HistoryError(f"no stored run has the figure {metric}; choose one of {', '.join(METRICS)}")
+    return found
+
+
+def comparable_with(run: Run, past: Sequence[Run], metric: str = "rtfx") -> list[Series]:
+    """Return the series of the runs comparable with `run`, which is among them."""
+    runs = {other["run_id"]: other for other in past if _is_comparable(run, other)} | {run["run_id"]: run}
+    ordered = sorted(runs.values(), key=lambda other: (other["started_at"], other["run_id"]))
+    return list(_of_group(1, ordered, metric))
+
+
+def _groups(runs: Sequence[Run]) -> list[list[Run]]:
+    groups: list[list[Run]] = []
+    for run in runs:
+        for group in groups:
+            if _is_comparable(group[0], run):
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    return groups
+
+
+def _is_comparable(base: Run, other: Run) -> bool:
+    """Whether both measured the same; an incomplete run did too, and its rows say so themselves."""
+    return all(difference.kind == "incomplete" for difference in preconditions.differences(base, other))
+
+
+def _of_group(number: int, group: Sequence[Run], metric: str) -> Iterator[Series]:
+    points: dict[str, list[Point]] = {}
+    for run in group:
+        for row in rows(run):
+            value = METRICS[metric].value(row)
+            if row["group"] == UNAVAILABLE or value is None:
+                continue
+            reason = None if row["group"] == RANKED else row["reason"]
+            point = Point(run["run_id"], run["started_at"], value, row["wer_percent"], reason)
+            points.setdefault(row["variant"], []).append(point)
+    for variant, found in points.items():
+        yield Series(number, variant, metric, group[0], found)

@@ -1,0 +1,322 @@
+"""A run on the places of a cluster: clips given out in chunks, answers merged as of one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.corpus.clips import Clip
+from harness.corpus.sample_cache import Decoded
+from harness.record import Run
+from harness.runner.cluster import connect
+from harness.runner.cluster.actor import LACKS_AUDIO, Copy, Job
+from harness.runner.cluster.actor_pool import Answer, Hooks, Reply, Seat, Seats
+from harness.runner.cluster.connect import ClusterError
+from harness.runner.plan import Plan
+from harness.runner.progress import Progress
+from harness.scoring import cache_probes, machines
+from harness.worker.client import WorkerError
+
+CHUNK_CLIPS = 16  # given to a place at once: more would make the cost of that smaller, and a loss larger
+CHUNK_SECONDS = 240.0  # of audio, likewise
+CHUNKS_A_PLACE = 4  # at least, in a round, so that nobody waits long for the last one
+MOST_TRIES = 4  # of a chunk: one that ends every process it is given to must not end all of them
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where results go: what harness.runner.runner lends to whoever measures in its place.
+
+    Attributes:
+        failed: variants that are out of the run; `failure` adds to them.
+        done: (variant, round, clip) of samples that need not be made again.
+        warmup: .npy of the warm-up clip.
+        language: of the warm-up clip.
+        answered: keep an answer: variant, round, clip, answer, what the sample holds beside.
+        failure: a variant is out: its name, what it was doing, why.
+        round_over: keep a round's entry.
+        noted: keep a line of the journal: its kind and value.
+        save: write the record.
+    """
+
+    plan: Plan
+    record: Run
+    progress: Progress
+    failed: set[str]
+    done: set[tuple[str, int, str]]
+    warmup: Path
+    language: str
+    answered: Callable[[str, int, Clip, dict[str, Any], dict[str, Any]], None]
+    failure: Callable[[str, str, WorkerError], None]
+    round_over: Callable[[dict[str, Any]], None]
+    noted: Callable[[str, dict[str, Any]], None]
+    save: Callable[[], None]
+
+
+def measure(keeping: Keeping, folder: Path) -> None:
+    """Measure every variant of the plan at all places; to be called while cluster.connected().
+
+    Args:
+        folder: for temporary files.
+
+    Raises:
+        ClusterError: there is no place or none is left, nodes have unlike software, or a place has failed.
+        AudioError: a clip's file is not what it was when it was loaded.
+    """
+    _ClusterRun(keeping, folder).measure()
+
+
+@dataclass
+class Chunk:
+    """Clips given to a place at once; with their samples for a machine that has not the files."""
+
+    clips: list[Clip]
+    samples: dict[str, np.ndarray] | None = None
+    tries: int = 0
+
+
+class _ClusterRun:
+    def __init__(self, keeping: Keeping, folder: Path):
+        self.keeping = keeping
+        self.plan = keeping.plan
+        self.record = keeping.record
+        self.folder = folder
+        self.numbers: dict[str, int] = {}  # machine -> number of its host in the record
+        self.loads: list[tuple[int, Reply]] = []
+        self.sends_samples = False
+
+    def measure(self) -> None:
+        plan, progress = self.plan, self.keeping.progress
+        decoded = Decoded(plan.clips, self.folder, kept_bytes=0)
+        prepared = cache_probes.prepare(plan.clips, decoded, self.folder, plan.seed)
+        copies = [Copy(p.kind, _absolute(p.clip), np.load(p.seen), np.load(p.path)) for p in prepared]
+        count, needs = connect.places(plan.variants, plan.settings.threads, plan.most_workers)
+        progress.note(f"asking the cluster for {count} place{'s' if count > 1 else ''}")
+        hooks = Hooks(self._names, self._came_up, self._opened, progress.note)
+        self.seats: Seats[Chunk] = Seats(self._job(), count, needs, plan.timeout_seconds, hooks)
+        try:
+            while self._names() and not self.seats.idle:
+                self.seats.next_answer()
+            self.keeping.save()
+            progress.start(len(self._names()) * (plan.rounds * len(plan.clips) + 2 * len(copies)))
+            progress.advance(len(self.keeping.done))
+            finished = {entry["round"] for entry in self.record["rounds"]}
+            for number in sorted(set(range(plan.rounds)) - finished):
+                self._round(number)
+                self.keeping.save()
+            self._probe(copies)
+            self._collect_resources()
+        finally:
+            self._sort()
+            self.seats.close()
+
+    def _job(self) -> Job:
+        plan = self.plan
+        return Job(
+            plan.variants,
+            dataclasses.replace(plan.checkpoint, path=plan.checkpoint.path.absolute()),
+            plan.settings,
+            plan.timeout_seconds,
+            np.load(self.keeping.warmup),
+            plan.warmup,
+            self.keeping.language,
+            plan.normalizer,
+            plan.texts,
+        )
+
+    def _names(self) -> list[str]:
+        return [str(v) for v in self.plan.variants if str(v) not in self.keeping.failed]
+
+    def _round(self, number: int) -> None:
+        everyone = [str(variant) for variant in self.plan.variants]
+        shift = number % max(len(everyone), 1)
+        order = [name for name in everyone[shift:] + everyone[:shift] if name in self._names()]
+        done = self.keeping.done
+        missing = [clip for clip in self.plan.clips if any((n, number, clip.name) not in done for n in order)]
+        self.loads = []
+        waiting = deque(chunks(missing, len(self.seats.all)))
+        self.keeping.progress.note(f"round {number + 1}/{self.plan.rounds}")
+        while self._names() and (waiting or self.seats.is_anyone("measure")):
+            while waiting and self.seats.idle:
+                self._give(self.seats.idle.popleft(), waiting.popleft(), order)
+            self._take(self.seats.next_answer(), number, order, waiting)
+        self.keeping.round_over({"round": number, "order": order, **self._load_of_round()})
+
+    def _give(self, seat: Seat, chunk: Chunk, order: Sequence[str]) -> None:
+        if self.sends_samples and chunk.samples is None:
+            chunk.samples = {clip.name: clip.samples() for clip in chunk.clips}
+        others = [s for s in self.seats.all if s is not seat and s.machine == seat.machine]
+        neighbours = [pid for other in others for pid in other.pids]
+        alive = [name for name in order if name not in self.keeping.failed]
+        clips = [_absolute(clip) for clip in chunk.clips]
+        self.seats.ask(seat, "measure", alive, clips, neighbours, chunk.samples, work=chunk)
+
+    def _take(self, answer: Answer[Chunk], number: int, order: Sequence[str], waiting: deque[Chunk]) -> None:
+        seat, chunk, reply = answer.seat, answer.work, answer.reply
+        if chunk is None:
+            return
+        if reply is None:
+            self._lost(number, seat, chunk)
+            waiting.appendleft(chunk)
+        elif reply.get("lacks") == LACKS_AUDIO:
+            self.sends_samples = True
+            self._give(seat, chunk, order)
+        else:
+            self._keep(number, seat, chunk, reply)
+            self.seats.idle.append(seat)
+
+    def _keep(self, number: int, seat: Seat, chunk: Chunk, reply: Reply) -> None:
+        seat.losses = 0
+        place = {"host": self._number(seat)}
+        for name, answers in reply["answers"].items():
+            if name in self.keeping.failed:
+                continue  # out since it was given the chunk
+            for clip, answer in zip(chunk.clips, answers, strict=False):  # fewer: it failed on the way
+                if (name, number, clip.name) not in self.keeping.done:
+                    self.keeping.answered(name, number, clip, answer, place)
+        self._fail(reply["failures"], "measuring")
+        self.loads.append((place["host"], reply))
+
+    def _lost(self, number: int, seat: Seat, chunk: Chunk) -> None:
+        chunk.tries += 1
+        names = [clip.name for clip in chunk.clips]
+        entry = {"round": number, "host": self._number(seat), "clips": names}
+        self.record["retries"].append(entry)
+        self.keeping.noted("retry", entry)
+        self.keeping.progress.note(f"a place was lost with {len(names)} clips; they go to another")
+        if chunk.tries >= MOST_TRIES:
+            more = " …" if len(names) > 3 else ""
+            raise ClusterError(
+                f"{MOST_TRIES} places were lost, each with the clips {', '.join(names[:3])}{more}: most "
+                "often a machine has too little memory for them. Leave them out or give the places more "
+                "memory, then run again"
+            )
+
+    def _probe(self, copies: Sequence[Copy]) -> None:
+        """Check every engine's answers at one place, of the kind of machine whose times count."""
+        while self._names():
+            seat = self._seat_of_chosen_kind()
+            self.keeping.progress.note("checking for cached and late answers")
+            self.seats.ask(seat, "probe", self._names(), copies)
+            while (answer := self.seats.next_answer()).doing != "probe":
+                pass
+            if answer.reply is None:
+                continue
+            for row in self.record["results"]:
+                name = row["variant"]
+                if name in answer.reply["probes"]:
+                    row["integrity"] = {"probes": answer.reply["probes"][name]}
+                    row["load"] = seat.loads[name]["load"]
+                    self.keeping.progress.advance(2 * len(copies))
+            self._fail(answer.reply["failures"], "checking its answers")
+            self.seats.idle.append(seat)
+            return
+
+    def _seat_of_chosen_kind(self) -> Seat:
+        while not self.seats.idle:
+            self.seats.next_answer()
+        kinds, chosen = machines.class_of(self.record), machines.choice(self.record)
+        idle = self.seats.idle
+        seat = next((s for s in idle if kinds[self._number(s)] == chosen), idle[0])
+        idle.remove(seat)
+        return seat
+
+    def _collect_resources(self) -> None:
+        while self.seats.idle:
+            self.seats.ask(self.seats.idle.popleft(), "resources")
+        told: list[Reply] = [{} for _ in self.record["retries"]]
+        while self.seats.is_anyone("resources"):
+            answer = self.seats.next_answer()
+            if answer.doing == "resources":
+                told.append({} if answer.reply is None else answer.reply["resources"])
+        for row in self.record["results"]:
+            of_places = [place.get(row["variant"], {}) for place in told]
+            row["resources"].update(machines.resources(self.record, row, of_places))
+
+    def _came_up(self, seat: Seat, found: Reply) -> None:
+        assert seat.machine is not None
+        if found["shares_cores"]:
+            told = (
+                f"a machine has fewer free cores than its places have threads ({self.plan.settings.threads} "
+                "each), so they share cores: pass fewer --workers, or start Ray with "
+                "--num-cpus=PHYSICAL_CORES"
+            )
+            if told not in self.record["warnings"]:
+                self.record["warnings"].append(told)
+        known = self.record["hosts"]
+        if seat.machine not in self.numbers:
+            self.numbers[seat.machine] = len(known)
+            facts = {name: found[name] for name in ("host", "versions")}
+            known.append({"number": len(known), "places": 0, **facts})
+        entry = known[self.numbers[seat.machine]]
+        together = sum(other.machine == seat.machine for other in self.seats.all)
+        if together > entry["places"]:
+            entry["places"] = together
+            self.keeping.noted("host", entry)
+
+    def _opened(self, seat: Seat, reply: Reply) -> None:
+        for row in self.record["results"]:
+            name, told = row["variant"], reply["loads"].get(row["variant"])
+            if told is None or name in self.keeping.failed:
+                continue
+            if name in reply["failures"]:
+                continue
+            if row["applied_settings"] is None:
+                row.update(told, status="ok", error=None)
+            elif row["applied_settings"] != told["applied_settings"]:
+                unlike = f"{row['applied_settings']} at one place and {told['applied_settings']} at another"
+                self.keeping.failure(name, "loading", WorkerError(f"it ran with {unlike}: not one engine"))
+        self._fail(reply["failures"], "loading")
+
+    def _fail(self, failures: Mapping[str, Reply], doing: str) -> None:
+        for name, failure in failures.items():
+            if name not in self.keeping.failed:
+                self.keeping.failure(name, doing, WorkerError(**failure))
+
+    def _number(self, seat: Seat) -> int:
+        assert seat.machine is not None
+        return self.numbers[seat.machine]
+
+    def _sort(self) -> None:
+        """Put samples in the order of one process, so that sums of floats are its, too."""
+        places = {clip.name: place for place, clip in enumerate(self.plan.clips)}
+        for row in self.record["results"]:
+            row["samples"].sort(key=lambda sample: (sample["round"], places[sample["clip"]]))
+
+    def _load_of_round(self) -> dict[str, float | None]:
+        """Return what other programs took of the busiest machine, each on average over the round."""
+        shares: dict[int, list[tuple[float, float]]] = {}
+        for number, reply in self.loads:
+            if reply["load"]["foreign_cpu_fraction"] is not None:
+                share = (reply["load"]["foreign_cpu_fraction"], reply["wall_seconds"])
+                shares.setdefault(number, []).append(share)
+        means = [sum(f * s for f, s in of) / sum(s for _, s in of) for of in shares.values()]
+        averages = [reply["load"]["load_average_1min"] for _, reply in self.loads]
+        return {
+            "foreign_cpu_fraction": max(means, default=None),
+            "load_average_1min": max((a for a in averages if a is not None), default=None),
+        }
+
+
+def chunks(clips: Sequence[Clip], seats: int) -> Iterator[Chunk]:
+    """Divide clips, in their order, into chunks: every seat gets some, and the loss of one costs little."""
+    most = max(1, min(CHUNK_CLIPS, math.ceil(len(clips) / (seats * CHUNKS_A_PLACE))))
+    held: list[Clip] = []
+    for clip in clips:
+        if held and (len(held) == most or sum(c.audio_seconds for c in held) > CHUNK_SECONDS):
+            yield Chunk(held)
+            held = []
+        held.append(clip)
+    if held:
+        yield Chunk(held)
+
+
+def _absolute(clip: Clip) -> Clip:
+    return dataclasses.replace(clip, path=clip.path.absolute())

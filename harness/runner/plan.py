@@ -1,0 +1,165 @@
+"""What a run is to do, and the record it starts from."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from backends import Variant
+from backends.base import Checkpoint, Settings
+from harness import record
+from harness.corpus.clips import Clip
+from harness.metrics import normalizers
+from harness.scenarios import registry
+from harness.scenarios.server_options import Terms
+from harness.worker import environment
+
+LOCAL, RAY = "local", "ray"  # executors: workers of this process, or places of a cluster
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do, everything resolved and checked.
+
+    `unavailable` holds variants that this machine cannot run, with the reason and the remedy.
+    """
+
+    variants: Sequence[Variant]
+    unavailable: Sequence[tuple[Variant, str, str | None]]
+    checkpoint: Checkpoint
+    settings: Settings
+    clips: Sequence[Clip]
+    reference: str
+    rounds: int = 7
+    warmup: int = 2
+    timeout_seconds: float = 600.0
+    device: str = "auto"
+    wer_tolerance: float = 0.01
+    max_wer: float = 0.5
+    length_tolerance: float = 0.1
+    seed: int = 0
+    texts: bool = True
+    normalizer: str = "whisper"
+    also_normalizers: Sequence[str] = ()
+    slices: Sequence[str] = ()
+    sample: int | None = None
+    augment: Sequence[str] = ()
+    scenario: str = registry.SINGLE_STREAM
+    batch_sizes: Sequence[int] = ()
+    server: Terms | None = None
+    chunk_seconds: float | None = None  # of the streaming scenario; None in others
+    executor: str = LOCAL
+    most_workers: int | None = None
+    command: Sequence[str] = field(default_factory=list)
+
+
+def blank_record(plan: Plan, run_id: str) -> record.Run:
+    """Return the record of a run that has not begun: everything known before, a blank row a variant."""
+    checkpoint = plan.checkpoint
+    refusals = {str(variant): (reason, remedy) for variant, reason, remedy in plan.unavailable}
+    variants = [*plan.variants, *(variant for variant, _, _ in plan.unavailable)]
+    return {
+        "schema_version": record.SCHEMA_VERSION,
+        "run_id": run_id,
+        "started_at": now(),
+        "finished_at": None,
+        "complete": False,
+        "interrupted": None,
+        "command": list(plan.command),
+        "host": environment.describe(),
+        "versions": environment.versions(),
+        "settings": {
+            "decoding": plan.settings.as_dict(),
+            "rounds": plan.rounds,
+            "warmup": plan.warmup,
+            "timeout_seconds": plan.timeout_seconds,
+            "device": plan.device,
+            "reference": plan.reference,
+            "wer_tolerance": plan.wer_tolerance,
+            "max_wer": plan.max_wer,
+            "length_tolerance": plan.length_tolerance,
+            "seed": plan.seed,
+            "texts": plan.texts,
+            "slices": list(plan.slices),
+            "sample": plan.sample,
+            "augment": list(plan.augment),
+            "scenario": plan.scenario,
+            "batch_sizes": list(plan.batch_sizes),
+            **({} if plan.server is None else {"server": plan.server.as_dict()}),
+            **({} if plan.chunk_seconds is None else {"chunk_seconds": plan.chunk_seconds}),
+            **({"executor": RAY} if plan.executor == RAY else {}),
+        },
+        "checkpoint": {
+            "name": checkpoint.name,
+            "sha256": checkpoint.sha256,
+            "tensors_sha256": checkpoint.tensors_sha256,
+            "dimensions": dict(checkpoint.dimensions),
+            "note": checkpoint.note,
+        },
+        "scoring": {
+            "normalizer": normalizers.identify(plan.normalizer),
+            "bootstrap": {"replicates": 0, "seed": plan.seed, "level": 0.95},
+        },
+        "clips": [
+            {
+                "name": clip.name,
+                "audio_filepath": clip.path.name,
+                "audio_seconds": clip.audio_seconds,
+                "sha256": clip.sha256,
+                "language": clip.language,
+                "reference": clip.reference,
+                "reference_sha256": None if clip.reference is None else record.text_sha256(clip.reference),
+                "reference_words": None,
+                "tags": dict(clip.tags),
+            }
+            for clip in plan.clips
+        ],
+        "rounds": [],
+        "warnings": [],
+        **({"hosts": [], "retries": []} if plan.executor == RAY else {}),
+        "results": [
+            _blank_row(variant, plan.scenario, *refusals.get(str(variant), (None, None)))
+            for variant in variants
+        ],
+    }
+
+
+def _blank_row(variant: Variant, asked: str, refusal: str | None, remedy: str | None) -> dict[str, Any]:
+    return {
+        "variant": str(variant),
+        "backend": variant.backend,
+        "device": variant.device,
+        "precision": variant.precision,
+        **registry.row_fields(variant, asked),
+        "status": "unavailable" if refusal else "error",
+        "error": refusal or "the run ended before it was measured",
+        "remedy": remedy,
+        "gate": {"ranked": False, "rank": None, "reasons": [refusal or "not judged yet"]},
+        "applied_settings": None,
+        "load": dict.fromkeys(
+            ("import_seconds", "load_seconds", "first_call_seconds", "warm_call_seconds"), None
+        ),
+        "resources": dict.fromkeys(
+            (
+                "peak_rss_bytes",
+                "peak_vram_process_bytes",
+                "peak_vram_allocator_bytes",
+                "cpu_seconds",
+                "energy_joules",
+                "energy_source",
+            ),
+            None,
+        ),
+        "integrity": None,
+        "wer": None,
+        "rtfx": None,
+        "latency": None,
+        "samples": [],
+    }
+
+
+def now() -> str:
+    """Return the time, ISO 8601, UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

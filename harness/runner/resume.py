@@ -1,0 +1,122 @@
+"""`asrbench run --resume`: go on with a run that was cut off, if it would be the same run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from backends.base import AsrbenchError
+from harness.record import Run
+from harness.runner.journal import Kept
+from harness.runner.plan import now
+
+CHOICES = (
+    "resume",
+    "output",
+    "json",
+    "quiet",
+    "log_format",
+    "ray_address",
+    "workers",
+)  # what may stand beside --resume
+NAMES_SHOWN = 3
+OWN_VERSIONS = ("git_commit", "git_dirty")  # of the checkout: told in the record, no reason to refuse
+
+
+class ResumeError(AsrbenchError):
+    """A run cannot be resumed as asked; the message says why and what to do."""
+
+
+def arguments(kept: Kept, asked: argparse.Namespace, parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the arguments the run was started with, with the output that is asked for now.
+
+    Args:
+        parser: knows `run` and its arguments.
+
+    Raises:
+        ResumeError: others are given beside --resume, or the run was not one of `asrbench run`.
+    """
+    default = parser.parse_args(["run"])
+    changed = [
+        f"--{name.rstrip('s') if name == 'slices' else name}".replace("_", "-")
+        for name in vars(default)
+        if name not in CHOICES and getattr(asked, name) != getattr(default, name)
+    ]
+    if changed:
+        raise ResumeError(
+            f"--resume takes everything from the run it resumes; leave out {', '.join(changed)}, "
+            "or start a new run"
+        )
+    argv = kept.head["argv"]
+    if argv[:1] != ["run"]:
+        command = " ".join(["asrbench", *argv[:1]])
+        raise ResumeError(f"{kept.folder} is not of `asrbench run` but of `{command}`; start that again")
+    before = parser.parse_args(argv)
+    for name in CHOICES:
+        setattr(before, name, getattr(asked, name) or getattr(before, name))
+    before.argv, before.results = argv, kept.folder.parent
+    return before
+
+
+def fingerprint(blank: Run) -> dict[str, Any]:
+    """Return what must be the same in every sitting, from a run's record before it began."""
+    return {
+        "weights": blank["checkpoint"]["tensors_sha256"],
+        "settings": blank["settings"] | {"normalizer": blank["scoring"]["normalizer"]},
+        "variants": [row["variant"] for row in blank["results"] if row["status"] != "unavailable"],
+        "clips": {
+            clip["name"]: [clip["sha256"], clip["language"], clip["reference_sha256"]]
+            for clip in blank["clips"]
+        },
+        "versions": {name: v for name, v in blank["versions"].items() if name not in OWN_VERSIONS},
+    }
+
+
+def check(kept: Kept, blank: Run) -> None:
+    """Raise ResumeError when the run would not be the one that was cut off."""
+    before, after = kept.head["plan"], json.loads(json.dumps(fingerprint(blank)))
+    found = list(_differences(before, after))
+    if found:
+        listed = "".join(f"\n  {line}" for line in found)
+        raise ResumeError(
+            f"{kept.folder} cannot be resumed, it would not be the same run:{listed}\n"
+            "put back what changed, or start a new run"
+        )
+
+
+def restore(blank: Run, kept: Kept) -> set[tuple[str, int, str]]:
+    """Put what was kept into the record; return (variant, round, clip) of each sample that is done."""
+    blank["started_at"] = kept.head["started_at"]
+    blank["rounds"] = list(kept.rounds)
+    if "hosts" in blank:
+        blank["hosts"], blank["retries"] = list(kept.hosts.values()), list(kept.retries)
+    began = {"number": len(kept.sittings), "started_at": now(), "finished_at": None}
+    blank["sittings"] = [*kept.sittings, began | {name: blank[name] for name in ("host", "versions")}]
+    done = set()
+    for row in blank["results"]:
+        row["samples"] = list(kept.samples.get(row["variant"], []))
+        row.update(kept.failures.get(row["variant"], {}))
+        done |= {(row["variant"], sample["round"], sample["clip"]) for sample in row["samples"]}
+    return done
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    if before["weights"] != after["weights"]:
+        yield f"weights: tensors {before['weights']:.12}… then, {after['weights']:.12}… now"
+    then, today = before["clips"], after["clips"]
+    for what, names in (
+        ("gone", [name for name in then if name not in today]),
+        ("new", [name for name in today if name not in then]),
+        ("changed", [name for name in then if name in today and then[name] != today[name]]),
+    ):
+        if names:
+            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            yield f"clips {what}: {', '.join(names[:NAMES_SHOWN])}{more}"
+    if before["variants"] != after["variants"]:
+        yield f"variants: {', '.join(before['variants'])} then, {', '.join(after['variants'])} now"
+    for part in ("settings", "versions"):
+        for name in sorted({*before[part], *after[part]}):
+            if before[part].get(name) != after[part].get(name):
+                yield f"{part}: {name} {before[part].get(name)!s} then, {after[part].get(name)!s} now"

@@ -1,0 +1,53 @@
+"""How a worker is asked for clips in each scenario, and for copies of them in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.runner.plan import Plan
+from harness.scenarios import offline, registry, streaming
+from harness.scoring import cache_probes
+from harness.worker.client import Worker
+
+
+def call(
+    plan: Plan, worker: Worker, batch: registry.Batch, audio: Mapping[str, Path], what: str
+) -> list[dict[str, Any]]:
+    """Have a batch's clips answered as the plan's scenario hands them over; return one answer a clip.
+
+    Args:
+        audio: clip name -> .npy of its samples.
+        what: how messages name the call.
+
+    Raises:
+        WorkerError: as Worker.call.
+    """
+    if plan.chunk_seconds is None:
+        return offline.call(worker, batch, audio, what)
+    (clip,) = batch.clips
+    return [streaming.call(worker, clip, audio[clip.name], plan.chunk_seconds, what)]
+
+
+def beside(plan: Plan, place: int, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a sample has for its scenario alone; `place` is its batch's in the round."""
+    if plan.chunk_seconds is not None:
+        return streaming.beside(answer)
+    return {"batch": place} if plan.scenario == registry.OFFLINE else {}
+
+
+def prober(
+    plan: Plan, worker: Worker, copies: Sequence[cache_probes.Probe], audio: Mapping[str, Path], folder: Path
+) -> cache_probes.Caller:
+    """Return what asks a worker for copies of clips as for the clips; `folder` takes further copies."""
+    if plan.chunk_seconds is not None:
+        return streaming.Prober(worker, plan.chunk_seconds)
+    return offline.Prober(
+        worker,
+        registry.batches(plan.clips, worker.variant),
+        audio,
+        {path: copy.clip.name for copy in copies for path in (copy.seen, copy.path)},
+        folder,
+        plan.seed,
+    )

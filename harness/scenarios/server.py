@@ -1,0 +1,263 @@
+"""The server scenario: requests arrive by chance at a rate, wait for their turn, and their waiting counts.
+
+One request is answered at a time, the others queue. `--rate R` measures at a rate; `--find-max-rate --p99 S`
+searches the largest rate at which 99 in 100 requests are answered within S seconds, every trial being a
+session that is really held.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.corpus.clips import Clip
+from harness.metrics import bootstrap
+from harness.runner.plan import Plan
+from harness.scenarios.server_options import Terms, arrivals, drawn
+from harness.worker.client import Worker
+
+TRIALS = 6  # of the search: it ends within 1/2**6 of the rate at which the engine is never idle
+CONFIRMATIONS = (1.0, 0.9, 0.8)  # of the rate found, each with arrivals the search has not seen
+
+
+@dataclass(frozen=True)
+class Session:
+    """One session: what was asked, and what came of it.
+
+    Attributes:
+        purpose: "measure", "capacity" (all at once), "search" or "confirm".
+        is_kept: the row's samples are its requests.
+        rate_per_second: None: all requests at once.
+        arrivals_seconds: when the last request arrived, from the start.
+        finish_seconds: when the last answer was there.
+        busy_seconds: spent answering.
+        largest_queue: most requests that one found waiting before it.
+        median_seconds, p99_seconds: of the latency, queueing included; None without an answer.
+        is_cut_off: its time ran out before every request was begun.
+        is_within: p99_seconds kept the limit, every request was answered, and no faster did they arrive than
+            they were; None: there was no limit.
+    """
+
+    purpose: str
+    round: int
+    is_kept: bool
+    rate_per_second: float | None
+    seed: int
+    requests: int
+    answered: int
+    failed: int
+    arrivals_seconds: float
+    finish_seconds: float
+    busy_seconds: float
+    largest_queue: int
+    median_seconds: float | None
+    p99_seconds: float | None
+    is_cut_off: bool
+    is_within: bool | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answered request: its clip, the worker's answer with what the record adds, when it arrived."""
+
+    clip: Clip
+    answer: dict[str, Any]
+    timing: dict[str, Any]  # `request`, `arrival_seconds`, `start_seconds` and `finish_seconds` of a sample
+
+
+class Server:
+    """Holds sessions with workers, on one run's clips and terms."""
+
+    def __init__(
+        self,
+        found: Terms,
+        clips: Sequence[Clip],
+        audio: Mapping[str, Path],
+        seed: int,
+        told: Callable[[str, str], None],
+    ):
+        """Prepare to hold sessions.
+
+        Args:
+            audio: clip name -> .npy of its samples.
+            told: is given a variant and in words what it is doing.
+        """
+        self._terms = found
+        self._clips = clips
+        self._audio = audio
+        self._seed = seed
+        self._told = told
+
+    def measure(
+        self, worker: Worker, number: int, keep: Callable[[dict[str, Any]], None]
+    ) -> Iterator[Request]:
+        """Hold the sessions of a round; yield the requests that the row is measured by.
+
+        Args:
+            keep: is given a record entry for each session.
+
+        Raises:
+            WorkerError: the worker died or hung.
+        """
+        if self._terms.rate_per_second is None:
+            yield from self._search(worker, number, keep)
+            return
+        rate = self._terms.rate_per_second
+        held = _Held("measure", number, rate, self._seed + number)
+        self._tell(worker, held)
+        yield from self._hold(worker, held)
+        keep(asdict(held.session(self._terms, is_kept=True)))  # one that something ended is no session
+
+    def _search(
+        self, worker: Worker, number: int, keep: Callable[[dict[str, Any]], None]
+    ) -> Iterator[Request]:
+        """Bisect between the slowest rate there is time for and that at which the engine is never idle.
+
+        All trials have one seed, so their arrivals are the same but for the scale and their latencies grow
+        with the rate, but for noise. What they found is confirmed with other arrivals.
+        """
+
+        def trial(purpose: str, rate: float | None, seed: int) -> tuple[list[Request], Session]:
+            held = _Held(purpose, number, rate, seed)
+            self._tell(worker, held)
+            requests = list(self._hold(worker, held))
+            return requests, held.session(self._terms, is_kept=False)
+
+        requests, session = trial("capacity", None, self._seed)
+        sessions = [session]
+        alone = [r.timing["finish_seconds"] - r.timing["start_seconds"] for r in requests]
+        high, low = 1 / statistics.fmean(alone), self._terms.requests / self._terms.limit_seconds
+        is_possible = bootstrap.percentiles(alone, [99])[0] <= (self._terms.p99_seconds or 0.0)
+        passed: float | None = None
+        for _ in range(TRIALS if is_possible else 0):
+            rate = (high + (passed or 0.0)) / 2
+            if rate < low:
+                break
+            requests, session = trial("search", rate, self._seed)
+            sessions.append(session)
+            if session.is_within:
+                passed = rate
+            else:
+                high = rate
+        for place, share in enumerate(CONFIRMATIONS if passed is not None else ()):
+            assert passed is not None
+            requests, session = trial("confirm", passed * share, self._seed + 1 + place)
+            sessions.append(session)
+            if session.is_within:
+                break
+        for nth, each in enumerate(sessions):
+            keep(asdict(each) | {"is_kept": nth == len(sessions) - 1})
+        yield from requests
+
+    def _tell(self, worker: Worker, held: _Held) -> None:
+        told = "all at once" if held.rate is None else f"at {held.rate:.3g} a second"
+        self._told(str(worker.variant), f"{held.purpose}: {self._terms.requests} requests {told}")
+
+    def _hold(self, worker: Worker, held: _Held) -> Iterator[Request]:
+        """Hold one session; yield each request when its late work is known."""
+        order = drawn(len(self._clips), self._terms.requests, held.seed)
+        clips = [self._clips[place] for place in order]
+        due = held.arrivals = arrivals(self._terms.requests, held.rate, held.seed)
+        events = worker.events(
+            "answering requests",
+            float(max(np.diff(due, prepend=0.0))),
+            do="serve",
+            audios=[str(self._audio[clip.name]) for clip in clips],
+            languages=[clip.language for clip in clips],
+            arrivals_seconds=due,
+            limit_seconds=self._terms.limit_seconds,
+        )
+        before = 0.0
+        waiting: Request | None = None
+        for seen, event in events:
+            if event["event"] == "settled":
+                assert waiting is not None
+                waiting.answer["late_work_seconds"] = event["late_work_seconds"]
+                continue
+            if waiting is not None:
+                yield waiting
+            place = event["request"]
+            timing = {
+                "request": place,
+                "arrival_seconds": due[place],
+                "start_seconds": event["start_seconds"],
+                "finish_seconds": event["finish_seconds"],
+            }
+            # on our clock the call began when the request arrived, or when the answer before was there
+            roundtrip = max(0.0, seen - max(due[place], before))
+            answer = event | {"roundtrip_seconds": roundtrip, "late_work_seconds": None}
+            before = seen
+            waiting = Request(clips[place], answer, timing)
+            held.add(timing, failed=event["error"] is not None)
+        if waiting is not None:
+            yield waiting
+
+
+def of(plan: Plan, audio: Mapping[str, Path], told: Callable[[str, str], None]) -> Server | None:
+    """Return what holds the sessions of a plan; None where it is of another scenario."""
+    return None if plan.server is None else Server(plan.server, plan.clips, audio, plan.seed, told)
+
+
+class _Held:
+    """A session while it is held."""
+
+    def __init__(self, purpose: str, number: int, rate: float | None, seed: int):
+        self.purpose = purpose
+        self.number = number
+        self.rate = rate
+        self.seed = seed
+        self.arrivals: Sequence[float] = ()
+        self._timings: list[tuple[float, float, float]] = []
+        self._failed = 0
+
+    def add(self, timing: Mapping[str, Any], failed: bool) -> None:
+        self._timings.append((timing["arrival_seconds"], timing["start_seconds"], timing["finish_seconds"]))
+        self._failed += failed
+
+    def session(self, found: Terms, is_kept: bool) -> Session:
+        done = len(self._timings)
+        latencies = [finish - arrival for arrival, _, finish in self._timings]
+        median, p99 = bootstrap.percentiles(latencies, [50, 99]) if latencies else (None, None)
+        busy_seconds = sum(finish - start for _, start, finish in self._timings)
+        last = self.arrivals[-1] if self.arrivals else 0.0
+        is_cut_off = done < found.requests
+        is_within = None
+        if found.p99_seconds is not None:
+            # a short session hides what a queue that only grows would come to
+            keeps_up = not is_cut_off and not self._failed and busy_seconds <= last
+            is_within = keeps_up and p99 is not None and p99 <= found.p99_seconds
+        return Session(
+            purpose=self.purpose,
+            round=self.number,
+            is_kept=is_kept,
+            rate_per_second=self.rate,
+            seed=self.seed,
+            requests=found.requests,
+            answered=done - self._failed,
+            failed=self._failed,
+            arrivals_seconds=last,
+            finish_seconds=max((finish for _, _, finish in self._timings), default=0.0),
+            busy_seconds=busy_seconds,
+            largest_queue=largest_queue(self.arrivals, [start for _, start, _ in self._timings]),
+            median_seconds=median,
+            p99_seconds=p99,
+            is_cut_off=is_cut_off,
+            is_within=is_within,
+        )
+
+
+def largest_queue(arrivals_seconds: Sequence[float], starts_seconds: Sequence[float]) -> int:
+    """Return the most requests that one found waiting before it when it arrived.
+
+    Args:
+        arrivals_seconds: of all requests, ascending.
+        starts_seconds: when those that were begun were, in the same order.
+    """
+    before = np.arange(len(arrivals_seconds))
+    begun = np.searchsorted(np.asarray(starts_seconds), np.asarray(arrivals_seconds), side="right")
+    return int(max(before - np.minimum(begun, before), default=0))  # it may itself be begun at once

@@ -1,0 +1,192 @@
+"""Checks that a worker's speed is the speed of doing the work: nothing cached, nothing done early or late.
+
+After the measured rounds every worker answers a few clips once more (seen) and, beside each, a copy it was
+never given (unseen): the clip with noise of one 16-bit step added, which sounds the same, costs an honest
+engine the same and matches no cache key; and a splice of two clips, whose words are those of neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jiwer
+import numpy as np
+
+from harness import record
+from harness.corpus.audio import dithered
+from harness.corpus.clips import Clip
+
+UNSEEN_OVER_SEEN_LIMIT = 1.5  # a copy never given before may take this much longer than the clip itself
+# A machine whose other work comes and goes can slow just the copies once; a cache is slower every time.
+ATTEMPTS = 3
+PROBED_CLIPS = 5
+LONGEST_PROBE_SECONDS = 30.0  # one window: a longer clip costs much and shows no more
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A copy of a clip that no engine has been given; `path` holds its samples, `clip` the original's."""
+
+    kind: str  # "dithered" or "spliced"
+    clip: Clip
+    seen: Path
+    path: Path
+
+
+def prepare(clips: Sequence[Clip], audio: Mapping[str, Path], folder: Path, seed: int) -> list[Probe]:
+    """Write the copies that probe caches; the same ones for every engine.
+
+    Args:
+        audio: clip name -> .npy of its samples.
+    """
+    spoken = [c for c in clips if c.reference != "" and c.audio_seconds <= LONGEST_PROBE_SECONDS]
+    spoken.sort(key=lambda clip: (clip.audio_seconds, clip.name))
+    if len(spoken) > PROBED_CLIPS:  # evenly over the lengths
+        step = (len(spoken) - 1) / (PROBED_CLIPS - 1)
+        spoken = [spoken[round(i * step)] for i in range(PROBED_CLIPS)]
+    probes = []
+    for number, clip in enumerate(spoken):
+        copy = dithered(np.load(audio[clip.name]), seed + number)
+        path = _save(folder / f"probe-dithered{number}.npy", copy)
+        probes.append(Probe("dithered", clip, audio[clip.name], path))
+    if len(spoken) > 1:
+        first, second = spoken[len(spoken) // 2], spoken[-1]
+        if first is second:
+            first = spoken[0]
+        copy = _splice(np.load(audio[first.name]), np.load(audio[second.name]))
+        path = _save(folder / "probe-spliced.npy", copy)
+        probes.append(Probe("spliced", first, audio[first.name], path))
+    return probes
+
+
+class Caller(Protocol):
+    """Whoever answers single calls: a worker, or one that asks it in batches."""
+
+    def call(self, audio: Path, language: str, what: str, /) -> dict[str, Any]:
+        """As Worker.call."""
+        ...
+
+
+def run(
+    worker: Caller, probes: Sequence[Probe], normalize: Callable[[str, str], str]
+) -> list[dict[str, Any]]:
+    """Put the probes to one worker; return one record entry each.
+
+    Where the copies took too long they are made anew and asked for again, ATTEMPTS times at most; the times
+    are those of the attempt in which they took least beside the clips.
+
+    Raises:
+        WorkerError: the worker died or hung.
+    """
+    attempts = [_attempt(worker, probes, normalize)]
+    while _wall_ratio(attempts[-1]) > UNSEEN_OVER_SEEN_LIMIT and len(attempts) < ATTEMPTS:
+        for probe in probes:
+            if probe.kind == "dithered":
+                # seeded by the copy before, so that none comes back, for this engine or for one after it
+                last = hashlib.sha256(np.load(probe.path).tobytes()).digest()
+                _save(probe.path, dithered(np.load(probe.seen), int.from_bytes(last[:8], "big")))
+        attempts.append(_attempt(worker, probes, normalize))
+    best = min(attempts, key=_wall_ratio)
+    return [
+        entry | {key: value for key, value in timed.items() if key.endswith("_seconds")}
+        for entry, timed in zip(attempts[0], best, strict=True)
+    ]
+
+
+def _wall_ratio(entries: Sequence[Mapping[str, Any]]) -> float:
+    dithered_entries = [entry for entry in entries if entry["kind"] == "dithered"]
+    if any(entry["text"] is None for entry in dithered_entries):
+        return math.inf  # to fail is quick: such times must not stand for answers
+    return _unseen_over_seen(dithered_entries, "seconds") if dithered_entries else 0.0
+
+
+def _unseen_over_seen(entries: Sequence[Mapping[str, Any]], kind: str) -> float:
+    return statistics.median(entry[f"unseen_{kind}"] / max(entry[f"seen_{kind}"], 1e-6) for entry in entries)
+
+
+def _attempt(
+    worker: Caller, probes: Sequence[Probe], normalize: Callable[[str, str], str]
+) -> list[dict[str, Any]]:
+    entries = []
+    for number, probe in enumerate(probes):
+        asked = [("seen", probe.seen), ("unseen", probe.path)]
+        if number % 2:
+            asked.reverse()  # so that a machine that drifts favours neither
+        what = f"answering a {probe.kind} copy of clip {probe.clip.name}"
+        answers = {kind: worker.call(path, probe.clip.language, what) for kind, path in asked}
+        texts = {kind: answer["text"] for kind, answer in answers.items()}
+        normalised = {
+            kind: None if text is None else normalize(text, probe.clip.language).split()
+            for kind, text in texts.items()
+        }
+        unseen = texts["unseen"]
+        entries.append(
+            {
+                "kind": probe.kind,
+                "clip": probe.clip.name,
+                "seen_seconds": answers["seen"]["wall_seconds"],
+                "unseen_seconds": answers["unseen"]["wall_seconds"],
+                "seen_cpu_seconds": answers["seen"]["cpu_seconds"],
+                "unseen_cpu_seconds": answers["unseen"]["cpu_seconds"],
+                "changed_words": _word_edits(normalised["seen"], normalised["unseen"]),
+                "text": unseen,
+                "text_sha256": None if unseen is None else record.text_sha256(unseen),
+                "text_words": None if normalised["unseen"] is None else len(normalised["unseen"]),
+            }
+        )
+    return entries
+
+
+def summarise(
+    probes: list[dict[str, Any]], samples: Sequence[Mapping[str, Any]], *, is_remote: bool = False
+) -> dict[str, Any]:
+    """Return a result's `integrity` from its probes and its measured samples.
+
+    Args:
+        is_remote: the work is a server's, so that the worker's processor time tells nothing of it.
+    """
+    dithered_probes = [p for p in probes if p["kind"] == "dithered" and p["text"] is not None]
+    # A cache saves wall time and processor time; other work on the machine disturbs wall time alone.
+    ratios = [
+        _unseen_over_seen(dithered_probes, kind)
+        for kind in (("seconds",) if is_remote else ("seconds", "cpu_seconds"))
+        if dithered_probes
+    ]
+    answered = [sample for sample in samples if sample["error"] is None]
+    clocks = [sample["wall_seconds"] / max(sample["roundtrip_seconds"], 1e-9) for sample in answered]
+    return {
+        "probes": probes,
+        "unseen_over_seen": min(ratios, default=None),
+        "late_work_seconds": sum(sample["late_work_seconds"] or 0.0 for sample in answered)
+        if answered
+        else None,
+        "clock_ratio": statistics.median(clocks) if clocks else None,
+    }
+
+
+def _splice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Start as `first` and end as `second`, as long as `first`: words of both, answers of neither."""
+    half = len(first) // 2
+    tail = second[-(len(first) - half) :]
+    copy = np.concatenate([first[:half], tail])
+    return np.pad(copy, (0, len(first) - len(copy)))
+
+
+def _word_edits(before: list[str] | None, after: list[str] | None) -> int | None:
+    if before is None or after is None:
+        return None
+    if not before or not after:
+        return len(before) + len(after)
+    counts = jiwer.process_words(" ".join(before), " ".join(after))
+    return counts.substitutions + counts.deletions + counts.insertions
+
+
+def _save(path: Path, samples: np.ndarray) -> Path:
+    np.save(path, samples, allow_pickle=False)
+    return path

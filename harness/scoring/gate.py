@@ -1,0 +1,196 @@
+"""The gate: which rows may be ranked by speed, and for the others the reason in words.
+
+A row is ranked only if every clip was answered, its word error rate is within tolerance of the reference
+backend's and under the ceiling, its output is as long as the reference's, it ran with the settings asked for,
+and its times are those of doing the work. Everything here is judged from the record alone, so a stored run
+can be judged again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from harness.metrics import word_errors
+from harness.record import Run
+from harness.scenarios import server_figures
+from harness.scoring import ranking, timed_samples
+from harness.scoring.cache_probes import UNSEEN_OVER_SEEN_LIMIT
+
+LATE_WORK_LIMIT = 0.05  # share of the measured time that may go on after calls have returned
+CLOCK_RATIO_LIMIT = 0.8  # the worker's own time over the parent's for the same call
+MESSAGE_SECONDS = 0.005  # below this, messages alone can explain a difference between the two clocks
+CHANGED_WORDS_LIMIT = 0.5  # of a copy's words, against the clip's own answer
+
+Result = dict[str, Any]
+
+
+def judge(run: Run) -> None:
+    """Fill every result's `gate`: ranked or not, its rank in the scenario's order, the reasons against it."""
+    reference = find_reference(run)
+    order = ranking.order(run)
+    fit = reference is not None and not any(_own_faults(run, reference))
+    for result in run["results"]:
+        reasons = list(_own_faults(run, result))
+        if result["status"] == "ok" and result is not reference:
+            if reference is None:
+                reasons.append(
+                    f"quality unchecked: the reference {run['settings']['reference']} is not in this run"
+                )
+            elif not fit:
+                reasons.append(f"the reference {reference['variant']} did not pass the gate itself")
+            reasons += _differences(run, result, reference)
+        if result["status"] == "ok":
+            # as a reference a row without a figure of speed is sound all the same
+            reasons += server_figures.faults(run, result)
+            if not reasons and order.figure(result) is None:
+                reasons.append(f"it has no {order.by}")
+        result["gate"] = {"ranked": not reasons, "rank": None, "reasons": reasons}
+    ranked = [result for result in run["results"] if result["gate"]["ranked"]]
+    ranked.sort(key=order.place)
+    for rank, result in enumerate(ranked, start=1):
+        result["gate"]["rank"] = rank
+
+
+def find_reference(run: Run) -> Result | None:
+    """Return the reference backend's result, None when the run has none that finished."""
+    wanted = run["settings"]["reference"]
+    found = (r for r in run["results"] if r["variant"] == wanted and r["status"] == "ok")
+    return next(found, None)
+
+
+def _own_faults(run: Run, result: Result) -> Iterator[str]:
+    """Reasons that need no comparison with another row."""
+    if result["status"] != "ok":
+        yield result["error"] or result["status"]
+        return
+    yield from _coverage(run, result)
+    yield from _weights(run, result)
+    yield from _settings(run, result)
+    yield from _quality_ceiling(run, result)
+    yield from _timing(run, result)
+
+
+def _coverage(run: Run, result: Result) -> Iterator[str]:
+    failed = {sample["clip"] for sample in result["samples"] if sample["error"] is not None}
+    answered = {sample["clip"] for sample in result["samples"]} - failed
+    missing = [clip["name"] for clip in run["clips"] if clip["name"] not in answered]
+    if missing:
+        first = next((s["error"] for s in result["samples"] if s["error"] is not None), None)
+        why = f": {first}" if first else ""
+        yield (
+            f"answered {len(run['clips']) - len(missing)} of {len(run['clips'])} clips "
+            f"(not {_listing(missing)}){why}"
+        )
+    expected = len(run["clips"]) * run["settings"]["rounds"]
+    if not missing and len(result["samples"]) < expected:
+        yield f"only {len(result['samples'])} of {expected} measurements were made"
+
+
+def _settings(run: Run, result: Result) -> Iterator[str]:
+    applied = result["applied_settings"] or {}
+    asked = run["settings"]["decoding"]
+    unsaid = [name for name in asked if name not in applied]
+    if unsaid:
+        values = ", ".join(repr(asked[name]) for name in unsaid)
+        yield f"does not say with which {', '.join(unsaid)} it ran (asked: {values})"
+    for name, value in asked.items():
+        if name in applied and applied[name] != value:
+            yield f"ran with {name} {applied[name]!r}, asked {value!r}"
+
+
+def _weights(run: Run, result: Result) -> Iterator[str]:
+    """A backend that does not load the checkpoint itself says which one ran; None if it cannot know."""
+    applied = result["applied_settings"] or {}
+    if "checkpoint_sha256" not in applied:
+        return
+    ran, asked = applied["checkpoint_sha256"], run["checkpoint"]
+    if ran is None:
+        yield f"its weights are unknown: nobody states that it runs {asked['name']} ({asked['sha256']:.12}…)"
+    elif ran not in (asked["sha256"], asked["tensors_sha256"]):
+        yield f"ran other weights ({ran:.12}…) than {asked['name']} ({asked['sha256']:.12}…)"
+
+
+def _quality_ceiling(run: Run, result: Result) -> Iterator[str]:
+    wer = _wer(result)
+    ceiling = run["settings"]["max_wer"]
+    if wer is None:
+        yield "WER is unknown: no clip has a reference text with words"
+    elif wer > ceiling:
+        yield f"WER {wer:.1%} is above the ceiling of {ceiling:.0%}"
+
+
+def _timing(run: Run, result: Result) -> Iterator[str]:
+    rounds = timed_samples.complete_rounds(run, result)
+    if rounds == 0:
+        yield "the sitting whose times count holds no whole round of it: its speed is of some clips only"
+    integrity = result["integrity"]
+    if integrity is None or not any(map(word_errors.is_timed, result["samples"])):
+        yield "its timing was not checked for cached answers"
+        return
+    ratio = integrity["unseen_over_seen"]
+    if ratio is not None and ratio > UNSEEN_OVER_SEEN_LIMIT:
+        yield f"copies it had not heard took {ratio:.1f} times as long: answers were cached or prepared"
+    looked_at = [s for s in result["samples"] if s["late_work_seconds"] is not None]
+    # of a stream most of the wall time is waiting for audio
+    wall = sum(s.get("busy_seconds") or s["wall_seconds"] for s in looked_at if word_errors.is_timed(s))
+    late = integrity["late_work_seconds"] or 0.0
+    if late > LATE_WORK_LIMIT * wall:
+        yield f"work went on for {late:.2f} s after its calls had returned ({wall:.2f} s were measured)"
+    answered = [s for s in result["samples"] if s["error"] is None]
+    hidden = sum(s["roundtrip_seconds"] - s["wall_seconds"] for s in answered) / max(len(answered), 1)
+    clock = integrity["clock_ratio"]
+    if clock is not None and clock < CLOCK_RATIO_LIMIT and hidden > MESSAGE_SECONDS:
+        yield f"its process measured only {clock:.0%} of the time that passed outside it"
+
+
+def _differences(run: Run, result: Result, reference: Result | None) -> Iterator[str]:
+    """Reasons that compare with the reference backend's row."""
+    if reference is None:
+        return
+    wer, reference_wer = _wer(result), _wer(reference)
+    tolerance = run["settings"]["wer_tolerance"]
+    if wer is not None and reference_wer is not None and wer - reference_wer > tolerance + 1e-12:
+        yield (
+            f"WER {wer:.1%} is {100 * (wer - reference_wer):.1f} points above the reference's "
+            f"{reference_wer:.1%} (allowed: {100 * tolerance:.1f})"
+        )
+    versus = (result["wer"] or {}).get("versus_reference") or {}
+    ratio, length = versus.get("length_ratio"), run["settings"]["length_tolerance"]
+    if ratio is not None and abs(ratio - 1) > length + 1e-12:
+        yield (
+            f"wrote {ratio:.0%} of the reference's number of words "
+            f"(allowed: {1 - length:.0%} to {1 + length:.0%})"
+        )
+    yield from _copies(result, reference)
+
+
+def _copies(result: Result, reference: Result) -> Iterator[str]:
+    """Compare the answers to copies with how the reference's answers changed on the same copies."""
+    theirs = {(p["kind"], p["clip"]): p for p in (reference["integrity"] or {}).get("probes", [])}
+    for probe in (result["integrity"] or {}).get("probes", []):
+        other = theirs.get((probe["kind"], probe["clip"]))
+        if other is None or other["changed_words"] is None:
+            continue
+        if probe["changed_words"] is None:
+            yield f"gave no answer to a {probe['kind']} copy of {probe['clip']}"
+        elif probe["kind"] == "dithered" and _share(probe) > CHANGED_WORDS_LIMIT >= _share(other):
+            yield (
+                f"its answer to {probe['clip']} changes by {probe['changed_words']} words "
+                "when noise nobody can hear is added"
+            )
+        elif probe["kind"] == "spliced" and probe["changed_words"] == 0 and _share(other) > 0.25:
+            yield f"it answered a recording spliced from two clips with the text of {probe['clip']}"
+
+
+def _share(probe: dict[str, Any]) -> float:
+    return probe["changed_words"] / max(probe["text_words"] or 0, 1)
+
+
+def _wer(result: Result) -> float | None:
+    return None if result["wer"] is None else result["wer"]["wer"]
+
+
+def _listing(names: list[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

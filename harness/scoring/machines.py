@@ -1,0 +1,154 @@
+"""A run on many machines: where each sample was taken, whose times count, and what a reader must know.
+
+Texts, the gate's coverage and WER use the samples of all machines. Times of unlike machines are no one
+distribution: every figure of speed and latency is of the one kind of machine (`host_class`) with the most
+samples, the same for all rows; samples of the others are kept with `timed` false and shown by themselves.
+All variants answer a clip at the same place, so their times are of the same clips and machines.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from harness.metrics.word_errors import is_answered
+from harness.record import Run
+
+Result = dict[str, Any]
+
+
+def settle(run: Run) -> None:
+    """Choose the kind of machine whose times count, mark the others' samples, and say so in the warnings.
+
+    Sets `host` and `versions` to those of its first machine. A run on one machine is left as it is. To be
+    called after sittings.settle: a sample counts only if its sitting does, too.
+    """
+    hosts = run.get("hosts")
+    if not hosts:
+        return
+    kinds = class_of(run)
+    chosen = choice(run)
+    for result in run["results"]:
+        for sample in result["samples"]:
+            sample["timed"] = sample.get("timed", True) and kinds[sample["host"]] == chosen
+    used = {sample["host"] for result in run["results"] for sample in result["samples"] if sample["timed"]}
+    for entry in hosts:
+        entry["timed"] = entry["number"] in used
+    first = next((entry for entry in hosts if entry["timed"]), hosts[0])
+    run["host"], run["versions"] = first["host"], first["versions"]
+    run["warnings"] += _warnings(run, chosen)
+
+
+def class_of(run: Run) -> dict[int, str]:
+    """Return host number -> its kind."""
+    return {entry["number"]: str(entry["host"]["host_class"]) for entry in run["hosts"]}
+
+
+def choice(run: Run) -> str:
+    """Return the kind of machine with the most samples of the sitting that counts; the first of equals."""
+    kinds = class_of(run)
+    samples = Counter(dict.fromkeys(kinds.values(), 0))
+    for result in run["results"]:
+        samples.update(kinds[s["host"]] for s in result["samples"] if s.get("timed", True))
+    return samples.most_common(1)[0][0]
+
+
+def engines_at_once(run: Run) -> int:
+    """Return how many engines at most were busy on one machine whose times count: 1 without a cluster."""
+    return max((entry["places"] for entry in run.get("hosts", []) if entry.get("timed", True)), default=1)
+
+
+def lost_calls(run: Run) -> int:
+    """Return how many times a clip was given to a place that was lost with it, and again to another."""
+    return sum(len(entry["clips"]) for entry in run.get("retries", []))
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    """Return one row for each kind of machine and variant that has samples there: where it ran, how fast.
+
+    Samples of a sitting whose times do not count are left out. The first kind is the one that counts.
+    """
+    if not run.get("hosts"):
+        return []
+    kinds, audio = class_of(run), {clip["name"]: clip["audio_seconds"] for clip in run["clips"]}
+    chosen = next((kinds[entry["number"]] for entry in run["hosts"] if entry.get("timed")), None)
+    sitting = next((s["number"] for s in run.get("sittings", []) if s.get("timed")), None)
+    found = []
+    for kind in sorted(set(kinds.values()), key=lambda kind: (kind != chosen, kind)):
+        for result in run["results"]:
+            samples = [
+                sample
+                for sample in result["samples"]
+                if kinds[sample["host"]] == kind
+                and is_answered(sample)
+                and (sitting is None or sample["sitting"] == sitting)
+            ]
+            if samples:
+                walls = [sample["wall_seconds"] for sample in samples]
+                found.append(
+                    {
+                        "host_class": kind,
+                        "variant": result["variant"],
+                        "is_ranked": result["gate"]["ranked"],
+                        "is_timed": kind == chosen,
+                        "machines": len({sample["host"] for sample in samples}),
+                        "calls": len(samples),
+                        "audio_seconds": sum(audio[sample["clip"]] for sample in samples),
+                        "rtfx": sum(audio[sample["clip"]] for sample in samples) / sum(walls)
+                        if sum(walls)
+                        else None,
+                        "latency_median_seconds": statistics.median(walls),
+                    }
+                )
+    return found
+
+
+def _warnings(run: Run, chosen: str) -> Iterator[str]:
+    samples = [sample for result in run["results"] for sample in result["samples"]]
+    kinds = set(class_of(run).values())
+    if len(kinds) > 1:
+        yield (
+            f"measured on {len(kinds)} kinds of machine: speed and latency are those of {chosen} alone "
+            f"({sum(sample['timed'] for sample in samples)} of {len(samples)} calls); texts and WER "
+            "are of all"
+        )
+    at_once = engines_at_once(run)
+    if at_once > 1:
+        yield (
+            f"up to {at_once} engines were busy at once on one machine: its memory and caches were shared, "
+            "and times are those of a full machine"
+        )
+    lost = lost_calls(run)
+    if lost:
+        yield (
+            f"{lost} calls were lost with the process or machine that had them and made again at another "
+            f"place ({len(run['retries'])} losses); what was lost is in no figure"
+        )
+
+
+def resources(run: Run, result: Result, of_places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a row's resources from those of its places: peaks of the largest, energy of all together.
+
+    Energy is unknown where a place was lost with its count, where places share the meter of one machine, and
+    where the times of some machines do not count but their energy would.
+
+    Args:
+        of_places: of every place that measured; {} of one that was lost.
+    """
+
+    def largest(name: str) -> int | None:
+        return max((place[name] for place in of_places if place.get(name) is not None), default=None)
+
+    joules = [place.get("energy_joules") for place in of_places]
+    shares_meter = result["device"] != "cuda" and any(entry["places"] > 1 for entry in run["hosts"])
+    is_alike = len(set(class_of(run).values())) == 1
+    is_known = bool(joules) and None not in joules and not shares_meter and is_alike
+    return {
+        "peak_rss_bytes": largest("peak_rss_bytes"),
+        "peak_vram_process_bytes": largest("peak_vram_process_bytes"),
+        "peak_vram_allocator_bytes": largest("peak_vram_allocator_bytes"),
+        "energy_joules": sum(j for j in joules if j is not None) if is_known else None,
+        "energy_source": of_places[0].get("energy_source") if is_known and of_places else None,
+    }

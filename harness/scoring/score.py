@@ -1,0 +1,268 @@
+"""Derives a run's figures from its raw samples: word error rates, RTFx, latency, and how sure they are.
+
+Word error rate is (substitutions + deletions + insertions) / reference words over all clips that have a
+reference, never a mean of per-clip rates. A clip that was not answered counts as the deletion of its whole
+reference. One bootstrap resampling of the clips serves every figure of every variant, so that all of them
+are paired.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from backends.base import AsrbenchError
+from harness.metrics import bootstrap as stats
+from harness.metrics import normalizers, word_errors
+from harness.metrics.word_errors import Texts, errors, first_answers, is_timed, ratio
+from harness.record import Run
+from harness.scenarios import offline_figures, registry, server_figures, streaming
+
+Result = dict[str, Any]
+Sample = Mapping[str, Any]
+
+
+class ScoreError(AsrbenchError):
+    """A record cannot be scored: its texts were left out when it was stored."""
+
+
+def score(
+    run: Run, normalizer: str = "whisper", replicates: int = stats.REPLICATES, also: Sequence[str] = ()
+) -> None:
+    """Fill, from the raw samples, `scoring`, all word counts, and each result's `wer`, `rtfx`, `latency`,
+    and `server` or `streaming` in those scenarios.
+
+    `also` names normalisers whose WER and CER are put beside, in `scoring.also`. The text scored is each
+    clip's first-round answer; clips whose text differs between rounds are listed in `wer.unstable_clips`.
+
+    Raises:
+        NormalizerError: unknown normaliser, or openai-whisper is missing.
+        ScoreError: the record was stored without its texts.
+    """
+    _require_texts(run)
+    texts = Texts(run, normalizer)
+    texts.count_words()
+    firsts = {result["variant"]: first_answers(result) for result in run["results"]}
+    for result in run["results"]:
+        result["wer"] = word_errors.count(run, result, firsts[result["variant"]], texts)
+        result["rtfx"] = _speed(run, result)
+        if registry.of(run) == registry.SERVER:
+            result["server"] = server_figures.figures(run, result)
+        if registry.of(run) == registry.STREAMING:
+            result["streaming"] = streaming.figures(run, result, texts)
+        result["latency"] = _latency(run, result)
+    _compare_with_reference(run, firsts)
+    run["scoring"] = {
+        "normalizer": normalizers.identify(normalizer),
+        "bootstrap": {"replicates": replicates, "seed": run["settings"]["seed"], "level": stats.LEVEL},
+    }
+    if also:
+        run["scoring"]["also"] = [_beside(run, name, firsts, replicates) for name in also]
+    if run["clips"]:
+        _add_intervals(run)
+
+
+def _beside(run: Run, normalizer: str, firsts: Mapping[str, Mapping[str, Sample]], replicates: int) -> Result:
+    """Return one entry of `scoring.also`; the intervals are of resamples of the scored clips."""
+    texts = Texts(run, normalizer)
+    counted = {r["variant"]: word_errors.count(run, r, firsts[r["variant"]], texts) for r in run["results"]}
+    found = []
+    for variant, wer in counted.items():
+        if wer is None:
+            continue
+        sums = [[errors(entry), entry["reference_words"]] for entry in wer["per_clip"]]
+        interval = None
+        if sum(words > 0 for _, words in sums) > 1:
+            drawn = stats.resampled_sums(np.array(sums), replicates, run["settings"]["seed"])
+            interval = stats.ratio_interval(drawn[:, 0], drawn[:, 1])
+        found.append(
+            {
+                "variant": variant,
+                "wer": wer["wer"],
+                "interval": None if interval is None else list(interval),
+                "cer": wer["cer"],
+            }
+        )
+    return {"normalizer": normalizers.identify(normalizer), "results": found}
+
+
+def rescore(run: Run, normalizer: str, also: Sequence[str] = ()) -> Run:
+    """Return a copy of a stored run, scored again from its texts. The gate is left as it was.
+
+    Raises:
+        NormalizerError, ScoreError: as `score`.
+    """
+    run = copy.deepcopy(run)
+    score(run, normalizer, also=also)
+    return run
+
+
+def _require_texts(run: Run) -> None:
+    items = [item for result in run["results"] for item in result["samples"]]
+    name = run["scoring"]["normalizer"]["name"]
+    stripped = any(item["text"] is None and item["text_sha256"] is not None for item in items) or any(
+        clip["reference"] is None and clip["reference_sha256"] is not None for clip in run["clips"]
+    )
+    if stripped:
+        raise ScoreError(
+            f"run {run['run_id']} was stored without texts (--no-texts), so its answers cannot be scored "
+            f"again; its figures stay as scored with the normaliser {name!r}. "
+            "Score a run that was stored with texts, or measure again without --no-texts"
+        )
+
+
+def _compare_with_reference(run: Run, firsts: Mapping[str, Mapping[str, Sample]]) -> None:
+    """Fill `versus_reference`, but for what the bootstrap tells."""
+    reference = _reference(run)
+    for result in run["results"]:
+        if reference is None or result is reference or result["wer"] is None:
+            continue
+        ours, theirs = firsts[result["variant"]], firsts[reference["variant"]]
+        both = [clip for clip in ours if clip in theirs]
+        wers = result["wer"]["wer"], reference["wer"]["wer"]
+        result["wer"]["versus_reference"] = {
+            "variant": reference["variant"],
+            "wer_difference": None if None in wers else wers[0] - wers[1],
+            "interval": None,
+            "probability_worse": None,
+            "probability_different": None,
+            "same_text_clips": sum(ours[c]["text_sha256"] == theirs[c]["text_sha256"] for c in both),
+            "compared_clips": len(both),
+            "length_ratio": ratio(
+                sum(ours[c]["text_words"] for c in both), sum(theirs[c]["text_words"] for c in both)
+            ),
+        }
+
+
+def _reference(run: Run) -> Result | None:
+    """Return the reference backend's result, None when it is not in the run or answered nothing."""
+    wanted = run["settings"]["reference"]
+    return next((r for r in run["results"] if r["variant"] == wanted and r["wer"] is not None), None)
+
+
+def _speed(run: Run, result: Result) -> Result | None:
+    audio = {clip["name"]: clip["audio_seconds"] for clip in run["clips"]}
+    answered = _timed(result)
+    wall_seconds = sum(sample["wall_seconds"] for sample in answered)
+    if wall_seconds == 0 or registry.of(run) == registry.STREAMING:  # there the audio sets the pace
+        return None
+    if registry.of(run) == registry.OFFLINE:
+        return offline_figures.speed(run, answered)
+    audio_seconds = sum(audio[sample["clip"]] for sample in answered)
+    counted = [sample for sample in answered if sample["token_count"] is not None]
+    return {
+        "rtfx": audio_seconds / wall_seconds,
+        "rtf": wall_seconds / audio_seconds,
+        "interval": None,
+        "audio_seconds": audio_seconds,
+        "wall_seconds": wall_seconds,
+        "tokens_per_second": ratio(
+            sum(sample["token_count"] for sample in counted),
+            sum(sample["wall_seconds"] for sample in counted),
+        ),
+    }
+
+
+def latencies(run: Run, result: Mapping[str, Any]) -> list[float]:
+    """Return the latency in seconds of each of a result's timed samples, as the run's scenario counts it.
+
+    Offline there are none: a batch's time belongs to the batch.
+    """
+    if registry.of(run) == registry.OFFLINE:
+        return []
+    if registry.of(run) == registry.SERVER:
+        return server_figures.latencies(run, result)
+    if registry.of(run) == registry.STREAMING:
+        return streaming.latencies(result)
+    return [sample["wall_seconds"] for sample in _timed(result)]
+
+
+def _latency(run: Run, result: Result) -> Result | None:
+    answered = _timed(result)
+    walls = latencies(run, result)
+    if not walls:
+        return None
+    low, median, high, p90, p99 = stats.percentiles(walls, [25, 50, 75, 90, 99])
+    stages: dict[str, list[float]] = {}
+    for sample in answered:
+        for stage, seconds in sample["stage_seconds"].items():
+            stages.setdefault(stage, []).append(seconds)
+    return {
+        "count": len(walls),
+        "min_seconds": min(walls),
+        "median_seconds": median,
+        "iqr_seconds": high - low,
+        "p90_seconds": p90,
+        "p99_seconds": p99,
+        "stage_seconds": {stage: stats.percentiles(values, [50])[0] for stage, values in stages.items()},
+    }
+
+
+def _timed(result: Mapping[str, Any]) -> list[Sample]:
+    return [sample for sample in result["samples"] if is_timed(sample)]
+
+
+def _add_intervals(run: Run) -> None:
+    """Resample the clips once and fill every interval and probability from the resampled sums.
+
+    A clip without a reference, or without an answer, adds nothing to the sums it has no part in.
+    """
+    scored = [result for result in run["results"] if result["wer"] is not None]
+    timed = [result for result in run["results"] if result["rtfx"] is not None]
+    if registry.of(run) == registry.OFFLINE:
+        timed = []  # its interval is over rounds
+    names = [clip["name"] for clip in run["clips"]]
+    columns = {"words": _column(names, {c["name"]: c["reference_words"] or 0 for c in run["clips"]})}
+    for result in scored:
+        wrong = {entry["clip"]: errors(entry) for entry in result["wer"]["per_clip"]}
+        columns[f"errors {result['variant']}"] = _column(names, wrong)
+    for result in timed:
+        walls = _median_walls(result)
+        audio = {c["name"]: c["audio_seconds"] for c in run["clips"] if c["name"] in walls}
+        columns[f"wall {result['variant']}"] = _column(names, walls)
+        columns[f"audio {result['variant']}"] = _column(names, audio)
+
+    bootstrap = run["scoring"]["bootstrap"]
+    found = stats.resampled_sums(
+        np.column_stack(list(columns.values())), bootstrap["replicates"], bootstrap["seed"]
+    )
+    sums = dict(zip(columns, found.T, strict=True))
+
+    if np.count_nonzero(columns["words"]) > 1:
+        for result in scored:
+            _add_word_intervals(result, sums)
+    for result in timed:
+        if np.count_nonzero(columns[f"wall {result['variant']}"]) > 1:
+            interval = stats.ratio_interval(
+                sums[f"audio {result['variant']}"], sums[f"wall {result['variant']}"]
+            )
+            result["rtfx"]["interval"] = None if interval is None else list(interval)
+
+
+def _add_word_intervals(result: Result, sums: Mapping[str, np.ndarray]) -> None:
+    ours = sums[f"errors {result['variant']}"]
+    interval = stats.ratio_interval(ours, sums["words"])
+    result["wer"]["interval"] = None if interval is None else list(interval)
+    versus = result["wer"]["versus_reference"]
+    if versus is None:
+        return
+    differences = ours - sums[f"errors {versus['variant']}"]
+    interval = stats.ratio_interval(differences, sums["words"])
+    versus["interval"] = None if interval is None else list(interval)
+    versus["probability_worse"] = stats.probability_worse(differences)
+    versus["probability_different"] = stats.probability_different(differences)
+
+
+def _median_walls(result: Result) -> dict[str, float]:
+    walls: dict[str, list[float]] = {}
+    for sample in _timed(result):
+        walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
+    return {clip: statistics.median(values) for clip, values in walls.items()}
+
+
+def _column(names: Sequence[str], values: Mapping[str, float]) -> np.ndarray:
+    return np.array([values.get(name, 0) for name in names], dtype=np.float64)

@@ -1,0 +1,194 @@
+"""Parts of a run's clips, by a field of the manifest or by length: their WER and RTFx, with intervals.
+
+Everything is derived from the record, so any stored run can be sliced by any field its clips have.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from backends.base import AsrbenchError
+from harness.metrics import bootstrap
+from harness.metrics.word_errors import errors, is_timed, ratio
+from harness.record import Run
+from harness.scenarios import registry
+
+LENGTH = "length"
+LENGTH_LIMITS = (2, 5, 10, 20, 30, 60, 120, 300, math.inf)  # seconds, each the end of a bucket
+ABSENT = "absent"
+MOST_VALUES = 50  # more rows than this are a listing, not a comparison
+AUTOMATIC = (LENGTH, "lang", "snr_db", "hallucination")  # shown unasked where they divide the clips
+REPLICATES = 2_000  # enough for a row's interval, and a fifth of the time of the whole run's
+
+Slice = dict[str, Any]
+
+
+class SliceError(AsrbenchError):
+    """Clips cannot be divided as asked; the message lists the fields there are."""
+
+
+def length_bucket(seconds: float) -> int:
+    """Return the number of the bucket that a length falls into."""
+    return next(n for n, limit in enumerate(LENGTH_LIMITS) if seconds <= limit)
+
+
+def bucket_name(bucket: int) -> str:
+    """Return the bucket's limits in words."""
+    low, high = (0, *LENGTH_LIMITS)[bucket], LENGTH_LIMITS[bucket]
+    return f"over {low} s" if high == math.inf else f"{low} to {high} s"
+
+
+def value_of(audio_seconds: float, language: str, tags: Mapping[str, Any], field: str) -> str:
+    """Return the value of a clip's field as text; `length` and `lang` are fields of every clip."""
+    if field == LENGTH:
+        return bucket_name(length_bucket(audio_seconds))
+    if field == "lang":
+        return language
+    value = tags.get(field)
+    if value is None:
+        return ABSENT
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def order(value: str) -> tuple[int, float, str]:
+    """Sort key of values: buckets and numbers by size, then texts, then what is absent."""
+    if value == ABSENT:
+        return 2, 0.0, value
+    number = value.removeprefix("over ").split(" ")[0] if value.endswith(" s") else value
+    try:
+        return 0, float(number), value
+    except ValueError:
+        return 1, 0.0, value
+
+
+def fields_of(run: Run) -> list[str]:
+    """Return every field the run's clips can be divided by."""
+    tags = dict.fromkeys(name for clip in run["clips"] for name in clip["tags"])
+    return [LENGTH, "lang", *(name for name in tags if name not in (LENGTH, "lang"))]
+
+
+def chosen(run: Run) -> list[str]:
+    """Return the fields that the run's reports divide it by: those asked for, else the automatic ones."""
+    asked = run["settings"].get("slices")
+    if asked:
+        return [field for field in asked if field in fields_of(run)]
+    return [field for field in AUTOMATIC if 1 < len(_values(run, field)) <= MOST_VALUES]
+
+
+def check(clips: Sequence[tuple[float, str, Mapping[str, Any]]], fields: Sequence[str]) -> None:
+    """Raise SliceError if a field is unknown or has too many values.
+
+    Args:
+        clips: audio_seconds, language and tags of each.
+    """
+    there = [LENGTH, "lang", *dict.fromkeys(name for _, _, tags in clips for name in tags)]
+    for field in fields:
+        if field not in there:
+            raise SliceError(f"no clip has a field {field!r}; there are {', '.join(dict.fromkeys(there))}")
+        count = len({value_of(*clip, field) for clip in clips})
+        if count > MOST_VALUES:
+            raise SliceError(
+                f"{field!r} has {count} values; slices are shown of fields with at most {MOST_VALUES}"
+            )
+
+
+def rows(run: Run, fields: Sequence[str] | None = None) -> list[Slice]:
+    """Return a row for each field, value and measured variant, in that order; unknown figures are None.
+
+    The columns: field, value, variant, is_ranked, clips, audio_seconds, reference_words, errors by kind,
+    wer_percent and its interval, cer_percent, rtfx and its interval, latency_median_seconds. Percent where
+    the record has fractions; speed of a single stream only, elsewhere a call's time is not its clip's alone.
+    Intervals are of bootstrap resamples of the slice's clips; None for one clip.
+    """
+    found = []
+    for field in chosen(run) if fields is None else fields:
+        for value in _values(run, field):
+            clips = [clip for clip in run["clips"] if _value(clip, field) == value]
+            found += [{"field": field, "value": value, **row} for row in _rows_of(run, clips)]
+    return found
+
+
+def _values(run: Run, field: str) -> list[str]:
+    return sorted({_value(clip, field) for clip in run["clips"]}, key=order)
+
+
+def _value(clip: Mapping[str, Any], field: str) -> str:
+    return value_of(clip["audio_seconds"], clip["language"], clip["tags"], field)
+
+
+def _rows_of(run: Run, clips: Sequence[Mapping[str, Any]]) -> list[Slice]:
+    lengths = {clip["name"]: clip["audio_seconds"] for clip in clips}
+    measured = [result for result in run["results"] if result["status"] != "unavailable"]
+    built, columns = [], []
+    for result in measured:
+        counted = {e["clip"]: e for e in (result["wer"] or {}).get("per_clip", []) if e["clip"] in lengths}
+        walls: dict[str, list[float]] = {}
+        for sample in result["samples"]:
+            if sample["clip"] in lengths and is_timed(sample) and registry.times_clips(run):
+                walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
+        built.append(_row(result, lengths, list(counted.values()), walls))
+        columns += [
+            [errors(counted[name]) if name in counted else 0 for name in lengths],
+            [counted[name]["reference_words"] if name in counted else 0 for name in lengths],
+            [lengths[name] if name in walls else 0 for name in lengths],
+            [statistics.median(walls[name]) if name in walls else 0 for name in lengths],
+        ]
+    values = np.array(columns, dtype=np.float64).reshape(-1, len(lengths)).T
+    replicates = min(REPLICATES, run["scoring"]["bootstrap"]["replicates"] or REPLICATES)
+    sums = bootstrap.resampled_sums(values, replicates, run["settings"]["seed"])
+    for n, row in enumerate(built):
+        low, high = _interval(values, sums, 4 * n)
+        row["wer_low_percent"], row["wer_high_percent"] = _percent(low), _percent(high)
+        row["rtfx_low"], row["rtfx_high"] = _interval(values, sums, 4 * n + 2)
+    return built
+
+
+def _row(
+    result: Mapping[str, Any],
+    lengths: Mapping[str, float],
+    counted: Sequence[Mapping[str, Any]],
+    walls: Mapping[str, Sequence[float]],
+) -> Slice:
+    total = {
+        name: sum(entry[name] for entry in counted)
+        for name in (
+            *("substitutions", "deletions", "insertions", "reference_words"),
+            *("character_errors", "reference_characters"),
+        )
+    }
+    audio_seconds = sum(lengths[clip] * len(values) for clip, values in walls.items())
+    every = [seconds for values in walls.values() for seconds in values]
+    return {
+        "variant": result["variant"],
+        "is_ranked": result["gate"]["ranked"],
+        "clips": len(lengths),
+        "audio_seconds": sum(lengths.values()),
+        "reference_words": total["reference_words"],
+        "substitutions": total["substitutions"],
+        "deletions": total["deletions"],
+        "insertions": total["insertions"],
+        "wer_percent": _percent(ratio(errors(total), total["reference_words"])),
+        "wer_low_percent": None,
+        "wer_high_percent": None,
+        "cer_percent": _percent(ratio(total["character_errors"], total["reference_characters"])),
+        "rtfx": ratio(audio_seconds, sum(every)),
+        "rtfx_low": None,
+        "rtfx_high": None,
+        "latency_median_seconds": bootstrap.percentiles(every, [50])[0] if every else None,
+    }
+
+
+def _interval(values: np.ndarray, sums: np.ndarray, column: int) -> tuple[float | None, float | None]:
+    """Interval of a column's sum over the next one's; Nones where fewer than two clips count."""
+    if np.count_nonzero(values[:, column + 1]) < 2:
+        return None, None
+    return bootstrap.ratio_interval(sums[:, column], sums[:, column + 1]) or (None, None)
+
+
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100 * fraction
