@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
-from backends.conversions.ctranslate2_model import convert
+from backends.checkpoints.conversions.ctranslate2_model import convert
 from backends.devices import load_cuda_12_libraries, require_nvidia_gpu, require_package
 from backends.whisper_common.decoding import (
     WINDOW_SAMPLES,

@@ -11,7 +11,7 @@ import numpy as np
 
 from backends.base import SAMPLE_RATE_HZ, BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
 from backends.checkpoints.catalog import load_state_dict
-from backends.conversions.transformers_weights import fitting, generation_config, model_config
+from backends.checkpoints.conversions.transformers_weights import fitting, generation_config, model_config
 from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
 from backends.whisper_common.decoding import (
     WINDOW_SAMPLES,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
-from backends.conversions.ggml_model import ggml_file
+from backends.checkpoints.conversions.ggml_model import ggml_file
 from backends.devices import require_package
 from backends.whisper_common.decoding import (
     WINDOW_SAMPLES,

@@ -94,7 +94,7 @@ def test_a_path_resolves_to_its_own_hash_and_dimensions(model: Path) -> None:
 
 def test_resolving_imports_no_engine(model: Path) -> None:
     code = (
-        "import sys; from backends import checkpoint; checkpoint.catalogue();"
+        "import sys; from backends.checkpoints import catalog; catalog.catalogue();"
         f"checkpoint.resolve({str(model)!r});"
         "print(sorted({'torch', 'whisper', 'ctranslate2', 'faster_whisper', 'max'} & set(sys.modules)))"
     )
@@ -110,7 +110,7 @@ def test_the_catalogue_is_openais_own_table() -> None:
 
 def test_another_package_called_whisper_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "whisper.py").write_text("class Database: pass\n")
-    code = "from backends import checkpoint; checkpoint.resolve('tiny.en')"
+    code = "from backends.checkpoints import catalog; catalog.resolve('tiny.en')"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
@@ -240,9 +240,9 @@ def test_an_archive_cut_short_leaves_nothing(
 def test_two_processes_unpack_at_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ship(tmp_path / "shipped", monkeypatch, model)
     code = (
-        "from pathlib import Path; from backends import checkpoint;"
-        f"checkpoint.SHIPPED_FOLDER = Path({str(tmp_path / 'shipped')!r});"
-        "print(checkpoint.resolve('nano.en').sha256)"
+        "from pathlib import Path; from backends.checkpoints import catalog;"
+        f"catalog.SHIPPED_FOLDER = Path({str(tmp_path / 'shipped')!r});"
+        "print(catalog.resolve('nano.en').sha256)"
     )
     started = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -17,7 +17,7 @@ from fake_containers import change_hf, copy, export, originals, read, refused, s
 from safetensors.torch import load_file, save_file
 
 from backends.checkpoints.catalog import CheckpointError
-from backends.containers import import_file
+from backends.checkpoints.containers import import_file
 
 __all__ = ["copy", "originals"]  # fixtures: pytest finds them by their names here
 

@@ -24,9 +24,14 @@ from whisper.tokenizer import get_tokenizer
 
 from backends.base import BackendError
 from backends.checkpoints.catalog import load_state_dict, resolve
-from backends.conversions import ctranslate2_model
-from backends.conversions.ctranslate2_model import alignment_heads, build, convert, converted_folder
-from backends.conversions.tokenizer_json import tokenizer_json
+from backends.checkpoints.conversions import ctranslate2_model
+from backends.checkpoints.conversions.ctranslate2_model import (
+    alignment_heads,
+    build,
+    convert,
+    converted_folder,
+)
+from backends.checkpoints.conversions.tokenizer_json import tokenizer_json
 from harness.corpus.audio import decode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -223,7 +228,8 @@ def test_features_agree_with_openai_whisper(n_vocab: int, n_mels: int, built: Ca
 
 def test_two_processes_convert_once_without_torch_in_either(model: Path) -> None:
     code = (
-        "import sys; from backends.checkpoint import resolve; from backends.ctranslate2_model import convert;"
+        "import sys; from backends.checkpoints.catalog import resolve;"
+        "from backends.checkpoints.conversions.ctranslate2_model import convert;"
         f"print(convert(resolve({str(model)!r}))); print('torch' in sys.modules)"
     )
     started = [

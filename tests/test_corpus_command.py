@@ -13,7 +13,7 @@ import soundfile
 from harness.cli import main
 from harness.corpus import check
 from harness.corpus.clips import BUNDLED_MANIFEST
-from harness.scoring import slices
+from harness.corpus.fields import LENGTH
 
 RATE_HZ = 16_000
 
@@ -151,6 +151,6 @@ def test_info_counts_values_of_fields(tmp_path: Path, capsys: pytest.CaptureFixt
     facts = json.loads(capsys.readouterr().out)
     assert (facts["clips"], facts["with_reference"], facts["reference_words"]) == (3, 2, 3)
     assert facts["fields"]["room"] == {"car": 2, "hall": 1}
-    assert facts["fields"][slices.LENGTH] == {"0 to 2 s": 3}
+    assert facts["fields"][LENGTH] == {"0 to 2 s": 3}
     assert main(["corpus", "info", str(folder)]) == 0
     assert "car (2), hall (1)" in capsys.readouterr().out

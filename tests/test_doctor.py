@@ -240,8 +240,9 @@ def test_cache_sizes_are_counted(tmp_path, monkeypatch):
 
 def test_engines_stay_out_of_this_process():
     code = (
-        "import sys; from pathlib import Path; from harness import checkups, doctor;"
-        "checkups._import_trouble = lambda modules: None;"  # the process of its own, slow with real engines
+        "import sys; from pathlib import Path; from harness.cli import doctor, doctor_checks;"
+        # this check starts a process, which is slow with real engines
+        "doctor_checks._import_trouble = lambda modules: None;"
         "doctor.examine(Path('results'));"
         "print([m for m in ('torch', 'whisper', 'ctranslate2', 'faster_whisper') if m in sys.modules])"
     )

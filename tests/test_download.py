@@ -187,7 +187,7 @@ def test_a_full_disk_keeps_what_came(server: Server, target: Path) -> None:
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000));"
-        "from pathlib import Path; from backends.download import *\n"
+        "from pathlib import Path; from backends.checkpoints.download import *\n"
         f"try: download({server.url!r}, Path({str(target)!r}), {SHA256!r})\n"
         "except DownloadError as error: print(error)"
     )
@@ -199,7 +199,7 @@ def test_a_full_disk_keeps_what_came(server: Server, target: Path) -> None:
 
 def test_two_processes_fetch_the_file_once(server: Server, target: Path) -> None:
     code = (
-        "from pathlib import Path; from backends.download import download;"
+        "from pathlib import Path; from backends.checkpoints.download import download;"
         f"print(download({server.url!r}, Path({str(target)!r}), {SHA256!r}))"
     )
     started = [

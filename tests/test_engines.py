@@ -17,7 +17,7 @@ from fake_checkpoint import MULTILINGUAL, MULTILINGUAL_V3, write_fake_checkpoint
 
 from backends.base import Backend, BackendError, BackendUnavailable, Checkpoint, Settings
 from backends.checkpoints.catalog import resolve
-from backends.conversions.ctranslate2_model import build, converted_folder
+from backends.checkpoints.conversions.ctranslate2_model import build, converted_folder
 from backends.faster_whisper import FasterWhisper
 from backends.openai_whisper import WhisperCpu
 from backends.whisper_common.stage_clock import StageClock

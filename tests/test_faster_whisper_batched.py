@@ -14,7 +14,7 @@ from fake_checkpoint import MULTILINGUAL, write_fake_checkpoint
 
 from backends.base import Backend, BackendError, Settings
 from backends.checkpoints.catalog import resolve
-from backends.conversions.ctranslate2_model import build, converted_folder
+from backends.checkpoints.conversions.ctranslate2_model import build, converted_folder
 from backends.faster_whisper import FasterWhisper
 from backends.faster_whisper_batched import BATCH_SIZE, FasterWhisperBatched
 

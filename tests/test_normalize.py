@@ -73,8 +73,8 @@ def test_another_package_called_whisper_is_not_mistaken_for_it(tmp_path, monkeyp
 
 def test_scoring_imports_neither_whisper_nor_torch():
     code = (
-        "import sys; from harness import normalize, score; "
-        "assert normalize.normalizer('whisper')('Two', 'en') == '2'; "
+        "import sys; from harness.metrics import normalizers; import harness.scoring.score; "
+        "assert normalizers.normalizer('whisper')('Two', 'en') == '2'; "
         "print([name for name in ('torch', 'whisper', 'ctranslate2', 'max') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,9 +11,9 @@ from markdown_it import MarkdownIt  # comes with rich
 from rich.console import Console
 
 from backends.base import AsrbenchError
-from harness import record, report
+from harness import escape, record, report
 from harness.cli.report import add_parsers
-from harness.report import columns, escape
+from harness.report import columns
 from harness.report.formats import FormatError
 from harness.report.readme import MarkerError
 from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED

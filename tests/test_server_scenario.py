@@ -24,8 +24,8 @@ from harness.report import columns, context, history, rows
 from harness.report.race import RaceError, race
 from harness.scenarios import server_figures, server_options
 from harness.scenarios.server import Server, largest_queue
-from harness.scenarios.server_session import serve
 from harness.scoring import gate, ranking, score
+from harness.worker.server_session import serve
 
 REQUESTS, RATE = 15, 12.0
 CHEATS = {  # name -> what its row must say

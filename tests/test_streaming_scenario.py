@@ -23,9 +23,9 @@ from harness.regression.verdict import Limits
 from harness.report import columns, context, rows
 from harness.scenarios import streaming
 from harness.scenarios.streaming import StreamingError, unstable_words
-from harness.scenarios.streaming_session import Feed, emulated, listen
 from harness.scoring import gate, ranking, score
 from harness.worker.child import _finished
+from harness.worker.streaming_session import Feed, emulated, listen
 
 NATIVE, EMULATED = "streams@cpu/float32", "honest@cpu/float32"
 CHEATS = {  # name -> what its row must say

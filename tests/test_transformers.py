@@ -15,8 +15,8 @@ from fake_checkpoint import MULTILINGUAL, fake_content, write_fake_checkpoint
 
 from backends.base import Backend, BackendError, BackendUnavailable, Settings
 from backends.checkpoints.catalog import resolve
+from backends.checkpoints.conversions.transformers_weights import fitting, parameter_name
 from backends.checkpoints.file import expected_tensors
-from backends.conversions.transformers_weights import fitting, parameter_name
 from backends.openai_whisper import WhisperCpu
 from backends.transformers_whisper import TransformersWhisper
 
@@ -115,7 +115,7 @@ def test_silence_is_judged_by_openai_whispers_numbers(library: Any, fake: Callab
 def test_every_tensor_has_its_place(library: Any, fake: Callable[..., Any]) -> None:
     from transformers import WhisperForConditionalGeneration
 
-    from backends.conversions.transformers_weights import model_config
+    from backends.checkpoints.conversions.transformers_weights import model_config
 
     model = WhisperForConditionalGeneration(model_config(fake()))
     wanted = {name: tuple(values.shape) for name, values in model.state_dict().items()}

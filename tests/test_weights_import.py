@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 from fake_containers import assert_same, back, made
 
-from backends import containers
-from backends.checkpoints import catalog
+from backends.checkpoints import catalog, containers
 from backends.checkpoints.catalog import CheckpointError
+from backends.checkpoints.containers import default_name, imported, kind_of
 from backends.checkpoints.tensor_digest import file_tensors_sha256
-from backends.containers import default_name, imported, kind_of
 
 __all__ = ["made"]  # a fixture: pytest finds it by its name here
 
@@ -48,7 +47,7 @@ def test_an_import_is_made_once_without_torch_in_the_caller(
     source = tmp_path / "another-name.bin"
     shutil.copy(made("english", "ggml")[1], source)
     code = (
-        "import sys; from pathlib import Path; from backends.containers import imported;"
+        "import sys; from pathlib import Path; from backends.checkpoints.containers import imported;"
         f"print(imported(Path({str(source)!r})));"
         "print([name for name in ('torch', 'ctranslate2', 'max') if name in sys.modules])"
     )

@@ -18,8 +18,8 @@ from fake_checkpoint import MULTILINGUAL, write_fake_checkpoint
 
 from backends.base import Backend, BackendError, BackendUnavailable, Settings
 from backends.checkpoints.catalog import CheckpointError, resolve
-from backends.conversions import ggml_model
-from backends.conversions.ggml_model import BLOCK, ggml_file, quantise_q5_1, quantise_q8_0
+from backends.checkpoints.conversions import ggml_model
+from backends.checkpoints.conversions.ggml_model import BLOCK, ggml_file, quantise_q5_1, quantise_q8_0
 from backends.openai_whisper import WhisperCpu
 from backends.whisper_cpp import WhisperCpp
 from harness.corpus.audio import decode

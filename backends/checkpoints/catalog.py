@@ -14,9 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from backends import containers
 from backends.base import AsrbenchError, Checkpoint
-from backends.checkpoints import sources
+from backends.checkpoints import containers, sources
 from backends.checkpoints.cache import cache_dir, locked, temporary_beside, user_cache_dir
 from backends.checkpoints.download import Progress
 from backends.checkpoints.file import DIMENSIONS, CheckpointError, load_state_dict, read_dimensions
@@ -189,7 +188,7 @@ def cached_path(entry: Entry) -> Path:
 def resolve(name_or_path: str, *, download: bool = False, progress: Progress | None = None) -> Checkpoint:
     """Return a verified checkpoint for a name, or for a path to a .pt file or to another container.
 
-    What is in another container is imported on first use, see backends.containers.
+    What is in another container is imported on first use, see backends.checkpoints.containers.
 
     A name is looked for in `$ASRBENCH_WEIGHTS`, in openai-whisper's cache and in asrbench's own; a model
     the project ships is unpacked on first use; a name outside the catalogue may be a file in

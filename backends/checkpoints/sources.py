@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends import containers
 from backends.base import AsrbenchError
-from backends.checkpoints import pip_wheels
+from backends.checkpoints import containers, pip_wheels
 from backends.checkpoints.cache import locked, make_folder
 from backends.checkpoints.download import DownloadError, Progress, download, fetch_unverified, why_unreachable
 from backends.checkpoints.file import CheckpointError, expected_tensors, read_dimensions, read_tensors

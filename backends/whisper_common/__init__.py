@@ -1,1 +1,1 @@
-"""What Whisper engines share: settings, suppressed tokens, greedy transcription around an engine's arithmetic."""
+"""What Whisper engines share: settings, suppressed tokens, greedy transcription around their arithmetic."""

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from backends.base import AsrbenchError
 from harness import record, report
+from harness.escape import visible
 from harness.metrics import mann_whitney
 from harness.record import RecordError, Run
 from harness.regression.verdict import Limits
-from harness.report.escape import visible
 from harness.scenarios import registry
 from harness.worker import environment
 

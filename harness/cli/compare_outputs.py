@@ -74,7 +74,14 @@ def run(arguments: argparse.Namespace) -> int:
     stored = record.read(arguments.run)
     found = compare_outputs(stored, arguments.reference)
     if arguments.margins:
-        found = with_margins(found, stored, arguments.audio, arguments.model, arguments.timeout)
+        found = with_margins(
+            found,
+            stored,
+            run_options.of_command(stored["command"]),
+            arguments.audio,
+            arguments.model,
+            arguments.timeout,
+        )
     transcripts_report.print_outputs(found, Console(), arguments.all)
     if arguments.markdown is not None:
         record.write_text(arguments.markdown, transcripts_report.as_markdown(found, arguments.all))

@@ -19,9 +19,10 @@ from harness import corpus
 from harness.cli.run_options import at_least
 from harness.corpus import check, export, hallucination_clips, importers
 from harness.corpus import manifests as sources
+from harness.corpus.fields import LENGTH, value_of
 from harness.corpus.importers import huggingface
 from harness.corpus.manifests import FOLDER_MANIFEST
-from harness.report.escape import visible
+from harness.escape import visible
 from harness.scoring import slices
 
 CORPORA = Path("corpora")
@@ -193,10 +194,10 @@ def _info(arguments: argparse.Namespace) -> int:
 def describe(clips: list[corpus.Clip]) -> dict[str, Any]:
     """Return what is in a set of clips: size, texts, and of each field its values and their counts."""
     texts = [clip.reference for clip in clips if clip.reference is not None]
-    names = [slices.LENGTH, "lang", *dict.fromkeys(name for clip in clips for name in clip.tags)]
+    names = [LENGTH, "lang", *dict.fromkeys(name for clip in clips for name in clip.tags)]
     fields = {}
     for name in names:
-        values = [slices.value_of(clip.audio_seconds, clip.language, clip.tags, name) for clip in clips]
+        values = [value_of(clip.audio_seconds, clip.language, clip.tags, name) for clip in clips]
         counts = Counter(values)
         fields[name] = {value: counts[value] for value in sorted(counts, key=slices.order)}
     return {

@@ -38,7 +38,7 @@ from harness.diagnose.layers import (
     first_divergence,
     layer_errors,
 )
-from harness.report.escape import visible
+from harness.escape import visible
 from harness.worker import client
 
 SCHEMA_VERSION = 1

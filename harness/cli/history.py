@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.escape import csv_cell, visible
 from harness.report import context
 from harness.report.columns import percent
-from harness.report.escape import csv_cell, visible
 from harness.report.history import METRICS, Point, Series, read_runs, series
 from harness.scenarios import registry
 

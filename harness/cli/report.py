@@ -12,12 +12,12 @@ from urllib.parse import quote
 from rich.console import Console
 
 from harness import record
+from harness.escape import visible
 from harness.metrics import normalizers
 from harness.record import Run
 from harness.report import html
 from harness.report.columns import percent
 from harness.report.console import print_table
-from harness.report.escape import visible
 from harness.report.formats import FORMATS, FormatError, format_of, render, write_all
 from harness.report.readme import readme_tables, update_between_markers
 from harness.scoring import gate, score, slices

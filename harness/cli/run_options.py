@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import contextlib
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.metrics import normalizers
 from harness.runner.plan import LOCAL, RAY
-from harness.scenarios import registry, server_options
-from harness.scenarios import streaming as streaming_scenario
+from harness.scenarios import registry, server_options, streaming
 
 REFERENCE = "whisper-cpu@cpu/float32"
 RESULTS = Path("results")
@@ -202,6 +203,15 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
     parser.set_defaults(func=run)
 
 
+def of_command(command: Sequence[str]) -> argparse.Namespace | None:
+    """Return the arguments of a stored run's command; None where it was not `asrbench run`."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_parser(parser.add_subparsers(), lambda arguments: 0)
+    with contextlib.suppress(argparse.ArgumentError, SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        return parser.parse_args(list(command[1:]))
+    return None
+
+
 def _add_scenarios(parser: argparse.ArgumentParser) -> None:
     """Add what one scenario alone has; scenario.OPTIONS says which."""
     offline = parser.add_argument_group("--scenario offline: all clips at once, for throughput")
@@ -233,12 +243,12 @@ def _add_scenarios(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"a session begins no request after it (default {server_options.LIMIT_SECONDS:g})",
     )
-    streaming = parser.add_argument_group("--scenario streaming: clips are fed in real time")
-    streaming.add_argument(
+    fed = parser.add_argument_group("--scenario streaming: clips are fed in real time")
+    fed.add_argument(
         "--chunk-seconds",
         type=positive,
         metavar="S",
-        help=f"audio handed over at a time (default {streaming_scenario.CHUNK_SECONDS:g})",
+        help=f"audio handed over at a time (default {streaming.CHUNK_SECONDS:g})",
     )
 
 

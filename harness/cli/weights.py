@@ -23,15 +23,14 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from backends import containers
 from backends.base import Checkpoint
-from backends.checkpoints import catalog, download, sources
+from backends.checkpoints import catalog, containers, download, sources
 from backends.checkpoints.cache import replaced_whole
 from backends.checkpoints.catalog import CheckpointError, Entry
+from backends.checkpoints.conversions import ctranslate2_model
 from backends.checkpoints.file import read_dimensions, read_tensors
 from backends.checkpoints.sha256 import file_sha256, hash_now
 from backends.checkpoints.tensor_digest import file_tensors_sha256, tensors_sha256
-from backends.conversions import ctranslate2_model
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

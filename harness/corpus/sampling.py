@@ -8,7 +8,7 @@ import numpy as np
 
 from backends.base import AsrbenchError
 from harness.corpus.clips import Clip
-from harness.scoring import slices
+from harness.corpus.fields import LENGTH, value_of
 
 
 class SampleError(AsrbenchError):
@@ -30,8 +30,8 @@ def stratified(clips: Sequence[Clip], count: int, seed: int, fields: Sequence[st
     strata: dict[tuple[str, ...], list[Clip]] = {}
     for clip in clips:
         values = (
-            slices.value_of(clip.audio_seconds, clip.language, clip.tags, field)
-            for field in dict.fromkeys(("lang", slices.LENGTH, *fields))
+            value_of(clip.audio_seconds, clip.language, clip.tags, field)
+            for field in dict.fromkeys(("lang", LENGTH, *fields))
         )
         strata.setdefault(tuple(values), []).append(clip)
     keys = sorted(strata)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +16,6 @@ from backends.base import AsrbenchError, BackendUnavailable, Checkpoint, Setting
 from backends.checkpoints import catalog
 from backends.inspection.token_margins import Decision
 from harness import corpus, record
-from harness.cli import run_options
 from harness.corpus.clips import BUNDLED_MANIFEST, Clip
 from harness.diagnose.transcripts import Difference, Divergence, Output, Outputs, OutputsError, find_row
 from harness.metrics.word_errors import first_answers
@@ -27,13 +24,19 @@ from harness.worker.client import Worker, WorkerError
 
 
 def with_margins(
-    outputs: Outputs, run: Run, audio: Sequence[Path], model: str | None, timeout_seconds: float
+    outputs: Outputs,
+    run: Run,
+    asked: argparse.Namespace | None,
+    audio: Sequence[Path],
+    model: str | None,
+    timeout_seconds: float,
 ) -> Outputs:
     """Return the outputs with the reference's decision at every first divergence.
 
     Args:
         outputs: of the same run.
         run: must hold tokens.
+        asked: the arguments of the run's own command; None: they are not known.
         audio: where the clips are, as `asrbench run --audio` takes it; empty: where the run's own command
             says, and the bundled ones. Clips are known by the hash of their samples.
         model: name or path of the checkpoint; None: as the run's command or record says.
@@ -54,7 +57,6 @@ def with_margins(
     if not diverging:
         return replace(outputs, has_margins=True)
     variant = _reference(row)
-    asked = _asked(run)
     found = _clips(run, set(diverging), audio, asked)
     weights = _weights(run, model, asked)
     right = first_answers(row)
@@ -123,15 +125,6 @@ def _reference(row: dict[str, Any]) -> Variant:
     except BackendUnavailable as error:
         raise OutputsError(f"{variant} cannot be asked again here: {error.reason}") from error
     return variant
-
-
-def _asked(run: Run) -> argparse.Namespace | None:
-    """Return the arguments of the command the run was made with, None where that was not `asrbench run`."""
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    run_options.add_parser(parser.add_subparsers(), lambda arguments: 0)
-    with contextlib.suppress(argparse.ArgumentError, SystemExit), contextlib.redirect_stderr(io.StringIO()):
-        return parser.parse_args(run["command"][1:])
-    return None
 
 
 def _clips(

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.diagnose.transcripts import Chunk, Difference, Divergence, Output, Outputs, Token
-from harness.report.escape import markdown, visible
+from harness.escape import markdown, visible
 
 SCHEMA_VERSION = 1
 # History: 1 = first version.

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backends.base import AsrbenchError
+from harness.escape import visible
 from harness.record import Run
 from harness.regression import changes
 from harness.regression.changes import TimeChange
 from harness.regression.preconditions import Difference, changed, differences
 from harness.regression.verdict import Limits, Row, judge
-from harness.report.escape import visible
 from harness.scenarios import registry
 
 Result = dict[str, Any]

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from xml.etree import ElementTree
 
+from harness.escape import markdown, visible
 from harness.regression.compare import Comparison
 from harness.regression.verdict import Row
-from harness.report.escape import markdown, visible
 
 SCHEMA_VERSION = 1
 # History: 1 = first version.

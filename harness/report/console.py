@@ -11,10 +11,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from harness.escape import visible
 from harness.record import Run
 from harness.report import columns, context, parts
 from harness.report.columns import Column
-from harness.report.escape import visible
 from harness.report.parts import Part
 from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
 from harness.scenarios import registry

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness.escape import markdown
 from harness.record import Run
 from harness.report import columns, context
 from harness.report import parts as parts_of_run
 from harness.report.columns import Column
-from harness.report.escape import markdown
 from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
 from harness.scoring import ranking
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.corpus.fields import LENGTH
 from harness.metrics import hallucination
 from harness.record import Run
 from harness.report.columns import figure, interval, percent
@@ -30,7 +31,7 @@ def parts(run: Run, only_asked: bool = False) -> list[Part]:
     """
     fields = slices.chosen(run)
     if only_asked and not run["settings"].get("slices"):
-        fields = [field for field in fields if field not in (slices.LENGTH, "lang", hallucination.FIELD)]
+        fields = [field for field in fields if field not in (LENGTH, "lang", hallucination.FIELD)]
     sessions = [] if only_asked else _sessions(run)
     return [*sessions, *_slices(run, fields), *_machines(run), *_normalizers(run), *_hallucinations(run)]
 
@@ -46,7 +47,7 @@ _SLICE_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("median s", lambda row: figure(row["latency_median_seconds"])),
 )
 _SLICE_NOTES = {
-    slices.LENGTH: "Whisper pads every window to 30 s, so short clips cost more a second of audio. ",
+    LENGTH: "Whisper pads every window to 30 s, so short clips cost more a second of audio. ",
     "lang": "Chinese, Japanese and others written without spaces count characters as words. ",
     "snr_db": "Noise mixed in at these signal-to-noise ratios in dB. ",
 }

@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from backends.base import AsrbenchError
+from harness.escape import visible
 from harness.metrics.word_errors import first_answers, is_timed
 from harness.record import Run
 from harness.report import context
 from harness.report.columns import figure, percent
-from harness.report.escape import visible
 from harness.report.rows import RANKED, UNAVAILABLE, rows
 from harness.scenarios import registry
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from backends.base import AsrbenchError
 from harness import record
+from harness.escape import markdown
 from harness.record import Run
 from harness.report import context
-from harness.report.escape import markdown
 from harness.report.markdown import table
 from harness.report.rows import RANKED, UNRANKED, rows
 from harness.scenarios import registry

@@ -7,9 +7,9 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from harness.escape import csv_cell
 from harness.record import Run
 from harness.report import context
-from harness.report.escape import csv_cell
 from harness.report.rows import rows
 from harness.scenarios import registry
 from harness.scoring import slices

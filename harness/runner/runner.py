@@ -22,11 +22,11 @@ from harness.corpus.audio import dithered
 from harness.corpus.clips import Clip
 from harness.corpus.sample_cache import Decoded
 from harness.metrics import normalizers
-from harness.runner import journal, resume, warm_up
+from harness.runner import dispatch, journal, resume, warm_up
 from harness.runner.cluster import coordinator
 from harness.runner.plan import RAY, Plan, blank_record, now
 from harness.runner.progress import Progress
-from harness.scenarios import dispatch, registry, server
+from harness.scenarios import registry, server
 from harness.scoring import cache_probes, gate, machines, score, timed_samples
 from harness.worker import meters
 from harness.worker.client import Worker, WorkerError
@@ -121,7 +121,10 @@ class _Session:
             pids = ", ".join(map(str, strangers))
             self.record["warnings"].append(f"other processes use the GPU ({pids}): times are disturbed")
         self._save()
-        self.server = server.of(self.plan, audio, self.progress.stage)
+        if self.plan.server is not None:
+            self.server = server.Server(
+                self.plan.server, self.plan.clips, audio, self.plan.seed, self.progress.stage
+            )
         in_round = len(audio) if self.plan.server is None else self.plan.server.requests
         calls = len(self.workers) * (self.plan.rounds * in_round + 2 * len(copies))
         self.progress.start(calls)

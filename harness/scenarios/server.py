@@ -17,7 +17,6 @@ import numpy as np
 
 from harness.corpus.clips import Clip
 from harness.metrics import bootstrap
-from harness.runner.plan import Plan
 from harness.scenarios.server_options import Terms, arrivals, drawn
 from harness.worker.client import Worker
 
@@ -196,11 +195,6 @@ class Server:
             held.add(timing, failed=event["error"] is not None)
         if waiting is not None:
             yield waiting
-
-
-def of(plan: Plan, audio: Mapping[str, Path], told: Callable[[str, str], None]) -> Server | None:
-    """Return what holds the sessions of a plan; None where it is of another scenario."""
-    return None if plan.server is None else Server(plan.server, plan.clips, audio, plan.seed, told)
 
 
 class _Held:

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from backends.base import AsrbenchError
-from harness.metrics import bootstrap as stats
-from harness.metrics import normalizers, word_errors
+from harness.metrics import bootstrap, normalizers, word_errors
 from harness.metrics.word_errors import Texts, errors, first_answers, is_timed, ratio
 from harness.record import Run
 from harness.scenarios import offline_figures, registry, server_figures, streaming
@@ -31,7 +30,7 @@ class ScoreError(AsrbenchError):
 
 
 def score(
-    run: Run, normalizer: str = "whisper", replicates: int = stats.REPLICATES, also: Sequence[str] = ()
+    run: Run, normalizer: str = "whisper", replicates: int = bootstrap.REPLICATES, also: Sequence[str] = ()
 ) -> None:
     """Fill, from the raw samples, `scoring`, all word counts, and each result's `wer`, `rtfx`, `latency`,
     and `server` or `streaming` in those scenarios.
@@ -58,7 +57,7 @@ def score(
     _compare_with_reference(run, firsts)
     run["scoring"] = {
         "normalizer": normalizers.identify(normalizer),
-        "bootstrap": {"replicates": replicates, "seed": run["settings"]["seed"], "level": stats.LEVEL},
+        "bootstrap": {"replicates": replicates, "seed": run["settings"]["seed"], "level": bootstrap.LEVEL},
     }
     if also:
         run["scoring"]["also"] = [_beside(run, name, firsts, replicates) for name in also]
@@ -77,8 +76,8 @@ def _beside(run: Run, normalizer: str, firsts: Mapping[str, Mapping[str, Sample]
         sums = [[errors(entry), entry["reference_words"]] for entry in wer["per_clip"]]
         interval = None
         if sum(words > 0 for _, words in sums) > 1:
-            drawn = stats.resampled_sums(np.array(sums), replicates, run["settings"]["seed"])
-            interval = stats.ratio_interval(drawn[:, 0], drawn[:, 1])
+            drawn = bootstrap.resampled_sums(np.array(sums), replicates, run["settings"]["seed"])
+            interval = bootstrap.ratio_interval(drawn[:, 0], drawn[:, 1])
         found.append(
             {
                 "variant": variant,
@@ -186,7 +185,7 @@ def _latency(run: Run, result: Result) -> Result | None:
     walls = latencies(run, result)
     if not walls:
         return None
-    low, median, high, p90, p99 = stats.percentiles(walls, [25, 50, 75, 90, 99])
+    low, median, high, p90, p99 = bootstrap.percentiles(walls, [25, 50, 75, 90, 99])
     stages: dict[str, list[float]] = {}
     for sample in answered:
         for stage, seconds in sample["stage_seconds"].items():
@@ -198,7 +197,7 @@ def _latency(run: Run, result: Result) -> Result | None:
         "iqr_seconds": high - low,
         "p90_seconds": p90,
         "p99_seconds": p99,
-        "stage_seconds": {stage: stats.percentiles(values, [50])[0] for stage, values in stages.items()},
+        "stage_seconds": {stage: bootstrap.percentiles(values, [50])[0] for stage, values in stages.items()},
     }
 
 
@@ -226,9 +225,9 @@ def _add_intervals(run: Run) -> None:
         columns[f"wall {result['variant']}"] = _column(names, walls)
         columns[f"audio {result['variant']}"] = _column(names, audio)
 
-    bootstrap = run["scoring"]["bootstrap"]
-    found = stats.resampled_sums(
-        np.column_stack(list(columns.values())), bootstrap["replicates"], bootstrap["seed"]
+    resampling = run["scoring"]["bootstrap"]
+    found = bootstrap.resampled_sums(
+        np.column_stack(list(columns.values())), resampling["replicates"], resampling["seed"]
     )
     sums = dict(zip(columns, found.T, strict=True))
 
@@ -237,7 +236,7 @@ def _add_intervals(run: Run) -> None:
             _add_word_intervals(result, sums)
     for result in timed:
         if np.count_nonzero(columns[f"wall {result['variant']}"]) > 1:
-            interval = stats.ratio_interval(
+            interval = bootstrap.ratio_interval(
                 sums[f"audio {result['variant']}"], sums[f"wall {result['variant']}"]
             )
             result["rtfx"]["interval"] = None if interval is None else list(interval)
@@ -245,16 +244,16 @@ def _add_intervals(run: Run) -> None:
 
 def _add_word_intervals(result: Result, sums: Mapping[str, np.ndarray]) -> None:
     ours = sums[f"errors {result['variant']}"]
-    interval = stats.ratio_interval(ours, sums["words"])
+    interval = bootstrap.ratio_interval(ours, sums["words"])
     result["wer"]["interval"] = None if interval is None else list(interval)
     versus = result["wer"]["versus_reference"]
     if versus is None:
         return
     differences = ours - sums[f"errors {versus['variant']}"]
-    interval = stats.ratio_interval(differences, sums["words"])
+    interval = bootstrap.ratio_interval(differences, sums["words"])
     versus["interval"] = None if interval is None else list(interval)
-    versus["probability_worse"] = stats.probability_worse(differences)
-    versus["probability_different"] = stats.probability_different(differences)
+    versus["probability_worse"] = bootstrap.probability_worse(differences)
+    versus["probability_different"] = bootstrap.probability_different(differences)
 
 
 def _median_walls(result: Result) -> dict[str, float]:

@@ -5,7 +5,6 @@ Everything is derived from the record, so any stored run can be sliced by any fi
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,14 +12,12 @@ from typing import Any
 import numpy as np
 
 from backends.base import AsrbenchError
+from harness.corpus.fields import ABSENT, LENGTH, value_of
 from harness.metrics import bootstrap
 from harness.metrics.word_errors import errors, is_timed, ratio
 from harness.record import Run
 from harness.scenarios import registry
 
-LENGTH = "length"
-LENGTH_LIMITS = (2, 5, 10, 20, 30, 60, 120, 300, math.inf)  # seconds, each the end of a bucket
-ABSENT = "absent"
 MOST_VALUES = 50  # more rows than this are a listing, not a comparison
 AUTOMATIC = (LENGTH, "lang", "snr_db", "hallucination")  # shown unasked where they divide the clips
 REPLICATES = 2_000  # enough for a row's interval, and a fifth of the time of the whole run's
@@ -30,29 +27,6 @@ Slice = dict[str, Any]
 
 class SliceError(AsrbenchError):
     """Clips cannot be divided as asked; the message lists the fields there are."""
-
-
-def length_bucket(seconds: float) -> int:
-    """Return the number of the bucket that a length falls into."""
-    return next(n for n, limit in enumerate(LENGTH_LIMITS) if seconds <= limit)
-
-
-def bucket_name(bucket: int) -> str:
-    """Return the bucket's limits in words."""
-    low, high = (0, *LENGTH_LIMITS)[bucket], LENGTH_LIMITS[bucket]
-    return f"over {low} s" if high == math.inf else f"{low} to {high} s"
-
-
-def value_of(audio_seconds: float, language: str, tags: Mapping[str, Any], field: str) -> str:
-    """Return the value of a clip's field as text; `length` and `lang` are fields of every clip."""
-    if field == LENGTH:
-        return bucket_name(length_bucket(audio_seconds))
-    if field == "lang":
-        return language
-    value = tags.get(field)
-    if value is None:
-        return ABSENT
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def order(value: str) -> tuple[int, float, str]:

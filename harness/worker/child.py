@@ -10,7 +10,7 @@ Messages are JSON objects. The parent asks for one thing at a time:
     {"do": "batch", "audios", "language"} -> the same; the answer holds "answers", one a clip
     {"do": "serve", "audios", "languages", "arrivals_seconds", "limit_seconds"}
                                         -> {"event": "ready"}, then on {"do": "go"} the events of
-                                           harness.scenarios.server_session, and {"event": "over"}
+                                           harness.worker.server_session, and {"event": "over"}
     {"do": "stream", "audio", "language", "chunk_seconds", "is_paced"}
                                         -> as call; and what scenarios.streaming_session adds
     {"do": "resources"}                 -> {"event": "resources", ...}
@@ -180,7 +180,7 @@ class _Engine:
 
         The garbage collector runs as in any server: a session is many calls, and there is no pause in it.
         """
-        from harness.scenarios import server_session
+        from harness.worker import server_session
 
         def call(request: int) -> dict[str, Any]:
             self._late_work.before()
@@ -198,7 +198,7 @@ class _Engine:
 
     def stream(self, message: dict[str, Any], audio: Any) -> dict[str, Any]:
         """Have a clip streamed, after prepare(); emulated where the backend has no `stream`."""
-        from harness.scenarios import streaming_session
+        from harness.worker import streaming_session
 
         def work() -> dict[str, Any]:
             chunk, is_paced, language = message["chunk_seconds"], message["is_paced"], message["language"]

@@ -6,17 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.corpus.fields import bucket_name, length_bucket
+from harness.escape import visible
 from harness.metrics import bootstrap
 from harness.metrics.word_errors import is_timed
 from harness.record import Run
 from harness.report.columns import figure as written
-from harness.report.escape import visible
 from harness.report.html import frontier, noise
 from harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
 from harness.report.html.svg import INK, PALETTE, RULE, STYLE, Mark, to_svg
 from harness.report.rows import RANKED, Row
 from harness.scenarios import registry
-from harness.scoring import ranking, score, slices
+from harness.scoring import ranking, score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,8 +136,8 @@ def _stages(measured: Measured) -> Chart | None:
 
 def _by_length(run: Run, measured: Measured) -> Chart:
     seconds = {clip["name"]: clip["audio_seconds"] for clip in run["clips"]}
-    used = sorted({slices.length_bucket(s) for s in seconds.values()})
-    names = [slices.bucket_name(bucket) for bucket in used]
+    used = sorted({length_bucket(s) for s in seconds.values()})
+    names = [bucket_name(bucket) for bucket in used]
     figure, axes = new_figure(3.4)
     marks: dict[str, Mark] = {}
     lines = []
@@ -144,7 +145,7 @@ def _by_length(run: Run, measured: Measured) -> Chart:
         audio, wall = dict.fromkeys(used, 0.0), dict.fromkeys(used, 0.0)
         for sample in result["samples"]:
             if is_timed(sample) and sample["wall_seconds"]:
-                bucket = slices.length_bucket(seconds[sample["clip"]])
+                bucket = length_bucket(seconds[sample["clip"]])
                 audio[bucket] += seconds[sample["clip"]]
                 wall[bucket] += sample["wall_seconds"]
         values = [audio[b] / wall[b] if wall[b] else None for b in used]

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.escape import visible
 from harness.record import Run
 from harness.report.columns import figure as written
-from harness.report.escape import visible
 from harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
 from harness.report.html.svg import INK, MUTED, PAPER, Mark, to_svg
 from harness.report.rows import RANKED, Row

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from harness.corpus.augment import CLEAN, FIELD
+from harness.escape import visible
 from harness.record import Run
 from harness.report.columns import percent
-from harness.report.escape import visible
 from harness.report.html.drawing import Chart, Measured, colour, new_figure
 from harness.report.html.svg import PALETTE, Mark, to_svg
 from harness.report.rows import RANKED

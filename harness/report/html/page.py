@@ -10,10 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.escape import visible
 from harness.record import Run
 from harness.report import columns, context, parts
 from harness.report.columns import Column
-from harness.report.escape import visible
 from harness.report.html import charts, clips, trend
 from harness.report.html.drawing import Chart
 from harness.report.html.svg import PALETTE

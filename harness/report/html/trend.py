@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from harness.report.escape import visible
+from harness.escape import visible
 from harness.report.html.drawing import Chart, colour, new_figure
 from harness.report.html.svg import MUTED, OTHER, PALETTE, PAPER, STYLE, Mark, to_svg
 

@@ -5,7 +5,7 @@ ordinary checkpoint in OpenAI's format, kept in the cache; `export` writes a che
 three. Both are exact: every value comes back as it was, or there is an error that names the tensor. Nothing
 in a source is run, and no size in it is believed before it is held against the file's.
 
-The work is done in a process of its own (`backends.containers.__main__`): the caller never holds torch.
+The work is done in a process of its own (`__main__` here): the caller never holds torch.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 
 from backends.base import Checkpoint
 from backends.checkpoints.cache import cache_dir, locked, replaced_whole
+from backends.checkpoints.containers import ctranslate2, ggml, huggingface, openai_format
 from backends.checkpoints.file import CheckpointError
 from backends.checkpoints.sha256 import file_sha256
-from backends.containers import ctranslate2, ggml, huggingface, openai_format
 
 __all__ = ["EXPORTS", "KINDS", "default_name", "export", "import_file", "imported", "kind_of"]
 
@@ -164,7 +164,7 @@ def _key(source: Path) -> str:
 
 
 def _run(*arguments: object) -> None:
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", __name__, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

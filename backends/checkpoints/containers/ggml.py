@@ -11,8 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from backends.checkpoints.file import CheckpointError, expected_tensors
-from backends.containers.contents import (
+from backends.checkpoints.containers.contents import (
     Contents,
     Stored,
     checked_dimensions,
@@ -21,7 +20,8 @@ from backends.containers.contents import (
     quantised,
     unknown,
 )
-from backends.conversions.ggml_model import HYPERPARAMETERS, MAGIC
+from backends.checkpoints.conversions.ggml_model import HYPERPARAMETERS, MAGIC
+from backends.checkpoints.file import CheckpointError, expected_tensors
 
 EMBEDDING = "decoder.token_embedding.weight"
 TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}  # ggml_type

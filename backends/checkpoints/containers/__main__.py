@@ -1,7 +1,7 @@
 """Imports or exports in this process, which may hold torch; the reason why not is one line on stderr.
 
-python -m backends.containers import SOURCE TARGET.pt
-python -m backends.containers export KIND CHECKPOINT.pt <SHA-256 of it> TARGET
+python -m backends.checkpoints.containers import SOURCE TARGET.pt
+python -m backends.checkpoints.containers export KIND CHECKPOINT.pt <SHA-256 of it> TARGET
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from backends.base import AsrbenchError, Checkpoint
+from backends.checkpoints.containers import ctranslate2, ggml, huggingface, kind_of, openai_format
+from backends.checkpoints.containers.contents import Contents
+from backends.checkpoints.conversions import ctranslate2_model, ggml_model
 from backends.checkpoints.file import CheckpointError, read_dimensions
 from backends.checkpoints.sha256 import file_sha256
 from backends.checkpoints.tensor_digest import as_float16, file_tensors_sha256, tensors_sha256
-from backends.containers import ctranslate2, ggml, huggingface, kind_of, openai_format
-from backends.containers.contents import Contents
-from backends.conversions import ctranslate2_model, ggml_model
 
 
 def import_source(source: Path, target: Path) -> None:

@@ -156,7 +156,7 @@ def check_tokens(where: str, ids: Mapping[str, int], n_vocab: int, embedding: st
     Raises:
         CheckpointError: a token is not Whisper's, or has another's id.
     """
-    from backends.conversions.tokenizer_json import special_tokens
+    from backends.checkpoints.conversions.tokenizer_json import special_tokens
 
     ours = special_tokens(n_vocab)
     ours["<|nocaptions|>"] = ours["<|nospeech|>"]  # what Hugging Face called it first

@@ -12,8 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from backends.checkpoints.file import CheckpointError, expected_tensors
-from backends.containers.contents import (
+from backends.checkpoints.containers.contents import (
     Contents,
     Stored,
     check_tokens,
@@ -26,6 +25,7 @@ from backends.containers.contents import (
     unknown,
     widened,
 )
+from backends.checkpoints.file import CheckpointError, expected_tensors
 
 VERSIONS = (5, 6)  # of the file; both are laid out as below
 REVISION = 3  # of WhisperSpec

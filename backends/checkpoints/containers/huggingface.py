@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.checkpoints.file import CheckpointError, expected_tensors
-from backends.containers.contents import (
+from backends.checkpoints.containers.contents import (
     Contents,
     Stored,
     check_tokens,
@@ -24,7 +23,8 @@ from backends.containers.contents import (
     read_json,
     unknown,
 )
-from backends.conversions.transformers_weights import parameter_name
+from backends.checkpoints.conversions.transformers_weights import parameter_name
+from backends.checkpoints.file import CheckpointError, expected_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -120,7 +120,7 @@ def write(folder: Path, dimensions: Mapping[str, int], tensors: Mapping[str, np.
     """
     from safetensors.numpy import save_file
 
-    from backends.conversions.tokenizer_json import special_tokens, tokenizer_json
+    from backends.checkpoints.conversions.tokenizer_json import special_tokens, tokenizer_json
 
     special = special_tokens(dimensions["n_vocab"])
     end, start = special["<|endoftext|>"], special["<|startoftranscript|>"]

@@ -2,7 +2,7 @@
 
 The conversion runs in a process of its own, so that a worker that measures CTranslate2 never holds torch:
 
-    python -m backends.conversions.ctranslate2_model tiny.en.pt <SHA-256 of it> folder-to-create
+    python -m backends.checkpoints.conversions.ctranslate2_model tiny.en.pt <SHA-256 of it> folder-to-create
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def convert(checkpoint: Checkpoint) -> Path:
             return folder  # another process was first
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:12]}."))
         try:
-            root = str(Path(__file__).resolve().parents[2])
+            root = str(Path(__file__).resolve().parents[3])
             environment = {
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
@@ -89,7 +89,7 @@ def build(path: Path, folder: Path) -> None:
     """
     from ctranslate2.specs import WhisperSpec
 
-    from backends.conversions.tokenizer_json import tokenizer_json
+    from backends.checkpoints.conversions.tokenizer_json import tokenizer_json
 
     dimensions, tensors = read_dimensions(path), dict(read_tensors(path))
     if any(values.dtype != np.float16 for values in tensors.values()):
@@ -132,7 +132,7 @@ def alignment_heads(dimensions: dict[str, int], name: str | None) -> list[list[i
 def _configure(config: Any, dimensions: dict[str, int], name: str | None) -> None:
     from whisper.tokenizer import LANGUAGES, get_tokenizer
 
-    from backends.conversions.tokenizer_json import special_tokens
+    from backends.checkpoints.conversions.tokenizer_json import special_tokens
 
     names = special_tokens(dimensions["n_vocab"])
     tokenizer = get_tokenizer(dimensions["n_vocab"] >= 51_865)
