@@ -1,4 +1,4 @@
-"""A place's share of its machine: its number there, its folder, its cores."""
+"""An actor's slot on its machine: its number there, its folder, its cores."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import contextlib
 import fcntl
 import os
 import platform
+import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from backends.base import AsrbenchError
 from harness.worker import client
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class SlotError(AsrbenchError):
+    """No slot can be had on this machine; the message says what mends it."""
 
 
 def machine() -> str:
@@ -22,31 +29,49 @@ def machine() -> str:
 
 
 def claim(parent: Path) -> tuple[IO[str], Path, int]:
-    """Take the first place of this machine that nobody holds: its lock, its empty folder and its number.
+    """Take the first slot of this machine that nobody holds: its lock, its empty folder and its number.
 
-    The lock goes with the process, however it ends, so a place that was lost leaves its share to the next.
+    The lock ends with the process, however it ends, so the next actor takes the slot of one that was lost.
+
+    Raises:
+        SlotError: this user's folder in `parent` is a link, or open to other users.
     """
+    private = _private_folder(parent)
     number = 0
     while True:
-        folder = parent / f"asrbench-{os.getuid()}-place{number}"
-        folder.mkdir(exist_ok=True)
-        lock = (parent / f"{folder.name}.lock").open("a")
+        folder = private / f"slot{number}"
+        lock = os.fdopen(
+            os.open(private / f"slot{number}.lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "w"
+        )
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.close()
             number += 1
             continue
+        folder.mkdir(mode=0o700, exist_ok=True)
         empty(folder)
         return lock, folder, number
 
 
+def _private_folder(parent: Path) -> Path:
+    """Make, or check, the one folder whose name is known beforehand; all others lie inside it."""
+    folder = parent / f"asrbench-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise SlotError(
+            f"{folder} is not a folder that only this user can open; remove it, or set TMPDIR to another folder"
+        )
+    return folder
+
+
 def empty(folder: Path) -> None:
-    """Delete everything in the folder."""
+    """Delete everything in the folder, and nothing that its links point to."""
     for path in folder.iterdir():
-        if path.is_dir():
-            empty(path)
-            path.rmdir()
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 
