@@ -1,0 +1,131 @@
+"""The gate's limits, each at its boundary: what is just allowed is ranked, one step beyond is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from make_run import make_run, result_of
+
+from harness.record import Run
+from harness.scoring import gate, score
+
+REFERENCE, OTHER = "whisper-cpu@cpu/float32", "faster-whisper@cpu/int8"
+WORDS = [f"w{number}" for number in range(200)]  # of one clip, so that one word is half a point
+
+
+def scored(reference_words: list[str], other_words: list[str], **settings: Any) -> Run:
+    """Return a scored run of one clip of 200 words, which the two variants answer with these."""
+    texts = {REFERENCE: [" ".join(reference_words)], OTHER: [" ".join(other_words)]}
+    run = make_run([REFERENCE, OTHER], [" ".join(WORDS)], texts=texts, settings=settings)
+    score.score(run, "none", replicates=10)
+    return run
+
+
+def reasons(run: Run, variant: str = OTHER) -> list[str]:
+    gate.judge(run)
+    return result_of(run, variant)["gate"]["reasons"]
+
+
+def wrong(count: int) -> list[str]:
+    return ["?"] * count + WORDS[count:]
+
+
+def test_one_point_above_the_reference_is_allowed_and_one_and_a_half_are_not() -> None:
+    assert reasons(scored(wrong(10), wrong(12))) == []
+    (reason,) = reasons(scored(wrong(10), wrong(13)))
+    assert "WER 6.5% is 1.5 points above the reference's 5.0% (allowed: 1.0)" in reason
+
+
+def test_the_tolerance_is_the_runs_own() -> None:
+    assert reasons(scored(wrong(10), wrong(20), wer_tolerance=0.05)) == []
+    assert reasons(scored(wrong(10), wrong(21), wer_tolerance=0.05)) != []
+
+
+def test_better_than_the_reference_is_no_fault() -> None:
+    assert reasons(scored(wrong(50), WORDS)) == []
+
+
+@pytest.mark.parametrize("count", [180, 220])
+def test_a_tenth_shorter_or_longer_is_allowed(count: int) -> None:
+    answer = (WORDS + ["more"] * 20)[:count]
+    assert not [r for r in reasons(scored(WORDS, answer)) if "number of words" in r]
+
+
+@pytest.mark.parametrize(("count", "percent"), [(178, 89), (222, 111)])
+def test_more_than_a_tenth_is_not(count: int, percent: int) -> None:
+    answer = (WORDS + ["more"] * 22)[:count]
+    found = reasons(scored(WORDS, answer))
+    assert any(f"wrote {percent}% of the reference's number of words" in reason for reason in found)
+
+
+def test_half_of_the_words_wrong_is_the_ceiling() -> None:
+    assert reasons(scored(wrong(100), wrong(100))) == []
+    found = reasons(scored(wrong(100), wrong(101)))
+    assert any("WER 50.5% is above the ceiling of 50%" in reason for reason in found)
+
+
+def test_with_a_reference_that_fails_nothing_is_ranked() -> None:
+    run = scored(wrong(101), WORDS)
+    assert any("above the ceiling" in reason for reason in reasons(run, REFERENCE))
+    (reason,) = reasons(run)
+    assert reason == f"the reference {REFERENCE} did not pass the gate itself"
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "refused", "words"),
+    [
+        ("unseen_over_seen", 1.5, 1.51, "copies it had not heard took 1.5 times as long"),
+        ("clock_ratio", 0.8, 0.79, "measured only 79% of the time"),
+    ],
+)
+def test_a_limit_of_the_checks_on_time(name: str, allowed: float, refused: float, words: str) -> None:
+    run = scored(WORDS, WORDS)
+    result = result_of(run, OTHER)
+    for sample in result["samples"]:
+        sample["roundtrip_seconds"] = sample["wall_seconds"] + 2 * gate.MESSAGE_SECONDS
+    result["integrity"][name] = allowed
+    assert reasons(run) == []
+    result["integrity"][name] = refused
+    (reason,) = reasons(run)
+    assert words in reason
+
+
+def test_late_work_of_a_twentieth_is_allowed() -> None:
+    run = scored(WORDS, WORDS)
+    result = result_of(run, OTHER)
+    wall = sum(sample["wall_seconds"] for sample in result["samples"])
+    result["integrity"]["late_work_seconds"] = 0.05 * wall
+    assert reasons(run) == []
+    result["integrity"]["late_work_seconds"] = 0.0501 * wall
+    (reason,) = reasons(run)
+    assert reason.startswith("work went on for")
+
+
+def probe(kind: str, changed: int, words: int) -> dict[str, Any]:
+    probes = make_run([REFERENCE], ["a"])["results"][0]["integrity"]["probes"]
+    return probes[0] | {"kind": kind, "changed_words": changed, "text_words": words}
+
+
+def test_half_of_a_copys_words_may_change_under_noise() -> None:
+    run = scored(WORDS, WORDS)
+    result_of(run, REFERENCE)["integrity"]["probes"] = [probe("dithered", 50, 100)]
+    result_of(run, OTHER)["integrity"]["probes"] = [probe("dithered", 50, 100)]
+    assert reasons(run) == []
+    result_of(run, OTHER)["integrity"]["probes"] = [probe("dithered", 51, 100)]
+    (reason,) = reasons(run)
+    assert "changes by 51 words" in reason
+    result_of(run, REFERENCE)["integrity"]["probes"] = [probe("dithered", 51, 100)]
+    assert reasons(run) == []  # the reference's answer is no steadier
+
+
+def test_an_unchanged_answer_to_a_splice_counts_where_the_references_changes() -> None:
+    run = scored(WORDS, WORDS)
+    result_of(run, OTHER)["integrity"]["probes"] = [probe("spliced", 0, 100)]
+    result_of(run, REFERENCE)["integrity"]["probes"] = [probe("spliced", 25, 100)]
+    assert reasons(run) == []
+    result_of(run, REFERENCE)["integrity"]["probes"] = [probe("spliced", 26, 100)]
+    (reason,) = reasons(run)
+    assert "spliced from two clips" in reason
+    result_of(run, OTHER)["integrity"]["probes"] = [probe("spliced", 1, 100)]
+    assert reasons(run) == []
