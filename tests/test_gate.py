@@ -72,6 +72,11 @@ def test_with_a_reference_that_fails_nothing_is_ranked() -> None:
     assert reason == f"the reference {REFERENCE} did not pass the gate itself"
 
 
+def test_without_its_reference_nothing_is_ranked() -> None:
+    (reason,) = reasons(scored(WORDS, WORDS, reference="whisper-cuda@cuda/float16"))
+    assert reason == "quality unchecked: the reference whisper-cuda@cuda/float16 is not in this run"
+
+
 @pytest.mark.parametrize(
     ("name", "allowed", "refused", "words"),
     [
