@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help benchmark benchmark-json list doctor regression demo test-cpu test-gpu test-max test lint bench bench-compare clean
+.PHONY: help install benchmark benchmark-json list doctor regression demo test-cpu test-gpu test-max test lint bench bench-compare clean
 
 help:
 	@echo "make benchmark       measure every backend this machine can run, print the table"
 	@echo "make benchmark-json  the same, one JSON document on stdout"
+	@echo "make install         set up only (every other target does it when it must)"
 	@echo "make list | doctor   what this machine can run | what is missing"
 	@echo "make regression      measure, and compare with this machine's baseline"
 	@echo "make demo            a race of all backends on one clip, in the terminal"
@@ -21,6 +22,8 @@ help:
 	@echo "make bench           what the harness itself and each backend's stages cost"
 	@echo "make bench-compare   the same, against the last time"
 	@echo "make clean           remove the virtual environment and caches of tools"
+
+install: $(INSTALLED)
 
 benchmark: $(INSTALLED)
 	@$(BIN)/asrbench run $(ARGS)
