@@ -77,6 +77,7 @@ class _Session:
         self.journal = self._begin(kept) if plan.texts and plan.server is None else None
         self.done = resume.restore(self.record, kept) if kept else set()
         self.normalize = normalizers.normalizer(plan.normalizer)
+        self.server: server.Server | None = None  # of the server scenario, once its clips are decoded
 
     def run(self) -> record.Run:
         logs = self.folder / "logs"
