@@ -1,4 +1,4 @@
-"""`--executor ray` on a real Ray on this machine: three places, one killed while it works."""
+"""`--executor ray` on a real Ray on this machine: three actors, one killed while it works."""
 
 from __future__ import annotations
 
@@ -45,27 +45,27 @@ def journalled(results: Path) -> int:
     return sum(path.read_bytes().count(b'{"sample"') for path in results.glob("*/journal.jsonl"))
 
 
-def kill_a_place(driver: psutil.Process, results: Path) -> None:
-    """Kill the process of one place, and no other, when some samples are there."""
+def kill_an_actor(driver: psutil.Process, results: Path) -> None:
+    """Kill the process of one actor, and no other, when some samples are there."""
     while journalled(results) < SAMPLES_BEFORE_THE_KILL:
         assert driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE, (
             "the run ended before the kill"
         )
         time.sleep(0.02)
-    places = []
+    actors = []
     for process in driver.children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::Place"):
-                places.append(process)
-    assert len(places) == 3
-    places[0].send_signal(signal.SIGKILL)
+            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::Actor"):
+                actors.append(process)
+    assert len(actors) == 3
+    actors[0].send_signal(signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
 def runs(
     clips: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """The records of one process and of three places, one of them killed; what the latter run imported."""
+    """The records of one process and of three actors, one of them killed; what the latter run imported."""
     pytest.importorskip("ray", reason="needs pip install 'asrbench[cluster]'")
     alone, divided = (tmp_path_factory.mktemp(name) for name in ("alone", "divided"))
     local = subprocess.run(
@@ -93,7 +93,7 @@ def runs(
         env=environment,
     ) as process:
         try:
-            kill_a_place(psutil.Process(process.pid), divided)
+            kill_an_actor(psutil.Process(process.pid), divided)
             out, err = process.communicate(timeout=120)
         finally:
             process.kill()

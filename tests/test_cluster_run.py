@@ -38,7 +38,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRay]:
     monkeypatch.setitem(sys.modules, "ray", fake)
     yield fake
     assert fake.running == 0, "Ray was left running"
-    assert all(actor.is_dead for actor in fake.actors), "a place was left running"
+    assert all(actor.is_dead for actor in fake.actors), "an actor was left running"
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_clips_that_end_every_place_end_the_run_which_then_goes_on(
     ray.lost = poison
     assert on_cluster("--workers", "3") == 2
     said = capsys.readouterr().err
-    assert "4 places were lost, each with the clips clip4" in said
+    assert "4 actors were lost, each with the clips clip4" in said
     (folder,) = (path for path in (tmp_path / "results").iterdir() if path.name != "latest")
     kept = sum(len(row["samples"]) for row in record.read(folder)["results"])
     assert 0 < kept < 2 * 6
@@ -203,10 +203,10 @@ def test_no_place_left_or_none_given_is_an_error(
 ) -> None:
     ray.lost = lambda call: ActorUnavailableError() if call.method == "open" else None
     assert on_cluster() == 2
-    assert "all 2 places of the cluster are lost" in capsys.readouterr().err
+    assert "all 2 actors of the cluster are lost" in capsys.readouterr().err
     ray.is_full = True
     assert on_cluster("--timeout", "7") == 2
-    assert "the cluster gave no place within 7 s" in capsys.readouterr().err
+    assert "the cluster gave no actor within 7 s" in capsys.readouterr().err
     ray.is_full, ray.alive = False, [{"CPU": 1.0, "GPU": 8.0}, {}]
     assert on_cluster("--threads", "2") == 2
     assert "no node of the cluster has 2 CPUs for one engine; its nodes: 1 CPUs" in capsys.readouterr().err
@@ -274,7 +274,7 @@ def test_times_of_unlike_machines_are_kept_apart(
         assert row["rtfx"]["wall_seconds"] == pytest.approx(sum(s["wall_seconds"] for s in timed))
         assert row["latency"]["count"] == len(timed)
     first, second = ([(s["clip"], s["round"], s["host"]) for s in row["samples"]] for row in run["results"])
-    assert first == second  # all variants answer a clip at the same place
+    assert first == second  # all variants answer a clip at the same actor
     assert any("measured on 2 kinds of machine" in said and chosen in said for said in run["warnings"])
 
     (part,) = (part for part in parts(run) if part.title == "By machine")
@@ -319,7 +319,7 @@ def test_an_engine_that_fails_at_one_place_is_out_and_no_text_stays_anywhere(
     assert "copies it had not heard took" in reasons
     stored = json.dumps(latest(tmp_path))
     assert not any(text in stored for text in SAID if " " in text)
-    for folder in Path(os.environ["TMPDIR"]).glob("asrbench-*-place*"):
+    for folder in Path(os.environ["TMPDIR"]).glob("asrbench-*/slot?"):
         assert folder.is_file() or not list(folder.iterdir())
 
 
@@ -334,15 +334,15 @@ def test_a_clip_that_changes_during_the_run_is_an_error(
 
     ray.before = changed
     assert on_cluster() == 2
-    assert "a place of the cluster cannot go on: " in (said := capsys.readouterr().err)
+    assert "an actor of the cluster cannot go on: " in (said := capsys.readouterr().err)
     assert "changed during the run" in said
 
 
 def test_places_take_what_the_neediest_variant_needs(ray: FakeRay) -> None:
     ray.alive = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 9.0}, {"CPU": 3.0, "GPU": 8.0}, {"memory": 1.0}]
-    assert connect.places([CPU], 4, None) == (4 + 2, {"num_cpus": 4, "num_gpus": 0})
-    assert connect.places([CPU, GPU], 4, None) == (2, {"num_cpus": 4, "num_gpus": 1})
-    assert connect.places([GPU], 1, 3) == (3, {"num_cpus": 1, "num_gpus": 1})
+    assert connect.room([CPU], 4, None) == (4 + 2, {"num_cpus": 4, "num_gpus": 0})
+    assert connect.room([CPU, GPU], 4, None) == (2, {"num_cpus": 4, "num_gpus": 1})
+    assert connect.room([GPU], 1, 3) == (3, {"num_cpus": 1, "num_gpus": 1})
     connect.check(GPU)
     ray.alive = [{"CPU": 16.0}]
     with pytest.raises(BackendUnavailable, match="no node of the cluster has a GPU"):
@@ -356,11 +356,11 @@ def test_chunks_hold_every_clip_once_and_no_hour() -> None:
         return Clip(str(number), Path("x.wav"), seconds, "0" * 64, "en", None)
 
     many = [clip(number, 5 + number % 30) for number in range(1_000)]
-    for seats in (1, 3, 50, 2_000):
-        divided = list(coordinator.chunks(many, seats))
+    for actors in (1, 3, 50, 2_000):
+        divided = list(coordinator.chunks(many, actors))
         assert [c for chunk in divided for c in chunk.clips] == many
         assert max(len(chunk.clips) for chunk in divided) <= coordinator.CHUNK_CLIPS
-        assert len(divided) >= min(len(many), seats * coordinator.CHUNKS_A_PLACE)
+        assert len(divided) >= min(len(many), actors * coordinator.CHUNKS_PER_ACTOR)
     long = list(coordinator.chunks([clip(number, 3_600) for number in range(9)], 1))
     assert [len(chunk.clips) for chunk in long] == [1] * 9
 

@@ -119,7 +119,7 @@ def test_half_of_a_copys_words_may_change_under_noise() -> None:
     assert reasons(run) == []
     result_of(run, OTHER)["integrity"]["probes"] = [probe("dithered", 51, 100)]
     (reason,) = reasons(run)
-    assert "changes by 51 words" in reason
+    assert "inaudible noise changes 51 words" in reason
     result_of(run, REFERENCE)["integrity"]["probes"] = [probe("dithered", 51, 100)]
     assert reasons(run) == []  # the reference's answer is no steadier
 

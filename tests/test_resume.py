@@ -167,7 +167,7 @@ def test_a_row_without_a_whole_round_in_the_timed_sitting_is_not_ranked() -> Non
     timed_samples.settle(run)
     score.score(run, replicates=100)
     gate.judge(run)
-    assert "holds no whole round of it" in " ".join(row["gate"]["reasons"])
+    assert "no complete round in the timed session" in " ".join(row["gate"]["reasons"])
 
 
 @pytest.fixture(scope="module")

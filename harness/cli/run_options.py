@@ -95,7 +95,7 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         "--workers",
         type=at_least(1),
         metavar="N",
-        help="places to measure at once, at most, of --executor ray; default: what the cluster has room for",
+        help="most actors of --executor ray that measure at once; default: what the cluster has room for",
     )
     what.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     what.add_argument(

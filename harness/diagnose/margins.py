@@ -164,7 +164,7 @@ def _weights(run: Run, model: str | None, asked: argparse.Namespace | None) -> C
         found = catalog.resolve(named)
     except AsrbenchError as error:
         raise OutputsError(
-            f"the run's weights, {recorded['name']}, are not to be had: {error}; --model PATH says "
+            f"the run's weights, {recorded['name']}, cannot be found: {error}; --model PATH says "
             "where they are"
         ) from error
     what, digest = record.model_digest(run)

@@ -25,7 +25,7 @@ BUSY_FRACTION = 0.10  # of all cores, used by other programs: beyond it the cloc
 
 
 class NotComparable(AsrbenchError):
-    """The two runs did not do the same; the message lists what differs and how to go on all the same."""
+    """The two runs are not comparable; the message lists what differs and how to compare them anyway."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def compare(base: Run, new: Run, limits: Limits, allow: Sequence[str] = ()) -> C
         lines = "\n".join(f"  {d.kind}: {visible(d.what)}" for d in refused)
         kinds = ",".join(dict.fromkeys(d.kind for d in refused))
         raise NotComparable(
-            f"the runs {base['run_id']} and {new['run_id']} did not do the same:\n{lines}\n"
-            f"measure both alike, or pass --allow {kinds} to compare them all the same"
+            f"the runs {base['run_id']} and {new['run_id']} are not comparable:\n{lines}\n"
+            f"measure both alike, or pass --allow {kinds} to compare them anyway"
         )
     clips = changes.common_clips(base, new)
     before, after = _by_variant(base), _by_variant(new)

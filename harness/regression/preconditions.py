@@ -18,7 +18,7 @@ GATE_SETTINGS = ("reference", "wer_tolerance", "max_wer", "length_tolerance")
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that two runs must have in common and have not.
+    """A difference that makes two runs not comparable.
 
     `kind` is one of KINDS, or "scenario", which nobody can overlook: such times measure different things.
     """
@@ -28,7 +28,7 @@ class Difference:
 
 
 def differences(base: Run, new: Run) -> list[Difference]:
-    """List what two runs must have in common and have not."""
+    """List the differences that make two runs not comparable."""
     return [Difference(kind, what) for kind, what in _differences(base, new)]
 
 

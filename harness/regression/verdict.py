@@ -1,4 +1,4 @@
-"""Judges one variant that worked in two runs: is it slower, is it wrong more often, is it ranked no more?"""
+"""Judges one variant that worked in two runs: is it slower, are there more errors, is its rank lost?"""
 
 from __future__ import annotations
 

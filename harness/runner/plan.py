@@ -16,7 +16,7 @@ from harness.scenarios import registry
 from harness.scenarios.server_options import Terms
 from harness.worker import environment
 
-LOCAL, RAY = "local", "ray"  # executors: workers of this process, or places of a cluster
+LOCAL, RAY = "local", "ray"  # executors: workers of this process, or actors of a cluster
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ class Session:
         largest_queue: most requests that one found waiting before it.
         median_seconds, p99_seconds: of the latency, queueing included; None without an answer.
         is_cut_off: its time ran out before every request was begun.
-        is_within: p99_seconds kept the limit, every request was answered, and no faster did they arrive than
-            they were; None: there was no limit.
+        is_within: p99_seconds kept the limit, every request was answered, and the engine kept up with
+            arrivals; None: there was no limit.
     """
 
     purpose: str

@@ -123,7 +123,7 @@ def _quality_ceiling(run: Run, result: Result) -> Iterator[str]:
 def _timing(run: Run, result: Result) -> Iterator[str]:
     rounds = timed_samples.complete_rounds(run, result)
     if rounds == 0:
-        yield "the sitting whose times count holds no whole round of it: its speed is of some clips only"
+        yield "no complete round in the timed session: its speed would be that of some clips only"
     integrity = result["integrity"]
     if integrity is None or not any(map(word_errors.is_timed, result["samples"])):
         yield "its timing was not checked for cached answers"
@@ -175,10 +175,7 @@ def _copies(result: Result, reference: Result) -> Iterator[str]:
         if probe["changed_words"] is None:
             yield f"gave no answer to a {probe['kind']} copy of {probe['clip']}"
         elif probe["kind"] == "dithered" and _share(probe) > CHANGED_WORDS_LIMIT >= _share(other):
-            yield (
-                f"its answer to {probe['clip']} changes by {probe['changed_words']} words "
-                "when noise nobody can hear is added"
-            )
+            yield (f"inaudible noise changes {probe['changed_words']} words of its answer to {probe['clip']}")
         elif probe["kind"] == "spliced" and probe["changed_words"] == 0 and _share(other) > 0.25:
             yield f"it answered a recording spliced from two clips with the text of {probe['clip']}"
 

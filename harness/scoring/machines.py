@@ -3,7 +3,7 @@
 Texts, the gate's coverage and WER use the samples of all machines. Times of unlike machines are no one
 distribution: every figure of speed and latency is of the one kind of machine (`host_class`) with the most
 samples, the same for all rows; samples of the others are kept with `timed` false and shown by themselves.
-All variants answer a clip at the same place, so their times are of the same clips and machines.
+All variants answer a clip at the same actor, so their times are of the same clips and machines.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def engines_at_once(run: Run) -> int:
 
 
 def lost_calls(run: Run) -> int:
-    """Return how many times a clip was given to a place that was lost with it, and again to another."""
+    """Return how many times a clip was given to an actor that was lost with it, and again to another."""
     return sum(len(entry["clips"]) for entry in run.get("retries", []))
 
 
@@ -124,24 +124,24 @@ def _warnings(run: Run, chosen: str) -> Iterator[str]:
     if lost:
         yield (
             f"{lost} calls were lost with the process or machine that had them and made again at another "
-            f"place ({len(run['retries'])} losses); what was lost is in no figure"
+            f"actor ({len(run['retries'])} losses); what was lost is in no figure"
         )
 
 
-def resources(run: Run, result: Result, of_places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a row's resources from those of its places: peaks of the largest, energy of all together.
+def resources(run: Run, result: Result, of_actors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a row's resources from those of its actors: peaks of the largest, energy of all together.
 
-    Energy is unknown where a place was lost with its count, where places share the meter of one machine, and
+    Energy is unknown where an actor was lost with its count, where actors share the meter of one machine, and
     where the times of some machines do not count but their energy would.
 
     Args:
-        of_places: of every place that measured; {} of one that was lost.
+        of_actors: of every actor that measured; {} of one that was lost.
     """
 
     def largest(name: str) -> int | None:
-        return max((place[name] for place in of_places if place.get(name) is not None), default=None)
+        return max((actor[name] for actor in of_actors if actor.get(name) is not None), default=None)
 
-    joules = [place.get("energy_joules") for place in of_places]
+    joules = [actor.get("energy_joules") for actor in of_actors]
     shares_meter = result["device"] != "cuda" and any(entry["places"] > 1 for entry in run["hosts"])
     is_alike = len(set(class_of(run).values())) == 1
     is_known = bool(joules) and None not in joules and not shares_meter and is_alike
@@ -150,5 +150,5 @@ def resources(run: Run, result: Result, of_places: Sequence[Mapping[str, Any]]) 
         "peak_vram_process_bytes": largest("peak_vram_process_bytes"),
         "peak_vram_allocator_bytes": largest("peak_vram_allocator_bytes"),
         "energy_joules": sum(j for j in joules if j is not None) if is_known else None,
-        "energy_source": of_places[0].get("energy_source") if is_known and of_places else None,
+        "energy_source": of_actors[0].get("energy_source") if is_known and of_actors else None,
     }

@@ -1,6 +1,6 @@
-"""One place of a cluster: a share of one machine, with a worker a variant, one of them busy at a time.
+"""One actor of a cluster: a share of one machine, with a worker per variant, one of them busy at a time.
 
-A place lives in a process of its own, started by runner.cluster.connect; it measures with the same workers,
+An actor lives in a process of its own, started by runner.cluster.connect; it measures with the same workers,
 in turns, as a run on one machine does. Nothing here knows how it is reached. Everything it is given and
 gives back is plain data.
 """
@@ -32,13 +32,13 @@ from harness.worker import client, environment, meters
 from harness.worker.client import Worker, WorkerError
 
 LOAD_FIGURES = ("import_seconds", "load_seconds", "first_call_seconds", "warm_call_seconds")
-# What a place asks for before it can do what it was asked to.
+# What an actor asks for before it can do what it was asked to.
 LACKS_WEIGHTS, LACKS_AUDIO, LACKS_ENGINES = "weights", "audio", "engines"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every place of a run is to measure with.
+    """What every actor of a run is to measure with.
 
     Attributes:
         warmup: float32 samples, shape (samples,), of the warm-up clip.
@@ -68,7 +68,7 @@ class Copy:
     copy: np.ndarray
 
 
-class Place:
+class Actor:
     """The engines of a run on a share of one machine. Methods return `lacks` where something is missing."""
 
     def __init__(self) -> None:
@@ -84,8 +84,8 @@ class Place:
         """Take the job and a share of the machine; return what that is.
 
         Returns:
-            `machine`, the same for places of one machine (never recorded: it holds a name); `host` and
-            `versions` as in the record; `shares_cores`, whether the machine has no cores left to this place.
+            `machine`, the same for actors of one machine (never recorded: it holds a name); `host` and
+            `versions` as in the record; `shares_cores`, whether the machine has no cores left to this actor.
 
         Raises:
             OSError: the folder for temporary files cannot be written.
@@ -107,7 +107,7 @@ class Place:
         """Load and warm up the engines of the variants named.
 
         Args:
-            weights: bytes of the checkpoint file, uint8, shape (bytes,), for a machine that has it not.
+            weights: bytes of the checkpoint file, uint8, shape (bytes,), if the machine lacks the file.
 
         Returns:
             `lacks`, or `pids` of this process and its workers, `loads` (variant -> applied_settings and
@@ -161,8 +161,8 @@ class Place:
 
         Args:
             order: of the variants.
-            neighbours: processes of the run's other places on this machine.
-            samples: clip name -> its samples, for a machine that has not the files.
+            neighbours: processes of the run's other actors on this machine.
+            samples: clip name -> its samples, if the machine lacks the files.
 
         Returns:
             `lacks`, or `answers` (variant -> one a clip, fewer if it failed), `failures`, `load` as
@@ -203,7 +203,7 @@ class Place:
     def probe(self, names: Sequence[str], copies: Sequence[Copy]) -> dict[str, Any]:
         """Put the probes to each variant; return `probes` (variant -> record entries) and `failures`.
 
-        Each clip is answered once more before: it may have been measured at another place, and only what
+        Each clip is answered once more before: it may have been measured at another actor, and only what
         an engine was given can be in its cache.
         """
         if self._job is None or not self._is_open:
@@ -232,7 +232,7 @@ class Place:
         return {"probes": found, "failures": failures}
 
     def resources(self) -> dict[str, Any]:
-        """Return `resources` (variant -> as in the record, of this place) and `failures`."""
+        """Return `resources` (variant -> as in the record, of this actor) and `failures`."""
         found: dict[str, Any] = {}
         failures: dict[str, dict[str, Any]] = {}
         for name in list(self._workers):
@@ -261,7 +261,7 @@ class Place:
 
     @contextlib.contextmanager
     def _turn(self, name: str, failures: dict[str, dict[str, Any]]) -> Iterator[Worker]:
-        """Give one worker the place; a WorkerError inside is put into `failures` and ends the worker."""
+        """Give one worker the actor; a WorkerError inside is put into `failures` and ends the worker."""
         worker = self._workers[name]
         worker.resume()
         try:

@@ -1,6 +1,6 @@
-"""The places of a run as seen from the process that leads it: asked, awaited, and brought up again when lost.
+"""The actors of a run as seen from the process that leads it: asked, awaited, and brought up again when lost.
 
-Ray finds each place (runner.cluster.actor.Place) a node with what it needs and, when its process or its node
+Ray finds each actor (runner.cluster.actor.Actor) a node with what it needs and, when its process or its node
 is lost, starts it again wherever there is room. What it was doing then is for the caller to give out anew.
 """
 
@@ -16,10 +16,10 @@ import numpy as np
 
 from backends.base import AsrbenchError
 from harness.runner import resume
-from harness.runner.cluster.actor import LACKS_ENGINES, LACKS_WEIGHTS, Job, Place
+from harness.runner.cluster.actor import LACKS_ENGINES, LACKS_WEIGHTS, Actor, Job
 from harness.runner.cluster.connect import ClusterError
 
-LOSSES_IN_VAIN = 3  # of a place, with no work done in between: its machine cannot do it
+LOSSES_IN_VAIN = 3  # of an actor, with no work done in between: its machine cannot do it
 CLOSING_SECONDS = 5.0
 
 Reply = dict[str, Any]
@@ -28,11 +28,11 @@ Work = TypeVar("Work")
 
 
 @dataclass(eq=False)
-class Seat:
-    """One place; Ray may have restarted it anywhere since it last answered.
+class Handle:
+    """One actor; Ray may have restarted it anywhere since it last answered.
 
     Attributes:
-        machine: where it is, the same for all places of one machine; None until it has been up.
+        machine: where it is, the same for all actors of one machine; None until it has been up.
         pids: its processes while its engines are loaded.
         loads: variant -> applied_settings and load, as when its engines were last loaded.
         losses: how often it was lost since it last did some work.
@@ -47,42 +47,42 @@ class Seat:
 
 @dataclass
 class Hooks:
-    """What the owner of seats is told.
+    """What the owner of handles is told.
 
     Attributes:
         names: returns the variants that are still in the run.
-        up: a place has come up: its seat, and what Place.begin says.
-        opened: its engines are loaded: its seat, and what Place.open says.
+        up: an actor has come up: its handle, and what Actor.begin says.
+        opened: its engines are loaded: its handle, and what Actor.open says.
         note: says one thing that happened.
     """
 
     names: Callable[[], list[str]]
-    up: Callable[[Seat, Reply], None]
-    opened: Callable[[Seat, Reply], None]
+    up: Callable[[Handle, Reply], None]
+    opened: Callable[[Handle, Reply], None]
     note: Callable[[str], None]
 
 
 @dataclass
 class Answer(Generic[Work]):
-    """What came of asking a seat; `reply` is None where the place was lost meanwhile."""
+    """What came of asking a handle; `reply` is None where the actor was lost meanwhile."""
 
-    seat: Seat
+    handle: Handle
     doing: Doing
     work: Work | None
     reply: Reply | None
 
 
-class Seats(Generic[Work]):
-    """All places of a run. Seats in `idle` have their engines loaded and nothing to do."""
+class ActorPool(Generic[Work]):
+    """All actors of a run. Handles in `idle` have their engines loaded and nothing to do."""
 
     def __init__(
         self, job: Job, count: int, needs: Mapping[str, float], timeout_seconds: float, hooks: Hooks
     ):
-        """Ask Ray for the places.
+        """Ask Ray for the actors.
 
         Args:
             needs: what Ray is to reserve for each, as options of an actor.
-            timeout_seconds: how long to wait for a first place when there is none.
+            timeout_seconds: how long to wait for a first actor when there is none.
         """
         import ray
 
@@ -91,37 +91,37 @@ class Seats(Generic[Work]):
         self._checkpoint = job.checkpoint
         self._weights: Any = None
         self._timeout_seconds = timeout_seconds
-        self._asked: dict[Any, tuple[Seat, Doing, Work | None]] = {}
+        self._asked: dict[Any, tuple[Handle, Doing, Work | None]] = {}
         self._versions: Mapping[str, str | None] | None = None
-        self.idle: deque[Seat] = deque()
-        # Ray restarts a lost place; a call it was at fails, and is not repeated behind our back
+        self.idle: deque[Handle] = deque()
+        # Ray restarts a lost actor; a call it was at fails, and is not repeated behind our back
         options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0, **needs}
-        actor: Any = ray.remote(**options)(Place)
+        actor: Any = ray.remote(**options)(Actor)
         self._job = ray.put(job)
-        self.all = [Seat(actor.remote()) for _ in range(count)]
-        for seat in self.all:
-            self._begin(seat)
+        self.all = [Handle(actor.remote()) for _ in range(count)]
+        for handle in self.all:
+            self._begin(handle)
 
-    def ask(self, seat: Seat, doing: Doing, *arguments: Any, work: Work | None = None) -> None:
-        """Have a seat do something; its Answer comes from next_answer() with `work` beside."""
-        self._asked[getattr(seat.actor, doing).remote(*arguments)] = (seat, doing, work)
+    def ask(self, handle: Handle, doing: Doing, *arguments: Any, work: Work | None = None) -> None:
+        """Have a handle do something; its Answer comes from next_answer() with `work` beside."""
+        self._asked[getattr(handle.actor, doing).remote(*arguments)] = (handle, doing, work)
 
     def is_anyone(self, doing: Doing) -> bool:
         """Whether an answer to that is due."""
         return any(now == doing for _, now, _ in self._asked.values())
 
     def next_answer(self) -> Answer[Work]:
-        """Wait for an answer; see to what follows from it for the seat itself.
+        """Wait for an answer; see to what follows from it for the handle itself.
 
-        A seat that came up is told to load its engines, one that loaded them becomes idle, one that was
+        A handle that came up is told to load its engines, one that loaded them becomes idle, one that was
         lost is brought up again.
 
         Raises:
-            ClusterError: no place is left, or nodes have unlike software, or a place has failed.
+            ClusterError: no actor is left, or nodes have unlike software, or an actor has failed.
         """
         if not self._asked:
             raise ClusterError(
-                f"all {len(self.all)} places of the cluster are lost; see to its nodes (`ray status`), then "
+                f"all {len(self.all)} actors of the cluster are lost; see to its nodes (`ray status`), then "
                 "go on with --resume"
             )
         homeless = all(doing == "begin" for _, doing, _ in self._asked.values())
@@ -132,56 +132,56 @@ class Seats(Generic[Work]):
             raise ClusterError(f"the cluster does not answer any more: {error}") from error
         if not ready:
             raise ClusterError(
-                f"the cluster gave no place within {timeout:g} s: its CPUs or GPUs are taken by others, or "
+                f"the cluster gave no actor within {timeout:g} s: its CPUs or GPUs are taken by others, or "
                 "the nodes that had them are gone (`ray status`); --timeout waits longer, --resume goes on"
             )
-        seat, doing, work = self._asked.pop(ready[0])
-        reply = self._reply(seat, ready[0])
+        handle, doing, work = self._asked.pop(ready[0])
+        reply = self._reply(handle, ready[0])
         if reply is not None:
             if reply.get("lacks") == LACKS_ENGINES:  # restarted since it began
-                self._bring_up(seat, for_good=False)
+                self._bring_up(handle, for_good=False)
                 reply = None
             elif doing == "begin":
-                self._came_up(seat, reply)
+                self._came_up(handle, reply)
             elif doing == "open":
-                self._loaded(seat, reply)
-        return Answer(seat, doing, work, reply)
+                self._loaded(handle, reply)
+        return Answer(handle, doing, work, reply)
 
     def close(self) -> None:
-        """End every place and its workers, wherever they are."""
-        closing = [seat.actor.close.remote() for seat in self.all]
+        """End every actor and its workers, wherever they are."""
+        closing = [handle.actor.close.remote() for handle in self.all]
         with contextlib.suppress(Exception):  # whoever does not answer is killed
             self._ray.wait(closing, num_returns=len(closing), timeout=CLOSING_SECONDS)
-        for seat in self.all:
+        for handle in self.all:
             with contextlib.suppress(Exception):
-                self._ray.kill(seat.actor)
+                self._ray.kill(handle.actor)
 
-    def _reply(self, seat: Seat, ref: Any) -> Reply | None:
+    def _reply(self, handle: Handle, ref: Any) -> Reply | None:
         exceptions = self._ray.exceptions
         try:
             return self._ray.get(ref)
-        except exceptions.RayTaskError as error:  # raised in the place: it stands, but cannot do this
+        except exceptions.RayTaskError as error:  # raised in the actor: it stands, but cannot do this
             cause = error.cause if isinstance(error.cause, (AsrbenchError, OSError)) else error
-            raise ClusterError(f"a place of the cluster cannot go on: {cause}") from error
+            raise ClusterError(f"an actor of the cluster cannot go on: {cause}") from error
         except exceptions.RayError as error:
-            self._bring_up(seat, for_good=isinstance(error, exceptions.ActorDiedError))
+            self._bring_up(handle, for_good=isinstance(error, exceptions.ActorDiedError))
             return None
 
-    def _begin(self, seat: Seat) -> None:
-        # to be retried by Ray: it waits until the place has found a node
-        begin = seat.actor.begin.options(max_task_retries=-1)
-        self._asked[begin.remote(self._job)] = (seat, "begin", None)
+    def _begin(self, handle: Handle) -> None:
+        # to be retried by Ray: it waits until the actor has found a node
+        begin = handle.actor.begin.options(max_task_retries=-1)
+        self._asked[begin.remote(self._job)] = (handle, "begin", None)
 
-    def _bring_up(self, seat: Seat, for_good: bool) -> None:
-        seat.pids = []
-        seat.losses += 1
-        if for_good or seat.losses >= LOSSES_IN_VAIN:
-            self._hooks.note("a place of the cluster is lost for good")
-            self._ray.kill(seat.actor)
+    def _bring_up(self, handle: Handle, for_good: bool) -> None:
+        handle.pids = []
+        handle.losses += 1
+        if for_good or handle.losses >= LOSSES_IN_VAIN:
+            self._hooks.note("an actor of the cluster is lost for good")
+            self._ray.kill(handle.actor)
         else:
-            self._begin(seat)
+            self._begin(handle)
 
-    def _came_up(self, seat: Seat, found: Reply) -> None:
+    def _came_up(self, handle: Handle, found: Reply) -> None:
         own = {name: v for name, v in found["versions"].items() if name not in resume.OWN_VERSIONS}
         first = self._versions = self._versions or own
         unlike = [name for name in sorted({*own, *first}) if own.get(name) != first.get(name)]
@@ -191,16 +191,16 @@ class Seats(Generic[Work]):
                 f"nodes have unlike software ({listed}), so their answers would be of different engines; "
                 "install the same on all"
             )
-        seat.machine = found["machine"]
-        self._hooks.up(seat, found)
-        self.ask(seat, "open", self._hooks.names())
+        handle.machine = found["machine"]
+        self._hooks.up(handle, found)
+        self.ask(handle, "open", self._hooks.names())
 
-    def _loaded(self, seat: Seat, reply: Reply) -> None:
+    def _loaded(self, handle: Handle, reply: Reply) -> None:
         if reply.get("lacks") == LACKS_WEIGHTS:
             if self._weights is None:
                 self._weights = self._ray.put(np.fromfile(self._checkpoint.path, np.uint8))
-            self.ask(seat, "open", self._hooks.names(), self._weights)
+            self.ask(handle, "open", self._hooks.names(), self._weights)
             return
-        seat.pids, seat.loads = reply["pids"], reply["loads"]
-        self._hooks.opened(seat, reply)
-        self.idle.append(seat)
+        handle.pids, handle.loads = reply["pids"], reply["loads"]
+        self._hooks.opened(handle, reply)
+        self.idle.append(handle)

@@ -18,7 +18,7 @@ from backends.base import REMOTE, AsrbenchError, BackendUnavailable
 from harness.worker.client import default_threads
 
 KNOCKING_SECONDS = 5.0
-LOCAL_STORE_BYTES = 256 << 20  # of a Ray started here; it holds the samples of a chunk a place at most
+LOCAL_STORE_BYTES = 256 << 20  # of a Ray started here; it holds at most one chunk's samples per actor
 
 
 class ClusterError(AsrbenchError):
@@ -31,8 +31,8 @@ def connected(address: str | None, workers: int | None, threads: int | None) -> 
 
     Args:
         address: `host:port`, "auto", or None to start one.
-        workers: places asked for; a Ray started here is told of as many cores, whatever there are.
-        threads: cores a place, default_threads() where None.
+        workers: actors asked for; a Ray started here is told of as many cores, whatever there are.
+        threads: cores per actor, default_threads() where None.
 
     Raises:
         ClusterError: Ray is not installed, or does not answer.
@@ -78,7 +78,7 @@ def check(variant: Variant) -> None:
     """
     if variant.device == REMOTE:
         raise ClusterError(
-            f"{variant} is one server: asked from many places at once it would be measured under load. "
+            f"{variant} is one server: asked from many actors at once it would be measured under load. "
             "Leave it out, or measure it with --executor local"
         )
     if variant.device == "cuda" and not any(node.get("GPU", 0) >= 1 for node in _nodes()):
@@ -87,10 +87,10 @@ def check(variant: Variant) -> None:
         )
 
 
-def places(variants: Sequence[Variant], threads: int, most: int | None) -> tuple[int, dict[str, float]]:
-    """Return how many places the cluster has room for, and what each takes: `num_cpus` and `num_gpus`.
+def room(variants: Sequence[Variant], threads: int, most: int | None) -> tuple[int, dict[str, float]]:
+    """Return how many actors the cluster has room for, and what each takes: `num_cpus` and `num_gpus`.
 
-    A place takes what the neediest variant does, so that all answer a clip at the same place.
+    An actor takes what the neediest variant does, so that all answer a clip at the same actor.
 
     Raises:
         ClusterError: there is no room for one.

@@ -1,4 +1,4 @@
-"""A run on the places of a cluster: clips given out in chunks, answers merged as of one process."""
+"""A run on the actors of a cluster: clips given out in chunks, answers merged as of one process."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from harness.corpus.sample_cache import Decoded
 from harness.record import Run
 from harness.runner.cluster import connect
 from harness.runner.cluster.actor import LACKS_AUDIO, Copy, Job
-from harness.runner.cluster.actor_pool import Answer, Hooks, Reply, Seat, Seats
+from harness.runner.cluster.actor_pool import ActorPool, Answer, Handle, Hooks, Reply
 from harness.runner.cluster.connect import ClusterError
 from harness.runner.plan import Plan
 from harness.runner.progress import Progress
 from harness.scoring import cache_probes, machines
 from harness.worker.client import WorkerError
 
-CHUNK_CLIPS = 16  # given to a place at once: more would make the cost of that smaller, and a loss larger
+CHUNK_CLIPS = 16  # given to an actor at once: more would make the cost of that smaller, and a loss larger
 CHUNK_SECONDS = 240.0  # of audio, likewise
-CHUNKS_A_PLACE = 4  # at least, in a round, so that nobody waits long for the last one
+CHUNKS_PER_ACTOR = 4  # at least, in a round, so that nobody waits long for the last one
 MOST_TRIES = 4  # of a chunk: one that ends every process it is given to must not end all of them
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """Where results go: what harness.runner.runner lends to whoever measures in its place.
+    """Where results go: callbacks that an executor uses to record what it measured.
 
     Attributes:
         failed: variants that are out of the run; `failure` adds to them.
@@ -61,13 +61,13 @@ class Keeping:
 
 
 def measure(keeping: Keeping, folder: Path) -> None:
-    """Measure every variant of the plan at all places; to be called while cluster.connected().
+    """Measure every variant of the plan at all actors; to be called while cluster.connected().
 
     Args:
         folder: for temporary files.
 
     Raises:
-        ClusterError: there is no place or none is left, nodes have unlike software, or a place has failed.
+        ClusterError: there is no actor or none is left, nodes have unlike software, or an actor has failed.
         AudioError: a clip's file is not what it was when it was loaded.
     """
     _ClusterRun(keeping, folder).measure()
@@ -75,7 +75,7 @@ def measure(keeping: Keeping, folder: Path) -> None:
 
 @dataclass
 class Chunk:
-    """Clips given to a place at once; with their samples for a machine that has not the files."""
+    """Clips given to an actor at once; with their samples if the machine lacks the files."""
 
     clips: list[Clip]
     samples: dict[str, np.ndarray] | None = None
@@ -97,13 +97,13 @@ class _ClusterRun:
         decoded = Decoded(plan.clips, self.folder, kept_bytes=0)
         prepared = cache_probes.prepare(plan.clips, decoded, self.folder, plan.seed)
         copies = [Copy(p.kind, _absolute(p.clip), np.load(p.seen), np.load(p.path)) for p in prepared]
-        count, needs = connect.places(plan.variants, plan.settings.threads, plan.most_workers)
-        progress.note(f"asking the cluster for {count} place{'s' if count > 1 else ''}")
+        count, needs = connect.room(plan.variants, plan.settings.threads, plan.most_workers)
+        progress.note(f"asking the cluster for {count} actor{'s' if count > 1 else ''}")
         hooks = Hooks(self._names, self._came_up, self._opened, progress.note)
-        self.seats: Seats[Chunk] = Seats(self._job(), count, needs, plan.timeout_seconds, hooks)
+        self.pool: ActorPool[Chunk] = ActorPool(self._job(), count, needs, plan.timeout_seconds, hooks)
         try:
-            while self._names() and not self.seats.idle:
-                self.seats.next_answer()
+            while self._names() and not self.pool.idle:
+                self.pool.next_answer()
             self.keeping.save()
             progress.start(len(self._names()) * (plan.rounds * len(plan.clips) + 2 * len(copies)))
             progress.advance(len(self.keeping.done))
@@ -115,7 +115,7 @@ class _ClusterRun:
             self._collect_resources()
         finally:
             self._sort()
-            self.seats.close()
+            self.pool.close()
 
     def _job(self) -> Job:
         plan = self.plan
@@ -141,71 +141,71 @@ class _ClusterRun:
         done = self.keeping.done
         missing = [clip for clip in self.plan.clips if any((n, number, clip.name) not in done for n in order)]
         self.loads = []
-        waiting = deque(chunks(missing, len(self.seats.all)))
+        waiting = deque(chunks(missing, len(self.pool.all)))
         self.keeping.progress.note(f"round {number + 1}/{self.plan.rounds}")
-        while self._names() and (waiting or self.seats.is_anyone("measure")):
-            while waiting and self.seats.idle:
-                self._give(self.seats.idle.popleft(), waiting.popleft(), order)
-            self._take(self.seats.next_answer(), number, order, waiting)
+        while self._names() and (waiting or self.pool.is_anyone("measure")):
+            while waiting and self.pool.idle:
+                self._give(self.pool.idle.popleft(), waiting.popleft(), order)
+            self._take(self.pool.next_answer(), number, order, waiting)
         self.keeping.round_over({"round": number, "order": order, **self._load_of_round()})
 
-    def _give(self, seat: Seat, chunk: Chunk, order: Sequence[str]) -> None:
+    def _give(self, handle: Handle, chunk: Chunk, order: Sequence[str]) -> None:
         if self.sends_samples and chunk.samples is None:
             chunk.samples = {clip.name: clip.samples() for clip in chunk.clips}
-        others = [s for s in self.seats.all if s is not seat and s.machine == seat.machine]
+        others = [s for s in self.pool.all if s is not handle and s.machine == handle.machine]
         neighbours = [pid for other in others for pid in other.pids]
         alive = [name for name in order if name not in self.keeping.failed]
         clips = [_absolute(clip) for clip in chunk.clips]
-        self.seats.ask(seat, "measure", alive, clips, neighbours, chunk.samples, work=chunk)
+        self.pool.ask(handle, "measure", alive, clips, neighbours, chunk.samples, work=chunk)
 
     def _take(self, answer: Answer[Chunk], number: int, order: Sequence[str], waiting: deque[Chunk]) -> None:
-        seat, chunk, reply = answer.seat, answer.work, answer.reply
+        handle, chunk, reply = answer.handle, answer.work, answer.reply
         if chunk is None:
             return
         if reply is None:
-            self._lost(number, seat, chunk)
+            self._lost(number, handle, chunk)
             waiting.appendleft(chunk)
         elif reply.get("lacks") == LACKS_AUDIO:
             self.sends_samples = True
-            self._give(seat, chunk, order)
+            self._give(handle, chunk, order)
         else:
-            self._keep(number, seat, chunk, reply)
-            self.seats.idle.append(seat)
+            self._keep(number, handle, chunk, reply)
+            self.pool.idle.append(handle)
 
-    def _keep(self, number: int, seat: Seat, chunk: Chunk, reply: Reply) -> None:
-        seat.losses = 0
-        place = {"host": self._number(seat)}
+    def _keep(self, number: int, handle: Handle, chunk: Chunk, reply: Reply) -> None:
+        handle.losses = 0
+        where = {"host": self._number(handle)}
         for name, answers in reply["answers"].items():
             if name in self.keeping.failed:
                 continue  # out since it was given the chunk
             for clip, answer in zip(chunk.clips, answers, strict=False):  # fewer: it failed on the way
                 if (name, number, clip.name) not in self.keeping.done:
-                    self.keeping.answered(name, number, clip, answer, place)
+                    self.keeping.answered(name, number, clip, answer, where)
         self._fail(reply["failures"], "measuring")
-        self.loads.append((place["host"], reply))
+        self.loads.append((where["host"], reply))
 
-    def _lost(self, number: int, seat: Seat, chunk: Chunk) -> None:
+    def _lost(self, number: int, handle: Handle, chunk: Chunk) -> None:
         chunk.tries += 1
         names = [clip.name for clip in chunk.clips]
-        entry = {"round": number, "host": self._number(seat), "clips": names}
+        entry = {"round": number, "host": self._number(handle), "clips": names}
         self.record["retries"].append(entry)
         self.keeping.noted("retry", entry)
-        self.keeping.progress.note(f"a place was lost with {len(names)} clips; they go to another")
+        self.keeping.progress.note(f"an actor was lost with {len(names)} clips; they go to another")
         if chunk.tries >= MOST_TRIES:
             more = " …" if len(names) > 3 else ""
             raise ClusterError(
-                f"{MOST_TRIES} places were lost, each with the clips {', '.join(names[:3])}{more}: most "
-                "often a machine has too little memory for them. Leave them out or give the places more "
+                f"{MOST_TRIES} actors were lost, each with the clips {', '.join(names[:3])}{more}: most "
+                "often a machine has too little memory for them. Leave them out or give the actors more "
                 "memory, then run again"
             )
 
     def _probe(self, copies: Sequence[Copy]) -> None:
-        """Check every engine's answers at one place, of the kind of machine whose times count."""
+        """Check every engine's answers at one actor, of the kind of machine whose times count."""
         while self._names():
-            seat = self._seat_of_chosen_kind()
+            handle = self._handle_of_chosen_kind()
             self.keeping.progress.note("checking for cached and late answers")
-            self.seats.ask(seat, "probe", self._names(), copies)
-            while (answer := self.seats.next_answer()).doing != "probe":
+            self.pool.ask(handle, "probe", self._names(), copies)
+            while (answer := self.pool.next_answer()).doing != "probe":
                 pass
             if answer.reply is None:
                 continue
@@ -213,55 +213,55 @@ class _ClusterRun:
                 name = row["variant"]
                 if name in answer.reply["probes"]:
                     row["integrity"] = {"probes": answer.reply["probes"][name]}
-                    row["load"] = seat.loads[name]["load"]
+                    row["load"] = handle.loads[name]["load"]
                     self.keeping.progress.advance(2 * len(copies))
             self._fail(answer.reply["failures"], "checking its answers")
-            self.seats.idle.append(seat)
+            self.pool.idle.append(handle)
             return
 
-    def _seat_of_chosen_kind(self) -> Seat:
-        while not self.seats.idle:
-            self.seats.next_answer()
+    def _handle_of_chosen_kind(self) -> Handle:
+        while not self.pool.idle:
+            self.pool.next_answer()
         kinds, chosen = machines.class_of(self.record), machines.choice(self.record)
-        idle = self.seats.idle
-        seat = next((s for s in idle if kinds[self._number(s)] == chosen), idle[0])
-        idle.remove(seat)
-        return seat
+        idle = self.pool.idle
+        handle = next((s for s in idle if kinds[self._number(s)] == chosen), idle[0])
+        idle.remove(handle)
+        return handle
 
     def _collect_resources(self) -> None:
-        while self.seats.idle:
-            self.seats.ask(self.seats.idle.popleft(), "resources")
+        while self.pool.idle:
+            self.pool.ask(self.pool.idle.popleft(), "resources")
         told: list[Reply] = [{} for _ in self.record["retries"]]
-        while self.seats.is_anyone("resources"):
-            answer = self.seats.next_answer()
+        while self.pool.is_anyone("resources"):
+            answer = self.pool.next_answer()
             if answer.doing == "resources":
                 told.append({} if answer.reply is None else answer.reply["resources"])
         for row in self.record["results"]:
-            of_places = [place.get(row["variant"], {}) for place in told]
-            row["resources"].update(machines.resources(self.record, row, of_places))
+            of_actors = [actor.get(row["variant"], {}) for actor in told]
+            row["resources"].update(machines.resources(self.record, row, of_actors))
 
-    def _came_up(self, seat: Seat, found: Reply) -> None:
-        assert seat.machine is not None
+    def _came_up(self, handle: Handle, found: Reply) -> None:
+        assert handle.machine is not None
         if found["shares_cores"]:
             told = (
-                f"a machine has fewer free cores than its places have threads ({self.plan.settings.threads} "
+                f"a machine has fewer free cores than its actors have threads ({self.plan.settings.threads} "
                 "each), so they share cores: pass fewer --workers, or start Ray with "
                 "--num-cpus=PHYSICAL_CORES"
             )
             if told not in self.record["warnings"]:
                 self.record["warnings"].append(told)
         known = self.record["hosts"]
-        if seat.machine not in self.numbers:
-            self.numbers[seat.machine] = len(known)
+        if handle.machine not in self.numbers:
+            self.numbers[handle.machine] = len(known)
             facts = {name: found[name] for name in ("host", "versions")}
             known.append({"number": len(known), "places": 0, **facts})
-        entry = known[self.numbers[seat.machine]]
-        together = sum(other.machine == seat.machine for other in self.seats.all)
+        entry = known[self.numbers[handle.machine]]
+        together = sum(other.machine == handle.machine for other in self.pool.all)
         if together > entry["places"]:
             entry["places"] = together
             self.keeping.noted("host", entry)
 
-    def _opened(self, seat: Seat, reply: Reply) -> None:
+    def _opened(self, handle: Handle, reply: Reply) -> None:
         for row in self.record["results"]:
             name, told = row["variant"], reply["loads"].get(row["variant"])
             if told is None or name in self.keeping.failed:
@@ -271,7 +271,7 @@ class _ClusterRun:
             if row["applied_settings"] is None:
                 row.update(told, status="ok", error=None)
             elif row["applied_settings"] != told["applied_settings"]:
-                unlike = f"{row['applied_settings']} at one place and {told['applied_settings']} at another"
+                unlike = f"{row['applied_settings']} at one actor and {told['applied_settings']} at another"
                 self.keeping.failure(name, "loading", WorkerError(f"it ran with {unlike}: not one engine"))
         self._fail(reply["failures"], "loading")
 
@@ -280,15 +280,15 @@ class _ClusterRun:
             if name not in self.keeping.failed:
                 self.keeping.failure(name, doing, WorkerError(**failure))
 
-    def _number(self, seat: Seat) -> int:
-        assert seat.machine is not None
-        return self.numbers[seat.machine]
+    def _number(self, handle: Handle) -> int:
+        assert handle.machine is not None
+        return self.numbers[handle.machine]
 
     def _sort(self) -> None:
         """Put samples in the order of one process, so that sums of floats are its, too."""
-        places = {clip.name: place for place, clip in enumerate(self.plan.clips)}
+        order = {clip.name: n for n, clip in enumerate(self.plan.clips)}
         for row in self.record["results"]:
-            row["samples"].sort(key=lambda sample: (sample["round"], places[sample["clip"]]))
+            row["samples"].sort(key=lambda sample: (sample["round"], order[sample["clip"]]))
 
     def _load_of_round(self) -> dict[str, float | None]:
         """Return what other programs took of the busiest machine, each on average over the round."""
@@ -305,9 +305,9 @@ class _ClusterRun:
         }
 
 
-def chunks(clips: Sequence[Clip], seats: int) -> Iterator[Chunk]:
-    """Divide clips, in their order, into chunks: every seat gets some, and the loss of one costs little."""
-    most = max(1, min(CHUNK_CLIPS, math.ceil(len(clips) / (seats * CHUNKS_A_PLACE))))
+def chunks(clips: Sequence[Clip], actors: int) -> Iterator[Chunk]:
+    """Divide clips, in their order, into chunks: every actor gets some, and the loss of one costs little."""
+    most = max(1, min(CHUNK_CLIPS, math.ceil(len(clips) / (actors * CHUNKS_PER_ACTOR))))
     held: list[Clip] = []
     for clip in clips:
         if held and (len(held) == most or sum(c.audio_seconds for c in held) > CHUNK_SECONDS):

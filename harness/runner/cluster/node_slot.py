@@ -23,7 +23,7 @@ class SlotError(AsrbenchError):
 
 
 def machine() -> str:
-    """Return what is the same for places of one machine, or of one container with limits of its own."""
+    """Return what is the same for actors of one machine, or of one container with limits of its own."""
     boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
     return f"{platform.node()} {boot}"
 
@@ -77,9 +77,9 @@ def empty(folder: Path) -> None:
 
 
 def own_cores(number: int, threads: int) -> list[int] | None:
-    """Return cores that no other place has, None where there are none left, or where pinning is unknown.
+    """Return cores that no other actor has, None where there are none left, or where pinning is unknown.
 
-    They are physical ones: a sibling of another place's core is no core of its own.
+    They are physical ones: a sibling of another actor's core is no core of its own.
     """
     cores = client.pinned_cores(client.default_threads()) or []
     own = cores[number * threads : (number + 1) * threads]
