@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from max.driver import CPU, Buffer
@@ -91,7 +91,21 @@ class Rules:
     last_position: TensorValue
 
 
-def greedy(decoder: TextDecoder, dims: Any):
+class LoopState(NamedTuple):
+    """What one step of the loop hands to the next: scalars, int64 but for the two float32."""
+
+    position: TensorValue  # the next one to compute
+    token: TensorValue  # sampled last; the prompt goes before it
+    written: TensorValue  # tokens sampled so far
+    last_is_stamp: TensorValue  # 0 or 1: the last sampled token is a timestamp
+    before_is_stamp: TensorValue  # the one before it, likewise; 1 where there is none
+    stamp: TensorValue  # the last timestamp sampled
+    logprob: TensorValue  # float32, sum over the sampled tokens
+    no_speech: TensorValue  # float32, probability at the start of the transcript
+    done: TensorValue  # 0 or 1
+
+
+def greedy(decoder: TextDecoder, dims: Any) -> Callable[..., Any]:
     """The graph's function: see greedy_types for its inputs.
 
     The seven integers: sot_index, eot, timestamp_begin, no_speech, sample_limit, timestamps (0 or 1), and the
@@ -102,19 +116,23 @@ def greedy(decoder: TextDecoder, dims: Any):
     """
     n_head = dims.n_text_head
 
-    def forward(cross_key, cross_value, cache, sampled, prompt, numbers, masks):
+    def forward(*inputs: Any) -> tuple[TensorValue, TensorValue, TensorValue]:
+        cross_key, cross_value, cache, sampled, prompt, numbers, masks = inputs
         cache, sampled, prompt = cache.buffer, sampled.buffer, prompt.tensor
         rules = Rules(masks.tensor, *(numbers.tensor[i] for i in range(7)))
         n_prompt = ops.shape_to_tensor(prompt.shape)[0]
         one = _integer(1)
 
-        def running(position, token, count, last, before, stamp, logprob, quiet, done):
-            return done == 0
+        def running(*values: TensorValue) -> TensorValue:
+            return LoopState(*values).done == 0
 
-        def step(position, token, count, last, before, stamp, logprob, quiet, done):
+        def step(*values: TensorValue) -> LoopState:
+            state = LoopState(*values)
+            position, written = state.position, state.written
+            last, before, stamp = state.last_is_stamp, state.before_is_stamp, state.stamp
             index = ops.min(position, n_prompt - 1)
             given = ops.reshape(ops.gather(prompt, ops.reshape(index, (1,)), 0), ())
-            fed = ops.where(position < n_prompt, given, token)
+            fed = ops.where(position < n_prompt, given, state.token)
             at = ops.reshape(position, (1,))
 
             def attended(attn: MultiHeadAttention, x: TensorValue, layer: int) -> TensorValue:
@@ -139,27 +157,47 @@ def greedy(decoder: TextDecoder, dims: Any):
             text_start = ops.where(timed, text_start, _integer(0))
             stamp_start = ops.where(timed, stamp_start, rules.timestamp_begin)
             at_start = position == rules.sot_index
-            chosen, gain, chance = _select(found, rules, text_start, stamp_start, count == 0, at_start)
+            chosen, gain, chance = _select(found, rules, text_start, stamp_start, written == 0, at_start)
 
             sampling = position >= n_prompt - 1
-            quiet = ops.where(at_start, chance, quiet)
-            logprob = ops.where(sampling, logprob + gain, logprob)
-            ops.buffer_store_slice(sampled, ops.reshape(chosen, (1,)), [(slice(count, count + 1), 1)])
+            no_speech = ops.where(at_start, chance, state.no_speech)
+            logprob = ops.where(sampling, state.logprob + gain, state.logprob)
+            ops.buffer_store_slice(sampled, ops.reshape(chosen, (1,)), [(slice(written, written + 1), 1)])
             ended = chosen == rules.eot
             stamped = chosen >= rules.timestamp_begin
-            next_count = ops.where(sampling & ~ended, count + 1, count)
-            before = ops.where(sampling, ops.where(count == 0, one, last), before)
+            now_written = ops.where(sampling & ~ended, written + 1, written)
+            before = ops.where(sampling, ops.where(written == 0, one, last), before)
             last = ops.where(sampling, ops.where(stamped, one, _integer(0)), last)
             stamp = ops.where(sampling & stamped, chosen, stamp)
-            full = (next_count >= rules.sample_limit) | (position + 1 >= rules.last_position)
+            full = (now_written >= rules.sample_limit) | (position + 1 >= rules.last_position)
             done = ops.where(sampling & (ended | full), one, _integer(0))
-            return position + 1, chosen, next_count, last, before, stamp, logprob, quiet, done
+            return LoopState(
+                position=position + 1,
+                token=chosen,
+                written=now_written,
+                last_is_stamp=last,
+                before_is_stamp=before,
+                stamp=stamp,
+                logprob=logprob,
+                no_speech=no_speech,
+                done=done,
+            )
 
         nothing, zero = _integer(0), ops.constant(0.0, DType.float32, device=DeviceRef.CPU())
         before_all = rules.timestamp_begin - 1
-        start = [nothing, nothing, nothing, nothing, one, before_all, zero, zero, nothing]
-        end = ops.while_loop(start, running, step)
-        return end[2], end[6], end[7]
+        start = LoopState(
+            position=nothing,
+            token=nothing,
+            written=nothing,
+            last_is_stamp=nothing,
+            before_is_stamp=one,
+            stamp=before_all,
+            logprob=zero,
+            no_speech=zero,
+            done=nothing,
+        )
+        end = LoopState(*ops.while_loop(list(start), running, lambda *values: list(step(*values))))
+        return end.written, end.logprob, end.no_speech
 
     return forward
 
@@ -168,7 +206,14 @@ def _integer(value: int) -> TensorValue:
     return ops.constant(value, DType.int64, device=DeviceRef.CPU())
 
 
-def _select(logits, rules: Rules, text_start, stamp_start, is_first, at_start):
+def _select(
+    logits: TensorValue,
+    rules: Rules,
+    text_start: TensorValue,
+    stamp_start: TensorValue,
+    is_first: TensorValue,
+    at_start: TensorValue,
+) -> tuple[TensorValue, ...]:
     """The token chosen, its log-probability and the no-speech probability at the start: scalars."""
     first = ops.where(is_first, _integer(1), _integer(0))
     no_speech = ops.where(at_start, rules.no_speech, _integer(-1))

@@ -6,13 +6,13 @@ the window is done. backends.max_graph.decoder is what the CPU takes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from max.driver import CPU, Buffer
 from max.dtype import DType
-from max.graph import BufferType, TensorType, ops
+from max.graph import BufferType, TensorType, TensorValue, ops
 
 from backends.base import BackendError
 from backends.max_graph import device_ops
@@ -41,13 +41,14 @@ def step_types(dims: Any, place: Place) -> list:
     ]
 
 
-def step(decoder: TextDecoder, dims: Any):
+def step(decoder: TextDecoder, dims: Any) -> Callable[..., TensorValue]:
     """The graph's function: feed the token that the state names, sample the next one, advance the state.
 
     Its output, what the layers are given (1, n_state), only makes it a graph with one.
     """
 
-    def forward(cross_key, cross_value, cache, masks, state, sums, sampled, prompt, numbers):
+    def forward(*inputs: Any) -> TensorValue:
+        cross_key, cross_value, cache, masks, state, sums, sampled, prompt, numbers = inputs
         cache, state = cache.buffer, state.buffer
         fed = ops.buffer_load(state)
         x = embedded(decoder, fed[TOKEN : TOKEN + 1], fed[POSITION : POSITION + 1])

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -177,7 +178,7 @@ class _Espeak:
         self._callback = kind(self._receive)  # kept: the library holds only a pointer
         self._lib.espeak_SetSynthCallback(self._callback)
 
-    def _receive(self, wave, count, events) -> int:
+    def _receive(self, wave: Any, count: int, events: Any) -> int:
         if wave and count > 0:
             self._chunks.append(np.ctypeslib.as_array(wave, (count,)).copy())
         return 0
