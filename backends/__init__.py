@@ -10,13 +10,12 @@ To add a backend:
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from backends.base import REMOTE, BackendError, BackendUnavailable
+from backends.base import REMOTE, BackendError, BackendUnavailable, did_you_mean
 
 ENTRY_POINT_GROUP = "asrbench.backends"
 
@@ -137,9 +136,8 @@ def _plugins() -> dict[str, EntryPoint]:
 
 
 def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"no backend is called {name!r}.{hint} Available: {', '.join(names())}"
+    known = names()
+    return f"no backend is called {name!r}.{did_you_mean(name, known)} Available: {', '.join(known)}"
 
 
 def _either(choices: Any) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 SAMPLE_RATE_HZ = 16_000
+MULTILINGUAL_VOCAB = 51_865  # tokens; the multilingual vocabularies have so many or more
 WINDOW_SECONDS = 30  # Whisper's audio context; longer clips take the engine's sequential long-form path
 LOAD_LOG = "asrbench.load"  # logging.getLogger of it: lines for the user while a backend loads, at INFO
 REMOTE = "remote"  # the device of an engine behind an address: its weights, memory and energy cannot be seen
@@ -33,6 +35,12 @@ class BackendUnavailable(BackendError):
         super().__init__(reason)
         self.reason = reason
         self.remedy = remedy
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return ` Did you mean 'X'?` with the choice nearest to a mistyped name; empty where none is near."""
+    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,8 @@ class Checkpoint:
 
     @property
     def is_multilingual(self) -> bool:
-        """Whether the vocabulary is the multilingual one (51,865 tokens or more)."""
-        return self.dimensions["n_vocab"] >= 51_865
+        """Whether the vocabulary is a multilingual one."""
+        return self.dimensions["n_vocab"] >= MULTILINGUAL_VOCAB
 
 
 @dataclass(frozen=True)

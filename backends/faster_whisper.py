@@ -10,8 +10,8 @@ import numpy as np
 from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
 from backends.checkpoints.conversions.ctranslate2_model import convert
 from backends.devices import load_cuda_12_libraries, require_nvidia_gpu, require_package
+from backends.whisper_common.constants import N_SAMPLES
 from backends.whisper_common.decoding import (
-    WINDOW_SAMPLES,
     require_honourable,
     require_language,
     suppressed_tokens,
@@ -142,7 +142,7 @@ class FasterWhisper:
         require_language(self._checkpoint, language, self._languages)
         with self._clock.call():
             segments, _ = self._model.transcribe(
-                audio, language=language, without_timestamps=len(audio) <= WINDOW_SAMPLES, **self._options
+                audio, language=language, without_timestamps=len(audio) <= N_SAMPLES, **self._options
             )
             finished = list(segments)  # a generator: nothing is decoded until it is drained
             tokens = tuple(token for segment in finished for token in segment.tokens)

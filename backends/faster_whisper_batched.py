@@ -9,7 +9,8 @@ import numpy as np
 
 from backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
 from backends.faster_whisper import FasterWhisper
-from backends.whisper_common.decoding import WINDOW_SAMPLES, require_language
+from backends.whisper_common.constants import N_SAMPLES
+from backends.whisper_common.decoding import require_language
 
 BATCH_SIZE = 8  # BatchedInferencePipeline.transcribe's own default
 FRAME_SAMPLES = 160  # 10 ms; less is no audio, as for openai-whisper
@@ -68,7 +69,7 @@ class FasterWhisperBatched(FasterWhisper):
         Raises:
             BackendError: the model has no such language.
         """
-        windows = [audio[start : start + WINDOW_SAMPLES] for start in range(0, len(audio), WINDOW_SAMPLES)]
+        windows = [audio[start : start + N_SAMPLES] for start in range(0, len(audio), N_SAMPLES)]
         with self._clock.call():
             found = self._decode(windows, language, BATCH_SIZE)
         text = "".join(text for text, _ in found).strip()
@@ -88,7 +89,7 @@ class FasterWhisperBatched(FasterWhisper):
             BackendError: a clip is longer than 30 s, or the model has no such language.
         """
         longest = max((len(audio) for audio in audios), default=0)
-        if longest > WINDOW_SAMPLES:
+        if longest > N_SAMPLES:
             raise BackendError(
                 f"a clip of {longest / SAMPLE_RATE_HZ:.1f} s is longer than the 30 s that fit a batch; "
                 "transcribe it alone"

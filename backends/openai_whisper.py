@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,8 +15,10 @@ from backends.checkpoints.catalog import load_state_dict
 from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
 from backends.inspection.encoder_trace import first_window, trace_whisper
 from backends.inspection.token_margins import Decision, decide, recorded_windows
-from backends.whisper_common.decoding import WINDOW_SAMPLES, require_honourable, require_language
+from backends.whisper_common.constants import N_SAMPLES
+from backends.whisper_common.decoding import require_honourable, require_language
 from backends.whisper_common.stage_clock import StageClock
+from backends.whisper_common.torch_setup import forbid_tf32, set_threads, uses_tf32
 
 
 class _OpenAiWhisper:
@@ -79,9 +81,7 @@ class _OpenAiWhisper:
         from whisper.model import ModelDimensions, Whisper
 
         set_threads(settings.threads)
-        # float32 must mean float32: no TF32 in matrix products or convolutions
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
+        forbid_tf32()
         if device == "cuda" and not torch.cuda.is_available():
             raise BackendUnavailable(f"torch {torch.__version__} cannot use a CUDA device", CUDA_TORCH)
         model = Whisper(ModelDimensions(**checkpoint.dimensions))
@@ -104,7 +104,7 @@ class _OpenAiWhisper:
             "device": self._device,
             "precision": self._precision,
             "weights_dtype": str(next(self._model.parameters()).dtype).removeprefix("torch."),
-            "tf32": bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
+            "tf32": uses_tf32(),
             "max_tokens_per_window": self._model.dims.n_text_ctx // 2,
             "patience": None if self._settings.beam_size == 1 else 1.0,
             "length_penalty": None,  # whisper ranks beams by log-probability over length
@@ -145,7 +145,7 @@ class _OpenAiWhisper:
         """Return each layer of the encoder; see backends.inspection.encoder_trace.TracesEncoder."""
         torch = self._torch
         log_mel = self._module.log_mel_spectrogram(
-            torch.tensor(audio), self._model.dims.n_mels, padding=WINDOW_SAMPLES
+            torch.tensor(audio), self._model.dims.n_mels, padding=N_SAMPLES
         )
         window = first_window(log_mel).to(self._model.device)
         return trace_whisper(self._model, window.half() if self._options["fp16"] else window)
@@ -160,7 +160,7 @@ class _OpenAiWhisper:
             self._model,
             audio,
             language=language,
-            without_timestamps=len(audio) <= WINDOW_SAMPLES,
+            without_timestamps=len(audio) <= N_SAMPLES,
             **self._options,
         )
 
@@ -190,16 +190,3 @@ class WhisperCuda(_OpenAiWhisper):
     """openai-whisper on an NVIDIA GPU."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {"cuda": ("float16", "float32")}
-
-
-def set_threads(threads: int) -> None:
-    """Have torch run `threads` threads; raises BackendError if it does not."""
-    import torch
-
-    torch.set_num_threads(threads)
-    if torch.get_num_interop_threads() != 1:
-        # torch allows it once, before its first parallel work; applied_settings tells what it is
-        with suppress(RuntimeError):
-            torch.set_num_interop_threads(1)
-    if torch.get_num_threads() != threads:
-        raise BackendError(f"torch runs {torch.get_num_threads()} threads where {threads} were asked for")

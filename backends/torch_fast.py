@@ -10,8 +10,8 @@ import numpy as np
 from backends.base import BackendUnavailable, Checkpoint, Settings, Transcript
 from backends.checkpoints.catalog import load_state_dict
 from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
-from backends.openai_whisper import set_threads
-from backends.whisper_common.decoding import WINDOW_SAMPLES, require_language
+from backends.whisper_common.constants import HOP_LENGTH, N_FRAMES, N_SAMPLES
+from backends.whisper_common.decoding import require_language
 from backends.whisper_common.greedy import (
     TRIM,
     TRIMMED,
@@ -21,8 +21,8 @@ from backends.whisper_common.greedy import (
     frames_to_encode,
     window_rules,
 )
+from backends.whisper_common.torch_setup import forbid_tf32, set_threads, uses_tf32
 
-N_FRAMES = 3000  # of one window
 WINDOWS_AT_ONCE = 32  # that a GPU encodes
 
 
@@ -61,9 +61,7 @@ class TorchFast(GreedyBackend):
         import torch
 
         set_threads(settings.threads)
-        # float32 must mean float32: no TF32 in matrix products or convolutions
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
+        forbid_tf32()
         if device == "cuda" and not torch.cuda.is_available():
             raise BackendUnavailable(f"torch {torch.__version__} cannot use a CUDA device", CUDA_TORCH)
         if device == "cpu" and precision != "float32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -90,8 +88,7 @@ class TorchFast(GreedyBackend):
 
         require_language(self._checkpoint, language, self._languages)
         clips = [
-            [audio[start : start + WINDOW_SAMPLES] for start in range(0, len(audio), WINDOW_SAMPLES)]
-            or [audio]
+            [audio[start : start + N_SAMPLES] for start in range(0, len(audio), N_SAMPLES)] or [audio]
             for audio in audios
         ]
         chunks = [chunk for clip in clips for chunk in clip]
@@ -165,7 +162,7 @@ class TorchEngine:
 
         The longest should come first: they are the last to end, and those behind them drop out.
         """
-        from whisper.audio import HOP_LENGTH, pad_or_trim
+        from whisper.audio import pad_or_trim
 
         mels = [self.log_mel(chunk) for chunk in chunks if len(chunk) >= HOP_LENGTH]
         if not mels:
@@ -189,6 +186,6 @@ class TorchEngine:
             "interop_threads": torch.get_num_interop_threads(),
             "precisions": dict(self._precisions),
             "audio_context": TRIMMED if self._trims else "30 s",
-            "tf32": bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
+            "tf32": uses_tf32(),
             "long_form": "sequential; in batches chunked",
         }

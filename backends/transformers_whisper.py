@@ -13,16 +13,16 @@ from backends.base import SAMPLE_RATE_HZ, BackendError, BackendUnavailable, Chec
 from backends.checkpoints.catalog import load_state_dict
 from backends.checkpoints.conversions.transformers_weights import fitting, generation_config, model_config
 from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
+from backends.whisper_common.constants import N_FRAMES, N_SAMPLES
 from backends.whisper_common.decoding import (
-    WINDOW_SAMPLES,
     require_honourable,
     require_language,
     suppressed_tokens,
 )
 from backends.whisper_common.stage_clock import StageClock
+from backends.whisper_common.torch_setup import forbid_tf32, uses_tf32
 
 COMPILED = "+compiled"
-WINDOW_FRAMES = 3000
 FRAME_SAMPLES = 160  # 10 ms; less is no audio, as for openai-whisper
 
 
@@ -97,9 +97,7 @@ class TransformersWhisper:
 
         logging.set_verbosity_error()  # it warns at every call of what Whisper's generate() itself does
         torch.set_num_threads(settings.threads)
-        # float32 must mean float32: no TF32 in matrix products or convolutions
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
+        forbid_tf32()
         if device == "cuda" and not torch.cuda.is_available():
             raise BackendUnavailable(f"torch {torch.__version__} cannot use a CUDA device", CUDA_TORCH)
         model: Any = WhisperForConditionalGeneration(model_config(checkpoint))
@@ -133,7 +131,7 @@ class TransformersWhisper:
             "attention": self._model.config._attn_implementation,
             "cache": "static" if compiled else "dynamic",
             "compiled": "decoder steps after the first" if compiled else None,
-            "tf32": bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
+            "tf32": uses_tf32(),
             "max_tokens_per_window": self._max_tokens,
             "compression_ratio_threshold": None,
             "without_timestamps": "clips up to 30 s",
@@ -156,7 +154,7 @@ class TransformersWhisper:
                 **(spoken if self._checkpoint.is_multilingual else {}),
                 "max_new_tokens": self._max_tokens,
             }
-            if len(audio) <= WINDOW_SAMPLES:
+            if len(audio) <= N_SAMPLES:
                 segments = self._window(features, options)
             else:
                 segments = self._long_form(features, options)
@@ -187,7 +185,7 @@ class TransformersWhisper:
             return_tensors="pt",
         ).input_features
         # zeros behind the spectrogram, where the extractor would put silence before it: as openai-whisper
-        missing = max(WINDOW_FRAMES - found.shape[-1], 0)
+        missing = max(N_FRAMES - found.shape[-1], 0)
         found = self._torch.nn.functional.pad(found, (0, missing))
         return found.to(self._device, self._model.dtype)
 

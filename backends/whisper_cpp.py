@@ -10,8 +10,8 @@ import numpy as np
 from backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
 from backends.checkpoints.conversions.ggml_model import ggml_file
 from backends.devices import require_package
+from backends.whisper_common.constants import N_SAMPLES
 from backends.whisper_common.decoding import (
-    WINDOW_SAMPLES,
     require_honourable,
     require_language,
     suppressed_tokens,
@@ -123,7 +123,7 @@ class WhisperCpp:
             BackendError: the model has no such language, or cannot do long clips.
         """
         require_language(self._checkpoint, language, self._languages)
-        is_long = len(audio) > WINDOW_SAMPLES
+        is_long = len(audio) > N_SAMPLES
         if is_long:
             self._require_timestamps()
         if len(audio) < FRAME_SAMPLES:

@@ -61,7 +61,7 @@ def attention(device: DeviceRef, dtype: DType, shared: Any) -> Graph:
 
 
 def log_mel_kernel(device: DeviceRef, shared: Any) -> Graph:
-    shapes = ("hops", log_mel.HOP), (2, log_mel.N_FFT), (DIMS.n_mels, log_mel.BINS)
+    shapes = ("hops", log_mel.HOP_LENGTH), (2, log_mel.N_FFT), (DIMS.n_mels, log_mel.BINS)
     return Graph(
         forward=lambda *given: device_ops.log_mel(*(x.tensor for x in given)),
         input_types=[TensorType(DType.float32, shape, device=device) for shape in shapes],

@@ -51,7 +51,7 @@ MAY_IMPORT = {  # package or module -> those of this project it may import; from
     "backends.base": set(),
     "backends.devices": {"backends.base"},
     "backends.checkpoints": {"backends.base"},
-    "backends.inspection": {"backends.base"},
+    "backends.inspection": {"backends.base", "backends.whisper_common"},
     "backends.whisper_common": {"backends.base"},
     "backends.torch_whisper": {"backends.whisper_common"},
     "backends.max_graph": {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib.util
 import lzma
 import os
@@ -14,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from backends.base import AsrbenchError, Checkpoint
+from backends.base import AsrbenchError, Checkpoint, did_you_mean
 from backends.checkpoints import containers, sources
 from backends.checkpoints.cache import cache_dir, locked, temporary_beside, user_cache_dir
 from backends.checkpoints.download import Progress
@@ -337,10 +336,9 @@ def _not_that_model(path: Path, entry: Entry, why: str) -> CheckpointError:
 def unknown(name: str) -> str:
     """Return what to tell the user about a name that no model has: the nearest one and all there are."""
     choices = list(dict.fromkeys([*catalogue(), *(path.stem for path in own_files())]))
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
     return (
-        f"no model is called {name!r}.{hint} Available: {', '.join(choices)}; or the path of a .pt file, of "
+        f"no model is called {name!r}.{did_you_mean(name, choices)} "
+        f"Available: {', '.join(choices)}; or the path of a .pt file, of "
         "a CTranslate2 or Hugging Face folder or of a whisper.cpp file; or the name of a .pt file in a "
         "folder that ASRBENCH_WEIGHTS names"
     )

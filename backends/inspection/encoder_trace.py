@@ -11,8 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from backends.base import BackendError
+from backends.whisper_common.constants import N_FRAMES
 
-WINDOW_FRAMES = 3000  # of one window: 30 s at 100 a second
 LOG_MEL = "log_mel"
 
 
@@ -51,8 +51,8 @@ def layer_shapes(dimensions: Mapping[str, int]) -> dict[str, tuple[int, int]]:
     """
     states = dimensions["n_audio_ctx"], dimensions["n_audio_state"]
     shapes = {
-        LOG_MEL: (dimensions["n_mels"], WINDOW_FRAMES),
-        "conv1": (WINDOW_FRAMES, dimensions["n_audio_state"]),
+        LOG_MEL: (dimensions["n_mels"], N_FRAMES),
+        "conv1": (N_FRAMES, dimensions["n_audio_state"]),
         "conv2": states,
     }
     shapes.update({f"block.{block}": states for block in range(dimensions["n_audio_layer"])})
@@ -78,8 +78,8 @@ def first_window(log_mel: Any) -> Any:
     """
     from whisper.audio import pad_or_trim
 
-    content_frames = log_mel.shape[-1] - WINDOW_FRAMES
-    return pad_or_trim(log_mel[:, : min(WINDOW_FRAMES, content_frames)], WINDOW_FRAMES)
+    content_frames = log_mel.shape[-1] - N_FRAMES
+    return pad_or_trim(log_mel[:, : min(N_FRAMES, content_frames)], N_FRAMES)
 
 
 def trace_whisper(model: Any, log_mel: Any) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings
 from backends.checkpoints.catalog import load_state_dict
 from backends.devices import require_cuda_torch, require_nvidia_gpu, require_package
 from backends.max_graph import session as sessions
+from backends.whisper_common.constants import HOP_LENGTH, N_FRAMES
 from backends.whisper_common.greedy import TRIM, TRIMMED, frames_to_encode
 
 PANEL = 32  # columns that the kernels compute at once
@@ -50,7 +51,7 @@ class MaxEngine:
         from max.driver import CPU, Accelerator, Buffer
         from max.engine import InferenceSession
         from max.graph import DeviceRef
-        from whisper.audio import N_FRAMES, mel_filters
+        from whisper.audio import mel_filters
         from whisper.model import ModelDimensions
 
         from backends.max_graph import log_mel
@@ -63,7 +64,6 @@ class MaxEngine:
         self.device = torch.device("cuda" if device == "cuda" else "cpu")
         self._torch = torch
         self._buffer = Buffer
-        self._n_frames = N_FRAMES
         self._trims = precision.endswith(TRIM)
         try:
             if device == "cuda":
@@ -146,11 +146,11 @@ class MaxEngine:
 
     def log_mel(self, audio: np.ndarray) -> Any:
         """See backends.whisper_common.greedy.Engine; frames of silence are filled in rather than computed."""
-        from backends.max_graph.log_mel import HOP, cut
+        from backends.max_graph.log_mel import cut
 
         hops = self._to_device(self._torch.from_numpy(cut(audio)))
         heard, silence = self._to_torch(self._models["log_mel"].execute(hops, self._filters))
-        mel = self._torch.empty((self.dims.n_mels, len(audio) // HOP + self._n_frames), device=self.device)
+        mel = self._torch.empty((self.dims.n_mels, len(audio) // HOP_LENGTH + N_FRAMES), device=self.device)
         frames = min(heard.shape[1], mel.shape[1])
         mel[:, :frames] = heard[:, :frames]
         mel[:, frames:] = silence

@@ -10,8 +10,7 @@ from max.graph import Graph, TensorType, ops
 
 from backends.max_graph import decoder, device_decoder, log_mel
 from backends.max_graph.modules import Place, Whisper, split_heads
-
-N_FRAMES = 3000  # of a 30 s window
+from backends.whisper_common.constants import N_FRAMES
 
 
 class WhisperGraphs:

@@ -16,9 +16,8 @@ from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
 from backends.base import BackendError
 from backends.max_graph import custom_ops, device_ops, encoder_ops
 from backends.max_graph.modules import Place
+from backends.whisper_common.constants import HOP_LENGTH, N_FFT, N_FRAMES
 
-N_FFT = 400  # 25 ms
-HOP = 160  # 10 ms
 BINS = N_FFT // 2 + 1
 FLOOR = 1e-10  # power below it counts as silence
 RANGE = 8.0  # decades below the loudest bin that are kept
@@ -26,7 +25,7 @@ RANGE = 8.0  # decades below the loudest bin that are kept
 
 def hops_type(device: DeviceRef) -> TensorType:
     """Audio cut every 10 ms: float32 (hops, 160)."""
-    return TensorType(DType.float32, ("hops", HOP), device=device)
+    return TensorType(DType.float32, ("hops", HOP_LENGTH), device=device)
 
 
 def tables() -> np.ndarray:
@@ -88,7 +87,9 @@ def log_mel(
     if not place.has_kernels:
         log = device_ops.log_mel(hops, ops.constant(tables(), DType.float32, device=device), filters)
     elif method == "mojo":
-        log = custom_ops.log_mel(ops.reshape(hops, (Dim("hops") * HOP,)), filters, frames, reflect=False)
+        log = custom_ops.log_mel(
+            ops.reshape(hops, (Dim("hops") * HOP_LENGTH,)), filters, frames, reflect=False
+        )
     else:
         mel = _mel_by_matmul(hops, filters, n_mels).transpose(0, 1)
         log = ops.log(ops.max(mel, ops.constant(FLOOR, DType.float32, device=device))) * float(1 / np.log(10))
@@ -101,7 +102,7 @@ def _mel_by_matmul(hops: TensorValue, filters: TensorValue, n_mels: int) -> Tens
     """Power in each mel band: (hops - 2, n_mels)."""
     cpu = DeviceRef.CPU()
     dft = ops.constant(encoder_ops.panels(windowed_dft().T), DType.float32, device=cpu)
-    spectrum = encoder_ops.product(hops, dft, rows=Dim("hops") - 2, step=HOP)
+    spectrum = encoder_ops.product(hops, dft, rows=Dim("hops") - 2, step=HOP_LENGTH)
     real, imaginary = spectrum[:, :BINS], spectrum[:, BINS : 2 * BINS]
     return encoder_ops.product(real * real + imaginary * imaginary, filters)[:, :n_mels]
 
@@ -111,11 +112,11 @@ def cut(audio: np.ndarray) -> np.ndarray:
 
     Mirrored by 200 samples at the start, followed by silence, as whisper's STFT sees it.
     """
-    frames = min(-(-(len(audio) + N_FFT // 2) // HOP), len(audio) // HOP + 3000)
-    padded = np.zeros((frames + 2) * HOP, np.float32)
+    frames = min(-(-(len(audio) + N_FFT // 2) // HOP_LENGTH), len(audio) // HOP_LENGTH + N_FRAMES)
+    padded = np.zeros((frames + 2) * HOP_LENGTH, np.float32)
     body = padded[N_FFT // 2 :][: len(audio)]
     body[:] = audio[: len(body)]
     mirror = np.zeros(N_FFT // 2, np.float32)
     mirror[: len(audio) - 1] = audio[1 : N_FFT // 2 + 1]
     padded[: N_FFT // 2] = mirror[::-1]
-    return padded.reshape(-1, HOP)
+    return padded.reshape(-1, HOP_LENGTH)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from backends.torch_whisper.linear import linear
+from backends.whisper_common.constants import HOP_LENGTH, N_AUDIO_CTX, N_FFT, N_SAMPLES
 
-ROWS = 1500  # what the packing of the weights is tuned to: one window
+ROWS = N_AUDIO_CTX  # what the packing of the weights is tuned to: one window
 QUERIES_AT_ONCE = 500
 
 
@@ -124,7 +125,7 @@ def log_mel(audio: np.ndarray, n_mels: int, device: Any) -> Any:
         torch.Tensor float32 (n_mels, samples // 160 + 3000), on `device`.
     """
     import torch
-    from whisper.audio import HOP_LENGTH, N_FFT, N_SAMPLES, mel_filters
+    from whisper.audio import mel_filters
 
     silence = N_FFT + HOP_LENGTH  # at least one whole frame of it
     signal = torch.nn.functional.pad(torch.from_numpy(audio).to(device), (0, silence))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
-from backends.base import SAMPLE_RATE_HZ, WINDOW_SECONDS, BackendError, Checkpoint, Settings
-
-WINDOW_SAMPLES = WINDOW_SECONDS * SAMPLE_RATE_HZ  # a clip up to here is one window, without timestamps
+from backends.base import BackendError, Checkpoint, Settings, did_you_mean
 
 
 def require_honourable(checkpoint: Checkpoint, settings: Settings) -> None:
@@ -47,10 +44,9 @@ def require_language(checkpoint: Checkpoint, language: str, known: Sequence[str]
             )
         return
     if known and language not in known:
-        close = difflib.get_close_matches(language, known, n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise BackendError(
-            f"{checkpoint.name} has no language {language!r}.{hint} It has {', '.join(sorted(known))}"
+            f"{checkpoint.name} has no language {language!r}.{did_you_mean(language, known)} "
+            f"It has {', '.join(sorted(known))}"
         )
 
 

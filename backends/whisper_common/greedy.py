@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from backends.base import BackendError, Checkpoint, Settings, Transcript
-from backends.whisper_common.decoding import WINDOW_SAMPLES, require_honourable, require_language
+from backends.whisper_common.constants import N_SAMPLES
+from backends.whisper_common.decoding import require_honourable, require_language
 from backends.whisper_common.stage_clock import StageClock
 
 FRAMES_PER_SECOND = 100  # of a log-mel spectrogram
@@ -220,7 +221,7 @@ class GreedyBackend:
                 self._model,
                 audio,
                 language=language,
-                without_timestamps=len(audio) <= WINDOW_SAMPLES,
+                without_timestamps=len(audio) <= N_SAMPLES,
                 fp16=False,
                 **self._options,
             )

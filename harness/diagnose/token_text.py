@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.util import find_spec
 
+from backends.base import MULTILINGUAL_VOCAB
 from backends.checkpoints.conversions.tokenizer_json import openai_ranks
 
 TIMESTAMPS = 1501  # the last ids of every vocabulary: 0.00 to 30.00 s in steps of 0.02 s
-MULTILINGUAL = 51_865  # ids there are at least in the multilingual vocabulary
 
 
 def token_text(token: int, n_vocab: int) -> str | None:
@@ -22,13 +22,13 @@ def token_text(token: int, n_vocab: int) -> str | None:
         return f"<|{(token - begin) * 0.02:.2f}|>"
     if token == end_of_text(n_vocab):
         return "<|endoftext|>"
-    found = _vocabulary(n_vocab >= MULTILINGUAL).get(token)
+    found = _vocabulary(n_vocab >= MULTILINGUAL_VOCAB).get(token)
     return None if found is None else found.decode("utf-8", "backslashreplace")
 
 
 def end_of_text(n_vocab: int) -> int:
     """Return the id of the token that ends a window."""
-    return 50_257 if n_vocab >= MULTILINGUAL else 50_256
+    return 50_257 if n_vocab >= MULTILINGUAL_VOCAB else 50_256
 
 
 @lru_cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import sys
@@ -13,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
-from backends.base import AsrbenchError
+from backends.base import AsrbenchError, did_you_mean
 
 Normalizer = Callable[[str, str], str]  # (text, ISO 639-1 language) -> words joined by single spaces
 
@@ -93,9 +92,9 @@ def chosen(names: str) -> list[str]:
 
 def _check(name: str) -> None:
     if name not in NAMES:
-        close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise NormalizerError(f"no normaliser is called {name!r}.{hint} Available: {', '.join(NAMES)}")
+        raise NormalizerError(
+            f"no normaliser is called {name!r}.{did_you_mean(name, NAMES)} Available: {', '.join(NAMES)}"
+        )
 
 
 def _split_only(text: str, language: str) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from backends.base import AsrbenchError
+from backends.base import AsrbenchError, did_you_mean
 from harness import record
 from harness.record import Run
 from harness.report import complete, html, markdown, tables
@@ -55,9 +54,10 @@ def render(run: Run, name: str) -> str:
         return FORMATS[name](run)
     plugin = _plugins().get(name)
     if plugin is None:
-        close = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise FormatError(f"no report format is called {name!r}.{hint} Available: {', '.join(names())}")
+        raise FormatError(
+            f"no report format is called {name!r}.{did_you_mean(name, names())} "
+            f"Available: {', '.join(names())}"
+        )
     try:
         text = plugin.load()(copy.deepcopy(run))  # a copy: the record is what is stored afterwards
     except Exception as error:  # whatever a stranger's code raises; ours must go on

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backends.base import AsrbenchError
+from backends.base import AsrbenchError, did_you_mean
 from harness import record
 from harness.record import Run
 from harness.regression import preconditions
@@ -118,10 +117,9 @@ def series(runs: Sequence[Run], metric: str = "rtfx", backend: str | None = None
         names = sorted({name for one in found for name in (one.variant.partition("@")[0], one.variant)})
         found = [one for one in found if backend in (one.variant, one.variant.partition("@")[0])]
         if not found:
-            close = difflib.get_close_matches(backend, names, n=1, cutoff=0.5)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
             raise HistoryError(
-                f"no stored run has {backend!r}.{hint} There are: {', '.join(names) or 'none'}"
+                f"no stored run has {backend!r}.{did_you_mean(backend, names)} "
+                f"There are: {', '.join(names) or 'none'}"
             )
     if not found:
         raise HistoryError(f"no stored run has the figure {metric}; choose one of {', '.join(METRICS)}")

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import AsrbenchError, BackendError, BackendUnavailable, Checkpoint
+from backends.base import MULTILINGUAL_VOCAB, AsrbenchError, BackendError, BackendUnavailable, Checkpoint
 from backends.checkpoints.cache import cache_dir, locked
 from backends.checkpoints.catalog import CheckpointError, identified, openai_table
 from backends.checkpoints.file import read_dimensions, read_tensors
@@ -135,7 +135,7 @@ def _configure(config: Any, dimensions: dict[str, int], name: str | None) -> Non
     from backends.checkpoints.conversions.tokenizer_json import special_tokens
 
     names = special_tokens(dimensions["n_vocab"])
-    tokenizer = get_tokenizer(dimensions["n_vocab"] >= 51_865)
+    tokenizer = get_tokenizer(dimensions["n_vocab"] >= MULTILINGUAL_VOCAB)
     never = ("transcribe", "translate", "startoftranscript", "startofprev", "startoflm", "nospeech")
     # what whisper.decoding.DecodingTask suppresses for suppress_tokens="-1", and for suppress_blank
     config.suppress_ids = sorted({*tokenizer.non_speech_tokens, *(names[f"<|{name}|>"] for name in never)})

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from backends.base import BackendError
+from backends.base import MULTILINGUAL_VOCAB, BackendError
 
 
 def tokenizer_json(n_vocab: int) -> Any:
@@ -23,7 +23,7 @@ def tokenizer_json(n_vocab: int) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     names = special_tokens(n_vocab)
-    ranks = openai_ranks(n_vocab >= 51_865)
+    ranks = openai_ranks(n_vocab >= MULTILINGUAL_VOCAB)
     if list(names.values()) != list(range(len(ranks), n_vocab)):
         raise BackendError(f"openai-whisper's tokenizer has no vocabulary of {n_vocab} tokens")
     vocabulary = {_printable(token): rank for token, rank in ranks.items()}
@@ -39,7 +39,7 @@ def special_tokens(n_vocab: int) -> dict[str, int]:
     """Return openai-whisper's special tokens and their ids, in the order of the ids. Imports whisper."""
     from whisper.tokenizer import get_tokenizer
 
-    multilingual = n_vocab >= 51_865
+    multilingual = n_vocab >= MULTILINGUAL_VOCAB
     languages = n_vocab - 51_765 - multilingual  # as whisper.model.Whisper.num_languages
     found = get_tokenizer(multilingual, num_languages=languages).special_tokens
     return dict(sorted(found.items(), key=lambda item: item[1]))

@@ -5,11 +5,11 @@ To add a format, write one file with `recognises(path)` and `read(path, options)
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from backends.base import did_you_mean
 from harness.corpus.importers import common_voice, folder, librispeech, nemo, tabular
 from harness.corpus.importers.utterance import CorpusImportError, Options, Utterance
 
@@ -50,9 +50,10 @@ def read(path: Path, name: str | None, options: Options) -> Iterator[Utterance]:
         CorpusImportError: no such format, or the corpus's own files are wrong.
     """
     if name is not None and name not in FORMATS:
-        close = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise CorpusImportError(f"no corpus format is called {name!r}.{hint} Available: {', '.join(FORMATS)}")
+        raise CorpusImportError(
+            f"no corpus format is called {name!r}.{did_you_mean(name, FORMATS)} "
+            f"Available: {', '.join(FORMATS)}"
+        )
     if not path.exists():
         raise CorpusImportError(f"{path} does not exist; check the path")
     yield from FORMATS[name or detect(path)].read(path, options)

@@ -1,0 +1,35 @@
+"""What every engine on PyTorch sets alike: threads, and float32 that is float32."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from backends.base import BackendError
+
+
+def set_threads(threads: int) -> None:
+    """Have torch run `threads` threads; raises BackendError if it does not."""
+    import torch
+
+    torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != 1:
+        # torch allows it once, before its first parallel work; applied_settings tells what it is
+        with suppress(RuntimeError):
+            torch.set_num_interop_threads(1)
+    if torch.get_num_threads() != threads:
+        raise BackendError(f"torch runs {torch.get_num_threads()} threads where {threads} were asked for")
+
+
+def forbid_tf32() -> None:
+    """Keep TF32 out of matrix products and convolutions: float32 must mean float32."""
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def uses_tf32() -> bool:
+    """Whether any float32 product of this process may round to TF32."""
+    import torch
+
+    return bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
