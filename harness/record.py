@@ -20,9 +20,9 @@ SCHEMA_VERSION = 2
 
 SCHEMA_PATH = Path(__file__).with_name("run.schema.json")
 
-Run = dict[
-    str, Any
-]  # validated against run.schema.json; raw samples kept, figures derived by harness.scoring.score
+# Both follow run.schema.json. Raw samples are kept; harness.scoring.score derives the figures.
+Run = dict[str, Any]
+Result = dict[str, Any]  # what one variant did in a run
 
 
 class RecordError(AsrbenchError):

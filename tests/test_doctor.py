@@ -195,7 +195,7 @@ def test_a_wrong_weights_variable_is_a_finding(monkeypatch, tmp_path):
 
 
 def test_missing_clips_fail(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor_checks.corpus, "BUNDLED_MANIFEST", tmp_path / "manifest.jsonl")
+    monkeypatch.setattr("harness.corpus.clips.BUNDLED_MANIFEST", tmp_path / "manifest.jsonl")
     monkeypatch.setattr(doctor, "CHECKS", (("clips", doctor_checks._clips),))
     found = doctor.examine(tmp_path)
     assert [finding.status for finding in found] == [FAIL]

@@ -44,7 +44,11 @@ __all__ = [
     "weights_folders",
 ]
 
-SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "weights"
+CHECKOUT_FOLDER = Path(__file__).resolve().parents[2] / "weights"
+# A wheel has no checkout around it: it holds a copy of what is shipped (pyproject.toml).
+SHIPPED_FOLDER = (
+    CHECKOUT_FOLDER if (CHECKOUT_FOLDER / "catalog.toml").exists() else Path(__file__).parent / "shipped"
+)
 # The project runs from its checkout, so this is the checkout's folder, also for an editable install. A wheel
 # holds no weights: the folder is absent then, and only OpenAI's models are in the catalogue.
 CATALOG_VERSION = 2

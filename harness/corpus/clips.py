@@ -19,7 +19,11 @@ from backends.base import SAMPLE_RATE_HZ, AsrbenchError
 from harness.corpus import audio as audio_file
 from harness.corpus.manifests import Entry, is_language, read, read_manifest
 
-BUNDLED_MANIFEST = Path(__file__).resolve().parents[2] / "audio_samples" / "manifest.jsonl"
+CHECKOUT_MANIFEST = Path(__file__).resolve().parents[2] / "audio_samples" / "manifest.jsonl"
+# A wheel has no checkout around it: it holds a copy of the bundled clips (pyproject.toml).
+BUNDLED_MANIFEST = (
+    CHECKOUT_MANIFEST if CHECKOUT_MANIFEST.exists() else Path(__file__).parent / "bundled" / "manifest.jsonl"
+)
 
 DEFAULT_LANGUAGE = "en"
 DURATION_SLACK_SECONDS = 0.1  # how far a manifest's duration may be off, or

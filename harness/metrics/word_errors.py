@@ -8,9 +8,8 @@ from typing import Any
 import jiwer
 
 from harness.metrics import normalizers
-from harness.record import Run
+from harness.record import Result, Run
 
-Result = dict[str, Any]
 Sample = Mapping[str, Any]
 
 _COUNTS = (

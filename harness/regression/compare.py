@@ -8,18 +8,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from backends.base import AsrbenchError
 from harness.escape import visible
-from harness.record import Run
+from harness.record import Result, Run
 from harness.regression import changes
 from harness.regression.changes import TimeChange
 from harness.regression.preconditions import Difference, changed, differences
 from harness.regression.verdict import Limits, Row, judge
 from harness.scenarios import registry
-
-Result = dict[str, Any]
 
 BUSY_FRACTION = 0.10  # of all cores, used by other programs: beyond it the clock alone proves nothing
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from harness.metrics import mann_whitney
+from harness.record import Result
 from harness.regression import changes
 from harness.regression.changes import TextChange, TimeChange, WordChange
-
-Result = dict[str, Any]
 
 SPIKES_RISE = 0.05  # share of calls that may become spikes before it is worth a remark
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.metrics import word_errors
-from harness.record import Run
+from harness.record import Result, Run
 from harness.scenarios import server_figures
 from harness.scoring import ranking, timed_samples
 from harness.scoring.cache_probes import UNSEEN_OVER_SEEN_LIMIT
@@ -21,8 +21,6 @@ LATE_WORK_LIMIT = 0.05  # share of the measured time that may go on after calls 
 CLOCK_RATIO_LIMIT = 0.8  # the worker's own time over the parent's for the same call
 MESSAGE_SECONDS = 0.005  # below this, messages alone can explain a difference between the two clocks
 CHANGED_WORDS_LIMIT = 0.5  # of a copy's words, against the clip's own answer
-
-Result = dict[str, Any]
 
 
 def judge(run: Run) -> None:

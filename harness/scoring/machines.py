@@ -14,9 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.metrics.word_errors import is_answered
-from harness.record import Run
-
-Result = dict[str, Any]
+from harness.record import Result, Run
 
 
 def settle(run: Run) -> None:

@@ -18,10 +18,9 @@ import numpy as np
 from backends.base import AsrbenchError
 from harness.metrics import bootstrap, normalizers, word_errors
 from harness.metrics.word_errors import Texts, errors, first_answers, is_timed, ratio
-from harness.record import Run
+from harness.record import Result, Run
 from harness.scenarios import offline_figures, registry, server_figures, streaming
 
-Result = dict[str, Any]
 Sample = Mapping[str, Any]
 
 
