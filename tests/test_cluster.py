@@ -66,7 +66,7 @@ def runs(
     clips: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """The records of one process and of three actors, one of them killed; what the latter run imported."""
-    pytest.importorskip("ray", reason="needs pip install 'asrbench[cluster]'")
+    pytest.importorskip("ray", reason="needs ray")
     alone, divided = (tmp_path_factory.mktemp(name) for name in ("alone", "divided"))
     local = subprocess.run(
         [sys.executable, "-m", "harness.cli", *arguments(clips, model, alone)],

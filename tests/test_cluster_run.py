@@ -393,4 +393,4 @@ def test_ray_that_is_not_installed_is_one_clear_error(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert asrbench("--backends", "twin", "--executor", "ray") == 2
-    assert capsys.readouterr().err.strip().endswith("pip install 'asrbench[cluster]'")
+    assert capsys.readouterr().err.strip().endswith("python -m pip install ray")

@@ -79,3 +79,11 @@ def test_builtin_backends_follow_the_protocol() -> None:
         for method in ("check", "load", "transcribe", "synchronize", "applied_settings"):
             assert hasattr(engine, method), f"{name} lacks {method}"
         assert backends.of(name)
+
+
+def test_no_advice_installs_a_package_called_asrbench() -> None:
+    """The index has another project of that name: advice names the packages that are missing."""
+    for folder in ("backends", "harness", "docs", "examples", "scripts"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".md", ".sh", ".toml"):
+                assert not re.search(r"install[^\n]*\basrbench\[", path.read_text()), path

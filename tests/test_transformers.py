@@ -29,7 +29,7 @@ HEARING = {"no_speech_threshold": 2.0}  # the fakes' own no-speech probability i
 
 @pytest.fixture
 def library() -> Any:
-    return pytest.importorskip("transformers", reason="needs pip install 'asrbench[transformers]'")
+    return pytest.importorskip("transformers", reason="needs transformers")
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ HEARING = {"no_speech_threshold": 2.0}  # the fakes' own no-speech probability i
 
 @pytest.fixture
 def library() -> Any:
-    return pytest.importorskip("_pywhispercpp", reason="needs pip install 'asrbench[whisper-cpp]'")
+    return pytest.importorskip("_pywhispercpp", reason="needs pywhispercpp")
 
 
 @pytest.fixture(scope="session")

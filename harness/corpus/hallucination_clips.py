@@ -29,7 +29,7 @@ NOISE_RMS = 0.05
 BABBLERS = 6
 REPEATS = 5
 VOICES = ("en-us+m3", "en-us+f3", "en-gb-x-rp+m1", "en+f1", "en-gb-scotland+m5", "en-us+f4")
-EXTRA = "pip install 'asrbench[train]'"
+EXTRA = "python -m pip install espeakng-loader scipy"
 
 _SUBJECTS = ("the gardener", "my sister", "an old captain", "the young teacher", "our neighbour", "the baker")
 _VERBS = ("carried", "painted", "repaired", "remembered", "followed", "borrowed", "discovered", "collected")

@@ -20,7 +20,7 @@ from harness.corpus.importers.utterance import (
     plain,
 )
 
-EXTRA = "pip install 'asrbench[datasets]'"
+EXTRA = "python -m pip install datasets"
 SIGNATURES = ((b"RIFF", ".wav"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"ID3", ".mp3"))
 
 

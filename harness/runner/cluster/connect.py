@@ -41,7 +41,7 @@ def connected(address: str | None, workers: int | None, threads: int | None) -> 
     try:
         import ray
     except ImportError as error:
-        raise ClusterError("--executor ray needs Ray: pip install 'asrbench[cluster]'") from error
+        raise ClusterError("--executor ray needs Ray: python -m pip install ray") from error
     if address not in (None, "auto"):
         _knock(address)
     own: dict[str, Any] = {} if address else {"num_cpus": _local_cores(workers, threads)}
