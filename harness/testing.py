@@ -32,10 +32,9 @@ from backends import Variant
 from backends.base import SAMPLE_RATE_HZ, AsrbenchError, Backend, BackendUnavailable, Checkpoint, Settings
 from backends.base import Transcript as Answer
 from backends.checkpoints import catalog
-from harness.corpus import audio
-from harness.worker.environment import PROJECT_ROOT
+from harness.corpus import BUNDLED_MANIFEST, audio
 
-BUNDLED_CLIP = PROJECT_ROOT / "audio_samples" / "short.flac"
+BUNDLED_CLIP = BUNDLED_MANIFEST.with_name("short.flac")
 ENGINES = (  # whatever takes long to import, or memory
     *("torch", "whisper", "ctranslate2", "faster_whisper", "transformers", "max", "tensorflow", "jax"),
     *("onnxruntime", "nemo", "mlx", "openvino", "tensorrt"),

@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from backends import child_process
 from backends.checkpoints.download import DownloadError, Progress
 
 BLOCK_BYTES = 1 << 20
@@ -127,7 +128,7 @@ def _download(pip: list[str], requirement: str, place: Path) -> None:
 
 def _pip() -> list[str]:
     if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip"]
+        return child_process.command("pip")
     wheels = _bundled_wheels()  # environments that uv makes have no pip
     if wheels:
         return [sys.executable, str(wheels[-1] / "pip")]

@@ -19,10 +19,8 @@ from typing import Any
 
 import psutil
 
-from backends import Variant
+from backends import Variant, child_process
 from backends.base import Checkpoint, Settings
-
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 # Every pool an engine may own is told the same number of threads.
 THREAD_VARIABLES = (
@@ -67,18 +65,15 @@ class Worker:
         self._log_path = log_path
         self._quote_log = quote_log
         ours, theirs = socket.socketpair()
-        environment = dict(os.environ, TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
+        environment = child_process.environment()
+        environment.update(TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
         environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
         for name, value in SPIN_VARIABLES.items():
             environment.setdefault(name, value)
-        # The root first: the worker must import this checkout whatever the user's folder holds.
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [str(PROJECT_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
-        )
         cores = pinned_cores(threads)
         with log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "harness.worker.child", str(theirs.fileno())],
+                child_process.command("harness.worker.child", theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=log,  # an engine's prints must not reach the user's stdout, which may be JSON
                 stderr=log,

@@ -14,10 +14,10 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from backends import child_process
 from backends.base import Checkpoint
 from backends.checkpoints.cache import cache_dir, locked, replaced_whole
 from backends.checkpoints.containers import ctranslate2, ggml, huggingface, openai_format
@@ -164,10 +164,10 @@ def _key(source: Path) -> str:
 
 
 def _run(*arguments: object) -> None:
-    root = str(Path(__file__).resolve().parents[3])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", __name__, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = child_process.command(__name__, *arguments)
+    done = subprocess.run(
+        command, env=child_process.environment(), capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         killed = "the process that reads the weights was killed; is there memory enough?"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from backends import child_process
 from backends.base import MULTILINGUAL_VOCAB, AsrbenchError, BackendError, BackendUnavailable, Checkpoint
 from backends.checkpoints.cache import cache_dir, locked
 from backends.checkpoints.catalog import CheckpointError, identified, openai_table
@@ -62,14 +62,12 @@ def convert(checkpoint: Checkpoint) -> Path:
             return folder  # another process was first
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:12]}."))
         try:
-            root = str(Path(__file__).resolve().parents[3])
-            environment = {
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
-            }
-            command = [sys.executable, "-m", __name__, checkpoint.path, checkpoint.sha256, temporary]
             done = subprocess.run(
-                [str(part) for part in command], env=environment, capture_output=True, text=True, check=False
+                child_process.command(__name__, checkpoint.path, checkpoint.sha256, temporary),
+                env=child_process.environment(),
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if done.returncode != 0:
                 reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]

@@ -1,0 +1,26 @@
+"""Runs modules of this project in processes of their own, whatever lies in the folder one stands in.
+
+`python -m` and `python -c` put the current folder first on the path, so a `numpy.py` there would run in place
+of numpy. PYTHONSAFEPATH prevents it from Python 3.11 on only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+WITHOUT_CURRENT_FOLDER = "import sys; sys.path[:] = [path for path in sys.path if path]; "
+
+
+def command(module: str, *arguments: object) -> list[str]:
+    """Return the command that runs a module as `python -m` does, without the current folder on its path."""
+    code = f"{WITHOUT_CURRENT_FOLDER}import runpy; runpy.run_module({module!r}, None, '__main__', True)"
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment, with this checkout or installation first on the path."""
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), *others])}
