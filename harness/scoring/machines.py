@@ -21,7 +21,7 @@ def settle(run: Run) -> None:
     """Choose the kind of machine whose times count, mark the others' samples, and say so in the warnings.
 
     Sets `host` and `versions` to those of its first machine. A run on one machine is left as it is. To be
-    called after sittings.settle: a sample counts only if its sitting does, too.
+    called after timed_samples.settle: a sample counts only if its sitting does, too.
     """
     hosts = run.get("hosts")
     if not hosts:
