@@ -15,7 +15,7 @@ import tones
 from harness import record
 
 ROOT = Path(__file__).parent.parent
-RUNS = {"nano.en": "nano.en-bundled-cpu", "tiny.en": "tiny.en-english-cpu"}
+RUNS = {"nano.en": "nano.en-bundled-cpu", "tiny.en": "tiny.en-english-cpu", "base": "base-nine-languages-cpu"}
 
 
 def test_hours_of_the_docs_follow_from_the_published_runs() -> None:
