@@ -24,6 +24,24 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         help="measure backends and print the table",
         description="Measure backends on the same audio, weights and decoding, and rank the right ones.",
     )
+    _add_what(parser)
+    _add_scenarios(parser)
+    _add_decoding(parser)
+    _add_measuring(parser)
+    _add_output(parser)
+    parser.set_defaults(func=run)
+
+
+def of_command(command: Sequence[str]) -> argparse.Namespace | None:
+    """Return the arguments of a stored run's command; None where it was not `asrbench run`."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_parser(parser.add_subparsers(), lambda arguments: 0)
+    with contextlib.suppress(argparse.ArgumentError, SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        return parser.parse_args(list(command[1:]))
+    return None
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is measured")
     what.add_argument(
         "--backends",
@@ -103,7 +121,49 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         action="store_true",
         help="do not add the reference backend; rows are then not ranked",
     )
-    _add_scenarios(parser)
+
+
+def _add_scenarios(parser: argparse.ArgumentParser) -> None:
+    """Add what one scenario alone has; scenario.OPTIONS says which."""
+    offline = parser.add_argument_group("--scenario offline: all clips at once, for throughput")
+    offline.add_argument(
+        "--batch-sizes",
+        type=registry.batch_sizes,
+        metavar="1,4,8",
+        help="clips a call; each size is a row of its own (default 1,4,8)",
+    )
+    server = parser.add_argument_group(
+        "--scenario server: requests arrive by chance (Poisson), and latency counts their waiting"
+    )
+    server.add_argument("--rate", type=positive, metavar="R", help="requests a second")
+    server.add_argument(
+        "--find-max-rate", action="store_true", help="search the largest rate that keeps --p99"
+    )
+    server.add_argument(
+        "--p99", type=positive, metavar="S", help="99 in 100 requests are to be answered within S seconds"
+    )
+    server.add_argument(
+        "--server-requests",
+        type=at_least(1),
+        metavar="N",
+        help=f"requests a session (default {server_options.REQUESTS}, or each clip once if there are more)",
+    )
+    server.add_argument(
+        "--server-seconds",
+        type=positive,
+        metavar="S",
+        help=f"a session begins no request after it (default {server_options.LIMIT_SECONDS:g})",
+    )
+    fed = parser.add_argument_group("--scenario streaming: clips are fed in real time")
+    fed.add_argument(
+        "--chunk-seconds",
+        type=positive,
+        metavar="S",
+        help=f"audio handed over at a time (default {streaming.CHUNK_SECONDS:g})",
+    )
+
+
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how it decodes (the same for every backend)")
     how.add_argument("--beam-size", type=at_least(1), default=1, metavar="N", help="1 is greedy (default)")
     how.add_argument("--language", metavar="XX", help="default: each clip's own, else English")
@@ -114,6 +174,9 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         metavar="N",
         help="CPU threads an engine may use; default: physical cores",
     )
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
     timing = parser.add_argument_group("how it is measured and judged")
     timing.add_argument(
         "--rounds",
@@ -158,6 +221,9 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         help=f"the first judges, the others are shown beside it: {', '.join(normalizers.NAMES)}",
     )
     timing.add_argument("--seed", type=at_least(0), default=0, metavar="N")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("what comes out")
     output.add_argument(
         "--slice",
@@ -199,56 +265,6 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         choices=["text", "json"],
         default="text",
         help="json: progress as one JSON object a line on stderr (default text)",
-    )
-    parser.set_defaults(func=run)
-
-
-def of_command(command: Sequence[str]) -> argparse.Namespace | None:
-    """Return the arguments of a stored run's command; None where it was not `asrbench run`."""
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    add_parser(parser.add_subparsers(), lambda arguments: 0)
-    with contextlib.suppress(argparse.ArgumentError, SystemExit), contextlib.redirect_stderr(io.StringIO()):
-        return parser.parse_args(list(command[1:]))
-    return None
-
-
-def _add_scenarios(parser: argparse.ArgumentParser) -> None:
-    """Add what one scenario alone has; scenario.OPTIONS says which."""
-    offline = parser.add_argument_group("--scenario offline: all clips at once, for throughput")
-    offline.add_argument(
-        "--batch-sizes",
-        type=registry.batch_sizes,
-        metavar="1,4,8",
-        help="clips a call; each size is a row of its own (default 1,4,8)",
-    )
-    server = parser.add_argument_group(
-        "--scenario server: requests arrive by chance (Poisson), and latency counts their waiting"
-    )
-    server.add_argument("--rate", type=positive, metavar="R", help="requests a second")
-    server.add_argument(
-        "--find-max-rate", action="store_true", help="search the largest rate that keeps --p99"
-    )
-    server.add_argument(
-        "--p99", type=positive, metavar="S", help="99 in 100 requests are to be answered within S seconds"
-    )
-    server.add_argument(
-        "--server-requests",
-        type=at_least(1),
-        metavar="N",
-        help=f"requests a session (default {server_options.REQUESTS}, or each clip once if there are more)",
-    )
-    server.add_argument(
-        "--server-seconds",
-        type=positive,
-        metavar="S",
-        help=f"a session begins no request after it (default {server_options.LIMIT_SECONDS:g})",
-    )
-    fed = parser.add_argument_group("--scenario streaming: clips are fed in real time")
-    fed.add_argument(
-        "--chunk-seconds",
-        type=positive,
-        metavar="S",
-        help=f"audio handed over at a time (default {streaming.CHUNK_SECONDS:g})",
     )
 
 
