@@ -296,6 +296,21 @@ def test_second_run_is_refused_while_one_measures(
         first.communicate(timeout=30)
 
 
+def test_a_link_at_the_lock_is_not_followed(
+    asrbench: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / f"asrbench-{os.getuid()}.lock").symlink_to(precious)
+    assert asrbench("--backends", "honest", "--rounds", "1") == 2
+    assert "cannot open the lock" in capsys.readouterr().err
+    assert precious.read_text() == "mine"
+
+
 def test_full_disk_is_a_clear_error_and_keeps_the_last_save(
     asrbench: Callable[..., int],
     tmp_path: Path,

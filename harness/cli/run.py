@@ -299,7 +299,14 @@ def _point_latest(results: Path, folder: Path) -> None:
 def _one_at_a_time() -> Iterator[None]:
     """Hold the machine-wide lock: two runs at once would measure each other."""
     path = Path(tempfile.gettempdir()) / f"asrbench-{os.getuid()}.lock"
-    with path.open("a+") as lock:
+    try:
+        # a link there could lead to any file of the user's
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise RunError(
+            f"cannot open the lock {path}: {error.strerror}; remove it, or set another TMPDIR"
+        ) from error
+    with os.fdopen(descriptor, "r+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
