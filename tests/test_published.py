@@ -97,3 +97,21 @@ def test_batches_of_performance_are_those_of_the_offline_run() -> None:
         best = max(speeds[1:]) / speeds[0]
         expected.append([precision, *(f"{speed:.1f}" for speed in speeds), f"{best:.2f}"])
     assert cells("performance.md", "| precision | one at a time") == expected
+
+
+@pytest.mark.parametrize("name", [MAIN_RUN, "base-nine-languages-cpu"])
+def test_float32_engines_wrote_what_the_reference_wrote(name: str) -> None:
+    """The same text, in as many tokens, on every clip of every round: docs/exactness.md says so."""
+    run = record.read(PUBLISHED / name)
+    answers = {
+        result["variant"]: {
+            (sample["clip"], sample["round"]): (sample["text_sha256"], sample["token_count"])
+            for sample in result["samples"]
+        }
+        for result in run["results"]
+        if result["precision"] == "float32"
+    }
+    assert set(answers) >= {f"{engine}@cpu/float32" for engine in ("max", "max-hybrid", "torch-fast")}
+    reference = answers[run["settings"]["reference"]]
+    for variant, found in answers.items():
+        assert found == reference, variant
