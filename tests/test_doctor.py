@@ -220,7 +220,7 @@ def test_a_nearly_full_disk_is_a_warning(tmp_path, monkeypatch):
 def test_a_busy_or_throttled_machine_is_a_warning(monkeypatch):
     calm = {"governor": "performance", "memory_bytes": 64 << 30, "memory_limit_bytes": None}
     described = {**calm, "host_class": "x", "logical_cores": 4}
-    monkeypatch.setattr(doctor_checks.host, "describe", lambda: described)
+    monkeypatch.setattr(doctor_checks.environment, "describe", lambda: described)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.1, 0.1))
     assert statuses("machine") == [OK]
     described["governor"] = "powersave"

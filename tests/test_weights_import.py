@@ -92,7 +92,7 @@ def test_a_process_that_dies_leaves_nothing(
     script = tmp_path / "python"
     script.write_text(f"#!/bin/sh\necho noise >&2\necho reason >&2\n{ending}\n")
     script.chmod(0o755)
-    monkeypatch.setattr(containers.sys, "executable", str(script))
+    monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(CheckpointError, match=message):
         imported(container)
     with pytest.raises(CheckpointError, match=message):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from backends.checkpoints import catalog
-from harness import cli
+from harness.cli import commands
 from harness.metrics import mann_whitney
 from harness.regression.verdict import Limits
 from harness.scenarios import registry
@@ -57,7 +57,7 @@ def test_measuring_command_is_one_that_make_and_asrbench_know(steps: list[dict[s
     words = shlex.split(running(steps, "make benchmark")["run"])
     assert words[:2] == ["make", "benchmark"]
     arguments = shlex.split(words[2].removeprefix("ARGS="))
-    parsed = cli._parser().parse_args(["run", *arguments])
+    parsed = commands._parser().parse_args(["run", *arguments])
     assert parsed.model == catalog.FALLBACK_MODEL
     rounds = parsed.rounds or registry.ROUNDS[parsed.scenario]
     assert mann_whitney.smallest_p_value(rounds, rounds) < Limits().alpha
@@ -67,7 +67,7 @@ def test_comparing_command_is_one_that_asrbench_knows(steps: list[dict[str, Any]
     step = running(steps, "asrbench compare")
     program, *arguments = shlex.split(step["run"])
     assert program == ".venv/bin/asrbench"
-    parsed = cli._parser().parse_args(arguments)
+    parsed = commands._parser().parse_args(arguments)
     assert parsed.base == "baseline"
     assert parsed.baselines == Path("results/baselines")
     assert parsed.new == Path("results/latest")
@@ -76,7 +76,7 @@ def test_comparing_command_is_one_that_asrbench_knows(steps: list[dict[str, Any]
 
 
 def test_comparison_and_run_are_kept_whatever_the_outcome(steps: list[dict[str, Any]]) -> None:
-    output = cli._parser().parse_args(shlex.split(running(steps, "asrbench compare")["run"])[1:]).output
+    output = commands._parser().parse_args(shlex.split(running(steps, "asrbench compare")["run"])[1:]).output
     summary = running(steps, "GITHUB_STEP_SUMMARY")
     assert f"cat {output}" in summary["run"]
     (upload,) = (step for step in steps if step.get("uses", "").startswith("actions/upload-artifact@"))
