@@ -36,8 +36,8 @@ import numpy as np
 import tones
 
 from backends.base import BackendError, Transcript
-from backends.checkpoint_file import read_dimensions
-from backends.decoding import require_honourable, require_language
+from backends.checkpoints.file import read_dimensions
+from backends.whisper_common.decoding import require_honourable, require_language
 
 
 class Good:

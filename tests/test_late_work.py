@@ -173,7 +173,7 @@ def test_a_thread_that_polls_for_ever_is_no_work():
 def test_the_thread_pool_of_torch_is_not_taken_for_late_work():
     code = """
 import torch
-from harness.late_work import LateWorkDetector
+from harness.worker.late_work import LateWorkDetector
 torch.set_num_threads(2)
 a = torch.randn(512, 384)
 detector = LateWorkDetector()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
@@ -11,6 +12,7 @@ import jsonschema_rs
 import pytest
 
 import backends
+from backends.whisper_common import decoding
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -87,3 +89,11 @@ def test_no_advice_installs_a_package_called_asrbench() -> None:
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".md", ".sh", ".toml"):
                 assert not re.search(r"install[^\n]*\basrbench\[", path.read_text()), path
+
+
+def test_the_old_address_of_decoding_still_answers() -> None:
+    """Plug-ins that an earlier `new-backend` wrote import it."""
+    with pytest.warns(DeprecationWarning, match=r"backends\.whisper_common\.decoding"):
+        old = importlib.import_module("backends.decoding")
+    assert old.require_language is decoding.require_language
+    assert old.require_honourable is decoding.require_honourable

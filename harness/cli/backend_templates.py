@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backends.base import Backend, BackendUnavailable, Checkpoint, Settings, Transcript
-from backends.decoding import require_honourable, require_language
+from backends.whisper_common.decoding import require_honourable, require_language
 
 
 class {class_name}:
