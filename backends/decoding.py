@@ -1,4 +1,4 @@
-"""The old address of `backends.whisper_common.decoding`, which plug-ins written by an earlier `asrbench new-backend` import."""
+"""The old address of `backends.whisper_common.decoding`; files of an earlier `new-backend` import it."""
 
 import warnings
 
@@ -7,7 +7,7 @@ from backends.whisper_common.decoding import require_honourable, require_languag
 __all__ = ["require_honourable", "require_language", "suppressed_tokens"]
 
 warnings.warn(
-    "backends.decoding has moved to backends.whisper_common.decoding; the old name goes with the next release",
+    "backends.decoding has moved to backends.whisper_common.decoding; the old one goes with the next release",
     DeprecationWarning,
     stacklevel=2,
 )
