@@ -95,7 +95,7 @@ def test_a_path_resolves_to_its_own_hash_and_dimensions(model: Path) -> None:
 def test_resolving_imports_no_engine(model: Path) -> None:
     code = (
         "import sys; from backends.checkpoints import catalog; catalog.catalogue();"
-        f"checkpoint.resolve({str(model)!r});"
+        f"catalog.resolve({str(model)!r});"
         "print(sorted({'torch', 'whisper', 'ctranslate2', 'faster_whisper', 'max'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
