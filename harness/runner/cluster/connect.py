@@ -61,12 +61,13 @@ def connected(address: str | None, workers: int | None, threads: int | None) -> 
         raise ClusterError(
             _silent(address, why) if address else f"Ray cannot be started here: {why}"
         ) from error
-    try:
-        # what Ray prints of lost processes must not get into the user's stdout, which may be JSON
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    # What Ray prints of lost processes, to the end of its shutdown, must not get into the user's stdout, which
+    # may be JSON.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        try:
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def check(variant: Variant) -> None:
