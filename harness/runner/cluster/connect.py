@@ -61,8 +61,7 @@ def connected(address: str | None, workers: int | None, threads: int | None) -> 
         raise ClusterError(
             _silent(address, why) if address else f"Ray cannot be started here: {why}"
         ) from error
-    # What Ray prints of lost processes, to the end of its shutdown, must not get into the user's stdout, which
-    # may be JSON.
+    # what Ray prints of lost processes, to the end of its shutdown, must not get into stdout: it may be JSON
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         try:
             yield
