@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
+from backends.installation import PROJECT_ROOT
+
 WITHOUT_CURRENT_FOLDER = "import sys; sys.path[:] = [path for path in sys.path if path]; "
 
 

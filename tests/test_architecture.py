@@ -11,9 +11,12 @@ BACKENDS = {"backends", "backends.base", "backends.checkpoints", "backends.inspe
 MAY_IMPORT = {  # package or module -> those of this project it may import; from the ground up
     "harness.escape": set(),
     "harness.record": {"backends.base"},
-    "harness.worker": {"backends", "backends.base", "backends.child_process"},
+    "harness.worker": {"backends", "backends.base", "backends.child_process", "backends.installation"},
     "harness.metrics": {"backends.base", "harness.record"},
-    "harness.corpus": {"backends.base", "backends.checkpoints", "harness.metrics", "harness.record"},
+    "harness.corpus": {
+        *("backends.base", "backends.checkpoints", "backends.installation"),
+        *("harness.metrics", "harness.record"),
+    },
     "harness.scenarios": {
         *("backends", "backends.base"),
         *("harness.corpus", "harness.metrics", "harness.record", "harness.worker"),
@@ -48,8 +51,9 @@ MAY_IMPORT = {  # package or module -> those of this project it may import; from
     "backends": {"backends.base"},
     "backends.base": set(),
     "backends.devices": {"backends.base"},
-    "backends.child_process": set(),
-    "backends.checkpoints": {"backends.base", "backends.child_process"},
+    "backends.installation": set(),
+    "backends.child_process": {"backends.installation"},
+    "backends.checkpoints": {"backends.base", "backends.child_process", "backends.installation"},
     "backends.inspection": {"backends.base", "backends.whisper_common"},
     "backends.whisper_common": {"backends.base"},
     "backends.torch_whisper": {"backends.whisper_common"},

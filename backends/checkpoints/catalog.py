@@ -20,6 +20,7 @@ from backends.checkpoints.download import Progress
 from backends.checkpoints.file import DIMENSIONS, CheckpointError, load_state_dict, read_dimensions
 from backends.checkpoints.sha256 import HASH_BLOCK_BYTES, file_sha256, hash_now
 from backends.checkpoints.tensor_digest import file_tensors_sha256
+from backends.installation import shipped
 
 try:
     import tomllib
@@ -44,11 +45,9 @@ __all__ = [
     "weights_folders",
 ]
 
-CHECKOUT_FOLDER = Path(__file__).resolve().parents[2] / "weights"
-# A wheel has no checkout around it: it holds a copy of what is shipped (pyproject.toml).
-SHIPPED_FOLDER = (
-    CHECKOUT_FOLDER if (CHECKOUT_FOLDER / "catalog.toml").exists() else Path(__file__).parent / "shipped"
-)
+SHIPPED_FOLDER = shipped(
+    "weights/catalog.toml", Path(__file__).resolve().parent / "shipped" / "catalog.toml"
+).parent
 # The project runs from its checkout, so this is the checkout's folder, also for an editable install. A wheel
 # holds no weights: the folder is absent then, and only OpenAI's models are in the catalogue.
 CATALOG_VERSION = 2

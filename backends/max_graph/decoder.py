@@ -196,7 +196,7 @@ def greedy(decoder: TextDecoder, dims: Any) -> Callable[..., Any]:
             no_speech=zero,
             done=nothing,
         )
-        end = LoopState(*ops.while_loop(list(start), running, lambda *values: list(step(*values))))
+        end = LoopState(*ops.while_loop(list(start), running, step))
         return end.written, end.logprob, end.no_speech
 
     return forward

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
 import sys
@@ -24,7 +23,7 @@ from harness.cli import run_options
 from harness.corpus import augment, sampling
 from harness.corpus.clips import Clip
 from harness.metrics import normalizers
-from harness.runner import journal, json_events, progress, resume, runner
+from harness.runner import journal, json_events, lock, progress, resume, runner
 from harness.runner.cluster import connect
 from harness.runner.plan import RAY, Plan, blank_record
 from harness.runner.progress import Progress
@@ -300,23 +299,19 @@ def _one_at_a_time() -> Iterator[None]:
     """Hold the machine-wide lock: two runs at once would measure each other."""
     path = Path(tempfile.gettempdir()) / f"asrbench-{os.getuid()}.lock"
     try:
-        # a link there could lead to any file of the user's
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        file = lock.opened(path)
     except OSError as error:
         raise RunError(
             f"cannot open the lock {path}: {error.strerror}; remove it, or set another TMPDIR"
         ) from error
-    with os.fdopen(descriptor, "r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            holder = lock.read().strip()
+    with file:
+        if not lock.is_taken(file):
+            holder = file.read().strip()
             raise RunError(
                 f"another run is measuring on this machine (process {holder or 'unknown'}); "
                 "two at once would disturb each other's times: wait for it or stop it"
-            ) from error
-        lock.truncate(0)
-        lock.write(json.dumps(os.getpid()))
-        lock.flush()
+            )
+        file.truncate(0)
+        file.write(json.dumps(os.getpid()))
+        file.flush()
         yield

@@ -124,7 +124,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_scenarios(parser: argparse.ArgumentParser) -> None:
-    """Add what one scenario alone has; scenario.OPTIONS says which."""
+    """Add what one scenario alone has; registry.OPTIONS says which."""
     offline = parser.add_argument_group("--scenario offline: all clips at once, for throughput")
     offline.add_argument(
         "--batch-sizes",

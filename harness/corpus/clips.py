@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 
 from backends.base import SAMPLE_RATE_HZ, AsrbenchError
+from backends.installation import shipped
 from harness.corpus import audio as audio_file
 from harness.corpus.manifests import Entry, is_language, read, read_manifest
 
-CHECKOUT_MANIFEST = Path(__file__).resolve().parents[2] / "audio_samples" / "manifest.jsonl"
-# A wheel has no checkout around it: it holds a copy of the bundled clips (pyproject.toml).
-BUNDLED_MANIFEST = (
-    CHECKOUT_MANIFEST if CHECKOUT_MANIFEST.exists() else Path(__file__).parent / "bundled" / "manifest.jsonl"
+BUNDLED_MANIFEST = shipped(
+    "audio_samples/manifest.jsonl", Path(__file__).resolve().parent / "bundled" / "manifest.jsonl"
 )
 
 DEFAULT_LANGUAGE = "en"

@@ -19,9 +19,9 @@ from typing import Any
 
 import psutil
 
+from backends.installation import PROJECT_ROOT
 from harness.worker.meters import load_nvml
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 # What a result depends on: changes elsewhere in the checkout do not make it dirty.
 VERSIONED_PATHS = ("backends", "harness", "weights", "audio_samples", "pyproject.toml")
 

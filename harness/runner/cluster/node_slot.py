@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import platform
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from backends.base import AsrbenchError
+from harness.runner import lock
 from harness.worker import client
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -40,18 +40,14 @@ def claim(parent: Path) -> tuple[IO[str], Path, int]:
     number = 0
     while True:
         folder = private / f"slot{number}"
-        lock = os.fdopen(
-            os.open(private / f"slot{number}.lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "w"
-        )
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
+        held = lock.opened(private / f"slot{number}.lock")
+        if not lock.is_taken(held):
+            held.close()
             number += 1
             continue
         folder.mkdir(mode=0o700, exist_ok=True)
         empty(folder)
-        return lock, folder, number
+        return held, folder, number
 
 
 def _private_folder(parent: Path) -> Path:

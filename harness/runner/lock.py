@@ -1,0 +1,23 @@
+"""A lock of this machine that goes with its holder's process, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from typing import IO
+
+
+def opened(path: Path) -> IO[str]:
+    """Open a lock's file, made for this user alone where there is none; a link in its place is an OSError."""
+    # a link could lead to any file of the user's
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+")
+
+
+def is_taken(file: IO[str]) -> bool:
+    """Take the lock if nobody holds it; whether it is this process's now, until the file is closed."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
