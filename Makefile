@@ -26,32 +26,32 @@ help:
 install: $(INSTALLED)
 
 benchmark: $(INSTALLED)
-	@$(BIN)/asrbench run $(ARGS)
+	@$(BIN)/asrgate run $(ARGS)
 
 benchmark-json: $(INSTALLED)
-	@$(BIN)/asrbench run --json $(ARGS)
+	@$(BIN)/asrgate run --json $(ARGS)
 
 list: $(INSTALLED)
-	@$(BIN)/asrbench list $(ARGS)
+	@$(BIN)/asrgate list $(ARGS)
 
 doctor: $(INSTALLED)
-	@$(BIN)/asrbench doctor $(ARGS)
+	@$(BIN)/asrgate doctor $(ARGS)
 
 regression: $(INSTALLED)
-	@$(BIN)/asrbench run $(ARGS)
-	@$(BIN)/asrbench compare baseline results/latest
+	@$(BIN)/asrgate run $(ARGS)
+	@$(BIN)/asrgate compare baseline results/latest
 
 demo: $(INSTALLED)
-	@$(BIN)/asrbench demo $(ARGS)
+	@$(BIN)/asrgate demo $(ARGS)
 
 test-cpu: $(INSTALLED)
-	@$(BIN)/asrbench run --backends whisper-cpu --audio audio_samples/statement.flac --rounds 1 $(ARGS)
+	@$(BIN)/asrgate run --backends whisper-cpu --audio audio_samples/statement.flac --rounds 1 $(ARGS)
 
 test-gpu: $(INSTALLED)
-	@$(BIN)/asrbench run --backends whisper-cuda --audio audio_samples/statement.flac --rounds 1 $(ARGS)
+	@$(BIN)/asrgate run --backends whisper-cuda --audio audio_samples/statement.flac --rounds 1 $(ARGS)
 
 test-max: $(INSTALLED)
-	@$(BIN)/asrbench run --backends max-hybrid --audio audio_samples/statement.flac --rounds 1 $(ARGS)
+	@$(BIN)/asrgate run --backends max-hybrid --audio audio_samples/statement.flac --rounds 1 $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/pytest $(ARGS)
@@ -73,7 +73,7 @@ clean:
 # Everything is said on stderr, so that `make benchmark-json >run.json` holds one JSON document.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
-	  "asrbench needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")' >&2
+	  "asrgate needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")' >&2
 	@echo "setting up $(VENV) (once; some minutes)" >&2
 	@$(PYTHON) -m venv $(VENV) >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \

@@ -2,9 +2,9 @@
 
 To add a backend:
 
-1. write one file here with a class that follows `backends.base.Backend`;
-2. add its line to BUILTIN below (another package instead declares the entry point group `asrbench.backends`);
-3. run `asrbench list`, then `asrbench run --backends NAME`: the gate says whether its rows may be ranked.
+1. write one file here with a class that follows `asrgate.backends.base.Backend`;
+2. add its line to BUILTIN below (another package instead declares the entry point group `asrgate.backends`);
+3. run `asrgate list`, then `asrgate run --backends NAME`: the gate says whether its rows may be ranked.
 """
 
 from __future__ import annotations
@@ -12,24 +12,26 @@ from __future__ import annotations
 import contextlib
 import importlib
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
-from backends.base import REMOTE, BackendError, BackendUnavailable, did_you_mean
+from asrgate import old_names
+from asrgate.backends.base import REMOTE, BackendError, BackendUnavailable, did_you_mean
 
-ENTRY_POINT_GROUP = "asrbench.backends"
+old_names.replace(__name__)
+ENTRY_POINT_GROUP = "asrgate.backends"
 
 BUILTIN = {  # name -> "module:class", in the order tables show them
-    "whisper-cpu": "backends.openai_whisper:WhisperCpu",
-    "whisper-cuda": "backends.openai_whisper:WhisperCuda",
-    "faster-whisper": "backends.faster_whisper:FasterWhisper",
-    "torch-fast": "backends.torch_fast:TorchFast",
-    "max-hybrid": "backends.max_hybrid:MaxHybrid",
-    "max": "backends.max_whisper:MaxWhisper",
-    "openai-api": "backends.openai_api:OpenAiApi",
-    "faster-whisper-batched": "backends.faster_whisper_batched:FasterWhisperBatched",
-    "whisper-cpp": "backends.whisper_cpp:WhisperCpp",
-    "transformers": "backends.transformers_whisper:TransformersWhisper",
+    "whisper-cpu": "asrgate.backends.openai_whisper:WhisperCpu",
+    "whisper-cuda": "asrgate.backends.openai_whisper:WhisperCuda",
+    "faster-whisper": "asrgate.backends.faster_whisper:FasterWhisper",
+    "torch-fast": "asrgate.backends.torch_fast:TorchFast",
+    "max-hybrid": "asrgate.backends.max_hybrid:MaxHybrid",
+    "max": "asrgate.backends.max_whisper:MaxWhisper",
+    "openai-api": "asrgate.backends.openai_api:OpenAiApi",
+    "faster-whisper-batched": "asrgate.backends.faster_whisper_batched:FasterWhisperBatched",
+    "whisper-cpp": "asrgate.backends.whisper_cpp:WhisperCpp",
+    "transformers": "asrgate.backends.transformers_whisper:TransformersWhisper",
 }
 
 
@@ -132,7 +134,7 @@ def of(name: str) -> list[Variant]:
 
 
 def _plugins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return old_names.points(ENTRY_POINT_GROUP)
 
 
 def _unknown(name: str) -> str:

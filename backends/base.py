@@ -13,15 +13,18 @@ import numpy as np
 SAMPLE_RATE_HZ = 16_000
 MULTILINGUAL_VOCAB = 51_865  # tokens; the multilingual vocabularies have so many or more
 WINDOW_SECONDS = 30  # Whisper's audio context; longer clips take the engine's sequential long-form path
-LOAD_LOG = "asrbench.load"  # logging.getLogger of it: lines for the user while a backend loads, at INFO
+LOAD_LOG = "asrgate.load"  # logging.getLogger of it: lines for the user while a backend loads, at INFO
 REMOTE = "remote"  # the device of an engine behind an address: its weights, memory and energy cannot be seen
 
 
-class AsrbenchError(Exception):
+class AsrgateError(Exception):
     """A problem the user can act on. `main` prints its message, without a traceback, and exits with 2."""
 
 
-class BackendError(AsrbenchError):
+AsrbenchError = AsrgateError  # its name in version 0.1
+
+
+class BackendError(AsrgateError):
     """An engine cannot do what it was asked to. The message says what, why and what to do."""
 
 
@@ -81,7 +84,7 @@ class Checkpoint:
     sha256: str
     dimensions: Mapping[str, int]  # the fields of whisper.model.ModelDimensions
     note: str = ""  # what a reader of results must know, e.g. that it understands synthetic English only
-    tensors_sha256: str | None = None  # see backends.checkpoints.tensor_digest; None: nobody has computed it
+    tensors_sha256: str | None = None  # see checkpoints.tensor_digest; None: nobody has computed it
 
     @property
     def is_multilingual(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from backends.installation import PROJECT_ROOT
+from asrgate.backends.installation import PROJECT_ROOT
 
 WITHOUT_CURRENT_FOLDER = "import sys; sys.path[:] = [path for path in sys.path if path]; "
 

@@ -1,13 +1,14 @@
-"""The old address of `backends.whisper_common.decoding`; files of an earlier `new-backend` import it."""
+"""The old address of `whisper_common.decoding`; files of an earlier `new-backend` import it."""
 
 import warnings
 
-from backends.whisper_common.decoding import require_honourable, require_language, suppressed_tokens
+from asrgate.backends.whisper_common.decoding import require_honourable, require_language, suppressed_tokens
 
 __all__ = ["require_honourable", "require_language", "suppressed_tokens"]
 
 warnings.warn(
-    "backends.decoding has moved to backends.whisper_common.decoding; the old one goes with the next release",
+    "asrgate.backends.decoding is now asrgate.backends.whisper_common.decoding; "
+    "the old one goes with the next release",
     DeprecationWarning,
     stacklevel=2,
 )

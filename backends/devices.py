@@ -7,7 +7,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from backends.base import BackendUnavailable
+from asrgate.backends.base import BackendUnavailable
 
 CUDA_TORCH = "install a CUDA build of PyTorch (https://pytorch.org/get-started/locally)"
 

@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
-from backends.checkpoints.conversions.ctranslate2_model import convert
-from backends.devices import load_cuda_12_libraries, require_nvidia_gpu, require_package
-from backends.whisper_common.constants import N_SAMPLES
-from backends.whisper_common.decoding import (
+from asrgate.backends.base import BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
+from asrgate.backends.checkpoints.conversions.ctranslate2_model import convert
+from asrgate.backends.devices import load_cuda_12_libraries, require_nvidia_gpu, require_package
+from asrgate.backends.whisper_common.constants import N_SAMPLES
+from asrgate.backends.whisper_common.decoding import (
     require_honourable,
     require_language,
     suppressed_tokens,
 )
-from backends.whisper_common.stage_clock import StageClock
+from asrgate.backends.whisper_common.stage_clock import StageClock
 
 
 class FasterWhisper:
@@ -134,7 +134,7 @@ class FasterWhisper:
         }
 
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
-        """Transcribe one clip and drain the segments; see backends.base.Backend.
+        """Transcribe one clip and drain the segments; see asrgate.backends.base.Backend.
 
         Raises:
             BackendError: the model has no such language.

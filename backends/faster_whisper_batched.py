@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
-from backends.faster_whisper import FasterWhisper
-from backends.whisper_common.constants import N_SAMPLES
-from backends.whisper_common.decoding import require_language
+from asrgate.backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
+from asrgate.backends.faster_whisper import FasterWhisper
+from asrgate.backends.whisper_common.constants import N_SAMPLES
+from asrgate.backends.whisper_common.decoding import require_language
 
 BATCH_SIZE = 8  # BatchedInferencePipeline.transcribe's own default
 FRAME_SAMPLES = 160  # 10 ms; less is no audio, as for openai-whisper
@@ -64,7 +64,7 @@ class FasterWhisperBatched(FasterWhisper):
         }
 
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
-        """Transcribe one clip, its windows in batches of 8; see backends.base.Backend.
+        """Transcribe one clip, its windows in batches of 8; see asrgate.backends.base.Backend.
 
         Raises:
             BackendError: the model has no such language.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
+# not resolved: in a checkout asrgate/backends is a link
+PROJECT_ROOT = Path(os.path.abspath(__file__)).parents[2]
 
 
 def shipped(name: str, copy: Path) -> Path:

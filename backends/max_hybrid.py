@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backends.base import Checkpoint, Settings
-from backends.max_graph import engine
-from backends.whisper_common.greedy import GreedyBackend, Window, WindowRules
+from asrgate.backends.base import Checkpoint, Settings
+from asrgate.backends.max_graph import engine
+from asrgate.backends.whisper_common.greedy import GreedyBackend, Window, WindowRules
 
 
 class MaxHybrid(GreedyBackend):
@@ -32,13 +32,13 @@ class MaxHybrid(GreedyBackend):
         return _Engine(checkpoint, device, precision, settings)
 
     def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        """See backends.inspection.encoder_trace.TracesEncoder."""
+        """See asrgate.backends.inspection.encoder_trace.TracesEncoder."""
         return self._engine.trace(audio)  # type: ignore[attr-defined]
 
 
 class _Engine(engine.MaxEngine):
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
-        from backends.torch_whisper.decoder import TorchDecoder
+        from asrgate.backends.torch_whisper.decoder import TorchDecoder
 
         super().__init__(checkpoint, device, precision, settings)
         self._decoder = TorchDecoder(self.state_dict, self.dims, precision, device, projects_audio=False)
@@ -48,10 +48,10 @@ class _Engine(engine.MaxEngine):
         return self._to_torch(super().encode(mel))
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
-        """See backends.whisper_common.greedy.Engine."""
+        """See asrgate.backends.whisper_common.greedy.Engine."""
         keys, values = encoded
         return self._decoder.decode_projected(keys, values, rules)
 
     def applied(self) -> Mapping[str, Any]:
-        """See backends.whisper_common.greedy.Engine."""
+        """See asrgate.backends.whisper_common.greedy.Engine."""
         return {**super().applied(), "decoder": "PyTorch"}

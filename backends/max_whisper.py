@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backends.base import Checkpoint, Settings
-from backends.max_graph import engine
-from backends.whisper_common.greedy import TRIM, GreedyBackend, Window, WindowRules
+from asrgate.backends.base import Checkpoint, Settings
+from asrgate.backends.max_graph import engine
+from asrgate.backends.whisper_common.greedy import TRIM, GreedyBackend, Window, WindowRules
 
 
 class MaxWhisper(GreedyBackend):
@@ -33,14 +33,14 @@ class MaxWhisper(GreedyBackend):
         return _Engine(checkpoint, device, precision, settings)
 
     def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        """See backends.inspection.encoder_trace.TracesEncoder."""
+        """See asrgate.backends.inspection.encoder_trace.TracesEncoder."""
         return self._engine.trace(audio)  # type: ignore[attr-defined]
 
 
 class _Engine(engine.MaxEngine):
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
-        from backends.max_graph.decoder import GraphLoop
-        from backends.max_graph.device_decoder import StepLoop
+        from asrgate.backends.max_graph.decoder import GraphLoop
+        from asrgate.backends.max_graph.device_decoder import StepLoop
 
         super().__init__(checkpoint, device, precision, settings)
         self._masks = lru_cache(maxsize=8)(self._make_masks)
@@ -52,7 +52,7 @@ class _Engine(engine.MaxEngine):
         return {**super().graphs(), **self._graphs.decoding()}
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
-        """See backends.whisper_common.greedy.Engine."""
+        """See asrgate.backends.whisper_common.greedy.Engine."""
         keys, values = encoded
         return self._loop.decode(keys, values, self._masks(rules.for_any_prompt()), rules)
 
@@ -60,5 +60,5 @@ class _Engine(engine.MaxEngine):
         return self._to_device(self._torch.from_numpy(rules.logit_biases(self.dims.n_vocab)))
 
     def applied(self) -> Mapping[str, Any]:
-        """See backends.whisper_common.greedy.Engine."""
+        """See asrgate.backends.whisper_common.greedy.Engine."""
         return {**super().applied(), "greedy_loop": self._loop.how}

@@ -1,7 +1,7 @@
 """openai-api: any server with OpenAI's `/v1/audio/transcriptions` (vLLM, speaches, faster-whisper-server).
 
-    ASRBENCH_OPENAI_URL=http://localhost:8000/v1 ASRBENCH_OPENAI_MODEL=openai/whisper-tiny.en \\
-        asrbench run --backends openai-api
+    ASRGATE_OPENAI_URL=http://localhost:8000/v1 ASRGATE_OPENAI_MODEL=openai/whisper-tiny.en \\
+        asrgate run --backends openai-api
 
 docs/remote.md tells what such a row can show and when it may be ranked.
 """
@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backends import openai_server
-from backends.base import (
+from asrgate.backends import openai_server
+from asrgate.backends.base import (
     REMOTE,
     SAMPLE_RATE_HZ,
     BackendError,
@@ -27,9 +27,9 @@ from backends.base import (
     Settings,
     Transcript,
 )
-from backends.devices import require_package
-from backends.openai_server import Server
-from backends.whisper_common.decoding import require_honourable, require_language
+from asrgate.backends.devices import require_package
+from asrgate.backends.openai_server import Server
+from asrgate.backends.whisper_common.decoding import require_honourable, require_language
 
 RETRIED = (408, 429, 500, 502, 503, 504)
 FIRST_WAIT_SECONDS = 0.5  # before the first retry, doubled before each further one

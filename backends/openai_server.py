@@ -11,15 +11,15 @@ from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from backends.base import BackendUnavailable, Settings
+from asrgate.backends.base import BackendUnavailable, Settings
 
-URL = "ASRBENCH_OPENAI_URL"
-MODEL = "ASRBENCH_OPENAI_MODEL"
-KEY = "ASRBENCH_OPENAI_KEY"  # not OPENAI_API_KEY: a key must never go to a server it was not set for
-CHECKPOINT = "ASRBENCH_OPENAI_CHECKPOINT"
-DECODING = "ASRBENCH_OPENAI_DECODING"
-TIMEOUT = "ASRBENCH_OPENAI_TIMEOUT"
-RETRIES = "ASRBENCH_OPENAI_RETRIES"
+URL = "ASRGATE_OPENAI_URL"
+MODEL = "ASRGATE_OPENAI_MODEL"
+KEY = "ASRGATE_OPENAI_KEY"  # not OPENAI_API_KEY: a key must never go to a server it was not set for
+CHECKPOINT = "ASRGATE_OPENAI_CHECKPOINT"
+DECODING = "ASRGATE_OPENAI_DECODING"
+TIMEOUT = "ASRGATE_OPENAI_TIMEOUT"
+RETRIES = "ASRGATE_OPENAI_RETRIES"
 
 AS_ASKED = "as-asked"
 CARRIED = ("task", "language")  # the only fields of Settings that the API has a word for and must obey
@@ -126,7 +126,7 @@ def _checkpoint(values: Mapping[str, str]) -> str | None:
     if text and not re.fullmatch(r"[0-9a-f]{64}", text):
         raise BackendUnavailable(
             f"{CHECKPOINT} is no SHA-256, 64 hexadecimal digits",
-            "take it from `asrbench weights list --json`",
+            "take it from `asrgate weights list --json`",
         )
     return text or None
 

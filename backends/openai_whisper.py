@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
-from backends.checkpoints.catalog import load_state_dict
-from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
-from backends.inspection.encoder_trace import first_window, trace_whisper
-from backends.inspection.token_margins import Decision, decide, recorded_windows
-from backends.whisper_common.constants import N_SAMPLES
-from backends.whisper_common.decoding import require_honourable, require_language
-from backends.whisper_common.stage_clock import StageClock
-from backends.whisper_common.torch_setup import forbid_tf32, set_threads, uses_tf32
+from asrgate.backends.base import BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
+from asrgate.backends.checkpoints.catalog import load_state_dict
+from asrgate.backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
+from asrgate.backends.inspection.encoder_trace import first_window, trace_whisper
+from asrgate.backends.inspection.token_margins import Decision, decide, recorded_windows
+from asrgate.backends.whisper_common.constants import N_SAMPLES
+from asrgate.backends.whisper_common.decoding import require_honourable, require_language
+from asrgate.backends.whisper_common.stage_clock import StageClock
+from asrgate.backends.whisper_common.torch_setup import forbid_tf32, set_threads, uses_tf32
 
 
 class _OpenAiWhisper:
@@ -113,7 +113,7 @@ class _OpenAiWhisper:
         }
 
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
-        """Transcribe one clip with whisper.transcribe; see backends.base.Backend.
+        """Transcribe one clip with whisper.transcribe; see asrgate.backends.base.Backend.
 
         Raises:
             BackendError: the model has no such language.
@@ -132,7 +132,7 @@ class _OpenAiWhisper:
         """Return the choice where another engine left this one's path; see inspection.token_margins.Decides.
 
         Raises:
-            BackendError: it decodes with beams, or as `backends.inspection.token_margins.decide`.
+            BackendError: it decodes with beams, or as `asrgate.backends.inspection.token_margins.decide`.
         """
         require_language(self._checkpoint, language, self._languages)
         if self._settings.beam_size != 1:
@@ -142,7 +142,7 @@ class _OpenAiWhisper:
         return decide(self._model, windows, segments, tokens, index, other)
 
     def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        """Return each layer of the encoder; see backends.inspection.encoder_trace.TracesEncoder."""
+        """Return each layer of the encoder; see asrgate.backends.inspection.encoder_trace.TracesEncoder."""
         torch = self._torch
         log_mel = self._module.log_mel_spectrogram(
             torch.tensor(audio), self._model.dims.n_mels, padding=N_SAMPLES

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backends.base import BackendUnavailable, Checkpoint, Settings, Transcript
-from backends.checkpoints.catalog import load_state_dict
-from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
-from backends.whisper_common.constants import HOP_LENGTH, N_FRAMES, N_SAMPLES
-from backends.whisper_common.decoding import require_language
-from backends.whisper_common.greedy import (
+from asrgate.backends.base import BackendUnavailable, Checkpoint, Settings, Transcript
+from asrgate.backends.checkpoints.catalog import load_state_dict
+from asrgate.backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
+from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_FRAMES, N_SAMPLES
+from asrgate.backends.whisper_common.decoding import require_language
+from asrgate.backends.whisper_common.greedy import (
     TRIM,
     TRIMMED,
     GreedyBackend,
@@ -21,7 +21,7 @@ from backends.whisper_common.greedy import (
     frames_to_encode,
     window_rules,
 )
-from backends.whisper_common.torch_setup import forbid_tf32, set_threads, uses_tf32
+from asrgate.backends.whisper_common.torch_setup import forbid_tf32, set_threads, uses_tf32
 
 WINDOWS_AT_ONCE = 32  # that a GPU encodes
 
@@ -117,14 +117,14 @@ class TorchFast(GreedyBackend):
 
 
 class TorchEngine:
-    """TorchEncoder and TorchDecoder as one backends.whisper_common.greedy.Engine."""
+    """TorchEncoder and TorchDecoder as one asrgate.backends.whisper_common.greedy.Engine."""
 
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str):
         import torch
         from whisper.model import ModelDimensions
 
-        from backends.torch_whisper.decoder import TorchDecoder
-        from backends.torch_whisper.encoder import TorchEncoder
+        from asrgate.backends.torch_whisper.decoder import TorchDecoder
+        from asrgate.backends.torch_whisper.encoder import TorchEncoder
 
         self.dims = ModelDimensions(**checkpoint.dimensions)
         self.device = torch.device(device)
@@ -141,19 +141,19 @@ class TorchEngine:
         self.ready: tuple[Any, Window] | None = None
 
     def log_mel(self, audio: np.ndarray) -> Any:
-        """See backends.whisper_common.greedy.Engine."""
-        from backends.torch_whisper.encoder import log_mel
+        """See asrgate.backends.whisper_common.greedy.Engine."""
+        from asrgate.backends.torch_whisper.encoder import log_mel
 
         return self.ready[0] if self.ready else log_mel(audio, self.dims.n_mels, self.device)
 
     def encode(self, mel: Any) -> Any:
-        """See backends.whisper_common.greedy.Engine; None for a window that is decoded already."""
+        """See asrgate.backends.whisper_common.greedy.Engine; None for a window that is decoded already."""
         if self.ready:
             return None
         return self._encoder.encode(mel[None, :, : frames_to_encode(mel) if self._trims else None])[0]
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
-        """See backends.whisper_common.greedy.Engine."""
+        """See asrgate.backends.whisper_common.greedy.Engine."""
         ready, self.ready = self.ready, None
         return ready[1] if ready else self._decoder.decode(encoded, rules)
 
@@ -179,7 +179,7 @@ class TorchEngine:
         return [features for part in parts for features in self._encoder.encode(part)]
 
     def applied(self) -> Mapping[str, Any]:
-        """See backends.whisper_common.greedy.Engine."""
+        """See asrgate.backends.whisper_common.greedy.Engine."""
         torch = self._torch
         return {
             "threads": torch.get_num_threads(),

@@ -9,18 +9,29 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backends.base import SAMPLE_RATE_HZ, BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
-from backends.checkpoints.catalog import load_state_dict
-from backends.checkpoints.conversions.transformers_weights import fitting, generation_config, model_config
-from backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
-from backends.whisper_common.constants import N_FRAMES, N_SAMPLES
-from backends.whisper_common.decoding import (
+from asrgate.backends.base import (
+    SAMPLE_RATE_HZ,
+    BackendError,
+    BackendUnavailable,
+    Checkpoint,
+    Settings,
+    Transcript,
+)
+from asrgate.backends.checkpoints.catalog import load_state_dict
+from asrgate.backends.checkpoints.conversions.transformers_weights import (
+    fitting,
+    generation_config,
+    model_config,
+)
+from asrgate.backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
+from asrgate.backends.whisper_common.constants import N_FRAMES, N_SAMPLES
+from asrgate.backends.whisper_common.decoding import (
     require_honourable,
     require_language,
     suppressed_tokens,
 )
-from backends.whisper_common.stage_clock import StageClock
-from backends.whisper_common.torch_setup import forbid_tf32, uses_tf32
+from asrgate.backends.whisper_common.stage_clock import StageClock
+from asrgate.backends.whisper_common.torch_setup import forbid_tf32, uses_tf32
 
 COMPILED = "+compiled"
 FRAME_SAMPLES = 160  # 10 ms; less is no audio, as for openai-whisper
@@ -139,7 +150,7 @@ class TransformersWhisper:
         }
 
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
-        """Transcribe one clip with generate(); see backends.base.Backend.
+        """Transcribe one clip with generate(); see asrgate.backends.base.Backend.
 
         Raises:
             BackendError: the model has no such language.

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
-from backends.checkpoints.conversions.ggml_model import ggml_file
-from backends.devices import require_package
-from backends.whisper_common.constants import N_SAMPLES
-from backends.whisper_common.decoding import (
+from asrgate.backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
+from asrgate.backends.checkpoints.conversions.ggml_model import ggml_file
+from asrgate.backends.devices import require_package
+from asrgate.backends.whisper_common.constants import N_SAMPLES
+from asrgate.backends.whisper_common.decoding import (
     require_honourable,
     require_language,
     suppressed_tokens,
@@ -115,7 +115,7 @@ class WhisperCpp:
         }
 
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
-        """Transcribe one clip with whisper_full; see backends.base.Backend.
+        """Transcribe one clip with whisper_full; see asrgate.backends.base.Backend.
 
         The tokens of clips over 30 s are not told: whisper.cpp drops the timestamps that open a segment.
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from backends.base import Checkpoint
-from backends.checkpoints import catalog
+from asrgate.backends.base import Checkpoint
+from asrgate.backends.checkpoints import catalog
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -28,5 +28,5 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep conversions of the random checkpoint out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ASRBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("ASRGATE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -1,11 +1,11 @@
-"""What `asrbench compare` finds and how often it is wrong, by simulation or from real runs.
+"""What `asrgate compare` finds and how often it is wrong, by simulation or from real runs.
 
     python benchmarks/regression_power.py                        # print the tables of docs/regression.md
     python benchmarks/regression_power.py --write docs/regression.md
     python benchmarks/regression_power.py --runs results/2026*   # like runs, really measured
     python benchmarks/regression_power.py --runs A B C --slowed D E F   # D, E, F: with something slowed
 
-Every comparison goes through `harness.regression.compare.compare`, as the command does.
+Every comparison goes through `asrgate.harness.regression.compare.compare`, as the command does.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Settings
-from harness import record
-from harness.record import Run, text_sha256
-from harness.regression.compare import compare
-from harness.regression.verdict import Limits
+from asrgate.backends.base import Settings
+from asrgate.harness import record
+from asrgate.harness.record import Run, text_sha256
+from asrgate.harness.regression.compare import compare
+from asrgate.harness.regression.verdict import Limits
 
 COMPARISONS = 200
 CLIPS = 20

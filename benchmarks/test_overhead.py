@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Transcript
-from harness.worker import child, meters
+from asrgate.backends.base import Transcript
+from asrgate.harness.worker import child, meters
 
 SHORTEST_CALL_SECONDS = 0.025
 AUDIO = np.zeros(16_000 * 30, np.float32)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import backends
-from backends import Variant
-from backends.base import BackendUnavailable, Checkpoint, Settings
+from asrgate import backends
+from asrgate.backends import Variant
+from asrgate.backends.base import BackendUnavailable, Checkpoint, Settings
 
 # openai-whisper leaves the file of its vocabulary to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -35,7 +35,7 @@ class StageTime:
 
 
 def runnable() -> list[Variant]:
-    """The variants that this machine can run; `asrbench list` says why not the others."""
+    """The variants that this machine can run; `asrgate list` says why not the others."""
     found = []
     for variant in backends.every():
         try:

@@ -5,7 +5,7 @@
 
 The engine is torch-fast in float32, so that nothing but the length differs. Each clip of up to 30 s is
 decoded with the full context, and with the clip and so many seconds of silence encoded
-(backends.whisper_common.greedy.frames_to_encode). It times nothing.
+(asrgate.backends.whisper_common.greedy.frames_to_encode). It times nothing.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any
 import jiwer
 import numpy as np
 
-from backends.base import Checkpoint, Settings
-from backends.checkpoints import catalog
-from backends.openai_whisper import set_threads
-from backends.torch_fast import TorchEngine, TorchFast
-from backends.whisper_common import greedy
-from harness import corpus
-from harness.corpus.clips import Clip
-from harness.metrics import normalizers
+from asrgate.backends.base import Checkpoint, Settings
+from asrgate.backends.checkpoints import catalog
+from asrgate.backends.openai_whisper import set_threads
+from asrgate.backends.torch_fast import TorchEngine, TorchFast
+from asrgate.backends.whisper_common import greedy
+from asrgate.harness import corpus
+from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.metrics import normalizers
 
 LENGTHS_SECONDS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0)
 DITHER = 1 / 32768  # one step of 16 bit: nobody hears it
@@ -118,7 +118,7 @@ def table(points: Sequence[Point]) -> str:
 def main() -> None:
     """Compute the curve, print it as a table, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", required=True, help="as asrbench run takes it")
+    parser.add_argument("--model", required=True, help="as asrgate run takes it")
     parser.add_argument("--manifest", type=Path, help="default: the bundled clips")
     parser.add_argument("--language", help="only clips of this language")
     parser.add_argument("--lengths", type=float, nargs="+", default=LENGTHS_SECONDS, metavar="SECONDS")

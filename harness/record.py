@@ -13,19 +13,19 @@ from typing import Any
 
 import jsonschema_rs
 
-from backends.base import AsrbenchError
+from asrgate.backends.base import AsrgateError
 
 SCHEMA_VERSION = 2
 # History: 1 = first version; 2 = checkpoint.tensors_sha256. Older runs are read as of this version.
 
 SCHEMA_PATH = Path(__file__).with_name("run.schema.json")
 
-# Both follow run.schema.json. Raw samples are kept; harness.scoring.score derives the figures.
+# Both follow run.schema.json. Raw samples are kept; asrgate.harness.scoring.score derives the figures.
 Run = dict[str, Any]
 Result = dict[str, Any]  # what one variant did in a run
 
 
-class RecordError(AsrbenchError):
+class RecordError(AsrgateError):
     """A run record cannot be read or written; the message says which and why."""
 
 
@@ -63,14 +63,19 @@ def read(path: Path) -> Run:
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise RecordError(f"{path} is not JSON ({error}); expected a run.json that asrbench wrote") from error
+        raise RecordError(f"{path} is not JSON ({error}); expected a run.json that asrgate wrote") from error
     version = run.get("schema_version") if isinstance(run, dict) else None
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise RecordError(
-            f"{path} has schema_version {version!r}; this asrbench reads versions 1 to {SCHEMA_VERSION}"
+            f"{path} has schema_version {version!r}; this asrgate reads versions 1 to {SCHEMA_VERSION}"
         )
     if version < 2 and isinstance(run.get("checkpoint"), dict):
         run["checkpoint"].setdefault("tensors_sha256", None)
+    sittings = run.get("sittings")
+    for part in [run, *(sittings if isinstance(sittings, list) else [])]:
+        versions = part.get("versions") if isinstance(part, dict) else None
+        if isinstance(versions, dict) and "asrbench" in versions:  # this project's name in version 0.1
+            versions["asrgate"] = versions.pop("asrbench")
     run["schema_version"] = SCHEMA_VERSION
     validate(run)
     return run

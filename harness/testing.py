@@ -1,12 +1,12 @@
 """The contract of `backends.base.Backend` as a test suite that any backend, ours or not, runs on itself.
 
-    from harness.testing import BackendContract
+    from asrgate.harness.testing import BackendContract
 
     class TestMine(BackendContract):
         variant = "mine@cpu/float32"
 
 A variant that cannot run here fails the suite: it would say nothing. What only a measured run shows, cached
-answers and work that goes on after a call, is the gate's to find: `asrbench run --backends mine`.
+answers and work that goes on after a call, is the gate's to find: `asrgate run --backends mine`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-import backends
-from backends import Variant
-from backends.base import SAMPLE_RATE_HZ, AsrbenchError, Backend, BackendUnavailable, Checkpoint, Settings
-from backends.base import Transcript as Answer
-from backends.checkpoints import catalog
-from harness.corpus import BUNDLED_MANIFEST, audio
+from asrgate import backends
+from asrgate.backends import Variant
+from asrgate.backends.base import (
+    SAMPLE_RATE_HZ,
+    AsrgateError,
+    Backend,
+    BackendUnavailable,
+    Checkpoint,
+    Settings,
+)
+from asrgate.backends.base import Transcript as Answer
+from asrgate.backends.checkpoints import catalog
+from asrgate.harness.corpus import BUNDLED_MANIFEST, audio
 
 BUNDLED_CLIP = BUNDLED_MANIFEST.with_name("short.flac")
 ENGINES = (  # whatever takes long to import, or memory
@@ -160,7 +167,7 @@ class BackendContract:
     # --- settings
 
     def test_it_follows_the_protocol(self, engine: Any) -> None:
-        assert isinstance(engine, Backend), "methods of backends.base.Backend are missing"
+        assert isinstance(engine, Backend), "methods of asrgate.backends.base.Backend are missing"
         engine.synchronize()
 
     def test_applied_settings_name_every_setting_as_asked(self, engine: Any) -> None:
@@ -175,7 +182,7 @@ class BackendContract:
     ) -> None:
         found = self._load(chosen, weights, Settings(**change))
         if isinstance(found, Exception):
-            assert isinstance(found, AsrbenchError), f"{_name(change)} raised {found!r}, no BackendError"
+            assert isinstance(found, AsrgateError), f"{_name(change)} raised {found!r}, no BackendError"
             return
         (name,) = change
         assert found.applied_settings.get(name) == change[name], (
@@ -187,7 +194,7 @@ class BackendContract:
         self, chosen: Variant, weights: Checkpoint, change: dict[str, Any]
     ) -> None:
         found = self._load(chosen, weights, Settings(**change))
-        assert isinstance(found, AsrbenchError), f"{_name(change)} must raise BackendError, gave {found!r}"
+        assert isinstance(found, AsrgateError), f"{_name(change)} must raise BackendError, gave {found!r}"
 
     def test_broken_checkpoint_is_a_backend_error(
         self, chosen: Variant, weights: Checkpoint, tmp_path: Path
@@ -200,7 +207,7 @@ class BackendContract:
             # another hash, so that no conversion of the whole file is taken in its place
             bad = replace(weights, name=path.stem, path=path, sha256="0" * 64)
             found = self._load(chosen, bad, Settings())
-            assert isinstance(found, AsrbenchError), (
+            assert isinstance(found, AsrgateError), (
                 f"a checkpoint that is {path.stem} must raise BackendError, gave {found!r}"
             )
 
@@ -278,7 +285,7 @@ class BackendContract:
         self, engine: Any, speech: np.ndarray, samples: int
     ) -> None:
         error = _error(lambda: engine.transcribe(speech[:samples].copy(), self.languages[0]))
-        assert error is None or isinstance(error, AsrbenchError), f"{samples} samples raised {error!r}"
+        assert error is None or isinstance(error, AsrgateError), f"{samples} samples raised {error!r}"
 
     def test_long_clips_are_heard_to_their_end(self, engine: Any, speech: np.ndarray) -> None:
         window = 30 * SAMPLE_RATE_HZ
@@ -299,7 +306,7 @@ class BackendContract:
     ) -> None:
         for language in ("xx",) if weights.is_multilingual else ("xx", "de"):
             error = _error(lambda wanted=language: engine.transcribe(speech.copy(), wanted))  # type: ignore[misc]
-            assert isinstance(error, AsrbenchError), (
+            assert isinstance(error, AsrgateError), (
                 f"the language {language!r} must raise BackendError, gave {error!r}"
             )
 

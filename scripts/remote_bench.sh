@@ -10,18 +10,18 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: scripts/remote_bench.sh [USER@]HOST [arguments of `asrbench run`]
+usage: scripts/remote_bench.sh [USER@]HOST [arguments of `asrgate run`]
 
 Copies this project (what git tracks or could track) to HOST, sets it up there with make, runs
-`asrbench run` with the arguments, puts the run into results/ here and prints what it printed.
+`asrgate run` with the arguments, puts the run into results/ here and prints what it printed.
 Files that arguments name (--model, --audio, --manifest) are HOST's, or the project's own.
-The exit status is that of `asrbench run`; 2 for bad input, 3 when HOST or its set-up fails.
+The exit status is that of `asrgate run`; 2 for bad input, 3 when HOST or its set-up fails.
 
 environment:
-  ASRBENCH_SSH_CONFIG      a configuration file for ssh (ssh -F), for ports, keys, jumps
-  ASRBENCH_REMOTE_PYTHON   an interpreter on HOST that has what asrbench needs: nothing is installed
-  ASRBENCH_REMOTE_CACHE    a folder on HOST for checkpoints and conversions, which then stays there
-  ASRBENCH_RESULTS         where the run is put, default results/
+  ASRGATE_SSH_CONFIG      a configuration file for ssh (ssh -F), for ports, keys, jumps
+  ASRGATE_REMOTE_PYTHON   an interpreter on HOST that has what asrgate needs: nothing is installed
+  ASRGATE_REMOTE_CACHE    a folder on HOST for checkpoints and conversions, which then stays there
+  ASRGATE_RESULTS         where the run is put, default results/
 TEXT
 }
 
@@ -47,16 +47,16 @@ shift
 if [ "${1:-}" = run ]; then shift; fi
 for argument in "$@"; do
   case $argument in
-    --results | --results=*) fail "$argument: set ASRBENCH_RESULTS to say where the run is put" ;;
-    --output | --output=*) fail "$argument: make it from the run that comes back, with asrbench report" ;;
-    *$'\n'*) fail "an argument holds a line break, which no argument of asrbench has" ;;
+    --results | --results=*) fail "$argument: set ASRGATE_RESULTS to say where the run is put" ;;
+    --output | --output=*) fail "$argument: make it from the run that comes back, with asrgate report" ;;
+    *$'\n'*) fail "an argument holds a line break, which no argument of asrgate has" ;;
   esac
 done
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-results=${ASRBENCH_RESULTS:-$root/results}
+results=${ASRGATE_RESULTS:-$root/results}
 mkdir -p -- "$results" || fail "cannot create $results"
-work=$(mktemp -d "${TMPDIR:-/tmp}/asrbench-bring.XXXXXX")
+work=$(mktemp -d "${TMPDIR:-/tmp}/asrgate-bring.XXXXXX")
 ssh_pid=
 
 # shellcheck disable=SC2329 # the trap calls it
@@ -93,9 +93,9 @@ size=$(wc -c <"$work/project.tar" | tr -d ' ')
 
 {
   printf 'size=%s\npython=' "$size"
-  quote "${ASRBENCH_REMOTE_PYTHON:-}"
+  quote "${ASRGATE_REMOTE_PYTHON:-}"
   printf '\ncache='
-  quote "${ASRBENCH_REMOTE_CACHE:-}"
+  quote "${ASRGATE_REMOTE_CACHE:-}"
   printf '\nset --'
   for argument in "$@"; do
     printf ' '
@@ -104,7 +104,7 @@ size=$(wc -c <"$work/project.tar" | tr -d ' ')
   printf '\n'
   cat <<'REMOTE'
 umask 077
-folder=$(mktemp -d "${TMPDIR:-/tmp}/asrbench-remote.XXXXXX") || exit 3
+folder=$(mktemp -d "${TMPDIR:-/tmp}/asrgate-remote.XXXXXX") || exit 3
 job= watcher=
 clean() {
   trap '' HUP INT TERM PIPE
@@ -135,15 +135,15 @@ exec 4<&- </dev/null
 # Caches and temporary files go where they will be removed, checkpoints that are here already are found.
 old_cache=${XDG_CACHE_HOME:-$HOME/.cache}
 if [ -d "$old_cache/whisper" ]; then
-  ASRBENCH_WEIGHTS=${ASRBENCH_WEIGHTS:+$ASRBENCH_WEIGHTS:}$old_cache/whisper
-  export ASRBENCH_WEIGHTS
+  ASRGATE_WEIGHTS=${ASRGATE_WEIGHTS:+$ASRGATE_WEIGHTS:}$old_cache/whisper
+  export ASRGATE_WEIGHTS
 fi
 export XDG_CACHE_HOME="$folder/cache" XDG_CONFIG_HOME="$folder/cache" PYTHONDONTWRITEBYTECODE=1
-export ASRBENCH_CACHE="${cache:-$folder/cache/asrbench}"
+export ASRGATE_CACHE="${cache:-$folder/cache/asrgate}"
 # One run a machine: the lock must be the one that other runs here take.
-lock=${TMPDIR:-/tmp}/asrbench-$(id -u).lock
+lock=${TMPDIR:-/tmp}/asrgate-$(id -u).lock
 if [ -e "$lock" ]; then lock_was_there=yes; fi
-ln -s "$lock" "$folder/tmp/asrbench-$(id -u).lock"
+ln -s "$lock" "$folder/tmp/asrgate-$(id -u).lock"
 export TMPDIR="$folder/tmp"
 
 run() { # in the background, so that a signal is answered at once
@@ -158,7 +158,7 @@ if [ -z "$python" ]; then
   run make .venv/.installed || { echo 'remote_bench: the set-up failed' >&2; exit 3; }
   python=$folder/project/.venv/bin/python
 fi
-"$python" -m harness.cli run "$@" --results "$folder/back/results" >"$folder/back/stdout" </dev/null &
+"$python" -m asrgate run "$@" --results "$folder/back/results" >"$folder/back/stdout" </dev/null &
 job=$!
 wait "$job"
 echo "$?" >"$folder/back/status"
@@ -172,7 +172,7 @@ REMOTE
 
 mkfifo "$work/in"
 options=(-T -x -a -o ServerAliveInterval=15 -o ServerAliveCountMax=4)
-if [ -n "${ASRBENCH_SSH_CONFIG:-}" ]; then options+=(-F "$ASRBENCH_SSH_CONFIG"); fi
+if [ -n "${ASRGATE_SSH_CONFIG:-}" ]; then options+=(-F "$ASRGATE_SSH_CONFIG"); fi
 # The script travels as base64: no login shell, be it csh or fish, has anything in it to expand.
 encoded=$(base64 <"$work/script" | tr -d '\n')
 ssh "${options[@]}" -- "$host" "sh -c 'eval \"\$(echo $encoded | base64 -d)\"'" <"$work/in" >"$work/out.tar" &

@@ -40,15 +40,15 @@ def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
         patch.setattr("tempfile.tempdir", None)
-        patch.setenv("ASRBENCH_CACHE", str(folder / "cache"))
-        patch.setenv("ASRBENCH_OFFLINE", "1")  # a test of a source deletes it
+        patch.setenv("ASRGATE_CACHE", str(folder / "cache"))
+        patch.setenv("ASRGATE_OFFLINE", "1")  # a test of a source deletes it
         yield
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test an empty cache."""
-    monkeypatch.setenv("ASRBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("ASRGATE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session")
@@ -68,11 +68,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def asrbench(
-    spoken: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., int]:
-    """Call `asrbench run` on the spoken clips with `honest` as the reference; returns the exit status."""
-    from harness.cli import main
+def asrgate(spoken: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Call `asrgate run` on the spoken clips with `honest` as the reference; returns the exit status."""
+    from asrgate.harness.cli import main
 
     monkeypatch.setenv("FAKE_CLIPS", str(spoken))
 
@@ -86,9 +84,9 @@ def asrbench(
 
 
 @pytest.fixture
-def asrbench_weights() -> Callable[..., int]:
-    """Call `asrbench weights …`; returns the exit status, and lets errors through."""
-    from harness.cli import weights
+def asrgate_weights() -> Callable[..., int]:
+    """Call `asrgate weights …`; returns the exit status, and lets errors through."""
+    from asrgate.harness.cli import weights
 
     def call(*arguments: str) -> int:
         parser = argparse.ArgumentParser()

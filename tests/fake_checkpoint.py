@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from backends.checkpoints.file import expected_tensors
+from asrgate.backends.checkpoints.file import expected_tensors
 
 ENGLISH, MULTILINGUAL, MULTILINGUAL_V3 = 51_864, 51_865, 51_866
 

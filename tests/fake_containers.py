@@ -16,9 +16,9 @@ import torch
 from fake_checkpoint import ENGLISH, MULTILINGUAL, MULTILINGUAL_V3, write_fake_checkpoint
 from safetensors.torch import load_file, save_file
 
-from backends.checkpoints.containers import __main__ as child
-from backends.checkpoints.file import CheckpointError, read_dimensions, read_tensors
-from backends.checkpoints.tensor_digest import file_tensors_sha256
+from asrgate.backends.checkpoints.containers import __main__ as child
+from asrgate.backends.checkpoints.file import CheckpointError, read_dimensions, read_tensors
+from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256
 
 NAMES = {"ctranslate2": "ct2", "huggingface": "hf", "ggml": "ggml-fake.bin"}
 SHAPES: dict[str, dict[str, Any]] = {

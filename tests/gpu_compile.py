@@ -18,8 +18,8 @@ from max.engine import InferenceSession
 from max.graph import BufferType, DeviceRef, Graph, TensorType
 from whisper.model import ModelDimensions
 
-from backends.max_graph import device_ops, engine, log_mel, session
-from backends.max_graph.graphs import WhisperGraphs
+from asrgate.backends.max_graph import device_ops, engine, log_mel, session
+from asrgate.backends.max_graph.graphs import WhisperGraphs
 
 # one layer of the tiny size: what more there would be is the same code again
 DIMS = ModelDimensions(80, 1500, 384, 6, 1, 51_864, 448, 384, 6, 1)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Settings
-from harness.record import SCHEMA_VERSION, Run, text_sha256
+from asrgate.backends.base import Settings
+from asrgate.harness.record import SCHEMA_VERSION, Run, text_sha256
 
 REFERENCE = "whisper-cpu@cpu/float32"
 VARIANTS = (REFERENCE, "faster-whisper@cpu/int8")
@@ -31,7 +31,7 @@ def make_run(
     languages: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Run:
-    """Return an unscored, unjudged record that `harness.record.validate` accepts.
+    """Return an unscored, unjudged record that `asrgate.harness.record.validate` accepts.
 
     Args:
         variants: `name@device/precision`; the first is the reference unless `settings` names another.
@@ -67,9 +67,9 @@ def make_run(
         "finished_at": "2026-01-02T03:14:05+00:00",
         "complete": True,
         "interrupted": None,
-        "command": ["asrbench", "run"],
+        "command": ["asrgate", "run"],
         "host": {"cpu": "Imaginary 9000", "physical_cores": 8, "memory_bytes": 32 * 2**30, "gpus": []},
-        "versions": {"asrbench": "0.1.0", "openai-whisper": "20250625", "torch": None},
+        "versions": {"asrgate": "0.1.0", "openai-whisper": "20250625", "torch": None},
         "settings": {
             "decoding": Settings().as_dict(),
             "rounds": rounds,

@@ -1,4 +1,4 @@
-"""Who may import whom: docs/architecture.md draws it, this table holds it."""
+"""Who may import whom inside `asrgate`: docs/architecture.md draws it, this table holds it."""
 
 from __future__ import annotations
 
@@ -86,9 +86,11 @@ def imports(module: str) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if name in MODULES else node.module for name in inner]
+            known = [name.removeprefix("asrgate.") in MODULES for name in inner]
+            names = [name if known else node.module for name, known in zip(inner, known, strict=True)]
         else:
             continue
+        names = [name.removeprefix("asrgate.") for name in names]
         found.update(room(name) for name in names if name.split(".")[0] in ("harness", "backends"))
     return found - {room(module)}
 

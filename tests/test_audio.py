@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from harness.corpus.audio import AudioError, decode, dithered, sha256
+from asrgate.harness.corpus.audio import AudioError, decode, dithered, sha256
 
 SHARED_AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
 
@@ -296,7 +296,8 @@ def test_damaged_headers_never_raise_anything_else(tmp_path):
 
 
 def test_importing_leaves_librosa_and_numba_out():
-    code = "import sys, harness.corpus.audio; print({'librosa', 'numba', 'torch'} & set(sys.modules) or [])"
+    code = "import sys, asrgate.harness.corpus.audio\n"
+    code += "print({'librosa', 'numba', 'torch'} & set(sys.modules) or [])"
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from harness import corpus, record
-from harness.cli import main
-from harness.corpus import augment
-from harness.corpus.audio import AudioError, sha256
+from asrgate.harness import corpus, record
+from asrgate.harness.cli import main
+from asrgate.harness.corpus import augment
+from asrgate.harness.corpus.audio import AudioError, sha256
 
 RATE_HZ = 16_000
 
@@ -99,9 +99,9 @@ def test_bad_specifications(specifications: list[str], told: str) -> None:
         augment.parse(specifications)
 
 
-def test_run_has_a_row_and_a_curve_for_each_ratio(asrbench: Callable[..., int], tmp_path: Path) -> None:
+def test_run_has_a_row_and_a_curve_for_each_ratio(asrgate: Callable[..., int], tmp_path: Path) -> None:
     by_ratio = ("--slice", "snr_db")  # a field that the clips have only with their noise
-    asrbench("--backends", "twin", "--rounds", "1", "--augment", "snr=30,-20", "--max-wer", "5", *by_ratio)
+    asrgate("--backends", "twin", "--rounds", "1", "--augment", "snr=30,-20", "--max-wer", "5", *by_ratio)
     folder = tmp_path / "results" / "latest"
     run = record.read(folder)
     assert run["settings"]["slices"] == ["snr_db"]
@@ -114,7 +114,7 @@ def test_run_has_a_row_and_a_curve_for_each_ratio(asrbench: Callable[..., int], 
     assert '<th scope="col" class="number">-20 dB</th>' in page
 
 
-def test_run_refuses_a_bad_ratio(asrbench: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    assert asrbench("--augment", "snr=loud") == 2
+def test_run_refuses_a_bad_ratio(asrgate: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert asrgate("--augment", "snr=loud") == 2
     assert "'loud'" in capsys.readouterr().err
     assert main(["run", "--augment", "noise=pink", "--quiet"]) == 2

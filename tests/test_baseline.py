@@ -1,4 +1,4 @@
-"""`asrbench baseline`: what is kept, where, and what `asrbench compare baseline` finds again."""
+"""`asrgate baseline`: what is kept, where, and what `asrgate compare baseline` finds again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from make_run import add_unavailable, make_run
 
-from harness import cli, record
-from harness.cli import baseline
-from harness.record import Run
-from harness.scoring import gate, score
-from harness.worker import environment
+from asrgate.harness import cli, record
+from asrgate.harness.cli import baseline
+from asrgate.harness.record import Run
+from asrgate.harness.scoring import gate, score
+from asrgate.harness.worker import environment
 
 
 def measured(host_class: str = "imaginary-8c", rounds: int = 7, pace: float = 0.1, seed: int = 0) -> Run:
@@ -82,7 +82,7 @@ def test_without_a_fitting_one_the_others_are_listed(
     error = capsys.readouterr().err
     assert "no baseline for tiny.en on hosts of the kind unseen-64c" in error
     assert "there are: imaginary-8c/tiny.en" in error
-    assert "asrbench baseline save" in error
+    assert "asrgate baseline save" in error
 
 
 def test_baseline_of_another_checkpoint_is_not_compared(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import FAKES
 
-from harness import record
+from asrgate.harness import record
 
 CHEATS = {  # name -> what its reason must say
     "stops-early": r"wrote [34]\d% of the reference\'s number of words",
@@ -33,7 +33,7 @@ CHEATS = {  # name -> what its reason must say
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory, spoken: Path, model: Path) -> dict[str, dict[str, Any]]:
     """One run of the honest engine, its twin and every cheat: backend name -> row."""
-    from harness.cli import main
+    from asrgate.harness.cli import main
 
     results = tmp_path_factory.mktemp("cheats")
     with pytest.MonkeyPatch.context() as patch:
@@ -76,8 +76,8 @@ def test_most_cheats_look_faster_than_the_honest_engine(rows: dict[str, dict[str
     assert len(faster) >= 7, faster
 
 
-def test_reference_that_cheats_lets_nobody_through(asrbench: Callable[..., int], tmp_path: Path) -> None:
-    asrbench("--backends", "twin", "--reference", "empty-text", "--rounds", "1")
+def test_reference_that_cheats_lets_nobody_through(asrgate: Callable[..., int], tmp_path: Path) -> None:
+    asrgate("--backends", "twin", "--reference", "empty-text", "--rounds", "1")
     run = record.read(tmp_path / "results" / "latest")
     assert [row["gate"]["ranked"] for row in run["results"]] == [False, False]
     twin = next(row for row in run["results"] if row["backend"] == "twin")

@@ -20,11 +20,11 @@ import pytest
 import whisper
 from fake_checkpoint import DIMENSIONS, write_fake_checkpoint
 
-from backends.base import AsrbenchError
-from backends.checkpoints import catalog
-from backends.checkpoints.catalog import CheckpointError, resolve
-from backends.checkpoints.download import why_unreachable
-from backends.checkpoints.tensor_digest import file_tensors_sha256
+from asrgate.backends.base import AsrgateError
+from asrgate.backends.checkpoints import catalog
+from asrgate.backends.checkpoints.catalog import CheckpointError, resolve
+from asrgate.backends.checkpoints.download import why_unreachable
+from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,10 +35,10 @@ def sha256(path: Path) -> str:
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that ASRBENCH_WEIGHTS names, and an empty user cache."""
+    """An empty folder that ASRGATE_WEIGHTS names, and an empty user cache."""
     folder = tmp_path / "weights"
     folder.mkdir()
-    monkeypatch.setenv("ASRBENCH_WEIGHTS", str(folder))
+    monkeypatch.setenv("ASRGATE_WEIGHTS", str(folder))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     return folder
 
@@ -94,7 +94,7 @@ def test_a_path_resolves_to_its_own_hash_and_dimensions(model: Path) -> None:
 
 def test_resolving_imports_no_engine(model: Path) -> None:
     code = (
-        "import sys; from backends.checkpoints import catalog; catalog.catalogue();"
+        "import sys; from asrgate.backends.checkpoints import catalog; catalog.catalogue();"
         f"catalog.resolve({str(model)!r});"
         "print(sorted({'torch', 'whisper', 'ctranslate2', 'faster_whisper', 'max'} & set(sys.modules)))"
     )
@@ -110,7 +110,7 @@ def test_the_catalogue_is_openais_own_table() -> None:
 
 def test_another_package_called_whisper_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "whisper.py").write_text("class Database: pass\n")
-    code = "from backends.checkpoints import catalog; catalog.resolve('tiny.en')"
+    code = "from asrgate.backends.checkpoints import catalog; catalog.resolve('tiny.en')"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
@@ -118,13 +118,13 @@ def test_another_package_called_whisper_is_told_apart(tmp_path: Path) -> None:
     assert "CheckpointError" in done.stderr and "another package called whisper" in done.stderr
 
 
-def test_a_name_outside_the_catalogue_is_a_file_in_asrbench_weights(
+def test_a_name_outside_the_catalogue_is_a_file_in_asrgate_weights(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = tmp_path / "second"
     second.mkdir()
     write_fake_checkpoint(second / "mine.pt")
-    monkeypatch.setenv("ASRBENCH_WEIGHTS", f"{weights}{os.pathsep}{second}")
+    monkeypatch.setenv("ASRGATE_WEIGHTS", f"{weights}{os.pathsep}{second}")
     assert resolve("mine").path == second / "mine.pt"
 
 
@@ -135,7 +135,7 @@ def test_a_name_outside_the_catalogue_is_a_file_in_asrbench_weights(
 def test_a_catalogue_name_is_found_in_every_folder(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ASRGATE_CACHE", str(tmp_path / "cache"))
     path = tmp_path / place
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.read_bytes())
@@ -159,13 +159,13 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_the_choices(weights: P
 
 @pytest.mark.usefixtures("openai")
 def test_an_absent_model_says_how_to_fetch_it() -> None:
-    with pytest.raises(CheckpointError, match=r"asrbench weights fetch tiny\.en"):
+    with pytest.raises(CheckpointError, match=r"asrgate weights fetch tiny\.en"):
         resolve("tiny.en")
 
 
-def test_a_folder_in_asrbench_weights_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASRBENCH_WEIGHTS", str(tmp_path / "gone"))
-    with pytest.raises(CheckpointError, match=r"ASRBENCH_WEIGHTS names .*gone, which is no folder"):
+def test_a_folder_in_asrgate_weights_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASRGATE_WEIGHTS", str(tmp_path / "gone"))
+    with pytest.raises(CheckpointError, match=r"ASRGATE_WEIGHTS names .*gone, which is no folder"):
         resolve("mine")
 
 
@@ -217,7 +217,7 @@ def test_a_shipped_model_replaces_the_one_an_older_version_unpacked(
 def test_a_shipped_file_that_does_not_fit_its_catalogue_is_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Any, message: str
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ASRGATE_CACHE", str(tmp_path / "cache"))
     ship(tmp_path / "shipped", monkeypatch, model, **changes)
     with pytest.raises(CheckpointError, match=message):
         resolve("nano.en")
@@ -240,7 +240,7 @@ def test_an_archive_cut_short_leaves_nothing(
 def test_two_processes_unpack_at_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ship(tmp_path / "shipped", monkeypatch, model)
     code = (
-        "from pathlib import Path; from backends.checkpoints import catalog;"
+        "from pathlib import Path; from asrgate.backends.checkpoints import catalog;"
         f"catalog.SHIPPED_FOLDER = Path({str(tmp_path / 'shipped')!r});"
         "print(catalog.resolve('nano.en').sha256)"
     )
@@ -270,7 +270,7 @@ def test_without_a_connection_the_default_is_what_is_shipped(
     write_fake_checkpoint(weights / "a.pt", seed=1)
     found, line = catalog.default_model()
     assert found.name == "a"
-    assert re.fullmatch("model a, the first in ASRBENCH_WEIGHTS: tiny.en is not on this machine and .*", line)
+    assert re.fullmatch("model a, the first in ASRGATE_WEIGHTS: tiny.en is not on this machine and .*", line)
     ship(tmp_path / "shipped", monkeypatch, model)
     found, line = catalog.default_model()
     assert found.name == "nano.en"
@@ -284,7 +284,7 @@ def test_with_no_model_at_all_the_error_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catalog, "SHIPPED_FOLDER", tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match=r"weights fetch tiny.en.*--model.*ASRBENCH_WEIGHTS"):
+    with pytest.raises(CheckpointError, match=r"weights fetch tiny.en.*--model.*ASRGATE_WEIGHTS"):
         catalog.default_model()
 
 
@@ -310,4 +310,4 @@ def test_name_resolution_that_hangs_is_given_up_in_time(monkeypatch: pytest.Monk
 
 
 def test_errors_of_this_kind_reach_the_user_without_a_traceback() -> None:
-    assert issubclass(CheckpointError, AsrbenchError)
+    assert issubclass(CheckpointError, AsrgateError)

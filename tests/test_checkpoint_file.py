@@ -15,10 +15,10 @@ import torch
 import whisper
 from fake_checkpoint import DIMENSIONS, fake_content, write_fake_checkpoint
 
-from backends.base import Checkpoint
-from backends.checkpoints.catalog import CheckpointError, load_state_dict, resolve
-from backends.checkpoints.file import read_dimensions, read_tensors
-from backends.checkpoints.sha256 import file_sha256
+from asrgate.backends.base import Checkpoint
+from asrgate.backends.checkpoints.catalog import CheckpointError, load_state_dict, resolve
+from asrgate.backends.checkpoints.file import read_dimensions, read_tensors
+from asrgate.backends.checkpoints.sha256 import file_sha256
 
 
 def sha256(path: Path) -> str:
@@ -162,11 +162,11 @@ def test_a_damaged_note_or_an_unwritable_cache_costs_only_time(
 ) -> None:
     path, cache = tmp_path / "file", tmp_path / "cache"
     path.write_bytes(b"one")
-    monkeypatch.setenv("ASRBENCH_CACHE", str(cache))
+    monkeypatch.setenv("ASRGATE_CACHE", str(cache))
     file_sha256(path)
     (note,) = (cache / "sha256").iterdir()
     note.write_text('{"file"')
     assert file_sha256(path) == sha256(path)
     (tmp_path / "blocked").write_text("a file where the folder should be")
-    monkeypatch.setenv("ASRBENCH_CACHE", str(tmp_path / "blocked"))
+    monkeypatch.setenv("ASRGATE_CACHE", str(tmp_path / "blocked"))
     assert file_sha256(path) == sha256(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backends import child_process
+from asrgate.backends import child_process
 
 ROOT = Path(__file__).parent.parent
 SHADOWED = ("numpy", "whisper", "torch", "psutil", "pip", "tiktoken")
@@ -40,15 +40,14 @@ def test_an_empty_entry_of_the_path_is_not_passed_on(monkeypatch: pytest.MonkeyP
 
 
 def test_a_run_imports_nothing_from_the_folder_it_is_started_in(trapped: Path) -> None:
-    start = (
-        f"{child_process.WITHOUT_CURRENT_FOLDER}from harness.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
+    start = child_process.WITHOUT_CURRENT_FOLDER
+    start += "from asrgate.harness.cli import main; sys.exit(main(sys.argv[1:]))"
     clip = ROOT / "audio_samples" / "short.flac"
     done = subprocess.run(
         [sys.executable, "-c", start, "run", "--model", "nano.en", "--audio", str(clip), "--rounds", "1"]
         + ["--backends", "whisper-cpu,faster-whisper@cpu/float32", "--quiet", "--max-wer", "5"],
         cwd=trapped,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "ASRBENCH_CACHE": str(trapped / "cache")},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "ASRGATE_CACHE": str(trapped / "cache")},
         capture_output=True,
         text=True,
         check=False,

@@ -17,8 +17,8 @@ import pytest
 import soundfile
 import tones
 
-from harness import record
-from harness.scoring import machines
+from asrgate.harness import record
+from asrgate.harness.scoring import machines
 
 ROOT = Path(__file__).parent.parent
 SAMPLES_BEFORE_THE_KILL = 7
@@ -69,14 +69,14 @@ def runs(
     pytest.importorskip("ray", reason="needs ray")
     alone, divided = (tmp_path_factory.mktemp(name) for name in ("alone", "divided"))
     local = subprocess.run(
-        [sys.executable, "-m", "harness.cli", *arguments(clips, model, alone)],
+        [sys.executable, "-m", "asrgate", *arguments(clips, model, alone)],
         capture_output=True,
         text=True,
         cwd=ROOT,
         check=True,
     )
     code = (
-        "import sys; from harness.cli import main; status = main(sys.argv[1:]); "
+        "import sys; from asrgate.harness.cli import main; status = main(sys.argv[1:]); "
         "heavy = {'torch', 'ctranslate2', 'whisper', 'faster_whisper', 'max'}; "
         "print('imported', *heavy & set(sys.modules)); "
         "sys.exit(status)"
@@ -126,7 +126,9 @@ def test_neither_the_leading_process_imports_an_engine_nor_a_local_run_ray(
     runs: tuple[Any, Any, list[str]], clips: Path, model: Path, tmp_path: Path
 ) -> None:
     assert runs[2] == []
-    code = "import sys; from harness.cli import main; main(sys.argv[1:]); sys.exit('ray' in sys.modules)"
+    code = (
+        "import sys; from asrgate.harness.cli import main; main(sys.argv[1:]); sys.exit('ray' in sys.modules)"
+    )
     asked = [*arguments(clips, model, tmp_path), "--where", "none=absent", "--sample", "1", "--no-reference"]
     done = subprocess.run(
         [sys.executable, "-c", code, *asked], stdout=subprocess.DEVNULL, cwd=ROOT, check=False
@@ -137,4 +139,6 @@ def test_neither_the_leading_process_imports_an_engine_nor_a_local_run_ray(
 def test_nothing_is_left_running(runs: Any) -> None:
     """Neither Ray nor a worker outlives its run."""
     left = [p.cmdline() for p in psutil.Process().children(recursive=True) if p.is_running()]
-    assert not [line for line in left if "raylet" in " ".join(line) or "harness.worker.child" in line], left
+    assert not [
+        line for line in left if "raylet" in " ".join(line) or "asrgate.harness.worker.child" in line
+    ], left

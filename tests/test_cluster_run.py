@@ -16,16 +16,16 @@ import soundfile
 import tones
 from fake_ray import ActorDiedError, ActorUnavailableError, Call, FakeRay, RayError
 
-from backends import Variant
-from backends.base import BackendUnavailable
-from harness import record, report
-from harness.corpus.clips import Clip
-from harness.report import tables
-from harness.report.parts import parts
-from harness.runner import journal
-from harness.runner.cluster import connect, coordinator
-from harness.runner.cluster.connect import ClusterError
-from harness.scoring import machines
+from asrgate.backends import Variant
+from asrgate.backends.base import BackendUnavailable
+from asrgate.harness import record, report
+from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.report import tables
+from asrgate.harness.report.parts import parts
+from asrgate.harness.runner import journal
+from asrgate.harness.runner.cluster import connect, coordinator
+from asrgate.harness.runner.cluster.connect import ClusterError
+from asrgate.harness.scoring import machines
 
 SAID = ["red apple", "stone river", "paper", "green house", "brown", "white table"]
 CPU, GPU = Variant("honest", "cpu", "float32"), Variant("whisper-cuda", "cuda", "float16")
@@ -54,7 +54,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, clips: Path, model: Path) -> record.Run:
     """The record of the local executor."""
-    from harness.cli import main
+    from asrgate.harness.cli import main
 
     results = tmp_path_factory.mktemp("alone")
     asked = ["--audio", str(clips), "--model", str(model), "--reference", "honest", "--backends", "twin"]
@@ -64,9 +64,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, clips: Path, model: Path) ->
 
 @pytest.fixture
 def on_cluster(
-    asrbench: Callable[..., int], clips: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+    asrgate: Callable[..., int], clips: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., int]:
-    """Call `asrbench run --executor ray` as `alone` was run; returns the exit status."""
+    """Call `asrgate run --executor ray` as `alone` was run; returns the exit status."""
     # the pages take longer than these runs, and have tests of their own
     monkeypatch.setattr(report, "write_all", lambda run, folder: record.write(run, folder / "run.json"))
 
@@ -83,7 +83,7 @@ def on_cluster(
             "--workers",
             "2",
         )
-        return asrbench(*asked, *arguments, clips=clips)
+        return asrgate(*asked, *arguments, clips=clips)
 
     return call
 
@@ -168,7 +168,7 @@ def test_clips_that_end_every_place_end_the_run_which_then_goes_on(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from harness.cli import main
+    from asrgate.harness.cli import main
 
     def poison(call: Call) -> RayError | None:
         has_it = call.method == "measure" and any(clip.name == "clip4" for clip in call.arguments[1])
@@ -219,7 +219,7 @@ def test_a_machine_without_files_is_sent_weights_and_samples(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ASRGATE_CACHE", str(tmp_path / "cache"))
     asked = Counter[str]()
 
     def elsewhere(call: Call) -> tuple[Any, ...]:
@@ -319,7 +319,7 @@ def test_an_engine_that_fails_at_one_place_is_out_and_no_text_stays_anywhere(
     assert "copies it had not heard took" in reasons
     stored = json.dumps(latest(tmp_path))
     assert not any(text in stored for text in SAID if " " in text)
-    for folder in Path(os.environ["TMPDIR"]).glob("asrbench-*/slot?"):
+    for folder in Path(os.environ["TMPDIR"]).glob("asrgate-*/slot?"):
         assert folder.is_file() or not list(folder.iterdir())
 
 
@@ -376,21 +376,21 @@ def test_chunks_hold_every_clip_once_and_no_hour() -> None:
     ],
 )
 def test_bad_arguments_are_one_clear_error(
-    asrbench: Callable[..., int],
+    asrgate: Callable[..., int],
     ray: FakeRay,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     message: str,
 ) -> None:
-    assert asrbench("--backends", "twin", *arguments) == 2
+    assert asrgate("--backends", "twin", *arguments) == 2
     said = capsys.readouterr().err
     assert message in said
     assert len(said.strip().splitlines()) == 1
 
 
 def test_ray_that_is_not_installed_is_one_clear_error(
-    asrbench: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    asrgate: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert asrbench("--backends", "twin", "--executor", "ray") == 2
+    assert asrgate("--backends", "twin", "--executor", "ray") == 2
     assert capsys.readouterr().err.strip().endswith("python -m pip install ray")

@@ -1,4 +1,4 @@
-"""`asrbench compare`: records in, verdicts and exit codes out."""
+"""`asrgate compare`: records in, verdicts and exit codes out."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pytest
 import scipy.stats
 from make_run import TEXT, add_unavailable, make_run, result_of
 
-from harness import cli, record
-from harness.metrics import mann_whitney
-from harness.record import Run, text_sha256
-from harness.regression import report
-from harness.regression.compare import Comparison, NotComparable, compare
-from harness.regression.verdict import Limits, Row
-from harness.scoring import gate, score
+from asrgate.harness import cli, record
+from asrgate.harness.metrics import mann_whitney
+from asrgate.harness.record import Run, text_sha256
+from asrgate.harness.regression import report
+from asrgate.harness.regression.compare import Comparison, NotComparable, compare
+from asrgate.harness.regression.verdict import Limits, Row
+from asrgate.harness.scoring import gate, score
 
 FIRST, SECOND, THIRD = "honest@cpu/float32", "twin@cpu/float32", "cousin@cpu/int8"
 VARIANTS = (FIRST, SECOND, THIRD)
@@ -551,7 +551,7 @@ def test_output_is_written_in_the_format_of_its_ending(
         stored("base.json", measured(clips=3, seed=1)),
         stored("new.json", measured(clips=3, seed=2, slower={FIRST: 2})),
     )
-    for name, start in (("r.md", "## asrbench"), ("r.json", "{"), ("r.xml", "<testsuites>")):
+    for name, start in (("r.md", "## asrgate"), ("r.json", "{"), ("r.xml", "<testsuites>")):
         assert cli.main(["compare", base, new, "--output", str(tmp_path / name)]) == 1
         assert (tmp_path / name).read_text().startswith(start)
         assert "REGRESSION" in capsys.readouterr().out
@@ -571,7 +571,7 @@ def test_json_on_stdout_is_one_document(
     assert document["regression"] is True
     assert [r["verdict"] for r in document["rows"]] == ["same", "regression", "same"]
     assert document["rows"][1]["time"]["ratio"] == pytest.approx(1.2, rel=0.02)
-    assert "::error title=asrbench%3A twin@cpu/float32::takes 1.2" in captured.err
+    assert "::error title=asrgate%3A twin@cpu/float32::takes 1.2" in captured.err
 
 
 def test_annotations_appear_on_github_only(
@@ -590,7 +590,7 @@ def test_annotations_appear_on_github_only(
     change_host(other)
     assert cli.main(["compare", base, stored("other.json", other)]) == 2
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("::error title=asrbench%3A nothing was compared::")
+    assert line.startswith("::error title=asrgate%3A nothing was compared::")
     assert "%0A  host: cpu" in line
 
 

@@ -14,19 +14,25 @@ import torch
 from fake_checkpoint import write_fake_checkpoint
 from make_run import REFERENCE, make_run
 
-from backends.base import BackendError, Settings
-from backends.checkpoints.catalog import resolve
-from backends.inspection import token_margins
-from backends.inspection.token_margins import Decision, Window, decide
-from backends.openai_whisper import WhisperCpu
-from harness import record
-from harness.cli import main
-from harness.corpus import audio
-from harness.diagnose import transcripts
-from harness.diagnose.token_text import token_text
-from harness.diagnose.transcripts import Chunk, Divergence, compare_outputs, first_divergence, word_chunks
-from harness.diagnose.transcripts_report import as_markdown, is_narrow
-from harness.record import Run, text_sha256
+from asrgate.backends.base import BackendError, Settings
+from asrgate.backends.checkpoints.catalog import resolve
+from asrgate.backends.inspection import token_margins
+from asrgate.backends.inspection.token_margins import Decision, Window, decide
+from asrgate.backends.openai_whisper import WhisperCpu
+from asrgate.harness import record
+from asrgate.harness.cli import main
+from asrgate.harness.corpus import audio
+from asrgate.harness.diagnose import transcripts
+from asrgate.harness.diagnose.token_text import token_text
+from asrgate.harness.diagnose.transcripts import (
+    Chunk,
+    Divergence,
+    compare_outputs,
+    first_divergence,
+    word_chunks,
+)
+from asrgate.harness.diagnose.transcripts_report import as_markdown, is_narrow
+from asrgate.harness.record import Run, text_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHER = "faster-whisper@cpu/int8"
@@ -433,7 +439,7 @@ def diverging(tmp_path: Path, speech: np.ndarray, engine: WhisperCpu) -> Run:
         "dimensions": dict(checkpoint.dimensions),
     }
     run["settings"]["decoding"] = Settings(threads=1, no_speech_threshold=2.0).as_dict()
-    run["command"] = ["asrbench", "run", "--audio", str(clip), "--model", str(checkpoint.path)]
+    run["command"] = ["asrgate", "run", "--audio", str(clip), "--model", str(checkpoint.path)]
     assert run["results"][0]["samples"][0]["text_sha256"] == text_sha256(answer.text)
     return run
 

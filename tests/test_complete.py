@@ -7,9 +7,9 @@ import json
 from make_run import REFERENCE, VARIANTS, make_run, result_of
 from markdown_it import MarkdownIt  # comes with rich
 
-from harness import record, report
-from harness.record import Run
-from harness.scoring import gate, score
+from asrgate.harness import record, report
+from asrgate.harness.record import Run
+from asrgate.harness.scoring import gate, score
 
 OTHER = VARIANTS[1]
 HOSTILE = "| a | <script>alert(1)</script> **b** [c](http://d.example)\n# e"

@@ -25,13 +25,13 @@ from fake_containers import (
 )
 from safetensors.torch import load_file, save_file
 
-from backends.checkpoints import containers
-from backends.checkpoints.catalog import CheckpointError, resolve
-from backends.checkpoints.containers import __main__ as child
-from backends.checkpoints.containers import kind_of
-from backends.checkpoints.conversions import ggml_model
-from backends.checkpoints.file import read_dimensions, read_tensors
-from backends.checkpoints.tensor_digest import file_tensors_sha256
+from asrgate.backends.checkpoints import containers
+from asrgate.backends.checkpoints.catalog import CheckpointError, resolve
+from asrgate.backends.checkpoints.containers import __main__ as child
+from asrgate.backends.checkpoints.containers import kind_of
+from asrgate.backends.checkpoints.conversions import ggml_model
+from asrgate.backends.checkpoints.file import read_dimensions, read_tensors
+from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_EN = ROOT.parent / "shared" / "weights" / "tiny.en-openai.pt"

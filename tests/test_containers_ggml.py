@@ -14,9 +14,9 @@ import pytest
 import torch
 from fake_containers import copy, ggml_tensor, originals, read, refused, small
 
-from backends.checkpoints.catalog import CheckpointError, resolve
-from backends.checkpoints.containers import import_file, kind_of
-from backends.checkpoints.conversions import ggml_model
+from asrgate.backends.checkpoints.catalog import CheckpointError, resolve
+from asrgate.backends.checkpoints.containers import import_file, kind_of
+from asrgate.backends.checkpoints.conversions import ggml_model
 
 __all__ = ["copy", "originals"]  # fixtures: pytest finds them by their names here
 

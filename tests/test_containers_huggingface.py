@@ -16,8 +16,8 @@ from fake_checkpoint import MULTILINGUAL_V3
 from fake_containers import change_hf, copy, export, originals, read, refused, small
 from safetensors.torch import load_file, save_file
 
-from backends.checkpoints.catalog import CheckpointError
-from backends.checkpoints.containers import import_file
+from asrgate.backends.checkpoints.catalog import CheckpointError
+from asrgate.backends.checkpoints.containers import import_file
 
 __all__ = ["copy", "originals"]  # fixtures: pytest finds them by their names here
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import tones
 
-from harness.testing import BackendContract
+from asrgate.harness.testing import BackendContract
 
 pytestmark = [  # openai-whisper leaves its vocabulary file for the garbage collector to close
     pytest.mark.filterwarnings(
@@ -35,9 +35,9 @@ import time
 import numpy as np
 import tones
 
-from backends.base import BackendError, Transcript
-from backends.checkpoints.file import read_dimensions
-from backends.whisper_common.decoding import require_honourable, require_language
+from asrgate.backends.base import BackendError, Transcript
+from asrgate.backends.checkpoints.file import read_dimensions
+from asrgate.backends.whisper_common.decoding import require_honourable, require_language
 
 
 class Good:
@@ -113,7 +113,7 @@ class ChecksWithTraceback(Good):
 class CannotRun(Good):
     @classmethod
     def check(cls, device, precision):
-        from backends.base import BackendUnavailable
+        from asrgate.backends.base import BackendUnavailable
 
         raise BackendUnavailable("no engine")
 
@@ -287,14 +287,14 @@ def failed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, d
         "import colorsys\nfrom contract_fakes import Good\n\n\nclass ImportsAtTheTop(Good):\n    pass\n"
     )
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: contract-fakes\nVersion: 1.0\n")
-    lines = ["[asrbench.backends]"]
+    lines = ["[asrgate.backends]"]
     for name in BROKEN:
         module = "contract_heavy" if name == "ImportsAtTheTop" else "contract_fakes"
         lines.append(f"{name} = {module}:{name}")
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
     clip = folder / "clip.wav"
     soundfile.write(clip, tones.speak("red apple white table"), tones.SAMPLE_RATE_HZ)
-    tests = ["from pathlib import Path", "from harness.testing import BackendContract"]
+    tests = ["from pathlib import Path", "from asrgate.harness.testing import BackendContract"]
     slow = "it_is_listed_and_checked_without_importing_its_engine"  # a process of its own, for each of them
     for name, expected in BROKEN.items():
         tests.append(

@@ -22,17 +22,17 @@ from fake_checkpoint import ENGLISH, MULTILINGUAL, MULTILINGUAL_V3, write_fake_c
 from faster_whisper.feature_extractor import FeatureExtractor
 from whisper.tokenizer import get_tokenizer
 
-from backends.base import BackendError
-from backends.checkpoints.catalog import load_state_dict, resolve
-from backends.checkpoints.conversions import ctranslate2_model
-from backends.checkpoints.conversions.ctranslate2_model import (
+from asrgate.backends.base import BackendError
+from asrgate.backends.checkpoints.catalog import load_state_dict, resolve
+from asrgate.backends.checkpoints.conversions import ctranslate2_model
+from asrgate.backends.checkpoints.conversions.ctranslate2_model import (
     alignment_heads,
     build,
     convert,
     converted_folder,
 )
-from backends.checkpoints.conversions.tokenizer_json import tokenizer_json
-from harness.corpus.audio import decode
+from asrgate.backends.checkpoints.conversions.tokenizer_json import tokenizer_json
+from asrgate.harness.corpus.audio import decode
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "weights" / "tiny.en-openai.pt"
@@ -228,8 +228,8 @@ def test_features_agree_with_openai_whisper(n_vocab: int, n_mels: int, built: Ca
 
 def test_two_processes_convert_once_without_torch_in_either(model: Path) -> None:
     code = (
-        "import sys; from backends.checkpoints.catalog import resolve;"
-        "from backends.checkpoints.conversions.ctranslate2_model import convert;"
+        "import sys; from asrgate.backends.checkpoints.catalog import resolve;"
+        "from asrgate.backends.checkpoints.conversions.ctranslate2_model import convert;"
         f"print(convert(resolve({str(model)!r}))); print('torch' in sys.modules)"
     )
     started = [

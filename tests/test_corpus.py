@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from harness.corpus import audio as audio_file
-from harness.corpus.clips import CorpusError, load_clips, write_samples
+from asrgate.harness.corpus import audio as audio_file
+from asrgate.harness.corpus.clips import CorpusError, load_clips, write_samples
 
 SHARED_AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
 

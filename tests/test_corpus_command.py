@@ -1,4 +1,4 @@
-"""`asrbench corpus list|info|validate`: every kind of mistake planted once is found, counted and shown."""
+"""`asrgate corpus list|info|validate`: every kind of mistake planted once is found, counted and shown."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from harness.cli import main
-from harness.corpus import check
-from harness.corpus.clips import BUNDLED_MANIFEST
-from harness.corpus.fields import LENGTH
+from asrgate.harness.cli import main
+from asrgate.harness.corpus import check
+from asrgate.harness.corpus.clips import BUNDLED_MANIFEST
+from asrgate.harness.corpus.fields import LENGTH
 
 RATE_HZ = 16_000
 

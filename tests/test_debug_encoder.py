@@ -16,13 +16,13 @@ import pytest
 import soundfile
 from fake_checkpoint import write_fake_checkpoint
 
-import backends
-from backends.base import BackendError, Checkpoint, Settings
-from backends.checkpoints.catalog import resolve
-from backends.inspection.encoder_trace import layer_shapes, require_trace
-from backends.openai_whisper import WhisperCpu
-from harness.cli import main
-from harness.diagnose.layers import first_divergence, layer_errors
+from asrgate import backends
+from asrgate.backends.base import BackendError, Checkpoint, Settings
+from asrgate.backends.checkpoints.catalog import resolve
+from asrgate.backends.inspection.encoder_trace import layer_shapes, require_trace
+from asrgate.backends.openai_whisper import WhisperCpu
+from asrgate.harness.cli import main
+from asrgate.harness.diagnose.layers import first_divergence, layer_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTY = Path(__file__).parent / "faulty_encoders"
@@ -258,8 +258,8 @@ def test_bad_input_is_one_clear_error(
 
 def test_the_parent_imports_no_engine() -> None:
     code = (
-        "import sys, harness.cli.debug_encoder, harness.cli.compare_outputs\n"
-        "import backends.inspection.encoder_trace\n"
+        "import sys, asrgate.harness.cli.debug_encoder, asrgate.harness.cli.compare_outputs\n"
+        "import asrgate.backends.inspection.encoder_trace\n"
         "print(*{'torch', 'whisper', 'ctranslate2', 'max'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

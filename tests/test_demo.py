@@ -1,4 +1,4 @@
-"""`asrbench demo`: a race that shows what was measured, at the speed it was measured."""
+"""`asrgate demo`: a race that shows what was measured, at the speed it was measured."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from make_run import REFERENCE, VARIANTS, add_unavailable, make_run, result_of
 from rich.console import Console
 
-from harness import record
-from harness.cli import main
-from harness.cli.demo import CLIP
-from harness.record import Run
-from harness.report import race
-from harness.scoring import gate, score
+from asrgate.harness import record
+from asrgate.harness.cli import main
+from asrgate.harness.cli.demo import CLIP
+from asrgate.harness.record import Run
+from asrgate.harness.report import race
+from asrgate.harness.scoring import gate, score
 
 OTHER = VARIANTS[1]
 SHORT = "stops-early@cpu/float32"
@@ -152,11 +152,11 @@ def test_demo_measures_like_any_run(
         "stops-early": False,
     }
     assert "twin@cpu/float32: " in out and "; paper letter number train" in out
-    assert f"asrbench demo --replay {tmp_path / 'results' / run['run_id']}" in out
+    assert f"asrgate demo --replay {tmp_path / 'results' / run['run_id']}" in out
 
 
 def test_bundled_clip_has_its_text() -> None:
-    from harness.corpus.clips import load_clips
+    from asrgate.harness.corpus.clips import load_clips
 
     (clip,) = load_clips([CLIP])
     assert 5 < clip.audio_seconds <= 30

@@ -10,19 +10,19 @@ from typing import Any
 import pynvml
 import pytest
 
-from backends import devices
-from backends.base import BackendUnavailable
-from backends.faster_whisper import FasterWhisper
-from backends.openai_whisper import WhisperCuda
+from asrgate.backends import devices
+from asrgate.backends.base import BackendUnavailable
+from asrgate.backends.faster_whisper import FasterWhisper
+from asrgate.backends.openai_whisper import WhisperCuda
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_checking_imports_no_engine() -> None:
     code = (
-        "import sys; from backends.base import BackendUnavailable;"
-        "from backends.openai_whisper import WhisperCpu, WhisperCuda;"
-        "from backends.faster_whisper import FasterWhisper;"
+        "import sys; from asrgate.backends.base import BackendUnavailable;"
+        "from asrgate.backends.openai_whisper import WhisperCpu, WhisperCuda;"
+        "from asrgate.backends.faster_whisper import FasterWhisper;"
         "WhisperCpu.check('cpu', 'float32'); FasterWhisper.check('cpu', 'int8')\n"
         "for engine in (WhisperCuda, FasterWhisper):\n"
         "    try: engine.check('cuda', 'float16')\n"
@@ -42,7 +42,7 @@ def without(package: str, folder: Path, backend: str) -> str:
         f"    lambda cls, name, *a: None if name == {package!r} else find(cls, name, *a))\n"
     )
     code = (
-        "import backends; from backends.base import BackendUnavailable\n"
+        "from asrgate import backends; from asrgate.backends.base import BackendUnavailable\n"
         f"try: backends.load({backend!r}).check('cpu', 'float32')\n"
         "except BackendUnavailable as error: print(error.reason, '|', error.remedy)"
     )
@@ -112,7 +112,7 @@ def test_libraries_of_cuda_packages_are_loaded_from_where_they_lie(tmp_path: Pat
     folder.mkdir(parents=True)
     (folder / "libcublas.so.12").write_bytes(real.read_bytes())
     code = (
-        "from backends.devices import load_cuda_12_libraries as load;"
+        "from asrgate.backends.devices import load_cuda_12_libraries as load;"
         "print(*load(), sep='\\n'); print('libcublas.so.12' in open('/proc/self/maps').read())"
     )
     done = subprocess.run(

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import record
+from asrgate.harness import record
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_backend_of_the_docs_works_as_a_package(tmp_path: Path, model: Path) -> None:
-    text = (ROOT / "docs" / "backends.md").read_text()
+    text = (ROOT / "docs" / "asrgate.backends.md").read_text()
     (source,) = re.findall(r"```python\n(.*?)```", text, re.S)
     (entry_point,) = re.findall(r"^plain-whisper = \"(.*)\"$", text, re.M)
     package = tmp_path / "site"
@@ -22,10 +22,19 @@ def test_backend_of_the_docs_works_as_a_package(tmp_path: Path, model: Path) -> 
     info.mkdir(parents=True)
     (package / "plain_whisper.py").write_text(source)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plain-whisper\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[asrbench.backends]\nplain-whisper = {entry_point}\n")
+    (info / "entry_points.txt").write_text(f"[asrgate.backends]\nplain-whisper = {entry_point}\n")
     clip = ROOT / "audio_samples" / "short.flac"
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", "run", "--backends", "plain-whisper", "--model", str(model)]
+        [
+            sys.executable,
+            "-m",
+            "asrgate.harness.cli",
+            "run",
+            "--backends",
+            "plain-whisper",
+            "--model",
+            str(model),
+        ]
         + ["--audio", str(clip), "--rounds", "1", "--warmup", "0", "--results", str(tmp_path / "results")]
         + ["--threads", "1", "--quiet"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(package), os.environ["PYTHONPATH"]])},

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import backends
-from backends.base import BackendUnavailable
-from backends.checkpoints import catalog
-from harness.cli import doctor, doctor_checks
-from harness.cli.doctor_checks import FAIL, OK, WARN
+from asrgate import backends
+from asrgate.backends.base import BackendUnavailable
+from asrgate.backends.checkpoints import catalog
+from asrgate.harness.cli import doctor, doctor_checks
+from asrgate.harness.cli.doctor_checks import FAIL, OK, WARN
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,7 +44,7 @@ def registered(monkeypatch):
 def healthy(registered, model, tmp_path, monkeypatch):
     """A machine on which the default benchmark can run."""
     registered(good=Engine)
-    monkeypatch.setenv("ASRBENCH_WEIGHTS", str(model.parent))
+    monkeypatch.setenv("ASRGATE_WEIGHTS", str(model.parent))
     return tmp_path / "results"
 
 
@@ -168,7 +168,7 @@ def test_checkpoints_are_verified(healthy, model, monkeypatch, tmp_path):
     bad = tmp_path / "weights"
     bad.mkdir()
     (bad / "own.pt").write_bytes(b"not a checkpoint")
-    monkeypatch.setenv("ASRBENCH_WEIGHTS", str(bad))
+    monkeypatch.setenv("ASRGATE_WEIGHTS", str(bad))
     assert WARN in statuses("checkpoints")
 
     (bad / "tiny.en.pt").write_bytes(model.read_bytes())  # another model under the default's name
@@ -178,24 +178,24 @@ def test_checkpoints_are_verified(healthy, model, monkeypatch, tmp_path):
 
 
 def test_no_checkpoint_at_all_names_the_command(monkeypatch, tmp_path):
-    monkeypatch.setenv("ASRBENCH_WEIGHTS", "")
+    monkeypatch.setenv("ASRGATE_WEIGHTS", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(catalog, "catalogue", dict)
     ((status, _, remedy),) = lines("checkpoints")
     assert status == FAIL
-    assert remedy.startswith("asrbench weights fetch tiny.en")
+    assert remedy.startswith("asrgate weights fetch tiny.en")
 
 
 def test_a_wrong_weights_variable_is_a_finding(monkeypatch, tmp_path):
-    monkeypatch.setenv("ASRBENCH_WEIGHTS", str(tmp_path / "gone"))
+    monkeypatch.setenv("ASRGATE_WEIGHTS", str(tmp_path / "gone"))
     monkeypatch.setattr(doctor, "CHECKS", (("checkpoints", doctor_checks._checkpoints),))
     found = doctor.examine(tmp_path)
     assert [finding.status for finding in found] == [FAIL]
-    assert "ASRBENCH_WEIGHTS" in found[0].detail
+    assert "ASRGATE_WEIGHTS" in found[0].detail
 
 
 def test_missing_clips_fail(monkeypatch, tmp_path):
-    monkeypatch.setattr("harness.corpus.clips.BUNDLED_MANIFEST", tmp_path / "manifest.jsonl")
+    monkeypatch.setattr("asrgate.harness.corpus.clips.BUNDLED_MANIFEST", tmp_path / "manifest.jsonl")
     monkeypatch.setattr(doctor, "CHECKS", (("clips", doctor_checks._clips),))
     found = doctor.examine(tmp_path)
     assert [finding.status for finding in found] == [FAIL]
@@ -230,7 +230,7 @@ def test_a_busy_or_throttled_machine_is_a_warning(monkeypatch):
 
 
 def test_cache_sizes_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setenv("ASRBENCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("ASRGATE_CACHE", str(tmp_path))
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_bytes(bytes(1000))
     (tmp_path / "link").symlink_to(tmp_path / "deep" / "file")
@@ -240,7 +240,7 @@ def test_cache_sizes_are_counted(tmp_path, monkeypatch):
 
 def test_engines_stay_out_of_this_process():
     code = (
-        "import sys; from pathlib import Path; from harness.cli import doctor, doctor_checks;"
+        "import sys; from pathlib import Path; from asrgate.harness.cli import doctor, doctor_checks;"
         # this check starts a process, which is slow with real engines
         "doctor_checks._import_trouble = lambda modules: None;"
         "doctor.examine(Path('results'));"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from backends.checkpoints import download as module
-from backends.checkpoints.download import DownloadError, download, why_unreachable
+from asrgate.backends.checkpoints import download as module
+from asrgate.backends.checkpoints.download import DownloadError, download, why_unreachable
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
@@ -187,19 +187,19 @@ def test_a_full_disk_keeps_what_came(server: Server, target: Path) -> None:
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000));"
-        "from pathlib import Path; from backends.checkpoints.download import *\n"
+        "from pathlib import Path; from asrgate.backends.checkpoints.download import *\n"
         f"try: download({server.url!r}, Path({str(target)!r}), {SHA256!r})\n"
         "except DownloadError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "cannot write" in done.stdout and "ASRBENCH_CACHE" in done.stdout and "are kept in" in done.stdout
+    assert "cannot write" in done.stdout and "ASRGATE_CACHE" in done.stdout and "are kept in" in done.stdout
     assert not target.exists() and 0 < part_of(target).stat().st_size <= 1_000_000
     assert download(server.url, target, SHA256).read_bytes() == CONTENT
 
 
 def test_two_processes_fetch_the_file_once(server: Server, target: Path) -> None:
     code = (
-        "from pathlib import Path; from backends.checkpoints.download import download;"
+        "from pathlib import Path; from asrgate.backends.checkpoints.download import download;"
         f"print(download({server.url!r}, Path({str(target)!r}), {SHA256!r}))"
     )
     started = [

@@ -15,12 +15,12 @@ import pytest
 import torch
 from fake_checkpoint import MULTILINGUAL, MULTILINGUAL_V3, write_fake_checkpoint
 
-from backends.base import Backend, BackendError, BackendUnavailable, Checkpoint, Settings
-from backends.checkpoints.catalog import resolve
-from backends.checkpoints.conversions.ctranslate2_model import build, converted_folder
-from backends.faster_whisper import FasterWhisper
-from backends.openai_whisper import WhisperCpu
-from backends.whisper_common.stage_clock import StageClock
+from asrgate.backends.base import Backend, BackendError, BackendUnavailable, Checkpoint, Settings
+from asrgate.backends.checkpoints.catalog import resolve
+from asrgate.backends.checkpoints.conversions.ctranslate2_model import build, converted_folder
+from asrgate.backends.faster_whisper import FasterWhisper
+from asrgate.backends.openai_whisper import WhisperCpu
+from asrgate.backends.whisper_common.stage_clock import StageClock
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = [WhisperCpu, FasterWhisper]
@@ -45,7 +45,7 @@ def conversions_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def conversions(conversions_folder: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the tests here share their conversions."""
-    monkeypatch.setenv("ASRBENCH_CACHE", str(conversions_folder))
+    monkeypatch.setenv("ASRGATE_CACHE", str(conversions_folder))
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +58,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory, conversions_folder: Path) -> 
         if key not in written:
             written[key] = write_fake_checkpoint(folder / f"fake{len(written)}.pt", **content)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("ASRBENCH_CACHE", str(conversions_folder))
+                patch.setenv("ASRGATE_CACHE", str(conversions_folder))
                 converted = converted_folder(resolve(str(written[key])))
                 converted.mkdir(parents=True)
                 build(written[key], converted)  # in this process: the child that convert starts takes seconds

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from fake_checkpoint import MULTILINGUAL, write_fake_checkpoint
 
-from backends.base import Backend, BackendError, Settings
-from backends.checkpoints.catalog import resolve
-from backends.checkpoints.conversions.ctranslate2_model import build, converted_folder
-from backends.faster_whisper import FasterWhisper
-from backends.faster_whisper_batched import BATCH_SIZE, FasterWhisperBatched
+from asrgate.backends.base import Backend, BackendError, Settings
+from asrgate.backends.checkpoints.catalog import resolve
+from asrgate.backends.checkpoints.conversions.ctranslate2_model import build, converted_folder
+from asrgate.backends.faster_whisper import FasterWhisper
+from asrgate.backends.faster_whisper_batched import BATCH_SIZE, FasterWhisperBatched
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
 pytestmark = [
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def conversions(folder: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the tests here share their conversions."""
-    monkeypatch.setenv("ASRBENCH_CACHE", str(folder))
+    monkeypatch.setenv("ASRGATE_CACHE", str(folder))
 
 
 @pytest.fixture

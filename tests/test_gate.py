@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from make_run import make_run, result_of
 
-from harness.record import Run
-from harness.scoring import gate, score
+from asrgate.harness.record import Run
+from asrgate.harness.scoring import gate, score
 
 REFERENCE, OTHER = "whisper-cpu@cpu/float32", "faster-whisper@cpu/int8"
 WORDS = [f"w{number}" for number in range(200)]  # of one clip, so that one word is half a point

@@ -15,11 +15,11 @@ import pytest
 import soundfile
 from make_run import REFERENCE, make_run
 
-from harness import record, report
-from harness.corpus import check, clips
-from harness.metrics import hallucination
-from harness.record import Run
-from harness.scoring import gate, score
+from asrgate.harness import record, report
+from asrgate.harness.corpus import check, clips
+from asrgate.harness.metrics import hallucination
+from asrgate.harness.record import Run
+from asrgate.harness.scoring import gate, score
 
 RATE_HZ = 16_000
 ESPEAK = importlib.util.find_spec("espeakng_loader")
@@ -27,7 +27,16 @@ ESPEAK = importlib.util.find_spec("espeakng_loader")
 
 def make(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Make the suite in a process of its own: espeak-ng keeps one synthesiser a process."""
-    command = [sys.executable, "-m", "harness.cli", "corpus", "make", "hallucination", str(folder), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "asrgate.harness.cli",
+        "corpus",
+        "make",
+        "hallucination",
+        str(folder),
+        *options,
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
 
 

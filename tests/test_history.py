@@ -1,4 +1,4 @@
-"""`asrbench history`: series of comparable runs only, unranked points marked."""
+"""`asrgate history`: series of comparable runs only, unranked points marked."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from make_run import REFERENCE, VARIANTS, make_run, result_of
 from rich.console import Console
 
-from harness import record
-from harness.cli import main
-from harness.cli.history import print_series, sparkline, to_csv
-from harness.record import Run
-from harness.report import history
-from harness.report.history import Point
-from harness.scoring import gate, score
+from asrgate.harness import record
+from asrgate.harness.cli import main
+from asrgate.harness.cli.history import print_series, sparkline, to_csv
+from asrgate.harness.record import Run
+from asrgate.harness.report import history
+from asrgate.harness.report.history import Point
+from asrgate.harness.scoring import gate, score
 
 OTHER = VARIANTS[1]
 
@@ -202,7 +202,7 @@ def test_command_reads_folders_and_files_and_leaves_out_what_it_cannot_read(
     [
         (["nowhere"], "nowhere"),
         (["results", "--backend", "fastr-whisper"], "Did you mean 'faster-whisper'?"),
-        (["empty"], "no runs are stored in empty; `asrbench run` stores one"),
+        (["empty"], "no runs are stored in empty; `asrgate run` stores one"),
     ],
 )
 def test_bad_input_is_one_clear_error(

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from harness.worker import environment as host
+from asrgate.harness.worker import environment as host
 
 
 class FakeNvml:

@@ -17,12 +17,12 @@ import soundfile
 import tones
 from make_run import REFERENCE, VARIANTS, add_unavailable, make_run, result_of
 
-from harness import record, report
-from harness.corpus import audio as audio_file
-from harness.record import Run
-from harness.report.html import audio, clips, page
-from harness.report.html.frontier import pareto_front
-from harness.scoring import gate, score
+from asrgate.harness import record, report
+from asrgate.harness.corpus import audio as audio_file
+from asrgate.harness.record import Run
+from asrgate.harness.report.html import audio, clips, page
+from asrgate.harness.report.html.frontier import pareto_front
+from asrgate.harness.scoring import gate, score
 
 OTHER = VARIANTS[1]
 SHORT = "stops-early@cpu/float32"
@@ -71,11 +71,9 @@ def text(run: Run) -> str:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    found = os.environ.get("ASRBENCH_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    found = os.environ.get("ASRGATE_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
-        pytest.skip(
-            f"needs a browser: none of {', '.join(BROWSERS)} is installed (or name ASRBENCH_CHROMIUM)"
-        )
+        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is installed (or name ASRGATE_CHROMIUM)")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -230,7 +228,7 @@ def test_thousands_of_clips_are_drawn_as_they_are_seen(opened: Open) -> None:
     score.score(made, "none", replicates=2)
     gate.judge(made)
     tab = opened(page.render(made))
-    assert tab.evaluate("performance.getEntriesByName('asrbench-ready')[0].startTime") < 5000
+    assert tab.evaluate("performance.getEntriesByName('asrgate-ready')[0].startTime") < 5000
     assert tab.locator("#clip-table").get_attribute("aria-rowcount") == "2001"
     drawn = tab.locator("#clip-table tr[data-place]")
     assert 10 < drawn.count() < 100
@@ -455,7 +453,7 @@ def test_recordings_of_other_clips_are_refused(tmp_path: Path) -> None:
 
 
 def command(*arguments: object) -> int:
-    from harness.cli import main
+    from asrgate.harness.cli import main
 
     return main([str(argument) for argument in arguments])
 

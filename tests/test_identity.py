@@ -14,14 +14,14 @@ import torch
 from fake_checkpoint import DIMENSIONS, write_fake_checkpoint
 from make_run import make_run
 
-from backends.checkpoints import catalog
-from backends.checkpoints.catalog import CheckpointError, resolve
-from backends.checkpoints.file import read_tensors
-from backends.checkpoints.tensor_digest import as_float16, file_tensors_sha256, tensors_sha256
-from harness import record
-from harness.regression import preconditions
-from harness.report import context, history, readme
-from harness.scoring import gate
+from asrgate.backends.checkpoints import catalog
+from asrgate.backends.checkpoints.catalog import CheckpointError, resolve
+from asrgate.backends.checkpoints.file import read_tensors
+from asrgate.backends.checkpoints.tensor_digest import as_float16, file_tensors_sha256, tensors_sha256
+from asrgate.harness import record
+from asrgate.harness.regression import preconditions
+from asrgate.harness.report import context, history, readme
+from asrgate.harness.scoring import gate
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_EN = ROOT.parent / "shared" / "weights" / "tiny.en-openai.pt"
@@ -69,7 +69,7 @@ def known(halves: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     digest = file_tensors_sha256(halves)
     tables = {"tiny.en": {"tensors_sha256": digest, "dimensions": dict(DIMENSIONS)}}
     monkeypatch.setattr(catalog, "_catalog_file", lambda: {"openai": tables})
-    monkeypatch.delenv("ASRBENCH_WEIGHTS", raising=False)
+    monkeypatch.delenv("ASRGATE_WEIGHTS", raising=False)
     return digest
 
 
@@ -173,7 +173,7 @@ def test_a_catalogue_name_finds_the_model_in_a_file_of_another_name(
     (folder / "a-broken-one.pt").write_bytes(b"PK")
     write_fake_checkpoint(folder / "another.pt", seed=5)
     with monkeypatch.context() as patch:
-        patch.setenv("ASRBENCH_WEIGHTS", str(folder))
+        patch.setenv("ASRGATE_WEIGHTS", str(folder))
         with pytest.raises(CheckpointError, match="not on this machine"):
             resolve("tiny.en")
         (folder / "tiny.en-of-somebody.pt").write_bytes(halves.read_bytes())

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from harness import corpus
-from harness.cli import main
-from harness.corpus.importers import huggingface
+from asrgate.harness import corpus
+from asrgate.harness.cli import main
+from asrgate.harness.corpus.importers import huggingface
 
 RATE_HZ = 16_000
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.corpus.clips import Clip
-from harness.scoring import cache_probes
+from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.scoring import cache_probes
 
 
 class Engine:

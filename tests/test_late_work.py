@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.worker import late_work
-from harness.worker.late_work import LOOK_SECONDS, LateWorkDetector
+from asrgate.harness.worker import late_work
+from asrgate.harness.worker.late_work import LOOK_SECONDS, LateWorkDetector
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,7 +137,7 @@ def test_each_call_is_judged_on_its_own(old_thread):
 def test_two_looks_suffice_when_nothing_goes_on(monkeypatch):
     sleep, slept = time.sleep, []
     monkeypatch.setattr(
-        "harness.worker.late_work.time.sleep", lambda seconds: (slept.append(seconds), sleep(seconds))
+        "asrgate.harness.worker.late_work.time.sleep", lambda seconds: (slept.append(seconds), sleep(seconds))
     )
     looks = []
     for _ in range(20):
@@ -173,7 +173,7 @@ def test_a_thread_that_polls_for_ever_is_no_work():
 def test_the_thread_pool_of_torch_is_not_taken_for_late_work():
     code = """
 import torch
-from harness.worker.late_work import LateWorkDetector
+from asrgate.harness.worker.late_work import LateWorkDetector
 torch.set_num_threads(2)
 a = torch.randn(512, 384)
 detector = LateWorkDetector()

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from harness import record
-from harness.cli import main
-from harness.runner import json_events
+from asrgate.harness import record
+from asrgate.harness.cli import main
+from asrgate.harness.runner import json_events
 
 KEYS = {"time", "event", "message", "variant", "clip", "round", "seconds", "error", "calls", "done"}
 
@@ -65,7 +65,7 @@ def test_errors_are_events_too(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_what_modules_warn_of_is_an_event(capfd: pytest.CaptureFixture[str]) -> None:
     with json_events.warnings_as_events():
-        logging.getLogger("harness.corpus.clips").warning("%s lasts longer", "clip \u2028 é")
+        logging.getLogger("asrgate.harness.corpus.clips").warning("%s lasts longer", "clip \u2028 é")
     (event,) = events(capfd)
     assert (event["event"], event["message"]) == ("warning", "clip \u2028 é lasts longer")
     before = len(logging.getLogger().handlers)

@@ -14,15 +14,15 @@ import pytest
 import torch
 from fake_checkpoint import fake_content, write_fake_checkpoint
 
-from backends.base import BackendError, BackendUnavailable, Settings
-from backends.checkpoints.catalog import resolve
-from backends.inspection.encoder_trace import layer_shapes
-from backends.max_graph import engine, session
-from backends.max_hybrid import MaxHybrid
-from backends.max_whisper import MaxWhisper
-from backends.openai_whisper import WhisperCpu
-from backends.torch_whisper.encoder import TorchEncoder
-from backends.whisper_common.greedy import SILENCE_ENCODED_SECONDS, TRIMMED
+from asrgate.backends.base import BackendError, BackendUnavailable, Settings
+from asrgate.backends.checkpoints.catalog import resolve
+from asrgate.backends.inspection.encoder_trace import layer_shapes
+from asrgate.backends.max_graph import engine, session
+from asrgate.backends.max_hybrid import MaxHybrid
+from asrgate.backends.max_whisper import MaxWhisper
+from asrgate.backends.openai_whisper import WhisperCpu
+from asrgate.backends.torch_whisper.encoder import TorchEncoder
+from asrgate.backends.whisper_common.greedy import SILENCE_ENCODED_SECONDS, TRIMMED
 
 pytest.importorskip("max.engine", reason="needs the package max")
 
@@ -46,7 +46,7 @@ def noise(seconds: float) -> np.ndarray:
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """All engines on one fake checkpoint, their graphs compiled once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ASRBENCH_CACHE", str(tmp_path_factory.mktemp("graphs")))
+        patch.setenv("ASRGATE_CACHE", str(tmp_path_factory.mktemp("graphs")))
         folder = tmp_path_factory.mktemp("fake")
         checkpoint = resolve(str(write_fake_checkpoint(folder / "fake.pt", **WIDE)))
 
@@ -60,9 +60,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
             half=loaded(MaxWhisper, "bfloat16"),
             trimmed=loaded(MaxWhisper, "bfloat16+trim"),
         )
-        patch.setenv("ASRBENCH_MAX_LOG_MEL", "matmul")
+        patch.setenv("ASRGATE_MAX_LOG_MEL", "matmul")
         engines.hybrid = loaded(MaxHybrid)
-        patch.delenv("ASRBENCH_MAX_LOG_MEL")
+        patch.delenv("ASRGATE_MAX_LOG_MEL")
         with pytest.MonkeyPatch.context() as gpu:
             gpu.setattr(engine, "place", without_kernels)
             engines.device = loaded(MaxWhisper)
@@ -73,7 +73,7 @@ def without_kernels(device: Any, precision: str, halves: bool) -> Any:
     """Where a GPU's graphs compute, on the CPU."""
     from max.dtype import DType
 
-    from backends.max_graph.modules import Place
+    from asrgate.backends.max_graph.modules import Place
 
     return Place(device, *[DType[precision]] * 4, has_kernels=False)
 
@@ -182,7 +182,7 @@ def test_log_mel_is_whispers(engines: SimpleNamespace, name: str, method: str, s
 
 
 def test_unknown_log_mel_is_refused(engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASRBENCH_MAX_LOG_MEL", "librosa")
+    monkeypatch.setenv("ASRGATE_MAX_LOG_MEL", "librosa")
     with pytest.raises(BackendError, match=r"'librosa'; on cpu .* mojo or matmul"):
         MaxWhisper.load(engines.checkpoint, "cpu", "float32", SETTINGS)
 
@@ -200,7 +200,7 @@ def test_beams_are_refused(engines: SimpleNamespace) -> None:
 
 
 def test_missing_and_misshapen_tensors_are_named(tmp_path: Path, engines: SimpleNamespace) -> None:
-    from backends.max_graph.modules import Whisper
+    from asrgate.backends.max_graph.modules import Whisper
 
     place, dims = engines.max._engine.place, engines.max._engine.dims
     weights = fake_content(**WIDE)["model_state_dict"]

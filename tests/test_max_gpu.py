@@ -17,9 +17,9 @@ pytest.importorskip("max.engine", reason="needs the package max")
 from gpu_compile import builders
 from max.graph import BufferType, DeviceRef, KernelLibrary, Module, TensorType
 
-from backends.max_graph import engine, session
-from backends.max_graph.custom_ops import KERNELS
-from backends.max_whisper import MaxWhisper
+from asrgate.backends.max_graph import engine, session
+from asrgate.backends.max_graph.custom_ops import KERNELS
+from asrgate.backends.max_whisper import MaxWhisper
 
 COMPILE = Path(__file__).with_name("gpu_compile.py")
 

@@ -15,7 +15,7 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import BufferType, DeviceRef, Dim, Graph, TensorType, ops
 
-from backends.max_graph import bfloat16_ops, custom_ops, device_ops, encoder_ops, session
+from asrgate.backends.max_graph import bfloat16_ops, custom_ops, device_ops, encoder_ops, session
 
 SEED = 7
 SIZE, HEADS, LAYERS, ROOM = 64, 2, 2, 9

@@ -13,9 +13,9 @@ import psutil
 import pytest
 import soundfile
 
-from harness import corpus, record
-from harness.corpus import audio
-from harness.corpus.sample_cache import Decoded
+from asrgate.harness import corpus, record
+from asrgate.harness.corpus import audio
+from asrgate.harness.corpus.sample_cache import Decoded
 
 CLIP_SECONDS = 8
 FEW, MANY = 20, 140
@@ -37,7 +37,7 @@ def peaks_bytes(clips: Path, model: Path, results: Path) -> tuple[int, int]:
     asked += ["--backends", "deaf", "--reference", "deaf", "--rounds", "1", "--warmup", "0", "--threads", "1"]
     peak = 0
     with subprocess.Popen(
-        [sys.executable, "-m", "harness.cli", *asked],
+        [sys.executable, "-m", "asrgate", *asked],
         stdout=subprocess.DEVNULL,
         cwd=Path(__file__).parent.parent,
     ) as process:

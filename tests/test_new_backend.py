@@ -1,4 +1,4 @@
-"""`asrbench new-backend`: what it writes is found, fails its own test until it is filled in, then passes."""
+"""`asrgate new-backend`: what it writes is found, fails its own test until it is filled in, then passes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import main
+from asrgate.harness.cli import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,10 +64,10 @@ def test_in_a_checkout_it_is_listed_and_its_test_fails_until_it_is_filled_in(
     assert set(after) - set(before) == new
     assert {name for name in before if before[name] != after[name]} == {"backends/__init__.py"}
     added = set(after["backends/__init__.py"].splitlines()) - set(before["backends/__init__.py"].splitlines())
-    assert added == {b'    "my-engine2": "backends.my_engine2:MyEngine2Backend",'}
+    assert added == {b'    "my-engine2": "asrgate.backends.my_engine2:MyEngine2Backend",'}
     assert all(name in printed for name in new) and "next:" in printed
 
-    listed = json.loads(python(checkout, "-m", "harness.cli", "list", "--json").stdout)
+    listed = json.loads(python(checkout, "-m", "asrgate", "list", "--json").stdout)
     (row,) = (row for row in listed if row["variant"].startswith("my-engine2"))
     assert row["available"] is False
     assert row["reason"] == "my-engine2 is not written yet"
@@ -78,7 +78,7 @@ def test_in_a_checkout_it_is_listed_and_its_test_fails_until_it_is_filled_in(
     assert "my-engine2 is not written yet" in failing.stdout
     assert "skipped" not in failing.stdout
 
-    engine = (ROOT / "examples" / "plugin" / "src" / "asrbench_example" / "morse.py").read_text()
+    engine = (ROOT / "examples" / "plugin" / "src" / "asrgate_example" / "morse.py").read_text()
     (checkout / "backends" / "my_engine2.py").write_text(engine.replace("Morse:", "MyEngine2Backend:"))
     passing = run_tests(checkout)
     assert passing.returncode == 0, passing.stdout
@@ -92,18 +92,18 @@ def test_what_it_writes_is_clean(checkout: Path) -> None:
         assert done.returncode == 0, done.stdout
 
 
-def test_elsewhere_it_is_a_package_that_asrbench_finds(
+def test_elsewhere_it_is_a_package_that_asrgate_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["new-backend", "my-engine"]) == 0
-    package = tmp_path / "asrbench-my-engine"
+    package = tmp_path / "asrgate-my-engine"
     assert set(contents(package)) == {
         "README.md",
         "pyproject.toml",
-        "src/asrbench_my_engine/__init__.py",
-        "src/asrbench_my_engine/backend.py",
-        "tests/test_asrbench_my_engine.py",
+        "src/asrgate_my_engine/__init__.py",
+        "src/asrgate_my_engine/backend.py",
+        "tests/test_asrgate_my_engine.py",
     }
     site = tmp_path / "site"
     built = python(
@@ -111,7 +111,7 @@ def test_elsewhere_it_is_a_package_that_asrbench_finds(
         *("--disable-pip-version-check", "--target", str(site), str(package)),
     )
     assert built.returncode == 0, built.stderr
-    listed = json.loads(python(tmp_path, "-m", "harness.cli", "list", "--json", path=site).stdout)
+    listed = json.loads(python(tmp_path, "-m", "asrgate", "list", "--json", path=site).stdout)
     (row,) = (row for row in listed if row["variant"] == "my-engine@cpu/float32")
     assert row["reason"] == "my-engine is not written yet"
     failing = run_tests(package, path=site)
@@ -189,10 +189,10 @@ def test_folders_that_will_not_do(checkout: Path, tmp_path: Path, capsys: pytest
     assert "there is no folder" in capsys.readouterr().err
     assert main(["new-backend", "mine", "--directory", str(checkout / "harness")]) == 2
     assert f"pass --directory {checkout}" in capsys.readouterr().err
-    (tmp_path / "asrbench-mine").mkdir()
+    (tmp_path / "asrgate-mine").mkdir()
     assert main(["new-backend", "mine", "--directory", str(tmp_path)]) == 2
-    assert "asrbench-mine is there already" in capsys.readouterr().err
-    assert not list((tmp_path / "asrbench-mine").iterdir())
+    assert "asrgate-mine is there already" in capsys.readouterr().err
+    assert not list((tmp_path / "asrgate-mine").iterdir())
 
 
 def test_disk_that_fails_half_way_leaves_nothing(
@@ -203,7 +203,7 @@ def test_disk_that_fails_half_way_leaves_nothing(
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("harness.record.write_text", full)
+    monkeypatch.setattr("asrgate.harness.record.write_text", full)
     assert main(["new-backend", "mine", "--directory", str(checkout)]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert contents(checkout) == before

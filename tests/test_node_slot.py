@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.runner.cluster import node_slot
+from asrgate.harness.runner.cluster import node_slot
 
 
 def test_slots_are_numbered_and_a_lost_one_is_taken_again(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_link_or_an_open_folder_in_its_place_is_refused(tmp_path: Path) -> Non
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").write_text("mine")
-    name = f"asrbench-{os.getuid()}"
+    name = f"asrgate-{os.getuid()}"
     (tmp_path / name).symlink_to(outside)
     with pytest.raises(node_slot.SlotError, match="TMPDIR"):
         node_slot.claim(tmp_path)

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from harness.metrics import normalizers
+from asrgate.harness.metrics import normalizers
 
 
 def test_english_normaliser_spells_numbers_contractions_and_british_words_one_way():
@@ -73,7 +73,7 @@ def test_another_package_called_whisper_is_not_mistaken_for_it(tmp_path, monkeyp
 
 def test_scoring_imports_neither_whisper_nor_torch():
     code = (
-        "import sys; from harness.metrics import normalizers; import harness.scoring.score; "
+        "import sys; from asrgate.harness.metrics import normalizers; import asrgate.harness.scoring.score; "
         "assert normalizers.normalizer('whisper')('Two', 'en') == '2'; "
         "print([name for name in ('torch', 'whisper', 'ctranslate2', 'max') if name in sys.modules])"
     )

@@ -21,12 +21,12 @@ import pytest
 import soundfile
 import tones
 
-import backends
-from backends import openai_api
-from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings
-from backends.checkpoints.catalog import resolve
-from backends.openai_api import OpenAiApi
-from harness import record
+from asrgate import backends
+from asrgate.backends import openai_api
+from asrgate.backends.base import BackendError, BackendUnavailable, Checkpoint, Settings
+from asrgate.backends.checkpoints.catalog import resolve
+from asrgate.backends.openai_api import OpenAiApi
+from asrgate.harness import record
 
 KEY = "sk-very-secret-0123456789"
 AUDIO = tones.speak("red apple white table")
@@ -132,8 +132,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[TonesServer]:
         thread.start()
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("ASRBENCH_OPENAI_URL", running.url)
-        monkeypatch.setenv("ASRBENCH_OPENAI_MODEL", "tones-1")
+        monkeypatch.setenv("ASRGATE_OPENAI_URL", running.url)
+        monkeypatch.setenv("ASRGATE_OPENAI_MODEL", "tones-1")
         monkeypatch.setattr(openai_api, "FIRST_WAIT_SECONDS", 0.01)
         yield running
         running.released.set()
@@ -184,7 +184,7 @@ def test_server_is_sent_the_samples_themselves_and_its_text_comes_back(
 def test_address_may_be_the_whole_one(
     server: TonesServer, load: Callable[..., OpenAiApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_OPENAI_URL", f"{server.url}/audio/transcriptions/")
+    monkeypatch.setenv("ASRGATE_OPENAI_URL", f"{server.url}/audio/transcriptions/")
     assert load().transcribe(AUDIO, "en").text == "red apple white table"
 
 
@@ -234,7 +234,7 @@ def test_failures_without_end_are_given_up(
     status: int,
     why: str,
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_OPENAI_RETRIES", "2")
+    monkeypatch.setenv("ASRGATE_OPENAI_RETRIES", "2")
     server.always = error(status, "out of\n order")
     with pytest.raises(
         BackendError, match=rf"answered {status}: .*{why}.* says 'out of order' \(given up after 3 tries\)"
@@ -269,11 +269,11 @@ def test_wait_longer_than_the_time_limit_is_not_begun(
 def test_silent_server_runs_into_the_time_limit_and_is_not_asked_twice(
     server: TonesServer, load: Callable[..., OpenAiApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_OPENAI_TIMEOUT", "0.3")
+    monkeypatch.setenv("ASRGATE_OPENAI_TIMEOUT", "0.3")
     backend = load()
     server.replies = [30.0]
     start = time.perf_counter()
-    with pytest.raises(BackendError, match=r"did not answer in time.*ASRBENCH_OPENAI_TIMEOUT"):
+    with pytest.raises(BackendError, match=r"did not answer in time.*ASRGATE_OPENAI_TIMEOUT"):
         backend.transcribe(AUDIO, "en")
     assert 0.25 < time.perf_counter() - start < 2
     assert len(server.asked) == 1, "it may be at work on the first"
@@ -282,7 +282,7 @@ def test_silent_server_runs_into_the_time_limit_and_is_not_asked_twice(
 def test_answer_that_trickles_runs_into_the_time_limit(
     server: TonesServer, load: Callable[..., OpenAiApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_OPENAI_TIMEOUT", "0.4")
+    monkeypatch.setenv("ASRGATE_OPENAI_TIMEOUT", "0.4")
 
     def trickle(self: _Handler, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(200)
@@ -333,7 +333,7 @@ def test_answer_without_end_is_cut_off(
 def test_unknown_model_is_refused_with_those_there_are(
     server: TonesServer, load: Callable[..., OpenAiApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_OPENAI_MODEL", "whisper-9")
+    monkeypatch.setenv("ASRGATE_OPENAI_MODEL", "whisper-9")
     backend = load()
     assert backend.applied_settings["server_lists_model"] is False
     with pytest.raises(BackendError, match=r"has no model 'whisper-9'.*its models: tones-1, tones-2"):
@@ -344,7 +344,7 @@ def test_unknown_model_is_refused_with_those_there_are(
 def test_redirect_is_not_followed(
     server: TonesServer, load: Callable[..., OpenAiApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_OPENAI_KEY", KEY)
+    monkeypatch.setenv("ASRGATE_OPENAI_KEY", KEY)
     server.replies = [error(307, Location="http://127.0.0.1:9/v1/audio/transcriptions")]
     with pytest.raises(BackendError, match="answered 307"):
         load().transcribe(AUDIO, "en")
@@ -353,7 +353,7 @@ def test_redirect_is_not_followed(
 def test_absent_server_is_unavailable(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, server: TonesServer
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_OPENAI_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("ASRGATE_OPENAI_URL", "http://127.0.0.1:9/v1")
     with pytest.raises(BackendUnavailable, match=r"connection to http://127.0.0.1:9/v1 failed"):
         OpenAiApi.load(checkpoint, "remote", "as-served", Settings())
 
@@ -371,7 +371,7 @@ def test_server_without_a_list_of_models_will_do(server: TonesServer, load: Call
 def test_key_is_sent_and_shown_nowhere(
     server: TonesServer, load: Callable[..., OpenAiApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_OPENAI_KEY", KEY)
+    monkeypatch.setenv("ASRGATE_OPENAI_KEY", KEY)
     backend = load()
     backend.transcribe(AUDIO, "en")
     assert server.asked[0]["headers"]["Authorization"] == f"Bearer {KEY}"
@@ -386,8 +386,8 @@ def test_key_is_sent_and_shown_nowhere(
 def test_wrong_key_is_refused_at_load_without_quoting_it(
     server: TonesServer, load: Callable[..., OpenAiApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_OPENAI_KEY", "sk-wrong-key")
-    with pytest.raises(BackendError, match=r"answered 401.*valid key in ASRBENCH_OPENAI_KEY") as caught:
+    monkeypatch.setenv("ASRGATE_OPENAI_KEY", "sk-wrong-key")
+    with pytest.raises(BackendError, match=r"answered 401.*valid key in ASRGATE_OPENAI_KEY") as caught:
         load()
     assert "sk-wrong-key" not in str(caught.value)
 
@@ -427,7 +427,7 @@ def test_environment_that_cannot_be_understood_makes_it_unavailable(
     server: TonesServer, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
     OpenAiApi.check("remote", "as-served")
-    monkeypatch.setenv(f"ASRBENCH_OPENAI_{variable}", value)
+    monkeypatch.setenv(f"ASRGATE_OPENAI_{variable}", value)
     with pytest.raises(BackendUnavailable, match=message) as caught:
         OpenAiApi.check("remote", "as-served")
     assert caught.value.remedy
@@ -435,7 +435,7 @@ def test_environment_that_cannot_be_understood_makes_it_unavailable(
 
 
 def test_listing_asks_no_server(server: TonesServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASRBENCH_OPENAI_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("ASRGATE_OPENAI_URL", "http://127.0.0.1:9/v1")
     OpenAiApi.check("remote", "as-served")
 
 
@@ -458,7 +458,7 @@ def test_only_what_the_request_carries_is_claimed(
 def test_what_the_user_states_is_recorded_as_stated(
     server: TonesServer, load: Callable[..., OpenAiApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_OPENAI_DECODING", "beam_size=5; temperature=0; suppress_tokens=-1")
+    monkeypatch.setenv("ASRGATE_OPENAI_DECODING", "beam_size=5; temperature=0; suppress_tokens=-1")
     applied = load(beam_size=5).applied_settings
     assert (applied["beam_size"], applied["temperature"], applied["suppress_tokens"]) == (5, 0.0, "-1")
     assert applied["stated_by_the_user"] == ["beam_size", "temperature", "suppress_tokens"]
@@ -473,7 +473,7 @@ def test_beams_that_nobody_states_are_refused(server: TonesServer, load: Callabl
 def test_other_weights_stated_than_measured_are_refused(
     server: TonesServer, load: Callable[..., OpenAiApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_OPENAI_CHECKPOINT", "0" * 64)
+    monkeypatch.setenv("ASRGATE_OPENAI_CHECKPOINT", "0" * 64)
     with pytest.raises(BackendError, match="states that the server runs 000000000000…, this run is of"):
         load()
 
@@ -484,12 +484,12 @@ def row_of(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_server_nobody_vouches_for_is_measured_and_not_ranked(
-    server: TonesServer, asrbench: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: TonesServer, asrgate: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_OPENAI_KEY", KEY)
-    monkeypatch.setenv("ASRBENCH_OPENAI_RETRIES", "1")
+    monkeypatch.setenv("ASRGATE_OPENAI_KEY", KEY)
+    monkeypatch.setenv("ASRGATE_OPENAI_RETRIES", "1")
     server.replies = [error(503, f"{KEY} is busy")]
-    assert asrbench("--backends", "openai-api", "--rounds", "1", "--warmup", "0") == 0
+    assert asrgate("--backends", "openai-api", "--rounds", "1", "--warmup", "0") == 0
     row = row_of(tmp_path)
     assert row["status"] == "ok" and row["wer"]["wer"] == 0
     reasons = row["gate"]["reasons"]
@@ -505,32 +505,32 @@ def test_server_nobody_vouches_for_is_measured_and_not_ranked(
 
 def test_server_the_user_vouches_for_is_ranked_and_its_cache_is_found_out(
     server: TonesServer,
-    asrbench: Callable[..., int],
+    asrgate: Callable[..., int],
     tmp_path: Path,
     checkpoint: Checkpoint,
     spoken: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clip = spoken / "letter.wav"
-    monkeypatch.setenv("ASRBENCH_OPENAI_CHECKPOINT", checkpoint.sha256)
-    monkeypatch.setenv("ASRBENCH_OPENAI_DECODING", "as-asked")
+    monkeypatch.setenv("ASRGATE_OPENAI_CHECKPOINT", checkpoint.sha256)
+    monkeypatch.setenv("ASRGATE_OPENAI_DECODING", "as-asked")
     server.seconds_a_word = 0.02
-    asrbench("--backends", "openai-api", "--rounds", "1", "--warmup", "1", clips=clip)
+    asrgate("--backends", "openai-api", "--rounds", "1", "--warmup", "1", clips=clip)
     row = row_of(tmp_path)
     assert row["gate"]["ranked"], row["gate"]["reasons"]
     assert row["applied_settings"]["stated_by_the_user"][:2] == ["checkpoint_sha256", "beam_size"]
     server.cache = {}
-    asrbench("--backends", "openai-api", "--rounds", "1", "--warmup", "1", clips=clip)
+    asrgate("--backends", "openai-api", "--rounds", "1", "--warmup", "1", clips=clip)
     row = row_of(tmp_path)
     assert "answers were cached" in " ".join(row["gate"]["reasons"])
 
 
 def test_failing_server_is_an_error_in_its_row(
-    server: TonesServer, asrbench: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: TonesServer, asrgate: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ASRBENCH_OPENAI_RETRIES", "0")
+    monkeypatch.setenv("ASRGATE_OPENAI_RETRIES", "0")
     server.always = error(500, "CUDA out of memory")
-    asrbench("--backends", "openai-api", "--rounds", "1", "--warmup", "0")
+    asrgate("--backends", "openai-api", "--rounds", "1", "--warmup", "0")
     row = row_of(tmp_path)
     assert all("answered 500" in sample["error"] for sample in row["samples"])
     assert "answered 0 of 5 clips" in row["gate"]["reasons"][0]

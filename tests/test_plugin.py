@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from make_run import make_run
 
-from harness import record, report
-from harness.cli import main
-from harness.report.formats import FormatError, format_of
-from harness.scoring import gate, score
+from asrgate.harness import record, report
+from asrgate.harness.cli import main
+from asrgate.harness.report.formats import FormatError, format_of
+from asrgate.harness.scoring import gate, score
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "plugin"
@@ -46,9 +46,9 @@ def environment(installed: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), str(ROOT)])}
 
 
-def asrbench(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def asrgate(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "harness.cli", *arguments],
+        [sys.executable, "-m", "asrgate", *arguments],
         env=environment(installed),
         cwd=installed.parent,
         capture_output=True,
@@ -80,7 +80,7 @@ def test_example_passes_its_own_tests(source: Path, installed: Path) -> None:
 
 
 def test_its_backend_is_listed_after_ours(installed: Path) -> None:
-    listed = asrbench(installed, "list", "--json")
+    listed = asrgate(installed, "list", "--json")
     assert listed.returncode == 0, listed.stderr
     rows = {row["variant"]: row["available"] for row in json.loads(listed.stdout)}
     assert rows["morse@cpu/float32"] is True
@@ -88,13 +88,13 @@ def test_its_backend_is_listed_after_ours(installed: Path) -> None:
 
 
 def test_its_format_can_be_asked_for_by_name_and_by_ending(installed: Path, stored: Path) -> None:
-    printed = asrbench(installed, "report", str(stored), "--format", "tsv")
+    printed = asrgate(installed, "report", str(stored), "--format", "tsv")
     assert printed.returncode == 0, printed.stderr
     assert printed.stdout.startswith("rank\tvariant\t")
     written = stored.with_name("Table.TSV")
-    assert asrbench(installed, "report", str(stored), "--output", str(written)).returncode == 0
+    assert asrgate(installed, "report", str(stored), "--output", str(written)).returncode == 0
     assert written.read_text() == printed.stdout
-    unknown = asrbench(installed, "report", str(stored), "--format", "tvs")
+    unknown = asrgate(installed, "report", str(stored), "--format", "tvs")
     assert unknown.returncode == 2
     assert "Did you mean 'tsv'?" in unknown.stderr and "html" in unknown.stderr
 
@@ -109,7 +109,7 @@ def formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-formats\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[asrbench.reports]\nids = odd_formats:ids\nbytes = odd_formats:data\nbroken = odd_formats:broken\n"
+        "[asrgate.reports]\nids = odd_formats:ids\nbytes = odd_formats:data\nbroken = odd_formats:broken\n"
         "absent = no_such_module:render\nvandal = odd_formats:vandal\ncsv = odd_formats:ids\n"
         "long.ids = odd_formats:data\n"
     )
@@ -166,7 +166,7 @@ def test_failing_format_is_no_traceback_on_the_command_line(
     stored: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", str(stored), "--format", "broken"]) == 2
-    assert "asrbench: the report format 'broken'" in capsys.readouterr().err
+    assert "asrgate: the report format 'broken'" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("formats")

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from harness.worker import meters
+from asrgate.harness.worker import meters
 
 HERE = os.getpid()
 NOBODY = 2**22 + 1  # above Linux's largest process id
@@ -75,7 +75,7 @@ def test_peak_memory_stays_after_the_memory_is_given_back():
 
 def test_peak_memory_is_not_the_parents():
     block = np.ones(300_000_000, np.uint8)
-    code = "from harness.worker import meters; print(meters.peak_rss_bytes())"
+    code = "from asrgate.harness.worker import meters; print(meters.peak_rss_bytes())"
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert 5_000_000 < int(done.stdout) < 200_000_000 < len(block)

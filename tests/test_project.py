@@ -11,8 +11,8 @@ from pathlib import Path
 import jsonschema_rs
 import pytest
 
-import backends
-from backends.whisper_common import decoding
+from asrgate import backends
+from asrgate.backends.whisper_common import decoding
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -83,17 +83,17 @@ def test_builtin_backends_follow_the_protocol() -> None:
         assert backends.of(name)
 
 
-def test_no_advice_installs_a_package_called_asrbench() -> None:
+def test_no_advice_installs_a_package_called_asrgate() -> None:
     """The index has another project of that name: advice names the packages that are missing."""
     for folder in ("backends", "harness", "docs", "examples", "scripts"):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".md", ".sh", ".toml"):
-                assert not re.search(r"install[^\n]*\basrbench\[", path.read_text()), path
+                assert not re.search(r"install[^\n]*\basrgate\[", path.read_text()), path
 
 
 def test_the_old_address_of_decoding_still_answers() -> None:
     """Plug-ins that an earlier `new-backend` wrote import it."""
     with pytest.warns(DeprecationWarning, match=r"backends\.whisper_common\.decoding"):
-        old = importlib.import_module("backends.decoding")
+        old = importlib.import_module("asrgate.backends.decoding")
     assert old.require_language is decoding.require_language
     assert old.require_honourable is decoding.require_honourable

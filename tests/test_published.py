@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness import record
-from harness.report import readme_tables
+from asrgate.harness import record
+from asrgate.harness.report import readme_tables
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "results" / "published"
@@ -19,9 +19,7 @@ MAIN_RUN = "tiny.en-english-cpu"
 
 
 def between_markers(path: Path) -> str:
-    (text,) = re.findall(
-        r"<!-- asrbench:results -->\n(.*)\n<!-- /asrbench:results -->", path.read_text(), re.S
-    )
+    (text,) = re.findall(r"<!-- asrgate:results -->\n(.*)\n<!-- /asrgate:results -->", path.read_text(), re.S)
     return text
 
 

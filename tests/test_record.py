@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from make_run import make_run
 
-from harness import record
+from asrgate.harness import record
 
 
 def sample(run: record.Run) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from harness import record
+from asrgate.harness import record
 
 ROOT = Path(__file__).parent.parent
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
@@ -153,8 +153,8 @@ def start(remote: Remote, project: Path, tmp_path: Path) -> Iterator[Callable[..
     def call(*words: str, then: str = "exit 0", **variables: str) -> subprocess.Popen[str]:
         environment = os.environ | {
             "TMPDIR": str(tmp_path / "local"),
-            "ASRBENCH_SSH_CONFIG": str(remote.config),
-            "ASRBENCH_REMOTE_PYTHON": str(remote.stub(then)),
+            "ASRGATE_SSH_CONFIG": str(remote.config),
+            "ASRGATE_REMOTE_PYTHON": str(remote.stub(then)),
         }
         started.append(
             subprocess.Popen(
@@ -267,13 +267,12 @@ def test_what_git_knows_or_could_know_is_copied(
 def test_caches_and_temporary_files_are_put_where_they_are_removed(
     bench: Callable[..., tuple[int, str, str]], remote: Remote, tmp_path: Path
 ) -> None:
-    then = 'touch "$TMPDIR/x"; mkdir -p "$XDG_CACHE_HOME/pip" "$ASRBENCH_CACHE/weights"; exit 0'
+    then = 'touch "$TMPDIR/x"; mkdir -p "$XDG_CACHE_HOME/pip" "$ASRGATE_CACHE/weights"; exit 0'
     assert bench("there", then=then)[0] == 0
     assert remote.left() == []
     kept = tmp_path / "kept cache"
     assert (
-        bench("there", then=then, ASRBENCH_REMOTE_CACHE=str(kept), ASRBENCH_RESULTS=str(tmp_path / "r"))[0]
-        == 0
+        bench("there", then=then, ASRGATE_REMOTE_CACHE=str(kept), ASRGATE_RESULTS=str(tmp_path / "r"))[0] == 0
     )
     assert (kept / "weights").is_dir()
     assert remote.left() == []
@@ -282,14 +281,14 @@ def test_caches_and_temporary_files_are_put_where_they_are_removed(
 def test_lock_of_the_machine_is_the_one_others_take(
     bench: Callable[..., tuple[int, str, str]], remote: Remote, tmp_path: Path
 ) -> None:
-    name = f"asrbench-{os.getuid()}.lock"
+    name = f"asrgate-{os.getuid()}.lock"
     then = f'echo held >>"$TMPDIR/{name}"; exit 0'
     lock = remote.temporary / name
     assert bench("there", then=then)[0] == 0
     assert remote.left() == [], "it was not there before"
     lock.write_text("")
     try:
-        assert bench("there", then=then, ASRBENCH_RESULTS=str(tmp_path / "r"))[0] == 0
+        assert bench("there", then=then, ASRGATE_RESULTS=str(tmp_path / "r"))[0] == 0
         assert lock.read_text() == "held\n", "another's lock is used, and stays"
     finally:
         lock.unlink()
@@ -304,7 +303,7 @@ def test_exit_status_of_the_run_comes_back_with_its_results(
 
 
 def test_errors_of_the_run_are_shown(bench: Callable[..., tuple[int, str, str]], remote: Remote) -> None:
-    status, _, errors = bench("there", then="echo 'asrbench: no backend is called x' >&2; exit 2")
+    status, _, errors = bench("there", then="echo 'asrgate: no backend is called x' >&2; exit 2")
     assert status == 2 and "no backend is called x" in errors
     assert remote.left() == []
 
@@ -317,11 +316,11 @@ def test_set_up_by_make_and_its_failure(
         ".venv/.installed:\n\tmkdir -p .venv/bin\n"
         f"\tcp {remote.seen}/python .venv/bin/python\n\techo installing\n\ttouch $@\n"
     )
-    status, output, errors = bench("there", ASRBENCH_REMOTE_PYTHON="")
+    status, output, errors = bench("there", ASRGATE_REMOTE_PYTHON="")
     assert (status, output) == (0, "the table\n"), errors
     assert "installing" in errors, "what make says is no result"
     makefile.write_text(".venv/.installed:\n\t@echo no network >&2; exit 1\n")
-    status, output, errors = bench("there", ASRBENCH_REMOTE_PYTHON="")
+    status, output, errors = bench("there", ASRGATE_REMOTE_PYTHON="")
     assert (status, output) == (3, "")
     assert "no network" in errors and "the set-up failed" in errors
     assert remote.left() == []
@@ -372,9 +371,9 @@ def test_run_that_is_here_already_is_not_overwritten(
         ((), "usage:"),
         (("--backends", "x"), "the first argument is the host"),
         (("-oProxyCommand=touch pwned",), "the first argument is the host"),
-        (("there", "--results", "x"), "set ASRBENCH_RESULTS"),
-        (("there", "--results=x"), "set ASRBENCH_RESULTS"),
-        (("there", "--output", "x.md"), "asrbench report"),
+        (("there", "--results", "x"), "set ASRGATE_RESULTS"),
+        (("there", "--results=x"), "set ASRGATE_RESULTS"),
+        (("there", "--output", "x.md"), "asrgate report"),
         (("there", "a\nb"), "line break"),
     ],
 )
@@ -389,7 +388,7 @@ def test_bad_input_is_refused_before_anything_is_sent(
 def test_host_that_is_not_there(bench: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text("Host *\n  HostName 127.0.0.1\n  Port 9\n  BatchMode yes\n")
-    status, output, errors = bench("there", ASRBENCH_SSH_CONFIG=str(config))
+    status, output, errors = bench("there", ASRGATE_SSH_CONFIG=str(config))
     assert (status, output) == (3, "") and "nothing came back from there (exit status 255" in errors
     assert not list((tmp_path / "local").iterdir())
 
@@ -417,8 +416,8 @@ def test_real_run_through_ssh(
             str(clips),
         ),
         *("--rounds", "1", "--warmup", "0", "--threads", "1", "--quiet"),
-        ASRBENCH_REMOTE_PYTHON=sys.executable,
-        ASRBENCH_RESULTS=str(tmp_path / "results here"),
+        ASRGATE_REMOTE_PYTHON=sys.executable,
+        ASRGATE_RESULTS=str(tmp_path / "results here"),
     )
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

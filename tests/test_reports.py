@@ -10,14 +10,14 @@ from make_run import REFERENCE, VARIANTS, add_unavailable, make_run, result_of
 from markdown_it import MarkdownIt  # comes with rich
 from rich.console import Console
 
-from backends.base import AsrbenchError
-from harness import escape, record, report
-from harness.cli.report import add_parsers
-from harness.report import columns
-from harness.report.formats import FormatError
-from harness.report.readme import MarkerError
-from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED
-from harness.scoring import gate, score
+from asrgate.backends.base import AsrgateError
+from asrgate.harness import escape, record, report
+from asrgate.harness.cli.report import add_parsers
+from asrgate.harness.report import columns
+from asrgate.harness.report.formats import FormatError
+from asrgate.harness.report.readme import MarkerError
+from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED
+from asrgate.harness.scoring import gate, score
 
 OTHER = VARIANTS[1]
 SHORT = "stops-early@cpu/float32"
@@ -239,7 +239,7 @@ def hostile(run):
     """The run with hostile text in every field that an engine, a file or a user fills."""
     run["checkpoint"].update(name=HOSTILE, note=HOSTILE)
     run["host"]["cpu"] = HOSTILE
-    run["versions"]["asrbench"] = HOSTILE
+    run["versions"]["asrgate"] = HOSTILE
     run["warnings"] = [HOSTILE]
     run["interrupted"] = HOSTILE
     run["scoring"]["normalizer"]["name"] = HOSTILE
@@ -443,7 +443,7 @@ def test_report_gives_any_format_again(run, stored, capsys, tmp_path):
     assert (tmp_path / "x.csv").read_text() == report.render(run, "csv")
     with pytest.raises(FormatError):
         command("report", stored, "--output", tmp_path / "x.docx")
-    with pytest.raises(AsrbenchError, match="nowhere"):
+    with pytest.raises(AsrgateError, match="nowhere"):
         command("report", tmp_path / "nowhere.json")
 
 
@@ -548,10 +548,10 @@ def test_table_groups_runs_by_model_and_machine(run, tmp_path, capsys):
 
 def test_update_replaces_only_what_stands_between_the_markers(stored, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- asrbench:results -->\nold\n<!-- /asrbench:results -->\nafter | é\n")
+    readme.write_text("before\n<!-- asrgate:results -->\nold\n<!-- /asrgate:results -->\nafter | é\n")
     for _ in range(2):  # the second time changes nothing
         assert command("table", stored, "--update", readme) == 0
-        start, end = "before\n<!-- asrbench:results -->\n", "\n<!-- /asrbench:results -->\nafter | é\n"
+        start, end = "before\n<!-- asrgate:results -->\n", "\n<!-- /asrgate:results -->\nafter | é\n"
         text = readme.read_text()
         assert text == start + report.readme_tables([record.read(stored)]) + end
     report.update_between_markers(readme, r"\1 \g<0>", "results")
@@ -562,16 +562,16 @@ def test_update_replaces_only_what_stands_between_the_markers(stored, tmp_path):
     "text",
     [
         "nothing",
-        "<!-- asrbench:results -->",
-        "<!-- /asrbench:results --><!-- asrbench:results -->",
-        "<!-- asrbench:results --><!-- asrbench:results --><!-- /asrbench:results -->",
-        "<!-- asrbench:other --><!-- /asrbench:other -->",
+        "<!-- asrgate:results -->",
+        "<!-- /asrgate:results --><!-- asrgate:results -->",
+        "<!-- asrgate:results --><!-- asrgate:results --><!-- /asrgate:results -->",
+        "<!-- asrgate:other --><!-- /asrgate:other -->",
     ],
 )
 def test_a_file_without_one_pair_of_markers_is_left_alone(tmp_path, text):
     path = tmp_path / "README.md"
     path.write_text(text)
-    with pytest.raises(MarkerError, match="must hold `<!-- asrbench:results -->`"):
+    with pytest.raises(MarkerError, match="must hold `<!-- asrgate:results -->`"):
         report.update_between_markers(path, "new", "results")
     assert path.read_text() == text
     with pytest.raises(MarkerError, match="cannot read"):

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from make_run import REFERENCE, VARIANTS, make_run, result_of
 
-from harness import record
-from harness.runner import journal
-from harness.runner.journal import JournalError
-from harness.scoring import gate, score, timed_samples
+from asrgate.harness import record
+from asrgate.harness.runner import journal
+from asrgate.harness.runner.journal import JournalError
+from asrgate.harness.scoring import gate, score, timed_samples
 
 KILLS = 10
 SEED = 7
@@ -26,7 +26,7 @@ SEED = 7
 # Imports once and forks for each sitting: what is killed is a process like any other, and starts at once.
 DRIVER = """
 import json, os, pathlib, random, signal, sys, time
-from harness.cli import main
+from asrgate.harness.cli import main
 results, rng, found = pathlib.Path(sys.argv[1]), random.Random(int(sys.argv[2])), []
 
 def sitting(arguments):
@@ -144,8 +144,8 @@ def test_speed_is_of_the_sitting_with_most_rounds(rounds_of_first: int, timed: i
 
 
 def test_reports_divide_no_mixed_times() -> None:
-    from harness.report import tables
-    from harness.scoring import slices
+    from asrgate.harness.report import tables
+    from asrgate.harness.scoring import slices
 
     run = in_two_sittings()
     (row,) = (r for r in slices.rows(run, ["lang"]) if r["variant"] == REFERENCE)
@@ -173,7 +173,7 @@ def test_a_row_without_a_whole_round_in_the_timed_sitting_is_not_ranked() -> Non
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory, spoken: Path, model: Path) -> Path:
     """The folder of a run that ended in its second round's last line, as a disk that fills up ends it."""
-    from harness.cli import main
+    from asrgate.harness.cli import main
 
     def full(self: journal.Journal, kind: str, value: Any, **beside: Any) -> None:
         if kind == "round" and value["round"] == 1:
@@ -198,7 +198,7 @@ def cut_off(stopped: Path, tmp_path: Path) -> Path:
 
 
 def resumed(*arguments: str) -> int:
-    from harness.cli import main
+    from asrgate.harness.cli import main
 
     return main(["run", "--resume", *arguments])
 
@@ -279,7 +279,7 @@ def test_another_run_is_not_resumed(
 
 
 def test_what_cannot_be_resumed_says_why(
-    asrbench: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], cut_off: Path
+    asrgate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], cut_off: Path
 ) -> None:
     def refusal(*arguments: str) -> str:
         capsys.readouterr()
@@ -290,7 +290,7 @@ def test_what_cannot_be_resumed_says_why(
     assert "leave out --rounds, --slice" in refusal(str(cut_off), "--rounds", "5", "--slice", "lang")
     assert resumed(str(cut_off), "--quiet") == 0
     assert "is complete: there is nothing to resume" in refusal(str(cut_off))
-    assert asrbench("--backends", "twin", "--rounds", "1", "--no-texts") == 0
+    assert asrgate("--backends", "twin", "--rounds", "1", "--no-texts") == 0
     assert not any(path.name == journal.NAME for path in tmp_path.rglob("*"))
 
 

@@ -1,4 +1,4 @@
-"""What a user of `asrbench run` meets: files, JSON, errors that keep the other results, interruptions."""
+"""What a user of `asrgate run` meets: files, JSON, errors that keep the other results, interruptions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from harness import record
+from asrgate.harness import record
 
 
 def latest(tmp_path: Path) -> dict[str, Any]:
@@ -27,9 +27,9 @@ def by_name(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["backend"]: row for row in run["results"]}
 
 
-def test_run_leaves_its_files_and_latest(asrbench: Callable[..., int], tmp_path: Path) -> None:
+def test_run_leaves_its_files_and_latest(asrgate: Callable[..., int], tmp_path: Path) -> None:
     extra = tmp_path / "extra.md"
-    assert asrbench("--backends", "twin", "--rounds", "2", "--output", str(extra)) == 0
+    assert asrgate("--backends", "twin", "--rounds", "2", "--output", str(extra)) == 0
     folder = tmp_path / "results" / "latest"
     assert folder.is_symlink()
     assert {path.name for path in folder.iterdir()} == {
@@ -48,34 +48,32 @@ def test_run_leaves_its_files_and_latest(asrbench: Callable[..., int], tmp_path:
     assert extra.read_text() == (folder / "report.md").read_text()
 
 
-def test_rounds_interleave_with_rotating_order(asrbench: Callable[..., int], tmp_path: Path) -> None:
-    asrbench("--backends", "twin,prints-to-stdout", "--rounds", "3")
+def test_rounds_interleave_with_rotating_order(asrgate: Callable[..., int], tmp_path: Path) -> None:
+    asrgate("--backends", "twin,prints-to-stdout", "--rounds", "3")
     orders = [entry["order"] for entry in latest(tmp_path)["rounds"]]
     assert sorted(map(sorted, orders)) == [sorted(orders[0])] * 3
     assert {order[0] for order in orders} == set(orders[0])
 
 
 def test_json_is_one_document_and_nothing_else(
-    asrbench: Callable[..., int], capfd: pytest.CaptureFixture[str]
+    asrgate: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert asrbench("--backends", "prints-to-stdout", "--rounds", "1", "--json") == 0
+    assert asrgate("--backends", "prints-to-stdout", "--rounds", "1", "--json") == 0
     printed = json.loads(capfd.readouterr().out)
     record.validate(printed)
     assert by_name(printed)["prints-to-stdout"]["status"] == "ok"
 
 
-def test_spinning_thread_pool_is_not_taken_for_late_work(
-    asrbench: Callable[..., int], tmp_path: Path
-) -> None:
+def test_spinning_thread_pool_is_not_taken_for_late_work(asrgate: Callable[..., int], tmp_path: Path) -> None:
     # two threads, so that numpy's OpenBLAS has one to spin
-    asrbench("--backends", "uses-blas", "--rounds", "3", "--threads", "2")
+    asrgate("--backends", "uses-blas", "--rounds", "3", "--threads", "2")
     row = by_name(latest(tmp_path))["uses-blas"]
     assert row["integrity"]["late_work_seconds"] == 0
     assert row["gate"]["ranked"]
 
 
-def test_no_texts_keeps_hashes_and_the_verdict(asrbench: Callable[..., int], tmp_path: Path) -> None:
-    asrbench("--backends", "twin", "--rounds", "1", "--no-texts")
+def test_no_texts_keeps_hashes_and_the_verdict(asrgate: Callable[..., int], tmp_path: Path) -> None:
+    asrgate("--backends", "twin", "--rounds", "1", "--no-texts")
     run = latest(tmp_path)
     stored = "".join(path.read_text() for path in (tmp_path / "results" / "latest").iterdir())
     assert "apple" not in stored.replace("apples", "")
@@ -88,7 +86,7 @@ def test_no_texts_keeps_hashes_and_the_verdict(asrbench: Callable[..., int], tmp
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory, spoken: Path, model: Path) -> tuple[int, dict[str, Any]]:
     """One run in which nearly everything breaks: (exit status, record)."""
-    from harness.cli import main
+    from asrgate.harness.cli import main
 
     results = tmp_path_factory.mktemp("broken")
     names = "twin,raises,aborts,killed-for-memory,hangs,exits-at-load,refuses-setting,not-installed,"
@@ -160,15 +158,15 @@ def test_failures_cost_the_others_nothing(broken: tuple[int, dict[str, Any]]) ->
     ],
 )
 def test_bad_input_is_one_clear_error(
-    asrbench: Callable[..., int], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    asrgate: Callable[..., int], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     base = [] if "--backends" in arguments else ["--backends", "twin"]
     if arguments[0] == "--manifest":
-        from harness.cli import main
+        from asrgate.harness.cli import main
 
         status = main(["run", *base, "--reference", "honest", *arguments])
     else:
-        status = asrbench(*base, *arguments)
+        status = asrgate(*base, *arguments)
     said = capsys.readouterr().err
     assert status == 2
     assert message in said
@@ -176,27 +174,27 @@ def test_bad_input_is_one_clear_error(
 
 
 def test_where_selects_clips_by_a_manifest_field(
-    asrbench: Callable[..., int], spoken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    asrgate: Callable[..., int], spoken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = spoken / "styles.jsonl"
     entries = [{"audio_filepath": "apples.wav", "text": "red apple white table", "style": "read"}]
     entries += [{"audio_filepath": "bridge.wav", "text": "stone river north summer cloud", "style": "song"}]
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     try:
-        assert asrbench("--backends", "twin", "--rounds", "1", "--where", "style=song", clips=manifest) == 0
+        assert asrgate("--backends", "twin", "--rounds", "1", "--where", "style=song", clips=manifest) == 0
         assert [clip["name"] for clip in latest(tmp_path)["clips"]] == ["bridge"]
-        assert asrbench("--backends", "twin", "--where", "style=opera", clips=manifest) == 2
+        assert asrgate("--backends", "twin", "--where", "style=opera", clips=manifest) == 2
         assert "their values of 'style': read, song" in capsys.readouterr().err
     finally:
         manifest.unlink()
 
 
 def test_bad_clip_is_named_before_anything_runs(
-    asrbench: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    asrgate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "broken.wav").write_bytes(b"RIFF....WAVE not really")
-    assert asrbench("--backends", "twin", clips=tmp_path / "clips") == 2
+    assert asrgate("--backends", "twin", clips=tmp_path / "clips") == 2
     assert "broken.wav" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
 
@@ -216,7 +214,7 @@ def nothing_runs_on() -> Iterator[None]:
 
 def start_run(arguments: list[str]) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "harness.cli", "run", *arguments],
+        [sys.executable, "-m", "asrgate", "run", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -280,7 +278,7 @@ def test_workers_die_with_a_killed_parent_and_its_rounds_stay(
 
 
 def test_second_run_is_refused_while_one_measures(
-    asrbench: Callable[..., int],
+    asrgate: Callable[..., int],
     spoken: Path,
     model: Path,
     tmp_path: Path,
@@ -289,7 +287,7 @@ def test_second_run_is_refused_while_one_measures(
     first = start_run(slow_arguments(spoken, model, tmp_path / "first"))
     try:
         wait_for_round(tmp_path / "first", 1)
-        assert asrbench("--backends", "twin") == 2
+        assert asrgate("--backends", "twin") == 2
         assert f"another run is measuring on this machine (process {first.pid})" in capsys.readouterr().err
     finally:
         first.terminate()
@@ -297,7 +295,7 @@ def test_second_run_is_refused_while_one_measures(
 
 
 def test_a_link_at_the_lock_is_not_followed(
-    asrbench: Callable[..., int],
+    asrgate: Callable[..., int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -305,19 +303,19 @@ def test_a_link_at_the_lock_is_not_followed(
     precious = tmp_path / "precious"
     precious.write_text("mine")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / f"asrbench-{os.getuid()}.lock").symlink_to(precious)
-    assert asrbench("--backends", "honest", "--rounds", "1") == 2
+    (tmp_path / f"asrgate-{os.getuid()}.lock").symlink_to(precious)
+    assert asrgate("--backends", "honest", "--rounds", "1") == 2
     assert "cannot open the lock" in capsys.readouterr().err
     assert precious.read_text() == "mine"
 
 
 def test_full_disk_is_a_clear_error_and_keeps_the_last_save(
-    asrbench: Callable[..., int],
+    asrgate: Callable[..., int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import harness.record
+    import asrgate.harness.record
 
     real, saves = os.fsync, []
 
@@ -327,18 +325,18 @@ def test_full_disk_is_a_clear_error_and_keeps_the_last_save(
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(harness.record.os, "fsync", fsync)
-    assert asrbench("--backends", "twin", "--rounds", "3") == 2
+    monkeypatch.setattr(asrgate.harness.record.os, "fsync", fsync)
+    assert asrgate("--backends", "twin", "--rounds", "3") == 2
     assert "No space left on device" in capsys.readouterr().err
-    monkeypatch.setattr(harness.record.os, "fsync", real)
+    monkeypatch.setattr(asrgate.harness.record.os, "fsync", real)
     (folder,) = (tmp_path / "results").iterdir()
     kept = record.read(folder)
     assert len(kept["rounds"]) == 1
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
 
 
-def test_reference_is_added_and_can_be_left_out(asrbench: Callable[..., int], tmp_path: Path) -> None:
-    asrbench("--backends", "twin", "--rounds", "1", "--no-reference")
+def test_reference_is_added_and_can_be_left_out(asrgate: Callable[..., int], tmp_path: Path) -> None:
+    asrgate("--backends", "twin", "--rounds", "1", "--no-reference")
     run = latest(tmp_path)
     assert [row["backend"] for row in run["results"]] == ["twin"]
     assert "honest@cpu/float32 is not in this run" in " ".join(run["results"][0]["gate"]["reasons"])
@@ -346,7 +344,7 @@ def test_reference_is_added_and_can_be_left_out(asrbench: Callable[..., int], tm
 
 def test_parent_never_imports_an_engine(spoken: Path, model: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from harness.cli import main; "
+        "import sys; from asrgate.harness.cli import main; "
         f"status = main({['run', '--audio', str(spoken), '--model', str(model), '--reference', 'honest']!r}"
         f" + {['--backends', 'twin', '--rounds', '1', '--quiet', '--results', str(tmp_path)]!r}); "
         "main(['list']); "

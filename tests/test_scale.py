@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import tones
 
-from harness import record
+from asrgate.harness import record
 
 ROOT = Path(__file__).parent.parent
 RUNS = {"nano.en": "nano.en-bundled-cpu", "tiny.en": "tiny.en-english-cpu", "base": "base-nine-languages-cpu"}
@@ -36,7 +36,7 @@ def summary(folder: Path) -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file)
 
 
-def test_a_corpus_divided_by_hand_adds_up(asrbench: Callable[..., int], tmp_path: Path) -> None:
+def test_a_corpus_divided_by_hand_adds_up(asrgate: Callable[..., int], tmp_path: Path) -> None:
     """Parts by --where are disjoint, and their errors over their words are those of one run."""
     lines = []
     for number, said in enumerate(["red green", "blue", "black white brown", "river", "stone cloud apple"]):
@@ -47,7 +47,7 @@ def test_a_corpus_divided_by_hand_adds_up(asrbench: Callable[..., int], tmp_path
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def figures(*arguments: str) -> tuple[int, int, set[str]]:
-        assert asrbench("--backends", "honest", "--rounds", "1", *arguments, clips=manifest) == 0
+        assert asrgate("--backends", "honest", "--rounds", "1", *arguments, clips=manifest) == 0
         (row,) = summary(tmp_path / "results")
         wrong = sum(int(row[name]) for name in ("substitutions", "deletions", "insertions"))
         names = {clip["name"] for clip in record.read(tmp_path / "results" / "latest")["clips"]}

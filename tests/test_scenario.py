@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from backends import Variant
-from harness import record
-from harness.cli import baseline
-from harness.corpus.clips import Clip
-from harness.regression import preconditions
-from harness.regression.compare import NotComparable, compare
-from harness.regression.verdict import Limits
-from harness.report.race import RaceError, race
-from harness.scenarios import offline_figures, registry
+from asrgate.backends import Variant
+from asrgate.harness import record
+from asrgate.harness.cli import baseline
+from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.regression import preconditions
+from asrgate.harness.regression.compare import NotComparable, compare
+from asrgate.harness.regression.verdict import Limits
+from asrgate.harness.report.race import RaceError, race
+from asrgate.harness.scenarios import offline_figures, registry
 
 CHEATS = {  # name -> what the row of its batches must say
     "batch-loses-words": r"of the reference's number of words",
@@ -38,7 +38,7 @@ def clip(name: str, seconds: float, language: str = "en") -> Clip:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, spoken: Path, model: Path) -> Path:
     """An offline run of the honest engine, one that takes batches, and the cheats."""
-    from harness.cli import main
+    from asrgate.harness.cli import main
 
     results = tmp_path_factory.mktemp("offline")
     with pytest.MonkeyPatch.context() as patch:
@@ -176,13 +176,13 @@ def test_impossible_batch_sizes_are_refused(text: str) -> None:
         registry.batch_sizes(text)
 
 
-def test_batch_sizes_need_the_offline_scenario(asrbench: Callable[..., int], capsys: Any) -> None:
-    assert asrbench("--backends", "twin", "--batch-sizes", "2") == 2
+def test_batch_sizes_need_the_offline_scenario(asrgate: Callable[..., int], capsys: Any) -> None:
+    assert asrgate("--backends", "twin", "--batch-sizes", "2") == 2
     assert "--batch-sizes goes with --scenario offline" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["multi-stream"])
-def test_scenarios_that_do_not_exist_are_not_offered(asrbench: Callable[..., int], name: str) -> None:
+def test_scenarios_that_do_not_exist_are_not_offered(asrgate: Callable[..., int], name: str) -> None:
     with pytest.raises(SystemExit) as stopped:
-        asrbench("--backends", "twin", "--scenario", name)
+        asrgate("--backends", "twin", "--scenario", name)
     assert stopped.value.code == 2

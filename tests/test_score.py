@@ -3,9 +3,9 @@ import copy
 import pytest
 from make_run import REFERENCE, VARIANTS, add_unavailable, make_run, result_of
 
-from harness import record
-from harness.metrics import normalizers
-from harness.scoring import score
+from asrgate.harness import record
+from asrgate.harness.metrics import normalizers
+from asrgate.harness.scoring import score
 
 OTHER = VARIANTS[1]
 QUICK = 200  # bootstrap replicates where their number does not matter

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from make_run import make_run, result_of
 
-from harness import record
-from harness.cli import history as history_command
-from harness.cli.baseline import BaselineError, save
-from harness.corpus.clips import Clip
-from harness.regression import preconditions
-from harness.regression.compare import NotComparable, compare
-from harness.regression.verdict import Limits
-from harness.report import columns, context, history, rows
-from harness.report.race import RaceError, race
-from harness.scenarios import server_figures, server_options
-from harness.scenarios.server import Server, largest_queue
-from harness.scoring import gate, ranking, score
-from harness.worker.server_session import serve
+from asrgate.harness import record
+from asrgate.harness.cli import history as history_command
+from asrgate.harness.cli.baseline import BaselineError, save
+from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.regression import preconditions
+from asrgate.harness.regression.compare import NotComparable, compare
+from asrgate.harness.regression.verdict import Limits
+from asrgate.harness.report import columns, context, history, rows
+from asrgate.harness.report.race import RaceError, race
+from asrgate.harness.scenarios import server_figures, server_options
+from asrgate.harness.scenarios.server import Server, largest_queue
+from asrgate.harness.scoring import gate, ranking, score
+from asrgate.harness.worker.server_session import serve
 
 REQUESTS, RATE = 15, 12.0
 CHEATS = {  # name -> what its row must say
@@ -144,10 +144,10 @@ def test_contradictions_are_one_clear_error(changes: dict[str, Any], message: st
         asked(**changes)
 
 
-def test_options_of_a_server_need_the_scenario(asrbench: Callable[..., int], capsys: Any) -> None:
-    assert asrbench("--backends", "twin", "--rate", "2") == 2
+def test_options_of_a_server_need_the_scenario(asrgate: Callable[..., int], capsys: Any) -> None:
+    assert asrgate("--backends", "twin", "--rate", "2") == 2
     assert "--rate goes with --scenario server" in capsys.readouterr().err
-    assert asrbench("--backends", "twin", "--scenario", "server") == 2
+    assert asrgate("--backends", "twin", "--scenario", "server") == 2
     assert "needs either --rate R" in capsys.readouterr().err
 
 
@@ -407,7 +407,7 @@ def test_latency_columns_say_whose_latency_it_is() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, spoken: Path, model: Path) -> Path:
     """A run at a rate that the honest engines keep up with: them, and cheats."""
-    from harness.cli import main
+    from asrgate.harness.cli import main
 
     results = tmp_path_factory.mktemp("server")
     status = main(
@@ -459,12 +459,12 @@ def test_the_files_tell_the_scenario_and_its_figures(folder: Path, found: dict[s
 
 
 def test_the_largest_rate_is_found_by_sessions_really_held(
-    asrbench: Callable[..., int], tmp_path: Path
+    asrgate: Callable[..., int], tmp_path: Path
 ) -> None:
     arguments = (
         "--backends twin --no-reference --scenario server --find-max-rate --p99 0.15 --server-requests 5"
     )
-    assert asrbench(*arguments.split()) == 0
+    assert asrgate(*arguments.split()) == 0
     (row,) = record.read(tmp_path / "results" / "latest")["results"]
     rate = row["server"]["max_rate_per_second"]
     assert rate is not None and 3 < rate < 40, row["sessions"]

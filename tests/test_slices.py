@@ -13,12 +13,12 @@ import pytest
 from make_run import REFERENCE, VARIANTS, make_run, result_of
 from rich.console import Console
 
-from harness import corpus, record, report
-from harness.cli import main
-from harness.corpus import sampling
-from harness.metrics import normalizers
-from harness.record import Run
-from harness.scoring import gate, score, slices
+from asrgate.harness import corpus, record, report
+from asrgate.harness.cli import main
+from asrgate.harness.corpus import sampling
+from asrgate.harness.metrics import normalizers
+from asrgate.harness.record import Run
+from asrgate.harness.scoring import gate, score, slices
 
 OTHER = VARIANTS[1]
 
@@ -262,15 +262,15 @@ def test_sample_has_exactly_the_size_asked_for(hundred: list[corpus.Clip], count
     assert len(sampling.stratified(hundred, count, seed=0)) == count
 
 
-def test_run_takes_a_sample_and_slices(asrbench: Callable[..., int], tmp_path: Path) -> None:
-    assert asrbench("--backends", "twin", "--rounds", "1", "--sample", "3", "--slice", "length") == 0
+def test_run_takes_a_sample_and_slices(asrgate: Callable[..., int], tmp_path: Path) -> None:
+    assert asrgate("--backends", "twin", "--rounds", "1", "--sample", "3", "--slice", "length") == 0
     run = record.read(tmp_path / "results" / "latest")
     assert len(run["clips"]) == run["settings"]["sample"] == 3
     assert run["settings"]["slices"] == ["length"]
 
 
-def test_run_refuses_what_cannot_be(asrbench: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    assert asrbench("--sample", "6") == 2
+def test_run_refuses_what_cannot_be(asrgate: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert asrgate("--sample", "6") == 2
     assert "only 5 clips" in capsys.readouterr().err
-    assert asrbench("--slice", "room") == 2
+    assert asrgate("--slice", "room") == 2
     assert "no clip has a field 'room'" in capsys.readouterr().err

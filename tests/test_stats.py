@@ -3,7 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from harness.metrics import bootstrap
+from asrgate.harness.metrics import bootstrap
 
 
 def sums_of(*columns, seed=0, replicates=4000):

@@ -15,17 +15,17 @@ import soundfile
 import tones
 from make_run import make_run, result_of
 
-from backends.base import SAMPLE_RATE_HZ, Transcript
-from harness import record
-from harness.regression import preconditions
-from harness.regression.compare import NotComparable, compare
-from harness.regression.verdict import Limits
-from harness.report import columns, context, rows
-from harness.scenarios import streaming
-from harness.scenarios.streaming import StreamingError, unstable_words
-from harness.scoring import gate, ranking, score
-from harness.worker.child import _finished
-from harness.worker.streaming_session import Feed, emulated, listen
+from asrgate.backends.base import SAMPLE_RATE_HZ, Transcript
+from asrgate.harness import record
+from asrgate.harness.regression import preconditions
+from asrgate.harness.regression.compare import NotComparable, compare
+from asrgate.harness.regression.verdict import Limits
+from asrgate.harness.report import columns, context, rows
+from asrgate.harness.scenarios import streaming
+from asrgate.harness.scenarios.streaming import StreamingError, unstable_words
+from asrgate.harness.scoring import gate, ranking, score
+from asrgate.harness.worker.child import _finished
+from asrgate.harness.worker.streaming_session import Feed, emulated, listen
 
 NATIVE, EMULATED = "streams@cpu/float32", "honest@cpu/float32"
 CHEATS = {  # name -> what its row must say
@@ -183,8 +183,8 @@ def test_impossible_chunks_are_one_clear_error(asked: float) -> None:
         streaming.chunk_seconds(asked)
 
 
-def test_chunks_need_the_scenario(asrbench: Callable[..., int], capsys: Any) -> None:
-    assert asrbench("--backends", "twin", "--chunk-seconds", "2") == 2
+def test_chunks_need_the_scenario(asrgate: Callable[..., int], capsys: Any) -> None:
+    assert asrgate("--backends", "twin", "--chunk-seconds", "2") == 2
     assert "--chunk-seconds goes with --scenario streaming" in capsys.readouterr().err
 
 
@@ -278,7 +278,7 @@ def test_runs_of_unlike_chunks_never_meet_and_none_is_compared() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     """A run over two short clips: an engine that streams, one that does not, one that flickers, cheats."""
-    from harness.cli import main
+    from asrgate.harness.cli import main
 
     spoken = tmp_path_factory.mktemp("spoken")
     for name, text in SPOKEN.items():

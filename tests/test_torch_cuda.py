@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 from whisper.decoding import DecodingOptions
 from whisper.model import ModelDimensions
 
-from backends.torch_whisper.decoder import STEPS_BETWEEN_STOP_CHECKS, TorchDecoder
-from backends.torch_whisper.encoder import TorchEncoder, log_mel
-from backends.torch_whisper.selection import Selection
-from backends.whisper_common.greedy import window_rules
+from asrgate.backends.torch_whisper.decoder import STEPS_BETWEEN_STOP_CHECKS, TorchDecoder
+from asrgate.backends.torch_whisper.encoder import TorchEncoder, log_mel
+from asrgate.backends.torch_whisper.selection import Selection
+from asrgate.backends.whisper_common.greedy import window_rules
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
 pytestmark = pytest.mark.filterwarnings(

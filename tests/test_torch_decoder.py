@@ -17,10 +17,10 @@ from fake_checkpoint import MULTILINGUAL, fake_content
 from whisper.decoding import DecodingOptions, DecodingTask
 from whisper.model import ModelDimensions, Whisper
 
-from backends.torch_whisper.decoder import TorchDecoder
-from backends.torch_whisper.linear import linear
-from backends.torch_whisper.selection import Selection
-from backends.whisper_common.greedy import Window, window_rules
+from asrgate.backends.torch_whisper.decoder import TorchDecoder
+from asrgate.backends.torch_whisper.linear import linear
+from asrgate.backends.torch_whisper.selection import Selection
+from asrgate.backends.whisper_common.greedy import Window, window_rules
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
 pytestmark = pytest.mark.filterwarnings(
@@ -281,15 +281,15 @@ def test_the_sum_of_log_probabilities_ends_with_the_text(english: Pair) -> None:
 
 # --- real weights ---------------------------------------------------------------------------------------
 
-SHARED = Path(os.environ.get("ASRBENCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+SHARED = Path(os.environ.get("ASRGATE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 @pytest.mark.skipif(
     not (SHARED / "weights" / "tiny.en-openai.pt").exists(),
-    reason="needs tiny.en-openai.pt and the clips in the folder of shared files, or ASRBENCH_SHARED",
+    reason="needs tiny.en-openai.pt and the clips in the folder of shared files, or ASRGATE_SHARED",
 )
 def test_the_first_clip_of_human_speech_decodes_alike() -> None:
-    from harness.corpus.audio import decode
+    from asrgate.harness.corpus.audio import decode
 
     content = torch.load(SHARED / "weights" / "tiny.en-openai.pt", weights_only=True)
     dims = ModelDimensions(**content["dims"])

@@ -15,13 +15,13 @@ import whisper
 from fake_checkpoint import fake_content, write_fake_checkpoint
 from whisper.model import ModelDimensions, Whisper
 
-from backends import torch_fast
-from backends.base import Backend, BackendError, BackendUnavailable, Checkpoint, Settings
-from backends.checkpoints.catalog import resolve
-from backends.openai_whisper import WhisperCpu
-from backends.torch_fast import TorchEngine, TorchFast
-from backends.torch_whisper.encoder import TorchEncoder, log_mel
-from backends.whisper_common.greedy import SILENCE_ENCODED_SECONDS, TRIMMED
+from asrgate.backends import torch_fast
+from asrgate.backends.base import Backend, BackendError, BackendUnavailable, Checkpoint, Settings
+from asrgate.backends.checkpoints.catalog import resolve
+from asrgate.backends.openai_whisper import WhisperCpu
+from asrgate.backends.torch_fast import TorchEngine, TorchFast
+from asrgate.backends.torch_whisper.encoder import TorchEncoder, log_mel
+from asrgate.backends.whisper_common.greedy import SILENCE_ENCODED_SECONDS, TRIMMED
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
 pytestmark = pytest.mark.filterwarnings(

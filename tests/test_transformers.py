@@ -13,12 +13,12 @@ import pytest
 import torch
 from fake_checkpoint import MULTILINGUAL, fake_content, write_fake_checkpoint
 
-from backends.base import Backend, BackendError, BackendUnavailable, Settings
-from backends.checkpoints.catalog import resolve
-from backends.checkpoints.conversions.transformers_weights import fitting, parameter_name
-from backends.checkpoints.file import expected_tensors
-from backends.openai_whisper import WhisperCpu
-from backends.transformers_whisper import TransformersWhisper
+from asrgate.backends.base import Backend, BackendError, BackendUnavailable, Settings
+from asrgate.backends.checkpoints.catalog import resolve
+from asrgate.backends.checkpoints.conversions.transformers_weights import fitting, parameter_name
+from asrgate.backends.checkpoints.file import expected_tensors
+from asrgate.backends.openai_whisper import WhisperCpu
+from asrgate.backends.transformers_whisper import TransformersWhisper
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
 pytestmark = pytest.mark.filterwarnings(
@@ -115,7 +115,7 @@ def test_silence_is_judged_by_openai_whispers_numbers(library: Any, fake: Callab
 def test_every_tensor_has_its_place(library: Any, fake: Callable[..., Any]) -> None:
     from transformers import WhisperForConditionalGeneration
 
-    from backends.checkpoints.conversions.transformers_weights import model_config
+    from asrgate.backends.checkpoints.conversions.transformers_weights import model_config
 
     model = WhisperForConditionalGeneration(model_config(fake()))
     wanted = {name: tuple(values.shape) for name, values in model.state_dict().items()}
@@ -199,7 +199,7 @@ def test_an_absent_package_is_named_with_the_command_that_brings_it(monkeypatch:
     def absent(name: str) -> Any:
         return None if name == "transformers" else type("Found", (), {"origin": str(Path(__file__))})
 
-    monkeypatch.setattr("backends.devices.find_spec", absent)
+    monkeypatch.setattr("asrgate.backends.devices.find_spec", absent)
     with pytest.raises(BackendUnavailable) as refused:
         TransformersWhisper.check("cpu", "float32")
     assert refused.value.remedy == "pip install transformers"

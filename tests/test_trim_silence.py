@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from backends.checkpoints import catalog
-from backends.whisper_common import greedy
+from asrgate.backends.checkpoints import catalog
+from asrgate.backends.whisper_common import greedy
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "results" / "published" / "trim-silence"

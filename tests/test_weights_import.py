@@ -1,4 +1,4 @@
-"""Imports and exports as a user meets them: the process of their own, the cache, `asrbench weights`."""
+"""Imports and exports as a user meets them: the process of their own, the cache, `asrgate weights`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from fake_containers import assert_same, back, made
 
-from backends.checkpoints import catalog, containers
-from backends.checkpoints.catalog import CheckpointError
-from backends.checkpoints.containers import default_name, imported, kind_of
-from backends.checkpoints.tensor_digest import file_tensors_sha256
+from asrgate.backends.checkpoints import catalog, containers
+from asrgate.backends.checkpoints.catalog import CheckpointError
+from asrgate.backends.checkpoints.containers import default_name, imported, kind_of
+from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256
 
 __all__ = ["made"]  # a fixture: pytest finds it by its name here
 
@@ -47,7 +47,7 @@ def test_an_import_is_made_once_without_torch_in_the_caller(
     source = tmp_path / "another-name.bin"
     shutil.copy(made("english", "ggml")[1], source)
     code = (
-        "import sys; from pathlib import Path; from backends.checkpoints.containers import imported;"
+        "import sys; from pathlib import Path; from asrgate.backends.checkpoints.containers import imported;"
         f"print(imported(Path({str(source)!r})));"
         "print([name for name in ('torch', 'ctranslate2', 'max') if name in sys.modules])"
     )
@@ -103,13 +103,13 @@ def test_a_process_that_dies_leaves_nothing(
 
 @pytest.fixture
 def weights(
-    asrbench_weights: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asrgate_weights: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., int]:
-    """Run `asrbench weights …` where no other models are, and return its exit status."""
+    """Run `asrgate weights …` where no other models are, and return its exit status."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    monkeypatch.delenv("ASRBENCH_WEIGHTS", raising=False)
+    monkeypatch.delenv("ASRGATE_WEIGHTS", raising=False)
 
-    return asrbench_weights
+    return asrgate_weights
 
 
 def test_import_as_a_user_types_it(

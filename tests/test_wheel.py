@@ -27,9 +27,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def asrbench(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def asrgate(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "harness.cli", *arguments],
+        [sys.executable, "-m", "asrgate", *arguments],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(site)},
         capture_output=True,
@@ -39,17 +39,17 @@ def asrbench(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedP
 
 
 def test_it_holds_the_clips_the_catalogue_and_the_model(installed: Path, tmp_path: Path) -> None:
-    listed = asrbench(installed, tmp_path, "weights", "list")
+    listed = asrgate(installed, tmp_path, "weights", "list")
     assert listed.returncode == 0, listed.stderr
     assert "nano.en" in listed.stdout
-    described = asrbench(installed, tmp_path, "corpus", "list", "--json")
+    described = asrgate(installed, tmp_path, "corpus", "list", "--json")
     assert described.returncode == 0, described.stderr
     manifest = (ROOT / "audio_samples" / "manifest.jsonl").read_text().splitlines()
     assert f'"clips": {len(manifest)}' in json.dumps(json.loads(described.stdout))
 
 
 def test_it_measures_in_an_empty_folder_and_keeps_the_run_there(installed: Path, tmp_path: Path) -> None:
-    done = asrbench(
+    done = asrgate(
         *(installed, tmp_path, "run", "--model", "nano.en", "--backends", "whisper-cpu"),
         *("--rounds", "1", "--sample", "2", "--quiet"),
     )

@@ -16,13 +16,13 @@ import pytest
 import torch
 from fake_checkpoint import MULTILINGUAL, write_fake_checkpoint
 
-from backends.base import Backend, BackendError, BackendUnavailable, Settings
-from backends.checkpoints.catalog import CheckpointError, resolve
-from backends.checkpoints.conversions import ggml_model
-from backends.checkpoints.conversions.ggml_model import BLOCK, ggml_file, quantise_q5_1, quantise_q8_0
-from backends.openai_whisper import WhisperCpu
-from backends.whisper_cpp import WhisperCpp
-from harness.corpus.audio import decode
+from asrgate.backends.base import Backend, BackendError, BackendUnavailable, Settings
+from asrgate.backends.checkpoints.catalog import CheckpointError, resolve
+from asrgate.backends.checkpoints.conversions import ggml_model
+from asrgate.backends.checkpoints.conversions.ggml_model import BLOCK, ggml_file, quantise_q5_1, quantise_q8_0
+from asrgate.backends.openai_whisper import WhisperCpu
+from asrgate.backends.whisper_cpp import WhisperCpp
+from asrgate.harness.corpus.audio import decode
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -315,7 +315,7 @@ def test_applied_settings_are_complete(library: Any, fake: Callable[..., Any]) -
 
 def test_an_absent_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "_pywhispercpp", raising=False)
-    monkeypatch.setattr("backends.devices.find_spec", lambda name: None)
+    monkeypatch.setattr("asrgate.backends.devices.find_spec", lambda name: None)
     with pytest.raises(BackendUnavailable) as refused:
         WhisperCpp.check("cpu", "f16")
     assert refused.value.remedy == "pip install pywhispercpp"

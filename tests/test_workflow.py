@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from backends.checkpoints import catalog
-from harness.cli import commands
-from harness.metrics import mann_whitney
-from harness.regression.verdict import Limits
-from harness.scenarios import registry
+from asrgate.backends.checkpoints import catalog
+from asrgate.harness.cli import commands
+from asrgate.harness.metrics import mann_whitney
+from asrgate.harness.regression.verdict import Limits
+from asrgate.harness.scenarios import registry
 
 ROOT = Path(__file__).parent.parent
 PATH = ROOT / ".github" / "workflows" / "regression.yml"
@@ -53,7 +53,7 @@ def test_every_step_does_one_thing_and_every_action_has_its_version(steps: list[
             assert re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"])
 
 
-def test_measuring_command_is_one_that_make_and_asrbench_know(steps: list[dict[str, Any]]) -> None:
+def test_measuring_command_is_one_that_make_and_asrgate_know(steps: list[dict[str, Any]]) -> None:
     words = shlex.split(running(steps, "make benchmark")["run"])
     assert words[:2] == ["make", "benchmark"]
     arguments = shlex.split(words[2].removeprefix("ARGS="))
@@ -63,10 +63,10 @@ def test_measuring_command_is_one_that_make_and_asrbench_know(steps: list[dict[s
     assert mann_whitney.smallest_p_value(rounds, rounds) < Limits().alpha
 
 
-def test_comparing_command_is_one_that_asrbench_knows(steps: list[dict[str, Any]]) -> None:
-    step = running(steps, "asrbench compare")
+def test_comparing_command_is_one_that_asrgate_knows(steps: list[dict[str, Any]]) -> None:
+    step = running(steps, "asrgate compare")
     program, *arguments = shlex.split(step["run"])
-    assert program == ".venv/bin/asrbench"
+    assert program == ".venv/bin/asrgate"
     parsed = commands._parser().parse_args(arguments)
     assert parsed.base == "baseline"
     assert parsed.baselines == Path("results/baselines")
@@ -76,7 +76,7 @@ def test_comparing_command_is_one_that_asrbench_knows(steps: list[dict[str, Any]
 
 
 def test_comparison_and_run_are_kept_whatever_the_outcome(steps: list[dict[str, Any]]) -> None:
-    output = commands._parser().parse_args(shlex.split(running(steps, "asrbench compare")["run"])[1:]).output
+    output = commands._parser().parse_args(shlex.split(running(steps, "asrgate compare")["run"])[1:]).output
     summary = running(steps, "GITHUB_STEP_SUMMARY")
     assert f"cat {output}" in summary["run"]
     (upload,) = (step for step in steps if step.get("uses", "").startswith("actions/upload-artifact@"))
@@ -92,7 +92,7 @@ def test_environment_weights_and_compilations_are_cached(
     caches = [step["with"] for step in steps if step.get("uses", "").startswith("actions/cache@")]
     assert {cache["path"] for cache in caches} == {".venv", ".ci-cache"}
     (job,) = workflow["jobs"].values()
-    for name in ("ASRBENCH_CACHE", "TORCHINDUCTOR_CACHE_DIR", "MODULAR_CACHE_DIR"):
+    for name in ("ASRGATE_CACHE", "TORCHINDUCTOR_CACHE_DIR", "MODULAR_CACHE_DIR"):
         assert job["env"][name].startswith("${{ github.workspace }}/.ci-cache/")
     (venv,) = (cache for cache in caches if cache["path"] == ".venv")
     assert "constraints.txt" in venv["key"]

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from backends.base import AsrbenchError
+from asrgate.backends.base import AsrgateError
 
 
-class CacheError(AsrbenchError):
+class CacheError(AsrgateError):
     """The cache folder cannot be used; the message names it and the variable that moves it."""
 
 
@@ -22,8 +22,8 @@ def user_cache_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Folder for downloads and conversions: `$ASRBENCH_CACHE`, else `asrbench` in the user's caches."""
-    return Path(os.environ.get("ASRBENCH_CACHE") or user_cache_dir() / "asrbench")
+    """Folder for downloads and conversions: `$ASRGATE_CACHE`, else `asrgate` in the user's caches."""
+    return Path(os.environ.get("ASRGATE_CACHE") or user_cache_dir() / "asrgate")
 
 
 def make_folder(folder: Path) -> Path:
@@ -36,7 +36,7 @@ def make_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CacheError(
-            f"cannot create the folder {folder}: {error.strerror}. Set ASRBENCH_CACHE to a writable one"
+            f"cannot create the folder {folder}: {error.strerror}. Set ASRGATE_CACHE to a writable one"
         ) from error
     return folder
 
@@ -56,7 +56,7 @@ def locked(target: Path) -> Iterator[None]:
         file = path.open("a")
     except OSError as error:
         raise CacheError(
-            f"cannot open the lock {path}: {error.strerror}. Set ASRBENCH_CACHE to one that can be written"
+            f"cannot open the lock {path}: {error.strerror}. Set ASRGATE_CACHE to one that can be written"
         ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -13,14 +13,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from backends.base import AsrbenchError, Checkpoint, did_you_mean
-from backends.checkpoints import containers, sources
-from backends.checkpoints.cache import cache_dir, locked, temporary_beside, user_cache_dir
-from backends.checkpoints.download import Progress
-from backends.checkpoints.file import DIMENSIONS, CheckpointError, load_state_dict, read_dimensions
-from backends.checkpoints.sha256 import HASH_BLOCK_BYTES, file_sha256, hash_now
-from backends.checkpoints.tensor_digest import file_tensors_sha256
-from backends.installation import shipped
+from asrgate.backends.base import AsrgateError, Checkpoint, did_you_mean
+from asrgate.backends.checkpoints import containers, sources
+from asrgate.backends.checkpoints.cache import cache_dir, locked, temporary_beside, user_cache_dir
+from asrgate.backends.checkpoints.download import Progress
+from asrgate.backends.checkpoints.file import DIMENSIONS, CheckpointError, load_state_dict, read_dimensions
+from asrgate.backends.checkpoints.sha256 import HASH_BLOCK_BYTES, file_sha256, hash_now
+from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256
+from asrgate.backends.installation import shipped
 
 try:
     import tomllib
@@ -75,7 +75,7 @@ class Entry:
     licence: str = "MIT"
     source: str = "OpenAI"
     note: str = ""
-    tensors_sha256: str | None = None  # see backends.checkpoints.tensor_digest; None: not known
+    tensors_sha256: str | None = None  # see asrgate.backends.checkpoints.tensor_digest; None: not known
     dimensions: Mapping[str, int] = field(default_factory=dict)  # known where tensors_sha256 is
     hub: tuple[str, str] | None = None  # repository and revision on the Hugging Face hub
     packages: tuple[str, ...] = ()  # requirements whose wheels hold CTranslate2's model.bin, in parts
@@ -122,25 +122,25 @@ def openai_table(variable: str) -> dict[str, Any]:
 
 
 def weights_folders() -> list[Path]:
-    """Return the folders that `$ASRBENCH_WEIGHTS` names, separated as in `$PATH`.
+    """Return the folders that `$ASRGATE_WEIGHTS` names, separated as in `$PATH`.
 
     Raises:
         CheckpointError: one of them is no folder.
     """
-    folders = [Path(text) for text in os.environ.get("ASRBENCH_WEIGHTS", "").split(os.pathsep) if text]
+    folders = [Path(text) for text in os.environ.get("ASRGATE_WEIGHTS", "").split(os.pathsep) if text]
     for folder in folders:
         if not folder.is_dir():
-            raise CheckpointError(f"ASRBENCH_WEIGHTS names {folder}, which is no folder")
+            raise CheckpointError(f"ASRGATE_WEIGHTS names {folder}, which is no folder")
     return folders
 
 
 def imported_folder() -> Path:
-    """Where `asrbench weights import` puts what it makes, as NAME.pt."""
+    """Where `asrgate weights import` puts what it makes, as NAME.pt."""
     return cache_dir() / "weights" / "imported"
 
 
 def own_files() -> list[Path]:
-    """Return the .pt files in `$ASRBENCH_WEIGHTS` and among the imported ones, whatever they hold."""
+    """Return the .pt files in `$ASRGATE_WEIGHTS` and among the imported ones, whatever they hold."""
     folders = (*weights_folders(), imported_folder())
     return [path for folder in folders for path in sorted(folder.glob("*.pt"))]
 
@@ -178,23 +178,23 @@ def _holds(path: Path, entry: Entry) -> bool:
     try:
         # dimensions first: they cost nothing, and a file of another size need not be hashed
         return read_dimensions(path) == entry.dimensions and file_tensors_sha256(path) == entry.tensors_sha256
-    except AsrbenchError:
+    except AsrgateError:
         return False  # a broken file of another name is no reason to stop
 
 
 def cached_path(entry: Entry) -> Path:
-    """Where asrbench puts the model's file when it downloads or unpacks it."""
+    """Where asrgate puts the model's file when it downloads or unpacks it."""
     return cache_dir() / "weights" / entry.file_name
 
 
 def resolve(name_or_path: str, *, download: bool = False, progress: Progress | None = None) -> Checkpoint:
     """Return a verified checkpoint for a name, or for a path to a .pt file or to another container.
 
-    What is in another container is imported on first use, see backends.checkpoints.containers.
+    What is in another container is imported on first use, see asrgate.backends.checkpoints.containers.
 
-    A name is looked for in `$ASRBENCH_WEIGHTS`, in openai-whisper's cache and in asrbench's own; a model
+    A name is looked for in `$ASRGATE_WEIGHTS`, in openai-whisper's cache and in asrgate's own; a model
     the project ships is unpacked on first use; a name outside the catalogue may be a file in
-    `$ASRBENCH_WEIGHTS` or an imported one. A file under a catalogue name must be that model, by its hash or
+    `$ASRGATE_WEIGHTS` or an imported one. A file under a catalogue name must be that model, by its hash or
     by its tensors' digest; a file of any name that is a model of the catalogue goes by the catalogue's name.
 
     Args:
@@ -229,7 +229,7 @@ def default_model(progress: Progress | None = None) -> tuple[Checkpoint, str]:
     """Return the model to benchmark when none is named, and one line that says which and why.
 
     tiny.en where it is or where any source has it (asked for five seconds at most), else the bundled
-    nano.en, else the first checkpoint in `$ASRBENCH_WEIGHTS`.
+    nano.en, else the first checkpoint in `$ASRGATE_WEIGHTS`.
 
     Raises:
         CheckpointError: there is none of them.
@@ -246,7 +246,7 @@ def default_model(progress: Progress | None = None) -> tuple[Checkpoint, str]:
     except sources.NoSourceError as error:
         told = "; ".join(f"{name}: {reason}" for name, reason in error.reasons.items())
         found_none = f"no source gave it ({told})" if told else f"{sources.OFFLINE} is set"
-    except AsrbenchError as error:
+    except AsrgateError as error:
         found_none = f"could not be kept ({error})"
     why = f"{DEFAULT_MODEL} is not on this machine and {found_none}"
     if FALLBACK_MODEL in entries:
@@ -254,10 +254,10 @@ def default_model(progress: Progress | None = None) -> tuple[Checkpoint, str]:
         return resolve(FALLBACK_MODEL), f"model {FALLBACK_MODEL} ({note}): {why}"
     for folder in weights_folders():
         for path in sorted(folder.glob("*.pt")):
-            return resolve(path.stem), f"model {path.stem}, the first in ASRBENCH_WEIGHTS: {why}"
+            return resolve(path.stem), f"model {path.stem}, the first in ASRGATE_WEIGHTS: {why}"
     raise CheckpointError(
-        f"no model: {why}. With a connection, run `asrbench weights fetch {DEFAULT_MODEL}`; without one, "
-        "give --model a .pt file, or set ASRBENCH_WEIGHTS to a folder that holds one"
+        f"no model: {why}. With a connection, run `asrgate weights fetch {DEFAULT_MODEL}`; without one, "
+        "give --model a .pt file, or set ASRGATE_WEIGHTS to a folder that holds one"
     )
 
 
@@ -298,8 +298,8 @@ def _fetched(entry: Entry, may_download: bool, progress: Progress | None) -> Pat
         sources.fetch(entry, cached_path(entry), progress=progress)
         return cached_path(entry)
     raise CheckpointError(
-        f"{entry.name} is not on this machine; looked in ASRBENCH_WEIGHTS, {user_cache_dir() / 'whisper'} "
-        f"and {cached_path(entry).parent}. Run `asrbench weights fetch {entry.name}`"
+        f"{entry.name} is not on this machine; looked in ASRGATE_WEIGHTS, {user_cache_dir() / 'whisper'} "
+        f"and {cached_path(entry).parent}. Run `asrgate weights fetch {entry.name}`"
     )
 
 
@@ -343,7 +343,7 @@ def unknown(name: str) -> str:
         f"no model is called {name!r}.{did_you_mean(name, choices)} "
         f"Available: {', '.join(choices)}; or the path of a .pt file, of "
         "a CTranslate2 or Hugging Face folder or of a whisper.cpp file; or the name of a .pt file in a "
-        "folder that ASRBENCH_WEIGHTS names"
+        "folder that ASRGATE_WEIGHTS names"
     )
 
 
@@ -371,7 +371,7 @@ def _openai_table(source: str, variable: str) -> dict[str, Any]:
         IndexError,
     ) as error:
         raise CheckpointError(
-            f"{source} does not hold openai-whisper's {variable} as asrbench knows it (another package "
+            f"{source} does not hold openai-whisper's {variable} as asrgate knows it (another package "
             "called whisper, or a newer layout); install openai-whisper 20250625"
         ) from error
     return table

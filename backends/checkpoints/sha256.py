@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from backends.base import AsrbenchError
-from backends.checkpoints.cache import cache_dir, make_folder, replaced_whole
+from asrgate.backends.base import AsrgateError
+from asrgate.backends.checkpoints.cache import cache_dir, make_folder, replaced_whole
 
 HASH_BLOCK_BYTES = 1 << 20
 
@@ -21,7 +21,7 @@ def file_sha256(path: Path, progress: Callable[[int, int], None] | None = None) 
         progress: called with (bytes hashed, bytes in all) when the file really is hashed.
 
     Raises:
-        AsrbenchError: the file cannot be read.
+        AsrgateError: the file cannot be read.
     """
     return remembered(path, "sha256", lambda: hash_now(path, progress))
 
@@ -37,7 +37,7 @@ def remembered(path: Path, what: str, compute: Callable[[], str]) -> str:
         compute: returns the digest of the file as it is now.
 
     Raises:
-        AsrbenchError: the file cannot be read.
+        AsrgateError: the file cannot be read.
     """
     try:
         status = path.stat()
@@ -52,12 +52,12 @@ def remembered(path: Path, what: str, compute: Callable[[], str]) -> str:
             pass  # never hashed, or the note is damaged: hash it
         digest = compute()
     except OSError as error:
-        raise AsrbenchError(f"cannot read {path}: {error.strerror}") from error
+        raise AsrgateError(f"cannot read {path}: {error.strerror}") from error
     try:
         make_folder(note.parent)
         with replaced_whole(note) as temporary:
             temporary.write_text(json.dumps({"file": identity, what: digest}))
-    except (OSError, AsrbenchError):
+    except (OSError, AsrgateError):
         pass  # the note only saves time; a read-only cache must not stop a run
     return digest
 

@@ -15,18 +15,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.base import AsrbenchError
-from backends.checkpoints import containers, pip_wheels
-from backends.checkpoints.cache import locked, make_folder
-from backends.checkpoints.download import DownloadError, Progress, download, fetch_unverified, why_unreachable
-from backends.checkpoints.file import CheckpointError, expected_tensors, read_dimensions, read_tensors
-from backends.checkpoints.tensor_digest import tensors_sha256
+from asrgate.backends.base import AsrgateError
+from asrgate.backends.checkpoints import containers, pip_wheels
+from asrgate.backends.checkpoints.cache import locked, make_folder
+from asrgate.backends.checkpoints.download import (
+    DownloadError,
+    Progress,
+    download,
+    fetch_unverified,
+    why_unreachable,
+)
+from asrgate.backends.checkpoints.file import CheckpointError, expected_tensors, read_dimensions, read_tensors
+from asrgate.backends.checkpoints.tensor_digest import tensors_sha256
 
 if TYPE_CHECKING:
-    from backends.checkpoints.catalog import Entry
+    from asrgate.backends.checkpoints.catalog import Entry
 
 AUTO = "auto"
-OFFLINE = "ASRBENCH_OFFLINE"
+OFFLINE = "ASRGATE_OFFLINE"
 DECISION_SECONDS = 4.5  # 5 s are promised, and processes take a while to end
 HUB = "https://huggingface.co"
 CONFIG_LIMIT_BYTES = 1 << 20
@@ -71,7 +77,7 @@ def fetch(
 
     Raises:
         NoSourceError: "auto" found none.
-        AsrbenchError: the source has not got it, broke off, or sent something else.
+        AsrgateError: the source has not got it, broke off, or sent something else.
     """
     if os.environ.get(OFFLINE, "0") not in ("", "0"):
         raise NoSourceError(f"cannot fetch {entry.name}: {OFFLINE} is set; unset it to ask a source", {})
@@ -126,7 +132,7 @@ def _first_that_has_it(entry: Entry, target: Path, accept: str | None, progress:
                 try:
                     SOURCES[name].fetch(entry, target, accept, progress)
                     return SOURCES[name].title
-                except AsrbenchError as error:
+                except AsrgateError as error:
                     reason = str(error)
             reasons[name] = reason
     finally:
@@ -135,7 +141,7 @@ def _first_that_has_it(entry: Entry, target: Path, accept: str | None, progress:
     told = "; ".join(f"{name}: {reasons[name]}" for name in SOURCES)
     raise NoSourceError(
         f"cannot fetch {entry.name} from any source ({told}). Check the connection, name one with --source "
-        f"({', '.join(SOURCES)}), or put {entry.name}.pt into a folder that ASRBENCH_WEIGHTS names",
+        f"({', '.join(SOURCES)}), or put {entry.name}.pt into a folder that ASRGATE_WEIGHTS names",
         {name: reasons[name] for name in SOURCES},
     )
 
@@ -244,7 +250,7 @@ def _is_there(entry: Entry, target: Path, accept: str | None) -> bool:
     """Whether another process, whose lock was waited for, has put the model there already."""
     try:
         return target.is_file() and not _why_other(target, accepted(entry, target), accept)[0]
-    except AsrbenchError:
+    except AsrgateError:
         return False
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.checkpoints.file import read_tensors
-from backends.checkpoints.sha256 import remembered
+from asrgate.backends.checkpoints.file import read_tensors
+from asrgate.backends.checkpoints.sha256 import remembered
 
 
 def tensors_sha256(tensors: Iterable[tuple[str, np.ndarray]]) -> str:
@@ -60,6 +60,6 @@ def file_tensors_sha256(path: Path) -> str:
 
     Raises:
         CheckpointError: the file is no checkpoint.
-        AsrbenchError: it cannot be read.
+        AsrgateError: it cannot be read.
     """
     return remembered(path, "tensors_sha256", lambda: tensors_sha256(read_tensors(path, by_name=True)))

@@ -1,6 +1,6 @@
 """The results of an encoder's layers by name, so that two engines can be compared layer by layer.
 
-A backend that can show them has the method of `TracesEncoder`; `asrbench debug-encoder` asks for it.
+A backend that can show them has the method of `TracesEncoder`; `asrgate debug-encoder` asks for it.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from backends.base import BackendError
-from backends.whisper_common.constants import N_FRAMES
+from asrgate.backends.base import BackendError
+from asrgate.backends.whisper_common.constants import N_FRAMES
 
 LOG_MEL = "log_mel"
 
 
 @runtime_checkable
 class TracesEncoder(Protocol):
-    """What a backend offers beyond `backends.base.Backend` to have its encoder examined."""
+    """What a backend offers beyond `asrgate.backends.base.Backend` to have its encoder examined."""
 
     def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
         """Return what each layer gives for the clip's first window, as it is while transcribing.

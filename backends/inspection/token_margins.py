@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from backends.base import BackendError
+from asrgate.backends.base import BackendError
 
 FRAMES_A_SECOND = 100  # of the spectrogram, in which whisper.transcribe counts
 
@@ -43,7 +43,7 @@ class Decision:
 
 @runtime_checkable
 class Decides(Protocol):
-    """What a backend offers beyond `backends.base.Backend` to have its choices examined."""
+    """What a backend offers beyond `asrgate.backends.base.Backend` to have its choices examined."""
 
     def decision(
         self, audio: np.ndarray, language: str, tokens: Sequence[int], index: int, other: int | None

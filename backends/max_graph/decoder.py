@@ -11,9 +11,9 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.graph import BufferType, DeviceRef, TensorType, TensorValue, ops
 
-from backends.max_graph import custom_ops
-from backends.max_graph.modules import MultiHeadAttention, Place, TextDecoder
-from backends.whisper_common.greedy import Window, WindowRules
+from asrgate.backends.max_graph import custom_ops
+from asrgate.backends.max_graph.modules import MultiHeadAttention, Place, TextDecoder
+from asrgate.backends.whisper_common.greedy import Window, WindowRules
 
 
 def embedded(decoder: TextDecoder, token: TensorValue, position: TensorValue) -> TensorValue:

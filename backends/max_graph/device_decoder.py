@@ -1,7 +1,7 @@
 """One step of Whisper's greedy decoding as a MAX graph that leaves everything on the device.
 
 A GPU replays it, token after token, without waiting for the host, which looks only every few steps whether
-the window is done. backends.max_graph.decoder is what the CPU takes.
+the window is done. asrgate.backends.max_graph.decoder is what the CPU takes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.graph import BufferType, TensorType, TensorValue, ops
 
-from backends.base import BackendError
-from backends.max_graph import device_ops
-from backends.max_graph.decoder import cache_type, cross_type, embedded, logits, new_buffer, rule_numbers
-from backends.max_graph.modules import Place, TextDecoder
-from backends.max_graph.session import Launch
-from backends.whisper_common.greedy import Window, WindowRules
+from asrgate.backends.base import BackendError
+from asrgate.backends.max_graph import device_ops
+from asrgate.backends.max_graph.decoder import (
+    cache_type,
+    cross_type,
+    embedded,
+    logits,
+    new_buffer,
+    rule_numbers,
+)
+from asrgate.backends.max_graph.modules import Place, TextDecoder
+from asrgate.backends.max_graph.session import Launch
+from asrgate.backends.whisper_common.greedy import Window, WindowRules
 
 POSITION, TOKEN, COUNT, DONE, FAILED = 0, 1, 2, 6, 7  # in the state; see device_ops
 STEPS_BETWEEN_LOOKS = 8

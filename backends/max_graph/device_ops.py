@@ -97,7 +97,7 @@ def choose(
         sums: float32 (2,): sum of log-probabilities, no-speech probability.
         sampled: int64 (n_text_ctx,), the tokens.
         prompt: int64 (n_text_ctx,), fed before any token is sampled.
-        numbers: int64 (8,), those of backends.max_graph.decoder.rule_numbers and the prompt's length.
+        numbers: int64 (8,), those of asrgate.backends.max_graph.decoder.rule_numbers and the prompt's length.
     """
     ops.inplace_custom(
         "asr_device_choice",

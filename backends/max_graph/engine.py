@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import BackendError, BackendUnavailable, Checkpoint, Settings
-from backends.checkpoints.catalog import load_state_dict
-from backends.devices import require_cuda_torch, require_nvidia_gpu, require_package
-from backends.max_graph import session as sessions
-from backends.whisper_common.constants import HOP_LENGTH, N_FRAMES
-from backends.whisper_common.greedy import TRIM, TRIMMED, frames_to_encode
+from asrgate.backends.base import BackendError, BackendUnavailable, Checkpoint, Settings
+from asrgate.backends.checkpoints.catalog import load_state_dict
+from asrgate.backends.devices import require_cuda_torch, require_nvidia_gpu, require_package
+from asrgate.backends.max_graph import session as sessions
+from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_FRAMES
+from asrgate.backends.whisper_common.greedy import TRIM, TRIMMED, frames_to_encode
 
 PANEL = 32  # columns that the kernels compute at once
 MAX_RELEASE = "26.7"
@@ -40,7 +40,7 @@ def check(device: str) -> None:
 
 
 class MaxEngine:
-    """The first two stages of backends.whisper_common.greedy.Engine; a subclass adds the decoder.
+    """The first two stages of asrgate.backends.whisper_common.greedy.Engine; a subclass adds the decoder.
 
     torch and MAX hand tensors to one another through DLPack, without copies. On a GPU each has a stream of
     its own, so one waits before the other reads or frees what both hold.
@@ -54,9 +54,9 @@ class MaxEngine:
         from whisper.audio import mel_filters
         from whisper.model import ModelDimensions
 
-        from backends.max_graph import log_mel
-        from backends.max_graph.graphs import WhisperGraphs
-        from backends.max_graph.modules import Whisper
+        from asrgate.backends.max_graph import log_mel
+        from asrgate.backends.max_graph.graphs import WhisperGraphs
+        from asrgate.backends.max_graph.modules import Whisper
 
         torch.set_num_threads(settings.threads)
         self.dims = ModelDimensions(**checkpoint.dimensions)
@@ -145,8 +145,8 @@ class MaxEngine:
         return encoded
 
     def log_mel(self, audio: np.ndarray) -> Any:
-        """See backends.whisper_common.greedy.Engine; frames of silence are filled in rather than computed."""
-        from backends.max_graph.log_mel import cut
+        """See greedy.Engine; frames of silence are filled in rather than computed."""
+        from asrgate.backends.max_graph.log_mel import cut
 
         hops = self._to_device(self._torch.from_numpy(cut(audio)))
         heard, silence = self._to_torch(self._models["log_mel"].execute(hops, self._filters))
@@ -157,8 +157,8 @@ class MaxEngine:
         return mel
 
     def trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        """As backends.inspection.encoder_trace.TracesEncoder; a graph of its own gives out every layer."""
-        from backends.inspection.encoder_trace import first_window, layer_shapes
+        """As inspection.encoder_trace.TracesEncoder; a graph of its own gives out every layer."""
+        from asrgate.backends.inspection.encoder_trace import first_window, layer_shapes
 
         model = self._load({"layers": self._graphs.layers})["layers"]
         mel = first_window(self.log_mel(audio))
@@ -178,7 +178,7 @@ class MaxEngine:
         return self._buffer.from_dlpack(whole)
 
     def applied(self) -> Mapping[str, Any]:
-        """See backends.whisper_common.greedy.Engine."""
+        """See asrgate.backends.whisper_common.greedy.Engine."""
         from importlib.metadata import version
 
         return {
@@ -208,7 +208,7 @@ def place(device: Any, precision: str, halves: bool) -> Any:
     """What `precision` means on a max.graph.DeviceRef, for a checkpoint that is stored in float16 or not."""
     from max.dtype import DType
 
-    from backends.max_graph.modules import Place
+    from asrgate.backends.max_graph.modules import Place
 
     if not device.is_cpu():
         dtype = DType[precision]

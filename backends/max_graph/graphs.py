@@ -8,9 +8,9 @@ from typing import Any
 from max.dtype import DType
 from max.graph import Graph, TensorType, ops
 
-from backends.max_graph import decoder, device_decoder, log_mel
-from backends.max_graph.modules import Place, Whisper, split_heads
-from backends.whisper_common.constants import N_FRAMES
+from asrgate.backends.max_graph import decoder, device_decoder, log_mel
+from asrgate.backends.max_graph.modules import Place, Whisper, split_heads
+from asrgate.backends.whisper_common.constants import N_FRAMES
 
 
 class WhisperGraphs:

@@ -13,10 +13,10 @@ import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
 
-from backends.base import BackendError
-from backends.max_graph import custom_ops, device_ops, encoder_ops
-from backends.max_graph.modules import Place
-from backends.whisper_common.constants import HOP_LENGTH, N_FFT, N_FRAMES
+from asrgate.backends.base import BackendError
+from asrgate.backends.max_graph import custom_ops, device_ops, encoder_ops
+from asrgate.backends.max_graph.modules import Place
+from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_FFT, N_FRAMES
 
 BINS = N_FFT // 2 + 1
 FLOOR = 1e-10  # power below it counts as silence
@@ -43,16 +43,16 @@ def windowed_dft() -> np.ndarray:
 
 
 def chosen_method(device: str) -> str:
-    """ASRBENCH_MAX_LOG_MEL if it is set, else the faster one on "cpu" or "cuda".
+    """ASRGATE_MAX_LOG_MEL if it is set, else the faster one on "cpu" or "cuda".
 
     Raises:
         BackendError: there is no such method on the device.
     """
     known = ("mojo", "matmul") if device == "cpu" else ("mojo",)
-    method = os.environ.get("ASRBENCH_MAX_LOG_MEL") or known[0]
+    method = os.environ.get("ASRGATE_MAX_LOG_MEL") or known[0]
     if method not in known:
         raise BackendError(
-            f"ASRBENCH_MAX_LOG_MEL is {method!r}; on {device} the MAX log-mel is computed by "
+            f"ASRGATE_MAX_LOG_MEL is {method!r}; on {device} the MAX log-mel is computed by "
             f"{' or '.join(known)}"
         )
     return method

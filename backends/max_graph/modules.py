@@ -15,8 +15,8 @@ from max.dtype import DType
 from max.graph import DeviceRef, Graph, TensorValue, Weight, ops
 from max.nn import LayerList, LayerNorm, Module, Sequential
 
-from backends.max_graph import bfloat16_ops, custom_ops, encoder_ops
-from backends.max_graph.session import restore_environment
+from asrgate.backends.max_graph import bfloat16_ops, custom_ops, encoder_ops
+from asrgate.backends.max_graph.session import restore_environment
 
 restore_environment()  # importing max.nn sets up Mojo's Python
 
@@ -38,7 +38,7 @@ class Place:
             int8 has a factor a row.
         cross_dtype: of the cross-attention's keys and values.
         has_kernels: whether the products are our Mojo kernels for the CPU. Where they are MAX's own, as on a
-            GPU, the decoder keeps its state on the device: see backends.max_graph.device_decoder.
+            GPU, the decoder keeps its state on the device: see asrgate.backends.max_graph.device_decoder.
     """
 
     device: DeviceRef
@@ -274,7 +274,7 @@ class AudioEncoder(Module):
         return list(self.layers(mel))[-1][1]
 
     def layers(self, mel: TensorValue) -> Iterator[tuple[str, TensorValue]]:
-        """Each layer's name, as in backends.inspection.encoder_trace, and output (positions, n_state)."""
+        """Each layer's name, as in inspection.encoder_trace, and output (positions, n_state)."""
         x = self.conv1(mel.transpose(0, 1))
         yield "conv1", x
         x = self.conv2(x)
@@ -300,7 +300,7 @@ class AudioEncoder(Module):
 
 
 class TextDecoder(Module):
-    """whisper.model.TextDecoder: its weights; backends.max_graph.decoder says how they are used."""
+    """whisper.model.TextDecoder: its weights; asrgate.backends.max_graph.decoder says how they are used."""
 
     def __init__(self, dims: Any, place: Place):
         super().__init__()

@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from backends.base import LOAD_LOG, BackendError
-from backends.checkpoints.cache import cache_dir, locked, temporary_beside
+from asrgate.backends.base import LOAD_LOG, BackendError
+from asrgate.backends.checkpoints.cache import cache_dir, locked, temporary_beside
 
 PACKAGE = Path(__file__).parent
 LOG = logging.getLogger(LOAD_LOG)
@@ -139,7 +139,7 @@ def compiled(session: Any, graphs: Mapping[str, Callable[..., Any]]) -> Any:
     """Graphs as a max.engine.CompiledModel; see `load_all`."""
     from max.graph import KernelLibrary, Module
 
-    from backends.max_graph.custom_ops import KERNELS
+    from asrgate.backends.max_graph.custom_ops import KERNELS
 
     module, library = Module(), KernelLibrary()
     library.load_paths([KERNELS])

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from backends.torch_whisper.linear import linear
-from backends.torch_whisper.selection import Selection
-from backends.whisper_common.greedy import Window, WindowRules
+from asrgate.backends.torch_whisper.linear import linear
+from asrgate.backends.torch_whisper.selection import Selection
+from asrgate.backends.whisper_common.greedy import Window, WindowRules
 
 STEPS_BETWEEN_STOP_CHECKS = {"cpu": 1, "cuda": 8}  # asking a GPU whether all have ended makes it idle
 

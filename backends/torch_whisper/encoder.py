@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from backends.torch_whisper.linear import linear
-from backends.whisper_common.constants import HOP_LENGTH, N_AUDIO_CTX, N_FFT, N_SAMPLES
+from asrgate.backends.torch_whisper.linear import linear
+from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_AUDIO_CTX, N_FFT, N_SAMPLES
 
 ROWS = N_AUDIO_CTX  # what the packing of the weights is tuned to: one window
 QUERIES_AT_ONCE = 500

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from backends.whisper_common.greedy import Window, WindowRules
+from asrgate.backends.whisper_common.greedy import Window, WindowRules
 
 
 class Selection:

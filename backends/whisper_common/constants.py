@@ -1,6 +1,6 @@
 """Whisper's constants, derived as openai-whisper's audio.py derives them; no engine is imported."""
 
-from backends.base import SAMPLE_RATE_HZ, WINDOW_SECONDS
+from asrgate.backends.base import SAMPLE_RATE_HZ, WINDOW_SECONDS
 
 N_FFT = 400  # samples: 25 ms
 HOP_LENGTH = 160  # samples: 10 ms

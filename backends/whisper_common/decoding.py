@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from backends.base import BackendError, Checkpoint, Settings, did_you_mean
+from asrgate.backends.base import BackendError, Checkpoint, Settings, did_you_mean
 
 
 def require_honourable(checkpoint: Checkpoint, settings: Settings) -> None:

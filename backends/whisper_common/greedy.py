@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from backends.base import BackendError, Checkpoint, Settings, Transcript
-from backends.whisper_common.constants import N_SAMPLES
-from backends.whisper_common.decoding import require_honourable, require_language
-from backends.whisper_common.stage_clock import StageClock
+from asrgate.backends.base import BackendError, Checkpoint, Settings, Transcript
+from asrgate.backends.whisper_common.constants import N_SAMPLES
+from asrgate.backends.whisper_common.decoding import require_honourable, require_language
+from asrgate.backends.whisper_common.stage_clock import StageClock
 
 FRAMES_PER_SECOND = 100  # of a log-mel spectrogram
 TRIM = "+trim"  # ends the names of precisions whose encoder is given only what `frames_to_encode` says
@@ -210,7 +210,7 @@ class GreedyBackend:
         }
 
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
-        """Transcribe one clip with whisper.transcribe; see backends.base.Backend.
+        """Transcribe one clip with whisper.transcribe; see asrgate.backends.base.Backend.
 
         Raises:
             BackendError: the model has no such language.

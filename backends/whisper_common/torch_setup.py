@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from backends.base import BackendError
+from asrgate.backends.base import BackendError
 
 
 def set_threads(threads: int) -> None:

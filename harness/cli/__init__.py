@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status; see harness.cli.commands."""
-    from harness.cli import commands
+    """Run the command line and return its exit status; see asrgate.harness.cli.commands."""
+    from asrgate.harness.cli import commands
 
     return commands.main(argv)

@@ -1,4 +1,4 @@
-"""The files that `asrbench new-backend` writes, with {placeholders}: see harness/cli/new_backend.py."""
+"""The files that `asrgate new-backend` writes, with {placeholders}: see harness/cli/new_backend.py."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backends.base import Backend, BackendUnavailable, Checkpoint, Settings, Transcript
-from backends.whisper_common.decoding import require_honourable, require_language
+from asrgate.backends.base import Backend, BackendUnavailable, Checkpoint, Settings, Transcript
+from asrgate.backends.whisper_common.decoding import require_honourable, require_language
 
 
 class {class_name}:
-    """See backends.base.Backend for what each method must do, and docs/backends.md for a whole example."""
+    """asrgate.backends.base.Backend says what each method must do; docs/backends.md is a whole example."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {{"cpu": ("float32",)}}  # the default precision first
-    imports: ClassVar[Sequence[str]] = ()  # modules of the engine; asrbench imports and times them
+    imports: ClassVar[Sequence[str]] = ()  # modules of the engine; asrgate imports and times them
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings):
         self._checkpoint = checkpoint
@@ -61,7 +61,7 @@ Fails until {path} is filled in.
 
 from __future__ import annotations
 
-from harness.testing import BackendContract
+from asrgate.harness.testing import BackendContract
 
 
 class Test{class_name}(BackendContract):
@@ -75,17 +75,17 @@ requires = ["hatchling>=1.25"]
 build-backend = "hatchling.build"
 
 [project]
-name = "asrbench-{name}"
+name = "asrgate-{name}"
 version = "0.1.0"
-description = "The backend {name} for asrbench"
+description = "The backend {name} for asrgate"
 readme = "README.md"
 requires-python = ">=3.10"
-dependencies = ["asrbench", "numpy"]
+dependencies = ["asrgate", "numpy"]
 
 [project.optional-dependencies]
 dev = ["pytest>=8"]
 
-[project.entry-points."asrbench.backends"]
+[project.entry-points."asrgate.backends"]
 {name} = "{package}.backend:{class_name}"
 
 [tool.hatch.build.targets.wheel]
@@ -95,15 +95,15 @@ packages = ["src/{package}"]
 testpaths = ["tests"]
 """
 
-README = """# {name} for asrbench
+README = """# {name} for asrgate
 
 ```sh
-pip install --editable ".[dev]"     # beside asrbench
-pytest                              # asrbench's contract: fails until src/{package}/backend.py is filled in
-asrbench list                       # shows {name}, and why it cannot run yet
-asrbench run --backends {name}      # measured, and judged by the gate
+pip install --editable ".[dev]"     # beside asrgate
+pytest                              # asrgate's contract: fails until src/{package}/backend.py is filled in
+asrgate list                       # shows {name}, and why it cannot run yet
+asrgate run --backends {name}      # measured, and judged by the gate
 ```
 """
 
-PACKAGE = '''"""The backend {name} for asrbench."""
+PACKAGE = '''"""The backend {name} for asrgate."""
 '''

@@ -1,4 +1,4 @@
-"""`asrbench baseline`: runs kept to compare with, one for each kind of host and model."""
+"""`asrgate baseline`: runs kept to compare with, one for each kind of host and model."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from backends.base import AsrbenchError
-from harness import record, report
-from harness.escape import visible
-from harness.metrics import mann_whitney
-from harness.record import RecordError, Run
-from harness.regression.verdict import Limits
-from harness.scenarios import registry
-from harness.worker import environment
+from asrgate.backends.base import AsrgateError
+from asrgate.harness import record, report
+from asrgate.harness.escape import visible
+from asrgate.harness.metrics import mann_whitney
+from asrgate.harness.record import RecordError, Run
+from asrgate.harness.regression.verdict import Limits
+from asrgate.harness.scenarios import registry
+from asrgate.harness.worker import environment
 
 FOLDER = Path("results/baselines")
 
 
-class BaselineError(AsrbenchError):
+class BaselineError(AsrgateError):
     """There is no such baseline, or a run cannot become one; the message says why and what to do."""
 
 
@@ -58,7 +58,7 @@ def find(folder: Path, run: Run) -> Run:
     raise BaselineError(
         f"no baseline for {run['checkpoint']['name']} on hosts of the kind {run['host']['host_class']} "
         f"({path} does not exist); there are: {', '.join(there_are) or 'none'}. "
-        "Save one with `asrbench baseline save RUN` from a run that you trust"
+        "Save one with `asrgate baseline save RUN` from a run that you trust"
     )
 
 
@@ -73,7 +73,7 @@ def save(folder: Path, run: Run, texts: bool = False) -> Path:
         raise BaselineError(f"run {run['run_id']} did not come to its end; measure again and save that")
     if registry.of(run) in (registry.SERVER, registry.STREAMING):
         raise BaselineError(
-            f"run {run['run_id']} is of the scenario {registry.of(run)}, which `asrbench compare` does not "
+            f"run {run['run_id']} is of the scenario {registry.of(run)}, which `asrgate compare` does not "
             "judge; save a run of single-stream or offline"
         )
     if not any(result["status"] == "ok" for result in run["results"]):
@@ -117,7 +117,7 @@ def _save(arguments: argparse.Namespace) -> int:
     path = save(arguments.baselines, run, texts=arguments.texts)
     print(f"{'replaced' if replaced else 'saved'} {path}; commit it to share it")
     for doubt in _doubts(run):
-        print(f"asrbench: {visible(doubt)}", file=sys.stderr)
+        print(f"asrgate: {visible(doubt)}", file=sys.stderr)
     return 0
 
 
@@ -127,7 +127,7 @@ def _doubts(run: Run) -> Iterator[str]:
     if run["settings"]["rounds"] < needed:
         yield (
             f"it has {run['settings']['rounds']} rounds: with fewer than {needed} "
-            "`asrbench compare` cannot call anything slower"
+            "`asrgate compare` cannot call anything slower"
         )
     for result in run["results"]:
         if result["status"] == "ok" and not result["gate"]["ranked"]:
@@ -138,7 +138,7 @@ def _doubts(run: Run) -> Iterator[str]:
 def _list(arguments: argparse.Namespace) -> int:
     paths = _paths(arguments.baselines)
     if not paths:
-        print(f"no baselines in {arguments.baselines}; `asrbench baseline save RUN` makes one")
+        print(f"no baselines in {arguments.baselines}; `asrgate baseline save RUN` makes one")
         return 0
     table = Table(box=None, pad_edge=False)
     for heading in ("baseline", "run", "rounds", "clips", "backends"):

@@ -1,4 +1,4 @@
-"""The `asrbench` command: `asrbench run`, `asrbench list`, `asrbench doctor`, …"""
+"""The `asrgate` command: `asrgate run`, `asrgate list`, `asrgate doctor`, …"""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from backends.base import AsrbenchError
-from harness.cli import (
+from asrgate import old_names
+from asrgate.backends.base import AsrgateError
+from asrgate.harness.cli import (
     baseline,
     compare,
     compare_outputs,
@@ -24,7 +25,7 @@ from harness.cli import (
     run,
     weights,
 )
-from harness.runner import json_events
+from asrgate.harness.runner import json_events
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,9 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     parsed = _parser().parse_args(arguments)
     parsed.argv = arguments
+    for warning in old_names.warnings_of_variables():
+        _complain(parsed, warning, "warning")
     try:
         return parsed.func(parsed)
-    except AsrbenchError as error:
+    except AsrgateError as error:
         _complain(parsed, str(error))
         return 2
     except BrokenPipeError:
@@ -53,20 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _complain(parsed: argparse.Namespace, message: str) -> None:
+def _complain(parsed: argparse.Namespace, message: str, event: str = "error") -> None:
     if getattr(parsed, "log_format", "text") == "json":
-        json_events.emit("error", message=message)
+        json_events.emit(event, message=message)
     else:
-        print(f"asrbench: {message}", file=sys.stderr)
+        print(f"asrgate: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="asrbench",
+        prog="asrgate",
         description="Compare speech recognition engines on the same audio, weights and decoding. "
         "Speed counts only at quality.",
     )
-    parser.add_argument("--version", action="version", version=f"asrbench {_version()}")
+    parser.add_argument("--version", action="version", version=f"asrgate {_version()}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add_parser in (
         run.add_parser,
@@ -89,6 +92,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _version() -> str:
     try:
-        return version("asrbench")
+        return version("asrgate")
     except PackageNotFoundError:
         return "(not installed)"

@@ -1,4 +1,4 @@
-"""`asrbench compare BASE NEW`: 0 when nothing is worse, 1 on a regression, 2 when they do not compare."""
+"""`asrgate compare BASE NEW`: 0 when nothing is worse, 1 on a regression, 2 when they do not compare."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from backends.base import AsrbenchError
-from harness import record
-from harness.cli import baseline
-from harness.regression import report
-from harness.regression.compare import NotComparable, compare
-from harness.regression.preconditions import KINDS
-from harness.regression.verdict import Limits
+from asrgate.backends.base import AsrgateError
+from asrgate.harness import record
+from asrgate.harness.cli import baseline
+from asrgate.harness.regression import report
+from asrgate.harness.regression.compare import NotComparable, compare
+from asrgate.harness.regression.preconditions import KINDS
+from asrgate.harness.regression.verdict import Limits
 
 DEFAULTS = Limits()
 
 
-class CompareError(AsrbenchError):
-    """An argument of `asrbench compare` makes no sense; the message lists the choices."""
+class CompareError(AsrgateError):
+    """An argument of `asrgate compare` makes no sense; the message lists the choices."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = compare(base, new, limits, allowed)
     except (NotComparable, baseline.BaselineError) as error:
         if on_github:
-            print(report.annotation("error", "asrbench: nothing was compared", str(error)))
+            print(report.annotation("error", "asrgate: nothing was compared", str(error)))
         raise
     printed = "text" if arguments.output is not None else arguments.format or "text"
     sys.stdout.write(report.FORMATS[printed](found))

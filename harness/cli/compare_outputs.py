@@ -1,6 +1,6 @@
-"""`asrbench compare-outputs RUN`: what each engine wrote beside the reference, word by word, token by token.
+"""`asrgate compare-outputs RUN`: what each engine wrote beside the reference, word by word, token by token.
 
-asrbench compare-outputs results/latest --margins
+asrgate compare-outputs results/latest --margins
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
-from harness import record
-from harness.cli import run_options
-from harness.diagnose import transcripts_report
-from harness.diagnose.margins import with_margins
-from harness.diagnose.transcripts import compare_outputs
+from asrgate.harness import record
+from asrgate.harness.cli import run_options
+from asrgate.harness.diagnose import transcripts_report
+from asrgate.harness.diagnose.margins import with_margins
+from asrgate.harness.diagnose.transcripts import compare_outputs
 
 
 def add_parser(subparsers: Any) -> None:
@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
         type=Path,
         default=[],
         metavar="PATH",
-        help="for --margins: where the clips are, as `asrbench run --audio` takes it (default: where the "
+        help="for --margins: where the clips are, as `asrgate run --audio` takes it (default: where the "
         "run's command says, and the bundled ones)",
     )
     parser.add_argument(

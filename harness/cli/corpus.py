@@ -1,4 +1,4 @@
-"""`asrbench corpus`: list, describe, check, import and make sets of clips. Try `asrbench corpus list`."""
+"""`asrgate corpus`: list, describe, check, import and make sets of clips. Try `asrgate corpus list`."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from backends.base import SAMPLE_RATE_HZ, AsrbenchError
-from harness import corpus
-from harness.cli.run_options import at_least
-from harness.corpus import check, export, hallucination_clips, importers
-from harness.corpus import manifests as sources
-from harness.corpus.fields import LENGTH, value_of
-from harness.corpus.importers import huggingface
-from harness.corpus.manifests import FOLDER_MANIFEST
-from harness.escape import visible
-from harness.scoring import slices
+from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
+from asrgate.harness import corpus
+from asrgate.harness.cli.run_options import at_least
+from asrgate.harness.corpus import check, export, hallucination_clips, importers
+from asrgate.harness.corpus import manifests as sources
+from asrgate.harness.corpus.fields import LENGTH, value_of
+from asrgate.harness.corpus.importers import huggingface
+from asrgate.harness.corpus.manifests import FOLDER_MANIFEST
+from asrgate.harness.escape import visible
+from asrgate.harness.scoring import slices
 
 CORPORA = Path("corpora")
 EXAMPLES = 3
 VALUES_SHOWN = 6
 
 
-class CorpusCommandError(AsrbenchError):
+class CorpusCommandError(AsrgateError):
     """A corpus command cannot be carried out as asked."""
 
 
@@ -187,7 +187,7 @@ def _info(arguments: argparse.Namespace) -> int:
             told, rest = "too many for slices", 0
         rows.append([name, str(len(values)), told + (f", and {rest} more" if rest > 0 else "")])
     _print_table(["field", "values", "the values and their clips"], rows, {1})
-    console.print(Text("A field with few values can be a slice: asrbench run --slice FIELD", style="dim"))
+    console.print(Text("A field with few values can be a slice: asrgate run --slice FIELD", style="dim"))
     return 0
 
 

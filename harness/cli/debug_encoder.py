@@ -1,6 +1,6 @@
-"""`asrbench debug-encoder`: hold an engine's encoder against the reference's, layer by layer.
+"""`asrgate debug-encoder`: hold an engine's encoder against the reference's, layer by layer.
 
-asrbench debug-encoder --backend max-hybrid
+asrgate debug-encoder --backend max-hybrid
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import backends
-from backends import Variant
-from backends.base import AsrbenchError, BackendError, BackendUnavailable, Checkpoint, Settings
-from backends.checkpoints import catalog
-from backends.inspection.encoder_trace import LOG_MEL, require_trace
-from harness import corpus, record
-from harness.cli import run_options
-from harness.corpus.clips import BUNDLED_MANIFEST, Clip
-from harness.corpus.manifests import read_manifest
-from harness.diagnose.layers import (
+from asrgate import backends
+from asrgate.backends import Variant
+from asrgate.backends.base import AsrgateError, BackendError, BackendUnavailable, Checkpoint, Settings
+from asrgate.backends.checkpoints import catalog
+from asrgate.backends.inspection.encoder_trace import LOG_MEL, require_trace
+from asrgate.harness import corpus, record
+from asrgate.harness.cli import run_options
+from asrgate.harness.corpus.clips import BUNDLED_MANIFEST, Clip
+from asrgate.harness.corpus.manifests import read_manifest
+from asrgate.harness.diagnose.layers import (
     LAYER_TOLERANCES,
     LOG_MEL_TOLERANCES,
     LayerError,
@@ -38,8 +38,8 @@ from harness.diagnose.layers import (
     first_divergence,
     layer_errors,
 )
-from harness.escape import visible
-from harness.worker import client
+from asrgate.harness.escape import visible
+from asrgate.harness.worker import client
 
 SCHEMA_VERSION = 1
 # History: 1 = first version.
@@ -50,7 +50,7 @@ RULES = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 Trace = dict[str, np.ndarray]
 
 
-class DebugEncoderError(AsrbenchError):
+class DebugEncoderError(AsrgateError):
     """The two encoders cannot be compared; the message says which of them failed and why."""
 
 
@@ -77,7 +77,7 @@ def add_parser(subparsers: Any) -> None:
         "clips",
         nargs="*",
         metavar="CLIP",
-        help=f"a bundled clip's name, or a path as `asrbench run --audio` takes it (default {CLIP})",
+        help=f"a bundled clip's name, or a path as `asrgate run --audio` takes it (default {CLIP})",
     )
     parser.add_argument(
         "--backend",
@@ -89,7 +89,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--reference", default="whisper-cpu", metavar="VARIANT", help="the right one (default whisper-cpu)"
     )
-    parser.add_argument("--model", metavar="NAME|PATH", help="as `asrbench run` takes it")
+    parser.add_argument("--model", metavar="NAME|PATH", help="as `asrgate run` takes it")
     parser.add_argument(
         "--tolerance",
         type=run_options.positive,
@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Trace, compare, print; return 0 when no layer diverges, else 1.
 
     Raises:
-        AsrbenchError: nothing was compared, for a reason the message tells.
+        AsrgateError: nothing was compared, for a reason the message tells.
     """
     tested, reference = _variant(arguments.backend), _variant(arguments.reference)
     precision = tested.precision
@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         model = catalog.resolve(arguments.model, download=True)
     settings = Settings(threads=arguments.threads or client.default_threads())
-    with tempfile.TemporaryDirectory(prefix="asrbench-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="asrgate-") as temporary:
         folder = Path(temporary)
         right, ours = (
             _traces(variant, model, settings, clips, folder, arguments.timeout)

@@ -1,4 +1,4 @@
-"""`asrbench demo`: measure every backend on one clip, then show the race; or show a stored one again."""
+"""`asrgate demo`: measure every backend on one clip, then show the race; or show a stored one again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
-from harness import record
-from harness.cli import run as run_command
-from harness.cli import run_options
-from harness.corpus.clips import BUNDLED_MANIFEST
-from harness.report import race
-from harness.runner import progress
+from asrgate.harness import record
+from asrgate.harness.cli import run as run_command
+from asrgate.harness.cli import run_options
+from asrgate.harness.corpus.clips import BUNDLED_MANIFEST
+from asrgate.harness.report import race
+from asrgate.harness.runner import progress
 
 CLIP = BUNDLED_MANIFEST.with_name("slow.flac")  # long enough to read along, numbers and all
 
@@ -39,8 +39,8 @@ def add_parser(subparsers: Any) -> None:
         metavar="X",
         help="times the true speed (default 1)",
     )
-    parser.add_argument("--backends", metavar="A,B", help="as `asrbench run` takes them; default: all")
-    parser.add_argument("--model", metavar="NAME|PATH", help="as `asrbench run` takes it")
+    parser.add_argument("--backends", metavar="A,B", help="as `asrgate run` takes them; default: all")
+    parser.add_argument("--model", metavar="NAME|PATH", help="as `asrgate run` takes it")
     parser.add_argument("--reference", metavar="VARIANT", help="what the gate compares with")
     parser.add_argument("--rounds", type=run_options.at_least(1), default=3, metavar="N", help="default 3")
     parser.add_argument(
@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out `asrbench demo`; return 0, or 1 when a row failed, or 130 when interrupted."""
+    """Carry out `asrgate demo`; return 0, or 1 when a row failed, or 130 when interrupted."""
     console = Console()
     if arguments.replay is not None:
         race.show(race.race(record.read(arguments.replay), arguments.clip), console, arguments.speed)
@@ -64,5 +64,5 @@ def run(arguments: argparse.Namespace) -> int:
     asked.audio = [arguments.audio or CLIP]
     stored, folder = run_command.measure(asked, progress.choose)
     race.show(race.race(stored, arguments.clip), console, arguments.speed)
-    print(f"\nAgain: asrbench demo --replay {folder}    Everything measured: {folder / 'report.html'}")
+    print(f"\nAgain: asrgate demo --replay {folder}    Everything measured: {folder / 'report.html'}")
     return run_command.status(asked, stored)

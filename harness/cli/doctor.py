@@ -1,4 +1,4 @@
-"""`asrbench doctor`: what this machine has, what it lacks for the default benchmark, and how to mend that."""
+"""`asrgate doctor`: what this machine has, what it lacks for the default benchmark, and how to mend that."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from backends.base import AsrbenchError
-from harness.cli.doctor_checks import CHECKS, FAIL, OK, WARN
+from asrgate.backends.base import AsrgateError
+from asrgate.harness.cli.doctor_checks import CHECKS, FAIL, OK, WARN
 
 COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
 
@@ -60,7 +60,7 @@ def examine(results: Path) -> list[Finding]:
     for name, check in CHECKS:
         try:
             findings += [Finding(name, *line) for line in check(results)]
-        except AsrbenchError as error:
+        except AsrgateError as error:
             findings.append(Finding(name, FAIL, str(error)))
         except Exception as error:
             findings.append(Finding(name, FAIL, f"the check itself broke: {type(error).__name__}: {error}"))

@@ -1,4 +1,4 @@
-"""The checks of `asrbench doctor`: each yields lines of (status, what was found, what mends it).
+"""The checks of `asrgate doctor`: each yields lines of (status, what was found, what mends it).
 
 To add a check, write a function here and add its line to CHECKS at the end.
 """
@@ -23,14 +23,14 @@ import av
 import numpy as np
 import soundfile
 
-import backends
-from backends.base import SAMPLE_RATE_HZ, AsrbenchError, BackendUnavailable
-from backends.checkpoints import catalog
-from backends.checkpoints.cache import cache_dir, user_cache_dir
-from harness import corpus
-from harness.corpus import audio
-from harness.worker import environment, meters
-from harness.worker.environment import GIB, PROJECT_ROOT
+from asrgate import backends
+from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError, BackendUnavailable
+from asrgate.backends.checkpoints import catalog
+from asrgate.backends.checkpoints.cache import cache_dir, user_cache_dir
+from asrgate.harness import corpus
+from asrgate.harness.corpus import audio
+from asrgate.harness.worker import environment, meters
+from asrgate.harness.worker.environment import GIB, PROJECT_ROOT
 
 OK, WARN, FAIL = "ok", "warn", "fail"  # fail: the default benchmark cannot run
 
@@ -173,7 +173,7 @@ def _max(results: Path) -> Iterator[Line]:
         yield OK, "not tried: the max backend cannot run here"
         return
     for device in ["cpu", *(["cuda"] if environment.describe()["gpus"] else [])]:
-        code = f"from backends.max_graph import session; print(session.try_out({device!r}))"
+        code = f"from asrgate.backends.max_graph import session; print(session.try_out({device!r}))"
         trouble, said = _in_process(code, COMPILE_SECONDS)
         if trouble:
             yield WARN, f"MAX on {device}: {trouble}", "reinstall max, or leave the max backends out"
@@ -193,7 +193,7 @@ def _codecs(results: Path) -> Iterator[Line]:
                 continue
             try:
                 samples = audio.decode(path)
-            except AsrbenchError as error:
+            except AsrgateError as error:
                 yield (
                     FAIL,
                     f"{codec} cannot be decoded: {error}",
@@ -234,7 +234,7 @@ def _checkpoints(results: Path) -> Iterator[Line]:
     for name in dict.fromkeys([*names, *own]):
         try:
             found = catalog.resolve(name)
-        except AsrbenchError as error:
+        except AsrgateError as error:
             # a run without --model takes this one where there is a file of it, and stops at a bad one
             yield FAIL if name == catalog.DEFAULT_MODEL else WARN, f"{name}: {error}"
             continue
@@ -245,7 +245,7 @@ def _checkpoints(results: Path) -> Iterator[Line]:
         yield (
             FAIL,
             "no checkpoint is on this machine",
-            f"asrbench weights fetch {catalog.DEFAULT_MODEL}, or set ASRBENCH_WEIGHTS to its folder",
+            f"asrgate weights fetch {catalog.DEFAULT_MODEL}, or set ASRGATE_WEIGHTS to its folder",
         )
 
 
@@ -257,7 +257,7 @@ def _clips(results: Path) -> Iterator[Line]:
 def _caches(results: Path) -> Iterator[Line]:
     for folder in (cache_dir(), user_cache_dir() / "whisper"):
         yield OK, f"{folder}: {_size_bytes(folder) / GIB:.2f} GiB"
-    yield from _writable(cache_dir(), WARN, "set ASRBENCH_CACHE to a folder that can be written")
+    yield from _writable(cache_dir(), WARN, "set ASRGATE_CACHE to a folder that can be written")
 
 
 def _results(results: Path) -> Iterator[Line]:

@@ -1,4 +1,4 @@
-"""`asrbench history`: how a figure went over stored runs, as a table or as CSV."""
+"""`asrgate history`: how a figure went over stored runs, as a table or as CSV."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.escape import csv_cell, visible
-from harness.report import context
-from harness.report.columns import percent
-from harness.report.history import METRICS, Point, Series, read_runs, series
-from harness.scenarios import registry
+from asrgate.harness.escape import csv_cell, visible
+from asrgate.harness.report import context
+from asrgate.harness.report.columns import percent
+from asrgate.harness.report.history import METRICS, Point, Series, read_runs, series
+from asrgate.harness.scenarios import registry
 
 RESULTS = Path("results")
 SHOWN_POINTS = 40  # of a sparkline: the newest
@@ -60,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run_history(arguments: argparse.Namespace) -> int:
-    """Carry out `asrbench history`."""
+    """Carry out `asrgate history`."""
     runs = read_runs(arguments.runs or [RESULTS])
     found = series(runs, arguments.metric, arguments.backend)
     if arguments.format == "csv":

@@ -1,4 +1,4 @@
-"""`asrbench list`: every registered backend, whether this machine can run it, else what mends it."""
+"""`asrgate list`: every registered backend, whether this machine can run it, else what mends it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import backends
-from backends.base import BackendUnavailable
+from asrgate import backends
+from asrgate.backends.base import BackendUnavailable
 
 
 def add_parser(subparsers: Any) -> None:

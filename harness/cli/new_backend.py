@@ -1,4 +1,4 @@
-"""`asrbench new-backend NAME`: the files of a backend to be filled in, in this project or as a package."""
+"""`asrgate new-backend NAME`: the files of a backend to be filled in, in this project or as a package."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import backends
-from backends.base import AsrbenchError
-from harness import record
-from harness.cli import backend_templates
+from asrgate import backends
+from asrgate.backends.base import AsrgateError
+from asrgate.harness import record
+from asrgate.harness.cli import backend_templates
 
 try:
     import tomllib
@@ -26,7 +26,7 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 TABLE = Path("backends") / "__init__.py"
 
 
-class NewBackendError(AsrbenchError):
+class NewBackendError(AsrgateError):
     """The name or the folder will not do; the message says why and what will."""
 
 
@@ -35,8 +35,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "new-backend",
         help="write the files of a backend to be filled in, and a test that says when it is",
-        description="In a checkout of asrbench: one file in backends/, its line in the table, and a test. "
-        "Anywhere else: a package of its own that asrbench finds once it is installed.",
+        description="In a checkout of asrgate: one file in backends/, its line in the table, and a test. "
+        "Anywhere else: a package of its own that asrgate finds once it is installed.",
     )
     parser.add_argument("name", metavar="NAME", help="as --backends takes it: lower case, words-with-hyphens")
     parser.add_argument(
@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out `asrbench new-backend`; print what was written and what comes next."""
+    """Carry out `asrgate new-backend`; print what was written and what comes next."""
     written, following = create(arguments.name, arguments.directory)
     for path in written:
         print(path)
@@ -73,7 +73,7 @@ def create(name: str, directory: Path) -> tuple[list[Path], list[str]]:
         return _create_package(name, directory)
     if root != directory.resolve():
         raise NewBackendError(
-            f"{directory} is inside a checkout of asrbench; pass --directory {root} to add {name} to it, "
+            f"{directory} is inside a checkout of asrgate; pass --directory {root} to add {name} to it, "
             "or a folder outside for a package of its own"
         )
     return _create_in_checkout(name, directory)
@@ -103,7 +103,7 @@ def _is_checkout(folder: Path) -> bool:
         project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return project.get("project", {}).get("name") == "asrbench" and (folder / TABLE).is_file()
+    return project.get("project", {}).get("name") == "asrgate" and (folder / TABLE).is_file()
 
 
 def _create_in_checkout(name: str, root: Path) -> tuple[list[Path], list[str]]:
@@ -123,7 +123,7 @@ def _create_in_checkout(name: str, root: Path) -> tuple[list[Path], list[str]]:
     return [*files, table], [
         f"fill in {source}",
         f"pytest {test}     fails until it keeps the contract",
-        f"asrbench run --backends {name}",
+        f"asrgate run --backends {name}",
     ]
 
 
@@ -152,8 +152,8 @@ def _with_line(text: str, name: str, target: str, path: Path) -> str:
 
 
 def _create_package(name: str, directory: Path) -> tuple[list[Path], list[str]]:
-    package = f"asrbench_{name.replace('-', '_')}"
-    folder = directory / f"asrbench-{name}"
+    package = f"asrgate_{name.replace('-', '_')}"
+    folder = directory / f"asrgate-{name}"
     if folder.exists():
         raise NewBackendError(f"{folder} is there already; choose another name or another --directory")
     source = Path("src") / package / "backend.py"
@@ -176,7 +176,7 @@ def _create_package(name: str, directory: Path) -> tuple[list[Path], list[str]]:
         f"cd {folder} && pip install --editable '.[dev]'",
         f"fill in {source}",
         "pytest     fails until it keeps the contract",
-        f"asrbench run --backends {name}",
+        f"asrgate run --backends {name}",
     ]
 
 

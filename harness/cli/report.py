@@ -1,4 +1,4 @@
-"""`asrbench report`, `asrbench rescore` and `asrbench table`: what can be had from stored runs."""
+"""`asrgate report`, `asrgate rescore` and `asrgate table`: what can be had from stored runs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from urllib.parse import quote
 
 from rich.console import Console
 
-from harness import record
-from harness.escape import visible
-from harness.metrics import normalizers
-from harness.record import Run
-from harness.report import html
-from harness.report.columns import percent
-from harness.report.console import print_table
-from harness.report.formats import FORMATS, FormatError, format_of, render, write_all
-from harness.report.readme import readme_tables, update_between_markers
-from harness.scoring import gate, score, slices
+from asrgate.harness import record
+from asrgate.harness.escape import visible
+from asrgate.harness.metrics import normalizers
+from asrgate.harness.record import Run
+from asrgate.harness.report import html
+from asrgate.harness.report.columns import percent
+from asrgate.harness.report.console import print_table
+from asrgate.harness.report.formats import FORMATS, FormatError, format_of, render, write_all
+from asrgate.harness.report.readme import readme_tables, update_between_markers
+from asrgate.harness.scoring import gate, score, slices
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -86,7 +86,7 @@ def add_parsers(subparsers: Any) -> None:
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    """Carry out `asrbench report`."""
+    """Carry out `asrgate report`."""
     run = record.read(arguments.run)
     if arguments.no_texts:
         run = record.without_texts(run)
@@ -116,8 +116,8 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 
 def _page(run: Run, arguments: argparse.Namespace) -> str:
-    from harness.report import history  # which itself builds on reports
-    from harness.report.html import audio
+    from asrgate.harness.report import history  # which itself builds on reports
+    from asrgate.harness.report.html import audio
 
     addresses = {}
     if arguments.output is not None:  # a page on stdout has no place that links could start from
@@ -135,7 +135,7 @@ def _page(run: Run, arguments: argparse.Namespace) -> str:
 
 
 def run_rescore(arguments: argparse.Namespace) -> int:
-    """Carry out `asrbench rescore`: print each variant's WER before and after, write what changed."""
+    """Carry out `asrgate rescore`: print each variant's WER before and after, write what changed."""
     path = arguments.run / "run.json" if arguments.run.is_dir() else arguments.run
     before = record.read(path)
     asked = arguments.normalizer or ",".join(_normalizers(before))
@@ -157,7 +157,7 @@ def _normalizers(run: Run) -> list[str]:
 
 
 def run_table(arguments: argparse.Namespace) -> int:
-    """Carry out `asrbench table`."""
+    """Carry out `asrgate table`."""
     text = readme_tables([record.read(path) for path in arguments.runs])
     if arguments.update is None:
         _print(text + "\n")

@@ -1,4 +1,4 @@
-"""`asrbench run`: from arguments to a checked plan, then the run, its files and the table."""
+"""`asrgate run`: from arguments to a checked plan, then the run, its files and the table."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from typing import Any
 
 from rich.console import Console
 
-import backends
-from backends import Variant
-from backends.base import AsrbenchError, BackendError, BackendUnavailable, Checkpoint, Settings
-from backends.checkpoints import catalog
-from harness import corpus, record, report
-from harness.cli import run_options
-from harness.corpus import augment, sampling
-from harness.corpus.clips import Clip
-from harness.metrics import normalizers
-from harness.runner import journal, json_events, lock, progress, resume, runner
-from harness.runner.cluster import connect
-from harness.runner.plan import RAY, Plan, blank_record
-from harness.runner.progress import Progress
-from harness.scenarios import registry, server_options, streaming
-from harness.scenarios.server_options import Terms
-from harness.scoring import slices
-from harness.worker import client
+from asrgate import backends
+from asrgate.backends import Variant
+from asrgate.backends.base import AsrgateError, BackendError, BackendUnavailable, Checkpoint, Settings
+from asrgate.backends.checkpoints import catalog
+from asrgate.harness import corpus, record, report
+from asrgate.harness.cli import run_options
+from asrgate.harness.corpus import augment, sampling
+from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.metrics import normalizers
+from asrgate.harness.runner import journal, json_events, lock, progress, resume, runner
+from asrgate.harness.runner.cluster import connect
+from asrgate.harness.runner.plan import RAY, Plan, blank_record
+from asrgate.harness.runner.progress import Progress
+from asrgate.harness.scenarios import registry, server_options, streaming
+from asrgate.harness.scenarios.server_options import Terms
+from asrgate.harness.scoring import slices
+from asrgate.harness.worker import client
 
 
-class RunError(AsrbenchError):
+class RunError(AsrgateError):
     """A run cannot start as asked; the message says why and what to do."""
 
 
@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out `asrbench run`; return 0, or 1 when a row failed, or 130 when interrupted."""
+    """Carry out `asrgate run`; return 0, or 1 when a row failed, or 130 when interrupted."""
     kept = None
     if arguments.resume is not None:
         kept = journal.read(arguments.resume)
@@ -64,13 +64,13 @@ def run(arguments: argparse.Namespace) -> int:
         if is_json:
             json_events.emit("error", message=told)
         else:
-            further = f"; asrbench run --resume {folder} goes on" if (folder / journal.NAME).exists() else ""
-            print(f"asrbench: {told}{further}", file=sys.stderr)
+            further = f"; asrgate run --resume {folder} goes on" if (folder / journal.NAME).exists() else ""
+            print(f"asrgate: {told}{further}", file=sys.stderr)
     return status(arguments, stored)
 
 
 def defaults() -> argparse.Namespace:
-    """Return the arguments of a bare `asrbench run`."""
+    """Return the arguments of a bare `asrgate run`."""
     return _parser().parse_args(["run"])
 
 
@@ -100,7 +100,7 @@ def measure(
         kept: what the journal holds of a run to go on with.
 
     Raises:
-        AsrbenchError: nothing could be measured, for a reason the message tells.
+        AsrgateError: nothing could be measured, for a reason the message tells.
     """
     with _one_at_a_time(), _executor(arguments):
         if kept is not None:
@@ -193,7 +193,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         else None,
         executor=arguments.executor,
         most_workers=arguments.workers,
-        command=["asrbench", *arguments.argv],
+        command=["asrgate", *arguments.argv],
     )
 
 
@@ -297,7 +297,7 @@ def _point_latest(results: Path, folder: Path) -> None:
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Hold the machine-wide lock: two runs at once would measure each other."""
-    path = Path(tempfile.gettempdir()) / f"asrbench-{os.getuid()}.lock"
+    path = Path(tempfile.gettempdir()) / f"asrgate-{os.getuid()}.lock"
     try:
         file = lock.opened(path)
     except OSError as error:

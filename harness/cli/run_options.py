@@ -1,4 +1,4 @@
-"""The arguments of `asrbench run`, and what each may be."""
+"""The arguments of `asrgate run`, and what each may be."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.metrics import normalizers
-from harness.runner.plan import LOCAL, RAY
-from harness.scenarios import registry, server_options, streaming
+from asrgate.harness.metrics import normalizers
+from asrgate.harness.runner.plan import LOCAL, RAY
+from asrgate.harness.scenarios import registry, server_options, streaming
 
 REFERENCE = "whisper-cpu@cpu/float32"
 RESULTS = Path("results")
@@ -33,7 +33,7 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
 
 
 def of_command(command: Sequence[str]) -> argparse.Namespace | None:
-    """Return the arguments of a stored run's command; None where it was not `asrbench run`."""
+    """Return the arguments of a stored run's command; None where it was not `asrgate run`."""
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_parser(parser.add_subparsers(), lambda arguments: 0)
     with contextlib.suppress(argparse.ArgumentError, SystemExit), contextlib.redirect_stderr(io.StringIO()):
@@ -51,7 +51,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--model",
         metavar="NAME|PATH",
-        help="a name (asrbench weights list), a .pt file, a CTranslate2 or Hugging Face folder, a "
+        help="a name (asrgate weights list), a .pt file, a CTranslate2 or Hugging Face folder, a "
         "whisper.cpp file; default: tiny.en, else the bundled one",
     )
     source = what.add_mutually_exclusive_group()

@@ -1,4 +1,4 @@
-"""`asrbench weights`: list, fetch, verify, convert, import, export. Try `asrbench weights list`."""
+"""`asrgate weights`: list, fetch, verify, convert, import, export. Try `asrgate weights list`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from backends.base import Checkpoint
-from backends.checkpoints import catalog, containers, download, sources
-from backends.checkpoints.cache import replaced_whole
-from backends.checkpoints.catalog import CheckpointError, Entry
-from backends.checkpoints.conversions import ctranslate2_model
-from backends.checkpoints.file import read_dimensions, read_tensors
-from backends.checkpoints.sha256 import file_sha256, hash_now
-from backends.checkpoints.tensor_digest import file_tensors_sha256, tensors_sha256
+from asrgate.backends.base import Checkpoint
+from asrgate.backends.checkpoints import catalog, containers, download, sources
+from asrgate.backends.checkpoints.cache import replaced_whole
+from asrgate.backends.checkpoints.catalog import CheckpointError, Entry
+from asrgate.backends.checkpoints.conversions import ctranslate2_model
+from asrgate.backends.checkpoints.file import read_dimensions, read_tensors
+from asrgate.backends.checkpoints.sha256 import file_sha256, hash_now
+from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256, tensors_sha256
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -119,7 +119,7 @@ def _list(args: argparse.Namespace) -> int:
     print(f"{'NAME':{width}}  {'SIZE':>8}  {'SHA-256':12}  WHERE")
     for row in rows:
         size = "-" if row["size_bytes"] is None else f"{int(str(row['size_bytes'])) / 1e6:.1f} MB"
-        where = row["path"] or f"not here: asrbench weights fetch {row['name']}"
+        where = row["path"] or f"not here: asrgate weights fetch {row['name']}"
         note = f"  ({row['note']})" if row["note"] else ""
         print(f"{row['name']:{width}}  {size:>8}  {str(row['sha256'])[:12]}  {where}{note}")
     return 0

@@ -1,6 +1,6 @@
 """Where clips come from: found, decoded and checked whole; drawn, made noisy, imported and exported."""
 
-from harness.corpus.clips import (
+from asrgate.harness.corpus.clips import (
     BUNDLED_MANIFEST,
     DEFAULT_LANGUAGE,
     Clip,

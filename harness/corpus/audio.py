@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from backends.base import SAMPLE_RATE_HZ, AsrbenchError
+from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
 
 EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")  # what folders are searched for
 
@@ -47,7 +47,7 @@ DECLARED_SLACK_SECONDS = 0.1  # of containers that round their duration or count
 STREAMED_WAV_BYTES = 0x7FFFF000  # from here on, sizes are what programs write that cannot know them
 
 
-class AudioError(AsrbenchError):
+class AudioError(AsrgateError):
     """A file is not the whole, finite audio it should be. The message names the file and says what to do."""
 
 

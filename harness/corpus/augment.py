@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from backends.base import SAMPLE_RATE_HZ, AsrbenchError
-from harness.corpus import audio as audio_file
-from harness.corpus.clips import Clip
+from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
+from asrgate.harness.corpus import audio as audio_file
+from asrgate.harness.corpus.clips import Clip
 
 FIELD = "snr_db"
 CLEAN = "clean"
@@ -29,7 +29,7 @@ PEAK = 0.999  # a mix that would exceed full scale is scaled down whole, which k
 _log = logging.getLogger(__name__)
 
 
-class AugmentError(AsrbenchError):
+class AugmentError(AsrgateError):
     """Noise cannot be mixed in as asked; the message says what may be asked."""
 
 

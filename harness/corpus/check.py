@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.base import SAMPLE_RATE_HZ
-from harness.corpus import audio as audio_file
-from harness.corpus import manifests
-from harness.corpus.clips import disagreement
-from harness.corpus.manifests import Entry
+from asrgate.backends.base import SAMPLE_RATE_HZ
+from asrgate.harness.corpus import audio as audio_file
+from asrgate.harness.corpus import manifests
+from asrgate.harness.corpus.clips import disagreement
+from asrgate.harness.corpus.manifests import Entry
 
 AUDIBLE_PEAK = 0.001  # -60 dB of full scale: what stays below it is silence, which may well have no text
 

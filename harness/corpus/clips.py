@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import SAMPLE_RATE_HZ, AsrbenchError
-from backends.installation import shipped
-from harness.corpus import audio as audio_file
-from harness.corpus.manifests import Entry, is_language, read, read_manifest
+from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
+from asrgate.backends.installation import shipped
+from asrgate.harness.corpus import audio as audio_file
+from asrgate.harness.corpus.manifests import Entry, is_language, read, read_manifest
 
 BUNDLED_MANIFEST = shipped(
     "audio_samples/manifest.jsonl", Path(__file__).resolve().parent / "bundled" / "manifest.jsonl"
@@ -32,7 +32,7 @@ PROBLEMS_SHOWN = 10
 _log = logging.getLogger(__name__)
 
 
-class CorpusError(AsrbenchError):
+class CorpusError(AsrgateError):
     """Clips cannot be used. The message lists the problems of all of them, not only the first."""
 
 
@@ -44,7 +44,7 @@ class Clip:
         name: unique in the set, without characters that would break a table.
         path: the audio file.
         audio_seconds: length of the decoded audio.
-        sha256: of the decoded samples, see harness.corpus.audio.sha256.
+        sha256: of the decoded samples, see asrgate.harness.corpus.audio.sha256.
         language: ISO 639-1 code.
         reference: what is said; "" where nothing is, None when unknown.
         tags: everything else the manifest says; its `duration` too where that disagrees with the audio.
@@ -148,7 +148,7 @@ def _check(entry: Entry, name: str, language: str | None) -> Clip | str:
     """Decode the entry and return its clip, or what is wrong with it."""
     try:
         samples = audio_file.decode(entry.path)
-    except AsrbenchError as error:
+    except AsrgateError as error:
         return str(error) if entry.where == str(entry.path) else f"{entry.where}: {error}"
     seconds = len(samples) / SAMPLE_RATE_HZ
     tags = dict(entry.tags)

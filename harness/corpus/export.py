@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from backends.base import SAMPLE_RATE_HZ, AsrbenchError
-from harness import record
-from harness.corpus import audio as audio_file
-from harness.corpus.importers import CorpusImportError, Utterance
-from harness.corpus.manifests import FOLDER_MANIFEST
+from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
+from asrgate.harness import record
+from asrgate.harness.corpus import audio as audio_file
+from asrgate.harness.corpus.importers import CorpusImportError, Utterance
+from asrgate.harness.corpus.manifests import FOLDER_MANIFEST
 
 AUDIO_FOLDER = "audio"
 PROBLEMS_SHOWN = 10
@@ -68,7 +68,7 @@ def write(
             break
         try:
             name, seconds = _place(utterance, folder, taken)
-        except AsrbenchError as error:
+        except AsrgateError as error:
             problems.append(f"{utterance.where}: {error}")
             continue
         lines.append(_line(utterance, name, seconds, tags or {}))
@@ -129,7 +129,7 @@ def _write_content(content: bytes, target: Path) -> float:
         seconds = len(audio_file.decode(temporary)) / SAMPLE_RATE_HZ
         temporary.chmod(0o644)
         temporary.replace(target)
-    except AsrbenchError as error:
+    except AsrgateError as error:
         raise CorpusImportError(str(error).replace(str(temporary), target.name)) from error
     finally:
         temporary.unlink(missing_ok=True)

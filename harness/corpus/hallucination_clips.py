@@ -18,11 +18,11 @@ import numpy as np
 import soundfile
 import soxr
 
-from backends.base import SAMPLE_RATE_HZ, AsrbenchError
-from harness import record
-from harness.corpus import augment
-from harness.corpus.manifests import FOLDER_MANIFEST
-from harness.metrics.hallucination import FIELD
+from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
+from asrgate.harness import record
+from asrgate.harness.corpus import augment
+from asrgate.harness.corpus.manifests import FOLDER_MANIFEST
+from asrgate.harness.metrics.hallucination import FIELD
 
 LENGTHS_SECONDS = (2.0, 8.0, 25.0)  # of each sound without speech: short, usual, nearly a window
 NOISE_RMS = 0.05
@@ -37,7 +37,7 @@ _OBJECTS = ("a wooden ladder", "seven letters", "the silver bicycle", "a heavy b
 _PLACES = ("behind the station", "before breakfast", "in the northern harbour", "without a single word")
 
 
-class SuiteError(AsrbenchError):
+class SuiteError(AsrgateError):
     """The suite cannot be made: the synthesiser is missing, or the folder is taken."""
 
 
@@ -72,7 +72,7 @@ def write(folder: Path, seed: int = 0) -> list[Sound]:
             "lang": "en",
             FIELD: sound.kind,
             "license": "Apache-2.0",
-            "source": f"asrbench hallucination suite, seed {seed}",
+            "source": f"asrgate hallucination suite, seed {seed}",
         }
         lines.append(json.dumps(fields))
     record.write_text(manifest, "\n".join(lines) + "\n")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.corpus.audio import EXTENSIONS
+from asrgate.harness.corpus.audio import EXTENSIONS
 
 MANIFEST_EXTENSIONS = (".jsonl", ".json")  # NeMo names its line-by-line manifests .json
 FOLDER_MANIFEST = "manifest.jsonl"

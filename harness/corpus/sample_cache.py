@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from backends.base import SAMPLE_RATE_HZ
-from harness.corpus.clips import Clip, write_samples
+from asrgate.backends.base import SAMPLE_RATE_HZ
+from asrgate.harness.corpus.clips import Clip, write_samples
 
 SAMPLE_BYTES = 4  # float32
 KEPT_BYTES = 1 << 30  # 4.7 hours, decoded once

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from backends.base import AsrbenchError
-from harness.corpus.clips import Clip
-from harness.corpus.fields import LENGTH, value_of
+from asrgate.backends.base import AsrgateError
+from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.corpus.fields import LENGTH, value_of
 
 
-class SampleError(AsrbenchError):
+class SampleError(AsrgateError):
     """More clips are asked for than there are."""
 
 

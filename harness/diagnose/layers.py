@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backends.inspection.encoder_trace import LOG_MEL
+from asrgate.backends.inspection.encoder_trace import LOG_MEL
 
 # What rounding alone does, with room to spare, by the precision an engine computes in. log_mel is judged by
 # its largest absolute error (Whisper scales it to about -1 to 1.5), every other layer by its relative error.
@@ -53,7 +53,7 @@ def layer_errors(
     tolerance: float,
     log_mel_tolerance: float,
 ) -> list[LayerError]:
-    """Compare two traces of the same layers (backends.inspection.encoder_trace), in the reference's order."""
+    """Compare two traces of the same layers (inspection.encoder_trace), in the reference's order."""
     return [
         _layer_error(name, tested[name], array, log_mel_tolerance if name == LOG_MEL else tolerance)
         for name, array in reference.items()

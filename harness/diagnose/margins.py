@@ -10,17 +10,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import backends
-from backends import Variant
-from backends.base import AsrbenchError, BackendUnavailable, Checkpoint, Settings
-from backends.checkpoints import catalog
-from backends.inspection.token_margins import Decision
-from harness import corpus, record
-from harness.corpus.clips import BUNDLED_MANIFEST, Clip
-from harness.diagnose.transcripts import Difference, Divergence, Output, Outputs, OutputsError, find_row
-from harness.metrics.word_errors import first_answers
-from harness.record import Run
-from harness.worker.client import Worker, WorkerError
+from asrgate import backends
+from asrgate.backends import Variant
+from asrgate.backends.base import AsrgateError, BackendUnavailable, Checkpoint, Settings
+from asrgate.backends.checkpoints import catalog
+from asrgate.backends.inspection.token_margins import Decision
+from asrgate.harness import corpus, record
+from asrgate.harness.corpus.clips import BUNDLED_MANIFEST, Clip
+from asrgate.harness.diagnose.transcripts import (
+    Difference,
+    Divergence,
+    Output,
+    Outputs,
+    OutputsError,
+    find_row,
+)
+from asrgate.harness.metrics.word_errors import first_answers
+from asrgate.harness.record import Run
+from asrgate.harness.worker.client import Worker, WorkerError
 
 
 def with_margins(
@@ -37,7 +44,7 @@ def with_margins(
         outputs: of the same run.
         run: must hold tokens.
         asked: the arguments of the run's own command; None: they are not known.
-        audio: where the clips are, as `asrbench run --audio` takes it; empty: where the run's own command
+        audio: where the clips are, as `asrgate run --audio` takes it; empty: where the run's own command
             says, and the bundled ones. Clips are known by the hash of their samples.
         model: name or path of the checkpoint; None: as the run's command or record says.
         timeout_seconds: for loading, and for each clip.
@@ -62,7 +69,7 @@ def with_margins(
     right = first_answers(row)
     languages = {clip["name"]: clip["language"] for clip in run["clips"]}
     print(f"asking {variant} again about clips: {len(set(diverging))}", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="asrbench-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="asrgate-") as temporary:
         folder = Path(temporary)
         settings = Settings(**run["settings"]["decoding"])
         worker = Worker(variant, folder / "worker.log", settings.threads, timeout_seconds)
@@ -162,7 +169,7 @@ def _weights(run: Run, model: str | None, asked: argparse.Namespace | None) -> C
     named = model or (asked and asked.model) or recorded["name"]
     try:
         found = catalog.resolve(named)
-    except AsrbenchError as error:
+    except AsrgateError as error:
         raise OutputsError(
             f"the run's weights, {recorded['name']}, cannot be found: {error}; --model PATH says "
             "where they are"

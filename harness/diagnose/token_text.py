@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.util import find_spec
 
-from backends.base import MULTILINGUAL_VOCAB
-from backends.checkpoints.conversions.tokenizer_json import openai_ranks
+from asrgate.backends.base import MULTILINGUAL_VOCAB
+from asrgate.backends.checkpoints.conversions.tokenizer_json import openai_ranks
 
 TIMESTAMPS = 1501  # the last ids of every vocabulary: 0.00 to 30.00 s in steps of 0.02 s
 

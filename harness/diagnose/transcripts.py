@@ -8,14 +8,14 @@ from typing import Any
 
 import jiwer
 
-from backends.base import AsrbenchError
-from backends.inspection.token_margins import Decision
-from harness.diagnose.token_text import token_text
-from harness.metrics.word_errors import Sample, first_answers
-from harness.record import Run
+from asrgate.backends.base import AsrgateError
+from asrgate.backends.inspection.token_margins import Decision
+from asrgate.harness.diagnose.token_text import token_text
+from asrgate.harness.metrics.word_errors import Sample, first_answers
+from asrgate.harness.record import Run
 
 
-class OutputsError(AsrbenchError):
+class OutputsError(AsrgateError):
     """Outputs cannot be compared as asked; the message says why and lists the choices."""
 
 

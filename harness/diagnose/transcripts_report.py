@@ -15,8 +15,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from harness.diagnose.transcripts import Chunk, Difference, Divergence, Output, Outputs, Token
-from harness.escape import markdown, visible
+from asrgate.harness.diagnose.transcripts import Chunk, Difference, Divergence, Output, Outputs, Token
+from asrgate.harness.escape import markdown, visible
 
 SCHEMA_VERSION = 1
 # History: 1 = first version.
@@ -67,7 +67,7 @@ def print_outputs(found: Outputs, console: Console, everything: bool) -> None:
 def as_markdown(found: Outputs, everything: bool) -> str:
     """The same as a document: rates, then a section a clip, each variant beside the reference."""
     headings = _headings(found)
-    lines = ["## asrbench: outputs compared", "", markdown(_headline(found)), ""]
+    lines = ["## asrgate: outputs compared", "", markdown(_headline(found)), ""]
     if found.outputs:
         lines += [f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
         for output in found.outputs:

@@ -1,7 +1,7 @@
 """What engines write though nobody said it: insertions a minute, repeated 5-grams, text on silence.
 
 Read from the record of a run whose clips have the field `hallucination`, as those that
-`asrbench corpus make hallucination` writes; its value is the kind of the clip.
+`asrgate corpus make hallucination` writes; its value is the kind of the clip.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.metrics.normalizers import NormalizerError
-from harness.metrics.word_errors import Texts, first_answers
-from harness.record import Run
+from asrgate.harness.metrics.normalizers import NormalizerError
+from asrgate.harness.metrics.word_errors import Texts, first_answers
+from asrgate.harness.record import Run
 
 FIELD = "hallucination"
 ALL = "all"

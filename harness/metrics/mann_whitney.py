@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from harness.metrics import bootstrap
+from asrgate.harness.metrics import bootstrap
 
 
 def shift(base: Sequence[float], new: Sequence[float]) -> float:

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
-from backends.base import AsrbenchError, did_you_mean
+from asrgate.backends.base import AsrgateError, did_you_mean
 
 Normalizer = Callable[[str, str], str]  # (text, ISO 639-1 language) -> words joined by single spaces
 
@@ -29,10 +29,10 @@ UNSPACED_LANGUAGES = frozenset({"ja", "lo", "my", "th", "yue", "zh"})
 
 _SOURCES = ("__init__.py", "basic.py", "english.py", "english.json")
 _REMEDY = "install it again with `pip install --force-reinstall openai-whisper`, or pass --normalizer none"
-_MODULE_NAME = "_asrbench_whisper_normalizers"
+_MODULE_NAME = "_asrgate_whisper_normalizers"
 
 
-class NormalizerError(AsrbenchError):
+class NormalizerError(AsrgateError):
     """No normaliser has that name, or openai-whisper, which provides it, is missing or incomplete."""
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import jiwer
 
-from harness.metrics import normalizers
-from harness.record import Result, Run
+from asrgate.harness.metrics import normalizers
+from asrgate.harness.record import Result, Run
 
 Sample = Mapping[str, Any]
 

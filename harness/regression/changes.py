@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.metrics import bootstrap, mann_whitney
-from harness.metrics.word_errors import errors, is_answered, is_timed
-from harness.record import Result, Run
+from asrgate.harness.metrics import bootstrap, mann_whitney
+from asrgate.harness.metrics.word_errors import errors, is_answered, is_timed
+from asrgate.harness.record import Result, Run
 
 SPIKE = 1.25  # a call longer than this times the median of its clip counts as this times the median
 

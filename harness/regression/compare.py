@@ -9,19 +9,19 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from backends.base import AsrbenchError
-from harness.escape import visible
-from harness.record import Result, Run
-from harness.regression import changes
-from harness.regression.changes import TimeChange
-from harness.regression.preconditions import Difference, changed, differences
-from harness.regression.verdict import Limits, Row, judge
-from harness.scenarios import registry
+from asrgate.backends.base import AsrgateError
+from asrgate.harness.escape import visible
+from asrgate.harness.record import Result, Run
+from asrgate.harness.regression import changes
+from asrgate.harness.regression.changes import TimeChange
+from asrgate.harness.regression.preconditions import Difference, changed, differences
+from asrgate.harness.regression.verdict import Limits, Row, judge
+from asrgate.harness.scenarios import registry
 
 BUSY_FRACTION = 0.10  # of all cores, used by other programs: beyond it the clock alone proves nothing
 
 
-class NotComparable(AsrbenchError):
+class NotComparable(AsrgateError):
     """The two runs are not comparable; the message lists what differs and how to compare them anyway."""
 
 
@@ -64,7 +64,7 @@ def compare(base: Run, new: Run, limits: Limits, allow: Sequence[str] = ()) -> C
             raise NotComparable(
                 f"run {run['run_id']} is of the scenario {registry.of(run)}: its latencies are of whole "
                 "sessions, not of rounds that can be told apart, so nothing is called a regression; "
-                "`asrbench history --metric latency` shows such runs side by side"
+                "`asrgate history --metric latency` shows such runs side by side"
             )
     found = differences(base, new)
     for difference in found:

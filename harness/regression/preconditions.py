@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness import record
-from harness.record import Run
-from harness.regression import changes
-from harness.scenarios import registry
-from harness.scoring import machines
+from asrgate.harness import record
+from asrgate.harness.record import Run
+from asrgate.harness.regression import changes
+from asrgate.harness.scenarios import registry
+from asrgate.harness.scoring import machines
 
 KINDS = ("checkpoint", "audio", "settings", "host", "normalizer", "incomplete")
 GATE_SETTINGS = ("reference", "wer_tolerance", "max_wer", "length_tolerance")

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from xml.etree import ElementTree
 
-from harness.escape import markdown, visible
-from harness.regression.compare import Comparison
-from harness.regression.verdict import Row
+from asrgate.harness.escape import markdown, visible
+from asrgate.harness.regression.compare import Comparison
+from asrgate.harness.regression.verdict import Row
 
 SCHEMA_VERSION = 1
 # History: 1 = first version.
@@ -45,7 +45,7 @@ def as_markdown(comparison: Comparison) -> str:
     """A table with one line a backend, then the reasons and notes."""
     heading = "regression" if comparison.regressed else "no regression"
     lines = [
-        f"## asrbench: {heading}",
+        f"## asrgate: {heading}",
         "",
         markdown(_headline(comparison)),
         "",
@@ -87,13 +87,13 @@ def as_junit(comparison: Comparison) -> str:
     """One test case a backend, failed when it is a regression."""
     suite = ElementTree.Element(
         "testsuite",
-        name="asrbench compare",
+        name="asrgate compare",
         tests=str(len(comparison.rows)),
         failures=str(len(comparison.regressed)),
         errors="0",
     )
     for row in comparison.rows:
-        case = ElementTree.SubElement(suite, "testcase", classname="asrbench", name=visible(row.variant))
+        case = ElementTree.SubElement(suite, "testcase", classname="asrgate", name=visible(row.variant))
         if row.verdict == "regression":
             said = [visible(reason) for reason in row.reasons]
             failure = ElementTree.SubElement(case, "failure", message=said[0], type="regression")
@@ -121,12 +121,12 @@ def github_annotations(comparison: Comparison) -> Iterator[str]:
     """GitHub's workflow commands: an error a regression, a warning for what a reader should look at."""
     for row in comparison.rows:
         if row.verdict == "regression":
-            yield annotation("error", f"asrbench: {row.variant}", "\n".join(row.reasons))
+            yield annotation("error", f"asrgate: {row.variant}", "\n".join(row.reasons))
         told = [*(row.reasons if row.verdict == "unclear" else ()), *row.notes]
         if told:
-            yield annotation("warning", f"asrbench: {row.variant}", "\n".join(told))
+            yield annotation("warning", f"asrgate: {row.variant}", "\n".join(told))
     for warning in comparison.warnings:
-        yield annotation("warning", "asrbench", warning)
+        yield annotation("warning", "asrgate", warning)
 
 
 def annotation(level: str, title: str, message: str) -> str:

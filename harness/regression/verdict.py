@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from harness.metrics import mann_whitney
-from harness.record import Result
-from harness.regression import changes
-from harness.regression.changes import TextChange, TimeChange, WordChange
+from asrgate.harness.metrics import mann_whitney
+from asrgate.harness.record import Result
+from asrgate.harness.regression import changes
+from asrgate.harness.regression.changes import TextChange, TimeChange, WordChange
 
 SPIKES_RISE = 0.05  # share of calls that may become spikes before it is worth a remark
 

@@ -1,13 +1,13 @@
 """Reports of a run: one row builder, one file a format, one table (`formats.FORMATS`) that names them.
 
 To add a format, write one file with a function from a run to its text and add its line to that table;
-another package declares the entry point group `asrbench.reports` instead.
+another package declares the entry point group `asrgate.reports` instead.
 """
 
-from harness.report.console import print_table
-from harness.report.formats import FORMATS, format_of, render, write_all
-from harness.report.readme import readme_table, readme_tables, update_between_markers
-from harness.report.rows import rows
+from asrgate.harness.report.console import print_table
+from asrgate.harness.report.formats import FORMATS, format_of, render, write_all
+from asrgate.harness.report.readme import readme_table, readme_tables, update_between_markers
+from asrgate.harness.report.rows import rows
 
 __all__ = [
     "FORMATS",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from harness.report.rows import Row
-from harness.scenarios import registry
+from asrgate.harness.report.rows import Row
+from asrgate.harness.scenarios import registry
 
 
 @dataclass(frozen=True)

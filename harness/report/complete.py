@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.escape import markdown
-from harness.metrics.word_errors import is_answered
-from harness.record import Run
-from harness.report import markdown as page
-from harness.report.columns import figure, percent
-from harness.report.rows import UNAVAILABLE, rows
+from asrgate.harness.escape import markdown
+from asrgate.harness.metrics.word_errors import is_answered
+from asrgate.harness.record import Run
+from asrgate.harness.report import markdown as page
+from asrgate.harness.report.columns import figure, percent
+from asrgate.harness.report.rows import UNAVAILABLE, rows
 
 HEADINGS = ("variant", "WER %", "S", "D", "I", "s", "text")
 

@@ -11,14 +11,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from harness.escape import visible
-from harness.record import Run
-from harness.report import columns, context, parts
-from harness.report.columns import Column
-from harness.report.parts import Part
-from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
-from harness.scenarios import registry
-from harness.scoring import ranking
+from asrgate.harness.escape import visible
+from asrgate.harness.record import Run
+from asrgate.harness.report import columns, context, parts
+from asrgate.harness.report.columns import Column
+from asrgate.harness.report.parts import Part
+from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
+from asrgate.harness.scenarios import registry
+from asrgate.harness.scoring import ranking
 
 RULES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")  # below the heading and below the ranked rows
 SPARE = ("median s", "audio s", "version", "RTFx 95 % CI", "CER %", "WER 95 % CI", "clips")  # least first

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from backends.base import Settings
-from harness import record
-from harness.record import Run
-from harness.scenarios import registry
-from harness.scoring import ranking
+from asrgate.backends.base import Settings
+from asrgate.harness import record
+from asrgate.harness.record import Run
+from asrgate.harness.scenarios import registry
+from asrgate.harness.scoring import ranking
 
 SHORT_HASH = 12  # hex digits of a SHA-256 that readers are shown
 

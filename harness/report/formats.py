@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
-from backends.base import AsrbenchError, did_you_mean
-from harness import record
-from harness.record import Run
-from harness.report import complete, html, markdown, tables
+from asrgate import old_names
+from asrgate.backends.base import AsrgateError, did_you_mean
+from asrgate.harness import record
+from asrgate.harness.record import Run
+from asrgate.harness.report import complete, html, markdown, tables
 
-ENTRY_POINT_GROUP = "asrbench.reports"  # name -> a function from a run to its text
+ENTRY_POINT_GROUP = "asrgate.reports"  # name -> a function from a run to its text
 
 FORMATS: dict[str, Callable[[Run], str]] = {
     "html": html.render,
@@ -35,7 +36,7 @@ ENDINGS = {  # of file names, the longest first
 }
 
 
-class FormatError(AsrbenchError):
+class FormatError(AsrgateError):
     """No format has that name or ending, or another package's fails; the message says which."""
 
 
@@ -102,4 +103,4 @@ def write_all(run: Run, folder: Path) -> None:
 
 
 def _plugins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return old_names.points(ENTRY_POINT_GROUP)

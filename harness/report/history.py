@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backends.base import AsrbenchError, did_you_mean
-from harness import record
-from harness.record import Run
-from harness.regression import preconditions
-from harness.report.columns import figure, percent
-from harness.report.rows import RANKED, UNAVAILABLE, Row, rows
+from asrgate.backends.base import AsrgateError, did_you_mean
+from asrgate.harness import record
+from asrgate.harness.record import Run
+from asrgate.harness.regression import preconditions
+from asrgate.harness.report.columns import figure, percent
+from asrgate.harness.report.rows import RANKED, UNAVAILABLE, Row, rows
 
 
-class HistoryError(AsrbenchError):
+class HistoryError(AsrgateError):
     """There is no such history; the message says what there is."""
 
 
@@ -87,7 +87,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
                 try:
                     run = record.read(file)
                 except record.RecordError as error:
-                    print(f"asrbench: left out: {error}", file=sys.stderr)
+                    print(f"asrgate: left out: {error}", file=sys.stderr)
                     continue
                 found[run["run_id"]] = run
         else:
@@ -95,7 +95,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             found[run["run_id"]] = run
     if not found:
         raise HistoryError(
-            f"no runs are stored in {', '.join(map(str, paths))}; `asrbench run` stores one, "
+            f"no runs are stored in {', '.join(map(str, paths))}; `asrgate run` stores one, "
             "or name run.json files, their folders, or a folder of those"
         )
     return sorted(found.values(), key=lambda run: (run["started_at"], run["run_id"]))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.escape import markdown
-from harness.record import Run
-from harness.report import columns, context
-from harness.report import parts as parts_of_run
-from harness.report.columns import Column
-from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
-from harness.scoring import ranking
+from asrgate.harness.escape import markdown
+from asrgate.harness.record import Run
+from asrgate.harness.report import columns, context
+from asrgate.harness.report import parts as parts_of_run
+from asrgate.harness.report.columns import Column
+from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
+from asrgate.harness.scoring import ranking
 
 
 def render(run: Run) -> str:

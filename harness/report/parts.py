@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.corpus.fields import LENGTH
-from harness.metrics import hallucination
-from harness.record import Run
-from harness.report.columns import figure, interval, percent
-from harness.scoring import machines, slices
+from asrgate.harness.corpus.fields import LENGTH
+from asrgate.harness.metrics import hallucination
+from asrgate.harness.record import Run
+from asrgate.harness.report.columns import figure, interval, percent
+from asrgate.harness.scoring import machines, slices
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from backends.base import AsrbenchError
-from harness.escape import visible
-from harness.metrics.word_errors import first_answers, is_timed
-from harness.record import Run
-from harness.report import context
-from harness.report.columns import figure, percent
-from harness.report.rows import RANKED, UNAVAILABLE, rows
-from harness.scenarios import registry
+from asrgate.backends.base import AsrgateError
+from asrgate.harness.escape import visible
+from asrgate.harness.metrics.word_errors import first_answers, is_timed
+from asrgate.harness.record import Run
+from asrgate.harness.report import context
+from asrgate.harness.report.columns import figure, percent
+from asrgate.harness.report.rows import RANKED, UNAVAILABLE, rows
+from asrgate.harness.scenarios import registry
 
 FRAMES_A_SECOND = 20
 BAR_CELLS = 16
@@ -32,7 +32,7 @@ HOW = (
 NOT_STORED = "(text not stored)"
 
 
-class RaceError(AsrbenchError):
+class RaceError(AsrgateError):
     """The record holds no such race; the message says what it holds."""
 
 

@@ -6,19 +6,19 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from backends.base import AsrbenchError
-from harness import record
-from harness.escape import markdown
-from harness.record import Run
-from harness.report import context
-from harness.report.markdown import table
-from harness.report.rows import RANKED, UNRANKED, rows
-from harness.scenarios import registry
+from asrgate.backends.base import AsrgateError
+from asrgate.harness import record
+from asrgate.harness.escape import markdown
+from asrgate.harness.record import Run
+from asrgate.harness.report import context
+from asrgate.harness.report.markdown import table
+from asrgate.harness.report.rows import RANKED, UNRANKED, rows
+from asrgate.harness.scenarios import registry
 
 MAIN = 3  # importance of the columns a README has room for
 
 
-class MarkerError(AsrbenchError):
+class MarkerError(AsrgateError):
     """A file cannot be updated: its markers are missing, doubled or in the wrong order."""
 
 
@@ -49,18 +49,19 @@ def readme_tables(runs: Sequence[Run]) -> str:
 
 
 def update_between_markers(path: Path, text: str, name: str) -> None:
-    """Replace what stands between `<!-- asrbench:NAME -->` and `<!-- /asrbench:NAME -->` in a file.
+    """Replace what stands between `<!-- asrgate:NAME -->` and `<!-- /asrgate:NAME -->` in a file.
 
     Raises:
         MarkerError: the file does not hold each marker once, the opening one first.
         RecordError: the file cannot be written.
     """
-    opening, closing = f"<!-- asrbench:{name} -->", f"<!-- /asrbench:{name} -->"
     try:
         before = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise MarkerError(f"cannot read {path}: {why}") from error
+    project = "asrbench" if f"<!-- asrbench:{name} -->" in before else "asrgate"  # its name in version 0.1
+    opening, closing = f"<!-- {project}:{name} -->", f"<!-- /{project}:{name} -->"
     once = before.count(opening) == before.count(closing) == 1
     if not once or before.index(opening) > before.index(closing):
         raise MarkerError(
@@ -81,4 +82,4 @@ def _context_line(run: Run, names_place: bool) -> str:
 
 
 def _found(text: str) -> str:
-    return ", ".join(re.findall(r"<!-- /?asrbench:\S+ -->", text)) or "no such markers"
+    return ", ".join(re.findall(r"<!-- /?asr(?:gate|bench):\S+ -->", text)) or "no such markers"

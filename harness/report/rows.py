@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.record import Run
-from harness.scenarios import registry
-from harness.scoring import ranking
+from asrgate.harness.record import Run
+from asrgate.harness.scenarios import registry
+from asrgate.harness.scoring import ranking
 
 Row = dict[str, Any]
 

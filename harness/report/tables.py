@@ -7,12 +7,12 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness.escape import csv_cell
-from harness.record import Run
-from harness.report import context
-from harness.report.rows import rows
-from harness.scenarios import registry
-from harness.scoring import slices
+from asrgate.harness.escape import csv_cell
+from asrgate.harness.record import Run
+from asrgate.harness.report import context
+from asrgate.harness.report.rows import rows
+from asrgate.harness.scenarios import registry
+from asrgate.harness.scoring import slices
 
 SAMPLE_COLUMNS = (
     "wall_seconds",

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.runner.plan import Plan
-from harness.scenarios import offline, registry, streaming
-from harness.scoring import cache_probes
-from harness.worker.client import Worker
+from asrgate.harness.runner.plan import Plan
+from asrgate.harness.scenarios import offline, registry, streaming
+from asrgate.harness.scoring import cache_probes
+from asrgate.harness.worker.client import Worker
 
 
 def call(

@@ -27,9 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backends.base import AsrbenchError
-from harness import record
-from harness.runner.plan import now
+from asrgate.backends.base import AsrgateError
+from asrgate.harness import record
+from asrgate.harness.runner.plan import now
 
 NAME = "journal.jsonl"
 VERSION = 1
@@ -39,7 +39,7 @@ SYNC_SECONDS = 1.0
 _sync = getattr(os, "fdatasync", os.fsync)  # macOS has none; the file's length is synced by both
 
 
-class JournalError(AsrbenchError):
+class JournalError(AsrgateError):
     """A run's journal cannot be read; the message says why and what to do."""
 
 
@@ -155,7 +155,7 @@ def read(folder: Path) -> Kept:
         raise JournalError(f"{path} holds no plan: the run ended before it began to measure; run again")
     if good[0].get("journal_version") != VERSION:
         raise JournalError(
-            f"{path} has journal_version {good[0].get('journal_version')!r}; this asrbench reads {VERSION}"
+            f"{path} has journal_version {good[0].get('journal_version')!r}; this asrgate reads {VERSION}"
         )
     return _sorted(Kept(folder, good[0], size_bytes=kept_bytes), good[1:])
 
@@ -198,7 +198,7 @@ def _nothing_to_resume(folder: Path) -> str:
         return f"the run in {folder} is complete: there is nothing to resume"
     return (
         f"{folder} has no {NAME}, so its run cannot be resumed: it ended before it began to measure, is of "
-        "an older asrbench, of the scenario server, or was asked to keep no texts (--no-texts); run again"
+        "an older asrgate, of the scenario server, or was asked to keep no texts (--no-texts); run again"
     )
 
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from backends import Variant
-from backends.base import Checkpoint, Settings
-from harness import record
-from harness.corpus.clips import Clip
-from harness.metrics import normalizers
-from harness.scenarios import registry
-from harness.scenarios.server_options import Terms
-from harness.worker import environment
+from asrgate.backends import Variant
+from asrgate.backends.base import Checkpoint, Settings
+from asrgate.harness import record
+from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.metrics import normalizers
+from asrgate.harness.scenarios import registry
+from asrgate.harness.scenarios.server_options import Terms
+from asrgate.harness.worker import environment
 
 LOCAL, RAY = "local", "ray"  # executors: workers of this process, or actors of a cluster
 

@@ -1,4 +1,4 @@
-"""`asrbench run --resume`: go on with a run that was cut off, if it would be the same run."""
+"""`asrgate run --resume`: go on with a run that was cut off, if it would be the same run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from backends.base import AsrbenchError
-from harness.record import Run
-from harness.runner.journal import Kept
-from harness.runner.plan import now
+from asrgate.backends.base import AsrgateError
+from asrgate.harness.record import Run
+from asrgate.harness.runner.journal import Kept
+from asrgate.harness.runner.plan import now
 
 CHOICES = (
     "resume",
@@ -25,7 +25,7 @@ NAMES_SHOWN = 3
 OWN_VERSIONS = ("git_commit", "git_dirty")  # of the checkout: told in the record, no reason to refuse
 
 
-class ResumeError(AsrbenchError):
+class ResumeError(AsrgateError):
     """A run cannot be resumed as asked; the message says why and what to do."""
 
 
@@ -36,7 +36,7 @@ def arguments(kept: Kept, asked: argparse.Namespace, parser: argparse.ArgumentPa
         parser: knows `run` and its arguments.
 
     Raises:
-        ResumeError: others are given beside --resume, or the run was not one of `asrbench run`.
+        ResumeError: others are given beside --resume, or the run was not one of `asrgate run`.
     """
     default = parser.parse_args(["run"])
     changed = [
@@ -51,8 +51,8 @@ def arguments(kept: Kept, asked: argparse.Namespace, parser: argparse.ArgumentPa
         )
     argv = kept.head["argv"]
     if argv[:1] != ["run"]:
-        command = " ".join(["asrbench", *argv[:1]])
-        raise ResumeError(f"{kept.folder} is not of `asrbench run` but of `{command}`; start that again")
+        command = " ".join(["asrgate", *argv[:1]])
+        raise ResumeError(f"{kept.folder} is not of `asrgate run` but of `{command}`; start that again")
     before = parser.parse_args(argv)
     for name in CHOICES:
         setattr(before, name, getattr(asked, name) or getattr(before, name))

@@ -15,21 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from backends import Variant
-from backends.base import REMOTE
-from harness import record
-from harness.corpus.audio import dithered
-from harness.corpus.clips import Clip
-from harness.corpus.sample_cache import Decoded
-from harness.metrics import normalizers
-from harness.runner import dispatch, journal, resume, warm_up
-from harness.runner.cluster import coordinator
-from harness.runner.plan import RAY, Plan, blank_record, now
-from harness.runner.progress import Progress
-from harness.scenarios import registry, server
-from harness.scoring import cache_probes, gate, machines, score, timed_samples
-from harness.worker import meters
-from harness.worker.client import Worker, WorkerError
+from asrgate.backends import Variant
+from asrgate.backends.base import REMOTE
+from asrgate.harness import record
+from asrgate.harness.corpus.audio import dithered
+from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.corpus.sample_cache import Decoded
+from asrgate.harness.metrics import normalizers
+from asrgate.harness.runner import dispatch, journal, resume, warm_up
+from asrgate.harness.runner.cluster import coordinator
+from asrgate.harness.runner.plan import RAY, Plan, blank_record, now
+from asrgate.harness.runner.progress import Progress
+from asrgate.harness.scenarios import registry, server
+from asrgate.harness.scoring import cache_probes, gate, machines, score, timed_samples
+from asrgate.harness.worker import meters
+from asrgate.harness.worker.client import Worker, WorkerError
 
 WARMUP_SECONDS = 30.0  # one whole window
 WARMUP_SEED = 1_000_000  # added to the run's: no probe has it
@@ -82,7 +82,7 @@ class _Session:
     def run(self) -> record.Run:
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="asrbench-") as temporary:
+        with tempfile.TemporaryDirectory(prefix="asrgate-") as temporary:
             try:
                 with _termination_as_interrupt():
                     if self.plan.executor == RAY:

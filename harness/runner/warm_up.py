@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from backends.base import Checkpoint, Settings
-from harness.scenarios import registry
-from harness.worker.client import Worker
+from asrgate.backends.base import Checkpoint, Settings
+from asrgate.harness.scenarios import registry
+from asrgate.harness.worker.client import Worker
 
 
 def load(

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.corpus.audio import dithered
-from harness.scenarios.registry import Batch
-from harness.worker.client import Worker
+from asrgate.harness.corpus.audio import dithered
+from asrgate.harness.scenarios.registry import Batch
+from asrgate.harness.worker.client import Worker
 
 COMPANION_SEED = 2_000_000  # added to the run's: no probe and no warm-up has it
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.metrics import bootstrap
-from harness.record import Run
+from asrgate.harness.metrics import bootstrap
+from asrgate.harness.record import Run
 
 
 def speed(run: Run, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import backends
-from backends import Variant
-from backends.base import WINDOW_SECONDS, AsrbenchError
-from harness.corpus.clips import Clip
-from harness.record import Run
+from asrgate import backends
+from asrgate.backends import Variant
+from asrgate.backends.base import WINDOW_SECONDS, AsrgateError
+from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.record import Run
 
 SINGLE_STREAM, OFFLINE, SERVER, STREAMING = "single-stream", "offline", "server", "streaming"
 NAMES = (SINGLE_STREAM, OFFLINE, SERVER, STREAMING)
@@ -39,7 +39,7 @@ BATCH_SIZES = (1, 4, 8)
 LARGEST_BATCH = 4096
 
 
-class ScenarioError(AsrbenchError):
+class ScenarioError(AsrgateError):
     """What is asked does not go with the scenario; the message says what does."""
 
 

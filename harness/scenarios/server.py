@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.corpus.clips import Clip
-from harness.metrics import bootstrap
-from harness.scenarios.server_options import Terms, arrivals, drawn
-from harness.worker.client import Worker
+from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.metrics import bootstrap
+from asrgate.harness.scenarios.server_options import Terms, arrivals, drawn
+from asrgate.harness.worker.client import Worker
 
 TRIALS = 6  # of the search: it ends within 1/2**6 of the rate at which the engine is never idle
 CONFIRMATIONS = (1.0, 0.9, 0.8)  # of the rate found, each with arrivals the search has not seen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.record import Run
+from asrgate.harness.record import Run
 
 
 def figures(run: Run, result: Mapping[str, Any]) -> dict[str, Any] | None:

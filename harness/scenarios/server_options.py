@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import SAMPLE_RATE_HZ, AsrbenchError
-from harness.corpus.clips import Clip
+from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
+from asrgate.harness.corpus.clips import Clip
 
 REQUESTS = 100  # at least: below, the 99th percentile says no more than the maximum
 LIMIT_SECONDS = 300.0
 MOST_AUDIO_BYTES = 1 << 30  # a session's clips are in the worker's memory: reading is no part of a request
 
 
-class ServerError(AsrbenchError):
+class ServerError(AsrgateError):
     """A session cannot be held as asked; the message says why and what to do."""
 
 

@@ -12,19 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backends.base import AsrbenchError
-from harness.corpus.clips import Clip
-from harness.metrics import bootstrap
-from harness.metrics.word_errors import Texts, is_timed, ratio
-from harness.record import Run
-from harness.scenarios import registry
-from harness.worker.client import Worker
+from asrgate.backends.base import AsrgateError
+from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.metrics import bootstrap
+from asrgate.harness.metrics.word_errors import Texts, is_timed, ratio
+from asrgate.harness.record import Run
+from asrgate.harness.scenarios import registry
+from asrgate.harness.worker.client import Worker
 
 CHUNK_SECONDS = 1.0
 SHORTEST_CHUNK_SECONDS, LONGEST_CHUNK_SECONDS = 0.01, 30.0
 
 
-class StreamingError(AsrbenchError):
+class StreamingError(AsrgateError):
     """Clips cannot be streamed as asked; the message says why and what to do."""
 
 

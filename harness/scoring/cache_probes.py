@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import jiwer
 import numpy as np
 
-from harness import record
-from harness.corpus.audio import dithered
-from harness.corpus.clips import Clip
+from asrgate.harness import record
+from asrgate.harness.corpus.audio import dithered
+from asrgate.harness.corpus.clips import Clip
 
 UNSEEN_OVER_SEEN_LIMIT = 1.5  # a copy never given before may take this much longer than the clip itself
 # A machine whose other work comes and goes can slow just the copies once; a cache is slower every time.

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from harness.metrics import word_errors
-from harness.record import Result, Run
-from harness.scenarios import server_figures
-from harness.scoring import ranking, timed_samples
-from harness.scoring.cache_probes import UNSEEN_OVER_SEEN_LIMIT
+from asrgate.harness.metrics import word_errors
+from asrgate.harness.record import Result, Run
+from asrgate.harness.scenarios import server_figures
+from asrgate.harness.scoring import ranking, timed_samples
+from asrgate.harness.scoring.cache_probes import UNSEEN_OVER_SEEN_LIMIT
 
 LATE_WORK_LIMIT = 0.05  # share of the measured time that may go on after calls have returned
 CLOCK_RATIO_LIMIT = 0.8  # the worker's own time over the parent's for the same call

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.metrics.word_errors import is_answered
-from harness.record import Result, Run
+from asrgate.harness.metrics.word_errors import is_answered
+from asrgate.harness.record import Result, Run
 
 
 def settle(run: Run) -> None:

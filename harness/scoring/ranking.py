@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.record import Run
-from harness.scenarios import registry
+from asrgate.harness.record import Run
+from asrgate.harness.scenarios import registry
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import AsrbenchError
-from harness.metrics import bootstrap, normalizers, word_errors
-from harness.metrics.word_errors import Texts, errors, first_answers, is_timed, ratio
-from harness.record import Result, Run
-from harness.scenarios import offline_figures, registry, server_figures, streaming
+from asrgate.backends.base import AsrgateError
+from asrgate.harness.metrics import bootstrap, normalizers, word_errors
+from asrgate.harness.metrics.word_errors import Texts, errors, first_answers, is_timed, ratio
+from asrgate.harness.record import Result, Run
+from asrgate.harness.scenarios import offline_figures, registry, server_figures, streaming
 
 Sample = Mapping[str, Any]
 
 
-class ScoreError(AsrbenchError):
+class ScoreError(AsrgateError):
     """A record cannot be scored: its texts were left out when it was stored."""
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import AsrbenchError
-from harness.corpus.fields import ABSENT, LENGTH, value_of
-from harness.metrics import bootstrap
-from harness.metrics.word_errors import errors, is_timed, ratio
-from harness.record import Run
-from harness.scenarios import registry
+from asrgate.backends.base import AsrgateError
+from asrgate.harness.corpus.fields import ABSENT, LENGTH, value_of
+from asrgate.harness.metrics import bootstrap
+from asrgate.harness.metrics.word_errors import errors, is_timed, ratio
+from asrgate.harness.record import Run
+from asrgate.harness.scenarios import registry
 
 MOST_VALUES = 50  # more rows than this are a listing, not a comparison
 AUTOMATIC = (LENGTH, "lang", "snr_db", "hallucination")  # shown unasked where they divide the clips
@@ -25,7 +25,7 @@ REPLICATES = 2_000  # enough for a row's interval, and a fifth of the time of th
 Slice = dict[str, Any]
 
 
-class SliceError(AsrbenchError):
+class SliceError(AsrgateError):
     """Clips cannot be divided as asked; the message lists the fields there are."""
 
 

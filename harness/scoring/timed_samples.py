@@ -1,6 +1,6 @@
 """A run of several sittings: whose times count, and what a reader must know of the others.
 
-A sitting is one process that measured; `asrbench run --resume` adds one. Texts, the gate's coverage and WER
+A sitting is one process that measured; `asrgate run --resume` adds one. Texts, the gate's coverage and WER
 use the samples of all. Times of different sittings are no one distribution: the machine was warmer, busier or
 another. Every figure of speed and latency is of the one sitting with the most complete rounds; samples of the
 others are kept with `timed` false.
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.record import Run
+from asrgate.harness.record import Run
 
 
 def settle(run: Run) -> None:

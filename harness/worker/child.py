@@ -1,6 +1,7 @@
 """The child process that holds one engine, times its calls and answers its parent in JSON messages.
 
-Started by harness.worker.client as `python -m harness.worker.child FD`, FD being one end of a socket pair.
+Started by asrgate.harness.worker.client as `python -m asrgate.harness.worker.child FD`, where FD is one
+end of a socket pair.
 Messages are JSON objects. The parent asks for one thing at a time:
 
     {"do": "load", ...}                 -> any number of {"event": "said", "text"}, then
@@ -10,11 +11,11 @@ Messages are JSON objects. The parent asks for one thing at a time:
     {"do": "batch", "audios", "language"} -> the same; the answer holds "answers", one a clip
     {"do": "serve", "audios", "languages", "arrivals_seconds", "limit_seconds"}
                                         -> {"event": "ready"}, then on {"do": "go"} the events of
-                                           harness.worker.server_session, and {"event": "over"}
+                                           asrgate.harness.worker.server_session, and {"event": "over"}
     {"do": "stream", "audio", "language", "chunk_seconds", "is_paced"}
                                         -> as call; and what scenarios.streaming_session adds
     {"do": "resources"}                 -> {"event": "resources", ...}
-    {"do": "examine", "method", ...}    -> {"event": "examined", ...}, see harness.worker.introspect
+    {"do": "examine", "method", ...}    -> {"event": "examined", ...}, see asrgate.harness.worker.introspect
 
 Nothing here decides what a figure means: raw values go to the parent.
 """
@@ -98,7 +99,7 @@ def _serve(connection: Connection) -> None:
             case "examine":
                 assert engine is not None
                 try:
-                    from harness.worker import introspect
+                    from asrgate.harness.worker import introspect
 
                     reply = introspect.answer(engine.backend, message, _read_audio(message["audio"]))
                 except Exception as error:
@@ -109,7 +110,7 @@ def _serve(connection: Connection) -> None:
 @contextlib.contextmanager
 def _passing_on(connection: Connection) -> Iterator[None]:
     """Tell the user what a backend logs while it loads: a long compilation, for instance."""
-    from backends.base import LOAD_LOG
+    from asrgate.backends.base import LOAD_LOG
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -129,8 +130,8 @@ class _Engine:
 
     def __init__(self, message: dict[str, Any]):
         started = _clock_ns()
-        import backends
-        from backends.base import REMOTE, Checkpoint, Settings
+        from asrgate import backends
+        from asrgate.backends.base import REMOTE, Checkpoint, Settings
 
         backend_class = backends.load(message["backend"])
         device, precision = message["device"], message["precision"]
@@ -145,7 +146,7 @@ class _Engine:
         self.backend.synchronize()
         loaded = _clock_ns()
 
-        from harness.worker import meters
+        from asrgate.harness.worker import meters
 
         self._late_work = meters.LateWorkDetector()
         self._energy = meters.EnergyMeter(device)
@@ -180,7 +181,7 @@ class _Engine:
 
         The garbage collector runs as in any server: a session is many calls, and there is no pause in it.
         """
-        from harness.worker import server_session
+        from asrgate.harness.worker import server_session
 
         def call(request: int) -> dict[str, Any]:
             self._late_work.before()
@@ -198,7 +199,7 @@ class _Engine:
 
     def stream(self, message: dict[str, Any], audio: Any) -> dict[str, Any]:
         """Have a clip streamed, after prepare(); emulated where the backend has no `stream`."""
-        from harness.worker import streaming_session
+        from asrgate.harness.worker import streaming_session
 
         def work() -> dict[str, Any]:
             chunk, is_paced, language = message["chunk_seconds"], message["is_paced"], message["language"]
@@ -214,7 +215,7 @@ class _Engine:
         return self._measured(work)
 
     def _measured(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        from harness.worker import meters
+        from asrgate.harness.worker import meters
 
         try:
             joules = self._energy.read_joules()
@@ -243,7 +244,7 @@ class _Engine:
 
     def resources(self) -> dict[str, Any]:
         """Return the worker's peaks and totals so far."""
-        from harness.worker import meters
+        from asrgate.harness.worker import meters
 
         return {
             "peak_rss_bytes": None if self._is_remote else meters.peak_rss_bytes(),
@@ -266,7 +267,7 @@ def _finished(transcript: Any) -> dict[str, Any]:
     Raises:
         TypeError: it is not a Transcript of finished values, a lazy generator for instance.
     """
-    from backends.base import Transcript
+    from asrgate.backends.base import Transcript
 
     if not isinstance(transcript, Transcript):
         raise TypeError(f"transcribe() returned a {type(transcript).__name__}, not a Transcript")
@@ -302,9 +303,9 @@ def _all_finished(transcripts: Any, count: int) -> dict[str, Any]:
 
 
 def _describe(error: BaseException) -> dict[str, Any]:
-    from backends.base import AsrbenchError, BackendUnavailable
+    from asrgate.backends.base import AsrgateError, BackendUnavailable
 
-    known = isinstance(error, AsrbenchError)
+    known = isinstance(error, AsrgateError)
     if not known:
         import traceback
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import psutil
 
-from backends import Variant, child_process
-from backends.base import Checkpoint, Settings
+from asrgate.backends import Variant, child_process
+from asrgate.backends.base import Checkpoint, Settings
 
 # Every pool an engine may own is told the same number of threads.
 THREAD_VARIABLES = (
@@ -73,7 +73,7 @@ class Worker:
         cores = pinned_cores(threads)
         with log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                child_process.command("harness.worker.child", theirs.fileno()),
+                child_process.command("asrgate.harness.worker.child", theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=log,  # an engine's prints must not reach the user's stdout, which may be JSON
                 stderr=log,
@@ -167,7 +167,7 @@ class Worker:
         Args:
             what: how messages name the session.
             waiting_seconds: how long it may be silent beyond the timeout of a call, as nothing is due.
-            message: what harness.worker.child is asked to do.
+            message: what asrgate.harness.worker.child is asked to do.
 
         Raises:
             WorkerError: the worker died or hung.
@@ -216,7 +216,7 @@ class Worker:
         return self._receive("reporting its resources")
 
     def examine(self, method: str, audio: Path, what: str, **arguments: Any) -> dict[str, Any]:
-        """Call one of the methods that harness.worker.introspect knows on the backend; return its answer.
+        """Call one of the methods that worker.introspect knows on the backend; return its answer.
 
         Raises:
             WorkerError: the backend raised, or the worker died or hung.

@@ -19,14 +19,15 @@ from typing import Any
 
 import psutil
 
-from backends.installation import PROJECT_ROOT
-from harness.worker.meters import load_nvml
+from asrgate import old_names
+from asrgate.backends.installation import PROJECT_ROOT
+from asrgate.harness.worker.meters import load_nvml
 
 # What a result depends on: changes elsewhere in the checkout do not make it dirty.
 VERSIONED_PATHS = ("backends", "harness", "weights", "audio_samples", "pyproject.toml")
 
 DISTRIBUTIONS = (
-    "asrbench",
+    "asrgate",
     # engines and what they run on
     "openai-whisper",
     "faster-whisper",
@@ -244,8 +245,10 @@ def _system() -> str:
 
 
 def _plugin_distributions() -> list[str]:
-    points = metadata.entry_points(group="asrbench.backends")
-    return sorted({point.dist.name for point in points if point.dist is not None} - set(DISTRIBUTIONS))
+    points = old_names.points("asrgate.backends")
+    return sorted(
+        {point.dist.name for point in points.values() if point.dist is not None} - set(DISTRIBUTIONS)
+    )
 
 
 def _git(*arguments: str) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
-from backends.base import REMOTE
-from harness.worker.late_work import LateWorkDetector
+from asrgate.backends.base import REMOTE
+from asrgate.harness.worker.late_work import LateWorkDetector
 
 __all__ = [
     "EnergyMeter",

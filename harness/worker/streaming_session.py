@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import SAMPLE_RATE_HZ
+from asrgate.backends.base import SAMPLE_RATE_HZ
 
 
 class Feed(Iterator[np.ndarray]):
@@ -106,7 +106,7 @@ def listen(answers: Iterator[Any], feed: Feed, finished: Callable[[Any], dict[st
 
     Args:
         answers: Transcripts of the text so far, made while they are asked for.
-        finished: copies a Transcript into plain values, as harness.worker.child does.
+        finished: copies a Transcript into plain values, as asrgate.harness.worker.child does.
 
     Returns:
         the last answer, and `partials`: what came before it, each with `seconds` since the first sample,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tones
 
-from backends.base import LOAD_LOG, BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
+from asrgate.backends.base import LOAD_LOG, BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
 
 SECONDS_A_WORD = 0.006  # what hearing costs; asleep, so that a busy machine does not change the ratios
 
@@ -152,7 +152,7 @@ class WorksAheadAtLoad(CachesAnswers):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        from harness.corpus import audio
+        from asrgate.harness.corpus import audio
 
         for path in sorted(Path(os.environ["FAKE_CLIPS"]).glob("*.wav")):
             super().transcribe(audio.decode(path), "en")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.openai_whisper import WhisperCpu
+from asrgate.backends.openai_whisper import WhisperCpu
 
 FAULTY_BLOCK = 1
 

@@ -49,7 +49,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--work",
         type=Path,
-        default=cache / "asrbench" / "nano-train",
+        default=cache / "asrgate" / "nano-train",
         help="folder of the speech, the checkpoints and the curve (default: %(default)s)",
     )
     parser.add_argument(

@@ -17,12 +17,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from backends import child_process
-from backends.base import Checkpoint
-from backends.checkpoints.cache import cache_dir, locked, replaced_whole
-from backends.checkpoints.containers import ctranslate2, ggml, huggingface, openai_format
-from backends.checkpoints.file import CheckpointError
-from backends.checkpoints.sha256 import file_sha256
+from asrgate.backends import child_process
+from asrgate.backends.base import Checkpoint
+from asrgate.backends.checkpoints.cache import cache_dir, locked, replaced_whole
+from asrgate.backends.checkpoints.containers import ctranslate2, ggml, huggingface, openai_format
+from asrgate.backends.checkpoints.file import CheckpointError
+from asrgate.backends.checkpoints.sha256 import file_sha256
 
 __all__ = ["EXPORTS", "KINDS", "default_name", "export", "import_file", "imported", "kind_of"]
 
@@ -74,7 +74,7 @@ def imported(source: Path) -> Path:
 
     Raises:
         CheckpointError: it cannot come back exactly.
-        AsrbenchError: it cannot be read.
+        AsrgateError: it cannot be read.
     """
     key = _key(source)
     target = cache_dir() / "weights" / "converted" / f"{key}.pt"

@@ -1,7 +1,7 @@
 """Imports or exports in this process, which may hold torch; the reason why not is one line on stderr.
 
-python -m backends.checkpoints.containers import SOURCE TARGET.pt
-python -m backends.checkpoints.containers export KIND CHECKPOINT.pt <SHA-256 of it> TARGET
+python -m asrgate.backends.checkpoints.containers import SOURCE TARGET.pt
+python -m asrgate.backends.checkpoints.containers export KIND CHECKPOINT.pt <SHA-256 of it> TARGET
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.base import AsrbenchError, Checkpoint
-from backends.checkpoints.containers import ctranslate2, ggml, huggingface, kind_of, openai_format
-from backends.checkpoints.containers.contents import Contents
-from backends.checkpoints.conversions import ctranslate2_model, ggml_model
-from backends.checkpoints.file import CheckpointError, read_dimensions
-from backends.checkpoints.sha256 import file_sha256
-from backends.checkpoints.tensor_digest import as_float16, file_tensors_sha256, tensors_sha256
+from asrgate.backends.base import AsrgateError, Checkpoint
+from asrgate.backends.checkpoints.containers import ctranslate2, ggml, huggingface, kind_of, openai_format
+from asrgate.backends.checkpoints.containers.contents import Contents
+from asrgate.backends.checkpoints.conversions import ctranslate2_model, ggml_model
+from asrgate.backends.checkpoints.file import CheckpointError, read_dimensions
+from asrgate.backends.checkpoints.sha256 import file_sha256
+from asrgate.backends.checkpoints.tensor_digest import as_float16, file_tensors_sha256, tensors_sha256
 
 
 def import_source(source: Path, target: Path) -> None:
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
             import_source(Path(arguments[1]), Path(arguments[2]))
         else:
             export(arguments[1], Path(arguments[2]), arguments[3], Path(arguments[4]))
-    except (AsrbenchError, OSError) as error:
+    except (AsrgateError, OSError) as error:
         print(_line(error), file=sys.stderr)
         return 1
     except MemoryError:

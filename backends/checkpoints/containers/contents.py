@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from backends.checkpoints.file import DIMENSIONS, KNOWN, LAYERS_OR_HEADS_LIMIT, CheckpointError, check_heads
+from asrgate.backends.checkpoints.file import (
+    DIMENSIONS,
+    KNOWN,
+    LAYERS_OR_HEADS_LIMIT,
+    CheckpointError,
+    check_heads,
+)
 
 LIMITS = {"layer": LAYERS_OR_HEADS_LIMIT, "head": LAYERS_OR_HEADS_LIMIT, "state": 16_384, "ctx": 65_536}
 # Whisper's largest states and contexts are 1,280 and 1,500.
@@ -156,7 +162,7 @@ def check_tokens(where: str, ids: Mapping[str, int], n_vocab: int, embedding: st
     Raises:
         CheckpointError: a token is not Whisper's, or has another's id.
     """
-    from backends.checkpoints.conversions.tokenizer_json import special_tokens
+    from asrgate.backends.checkpoints.conversions.tokenizer_json import special_tokens
 
     ours = special_tokens(n_vocab)
     ours["<|nocaptions|>"] = ours["<|nospeech|>"]  # what Hugging Face called it first

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from backends.checkpoints.containers.contents import (
+from asrgate.backends.checkpoints.containers.contents import (
     Contents,
     Stored,
     check_tokens,
@@ -25,7 +25,7 @@ from backends.checkpoints.containers.contents import (
     unknown,
     widened,
 )
-from backends.checkpoints.file import CheckpointError, expected_tensors
+from asrgate.backends.checkpoints.file import CheckpointError, expected_tensors
 
 VERSIONS = (5, 6)  # of the file; both are laid out as below
 REVISION = 3  # of WhisperSpec

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from backends.checkpoints.containers.contents import (
+from asrgate.backends.checkpoints.containers.contents import (
     Contents,
     Stored,
     checked_dimensions,
@@ -20,8 +20,8 @@ from backends.checkpoints.containers.contents import (
     quantised,
     unknown,
 )
-from backends.checkpoints.conversions.ggml_model import HYPERPARAMETERS, MAGIC
-from backends.checkpoints.file import CheckpointError, expected_tensors
+from asrgate.backends.checkpoints.conversions.ggml_model import HYPERPARAMETERS, MAGIC
+from asrgate.backends.checkpoints.file import CheckpointError, expected_tensors
 
 EMBEDDING = "decoder.token_embedding.weight"
 TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}  # ggml_type

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.checkpoints.containers.contents import (
+from asrgate.backends.checkpoints.containers.contents import (
     Contents,
     Stored,
     check_tokens,
@@ -23,8 +23,8 @@ from backends.checkpoints.containers.contents import (
     read_json,
     unknown,
 )
-from backends.checkpoints.conversions.transformers_weights import parameter_name
-from backends.checkpoints.file import CheckpointError, expected_tensors
+from asrgate.backends.checkpoints.conversions.transformers_weights import parameter_name
+from asrgate.backends.checkpoints.file import CheckpointError, expected_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -120,7 +120,7 @@ def write(folder: Path, dimensions: Mapping[str, int], tensors: Mapping[str, np.
     """
     from safetensors.numpy import save_file
 
-    from backends.checkpoints.conversions.tokenizer_json import special_tokens, tokenizer_json
+    from asrgate.backends.checkpoints.conversions.tokenizer_json import special_tokens, tokenizer_json
 
     special = special_tokens(dimensions["n_vocab"])
     end, start = special["<|endoftext|>"], special["<|startoftranscript|>"]

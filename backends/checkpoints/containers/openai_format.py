@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.checkpoints.file import CheckpointError, expected_tensors, read_dimensions, read_tensors
-from backends.checkpoints.tensor_digest import as_float16
+from asrgate.backends.checkpoints.file import CheckpointError, expected_tensors, read_dimensions, read_tensors
+from asrgate.backends.checkpoints.tensor_digest import as_float16
 
 SMALLEST_NUMBER_BYTES = 2
 

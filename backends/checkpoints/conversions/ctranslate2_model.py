@@ -2,7 +2,7 @@
 
 The conversion runs in a process of its own, so that a worker that measures CTranslate2 never holds torch:
 
-    python -m backends.checkpoints.conversions.ctranslate2_model tiny.en.pt <SHA-256 of it> folder-to-create
+    python -m asrgate.backends.checkpoints.conversions.ctranslate2_model tiny.en.pt <its SHA-256> new-folder
 """
 
 from __future__ import annotations
@@ -20,12 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from backends import child_process
-from backends.base import MULTILINGUAL_VOCAB, AsrbenchError, BackendError, BackendUnavailable, Checkpoint
-from backends.checkpoints.cache import cache_dir, locked
-from backends.checkpoints.catalog import CheckpointError, identified, openai_table
-from backends.checkpoints.file import read_dimensions, read_tensors
-from backends.checkpoints.sha256 import file_sha256
+from asrgate.backends import child_process
+from asrgate.backends.base import (
+    MULTILINGUAL_VOCAB,
+    AsrgateError,
+    BackendError,
+    BackendUnavailable,
+    Checkpoint,
+)
+from asrgate.backends.checkpoints.cache import cache_dir, locked
+from asrgate.backends.checkpoints.catalog import CheckpointError, identified, openai_table
+from asrgate.backends.checkpoints.file import read_dimensions, read_tensors
+from asrgate.backends.checkpoints.sha256 import file_sha256
 
 CONVERTER_VERSION = 2
 # History: 1 = first version; 2 = OpenAI's models are known by their tensors.
@@ -87,7 +93,7 @@ def build(path: Path, folder: Path) -> None:
     """
     from ctranslate2.specs import WhisperSpec
 
-    from backends.checkpoints.conversions.tokenizer_json import tokenizer_json
+    from asrgate.backends.checkpoints.conversions.tokenizer_json import tokenizer_json
 
     dimensions, tensors = read_dimensions(path), dict(read_tensors(path))
     if any(values.dtype != np.float16 for values in tensors.values()):
@@ -130,7 +136,7 @@ def alignment_heads(dimensions: dict[str, int], name: str | None) -> list[list[i
 def _configure(config: Any, dimensions: dict[str, int], name: str | None) -> None:
     from whisper.tokenizer import LANGUAGES, get_tokenizer
 
-    from backends.checkpoints.conversions.tokenizer_json import special_tokens
+    from asrgate.backends.checkpoints.conversions.tokenizer_json import special_tokens
 
     names = special_tokens(dimensions["n_vocab"])
     tokenizer = get_tokenizer(dimensions["n_vocab"] >= MULTILINGUAL_VOCAB)
@@ -191,7 +197,7 @@ def main(arguments: list[str]) -> int:
         if file_sha256(Path(path)) != sha256:
             raise CheckpointError(f"{path} changed after it was checked; start the run again")
         build(Path(path), Path(folder))
-    except (AsrbenchError, OSError) as error:
+    except (AsrgateError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

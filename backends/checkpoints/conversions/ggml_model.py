@@ -11,11 +11,11 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from backends.base import BackendError, Checkpoint
-from backends.checkpoints.cache import cache_dir, locked, temporary_beside
-from backends.checkpoints.conversions.tokenizer_json import openai_ranks
-from backends.checkpoints.file import CheckpointError, read_tensors
-from backends.checkpoints.sha256 import file_sha256
+from asrgate.backends.base import BackendError, Checkpoint
+from asrgate.backends.checkpoints.cache import cache_dir, locked, temporary_beside
+from asrgate.backends.checkpoints.conversions.tokenizer_json import openai_ranks
+from asrgate.backends.checkpoints.file import CheckpointError, read_tensors
+from asrgate.backends.checkpoints.sha256 import file_sha256
 
 WRITER_VERSION = 1
 # History: 1 = first version.

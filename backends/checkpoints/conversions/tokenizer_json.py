@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from backends.base import MULTILINGUAL_VOCAB, BackendError
+from asrgate.backends.base import MULTILINGUAL_VOCAB, BackendError
 
 
 def tokenizer_json(n_vocab: int) -> Any:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from backends.base import Checkpoint
+from asrgate.backends.base import Checkpoint
 
 SIDES = (
     (r"^encoder\.ln_post\.", "encoder.layer_norm."),

@@ -12,7 +12,7 @@ from max.runtime.asyncrt import parallelism_level
 
 comptime Floats = Pointer[Float32, MutUntrackedOrigin]
 comptime LANES = simd_width_of[DType.float32]()
-# Columns of a packed panel; backends.max_graph.encoder_ops.panels lays weights out so.
+# Columns of a packed panel; asrgate.backends.max_graph.encoder_ops.panels lays weights out so.
 comptime PANEL = 32
 comptime VECTORS = PANEL // LANES
 # Rows of a register tile: with 32 registers 24 hold sums, and what is left holds a panel's row and a factor.

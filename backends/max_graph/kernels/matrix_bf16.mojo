@@ -19,7 +19,7 @@ from .linear import LANES, Floats, Weights, floats
 
 comptime Halves = Weights[DType.bfloat16]
 comptime Sums[rows: Int] = Array[SIMD[DType.float32, LANES], rows * VECTORS]
-# Columns of a packed panel; backends.max_graph.bfloat16_ops.pairs lays weights out so.
+# Columns of a packed panel; asrgate.backends.max_graph.bfloat16_ops.pairs lays weights out so.
 comptime PANEL = 32
 comptime VECTORS = PANEL // LANES
 # Rows of a register tile: with 32 registers 24 hold sums, and what is left holds a panel's row and a factor.

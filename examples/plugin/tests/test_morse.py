@@ -1,4 +1,4 @@
-"""The backend keeps asrbench's contract, and the format shows a run's rows."""
+"""The backend keeps asrgate's contract, and the format shows a run's rows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import soundfile
-from asrbench_example.morse import read, send
+from asrgate_example.morse import read, send
 
-from harness import record
-from harness.cli import main
-from harness.testing import BackendContract
+from asrgate.harness import record
+from asrgate.harness.cli import main
+from asrgate.harness.testing import BackendContract
 
 TEXTS = {"first": "the quick brown fox", "second": "jumps over the lazy dog", "third": "sos"}
 
@@ -28,7 +28,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestMorse(BackendContract):
-    """All of asrbench's tests of the seam."""
+    """All of asrgate's tests of the seam."""
 
     variant = "morse@cpu/float32"
     clip: ClassVar[Path]

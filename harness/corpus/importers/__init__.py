@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from backends.base import did_you_mean
-from harness.corpus.importers import common_voice, folder, librispeech, nemo, tabular
-from harness.corpus.importers.utterance import CorpusImportError, Options, Utterance
+from asrgate.backends.base import did_you_mean
+from asrgate.harness.corpus.importers import common_voice, folder, librispeech, nemo, tabular
+from asrgate.harness.corpus.importers.utterance import CorpusImportError, Options, Utterance
 
 __all__ = ["FORMATS", "CorpusImportError", "Options", "Utterance", "detect", "read"]
 
@@ -36,7 +36,7 @@ def detect(path: Path) -> str:
         if module.recognises(path):
             return name
     raise CorpusImportError(
-        f"{path} is no corpus that asrbench knows; say which with --format, one of {', '.join(FORMATS)}"
+        f"{path} is no corpus that asrgate knows; say which with --format, one of {', '.join(FORMATS)}"
     )
 
 

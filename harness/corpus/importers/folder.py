@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.corpus.audio import EXTENSIONS
-from harness.corpus.importers.utterance import CorpusImportError, Options, Utterance, read_text
+from asrgate.harness.corpus.audio import EXTENSIONS
+from asrgate.harness.corpus.importers.utterance import CorpusImportError, Options, Utterance, read_text
 
 
 def recognises(path: Path) -> bool:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.checkpoints.sha256 import hash_now
-from harness.corpus.importers import tabular
-from harness.corpus.importers.utterance import (
+from asrgate.backends.checkpoints.sha256 import hash_now
+from asrgate.harness.corpus.importers import tabular
+from asrgate.harness.corpus.importers.utterance import (
     CorpusImportError,
     Options,
     Utterance,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.corpus.importers.utterance import (
+from asrgate.harness.corpus.importers.utterance import (
     CorpusImportError,
     Options,
     Utterance,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.corpus.importers.utterance import (
+from asrgate.harness.corpus.importers.utterance import (
     CorpusImportError,
     Options,
     Utterance,
@@ -20,7 +20,7 @@ from harness.corpus.importers.utterance import (
     plain,
     read_text,
 )
-from harness.corpus.manifests import FOLDER_MANIFEST, MANIFEST_EXTENSIONS
+from asrgate.harness.corpus.manifests import FOLDER_MANIFEST, MANIFEST_EXTENSIONS
 
 _OWN = ("audio_filepath", "text", "duration", "offset", "lang", "language")
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backends.base import AsrbenchError
-from harness.corpus.audio import EXTENSIONS
-from harness.corpus.manifests import is_language
+from asrgate.backends.base import AsrgateError
+from asrgate.harness.corpus.audio import EXTENSIONS
+from asrgate.harness.corpus.manifests import is_language
 
 
-class CorpusImportError(AsrbenchError):
+class CorpusImportError(AsrgateError):
     """A corpus cannot be imported; the message says what is wrong with it and what to do."""
 
 
@@ -40,7 +40,7 @@ class Utterance:
         name: path of the audio inside the corpus, without a leading slash; unique.
         where: how a problem points at it, such as file:line.
         path: the audio file; None where `content` holds its bytes.
-        content: the bytes of an audio file, of any format that `harness.corpus.audio` reads.
+        content: the bytes of an audio file, of any format that `asrgate.harness.corpus.audio` reads.
         text: what is said; "" where nothing is, None when unknown.
         language: ISO 639 code, None when unknown.
         start_seconds, seconds: the part of the file that is meant; None: all of it.

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import soundfile
 
-from backends.base import SAMPLE_RATE_HZ, AsrbenchError
-from harness.corpus.clips import load_clips
-from harness.record import Run
+from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
+from asrgate.harness.corpus.clips import load_clips
+from asrgate.harness.record import Run
 
 SHORT_SECONDS = 30.0  # longer clips would make the page heavy
 TOTAL_SECONDS = 3600.0  # about 15 MB of MP3, and a third more as text
 
 
-class AudioMissing(AsrbenchError):
+class AudioMissing(AsrgateError):
     """The recordings given are not those of the run, or are too much for one page."""
 
 
@@ -26,7 +26,7 @@ def embed(run: Run, paths: Sequence[Path]) -> dict[str, bytes]:
     A recording is known by its samples' hash, so names may have changed since.
 
     Args:
-        paths: files, folders or manifests, as `asrbench run --audio` takes them.
+        paths: files, folders or manifests, as `asrgate run --audio` takes them.
 
     Raises:
         CorpusError: a path cannot be read.

@@ -6,18 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.corpus.fields import bucket_name, length_bucket
-from harness.escape import visible
-from harness.metrics import bootstrap
-from harness.metrics.word_errors import is_timed
-from harness.record import Run
-from harness.report.columns import figure as written
-from harness.report.html import frontier, noise
-from harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
-from harness.report.html.svg import INK, PALETTE, RULE, STYLE, Mark, to_svg
-from harness.report.rows import RANKED, Row
-from harness.scenarios import registry
-from harness.scoring import ranking, score
+from asrgate.harness.corpus.fields import bucket_name, length_bucket
+from asrgate.harness.escape import visible
+from asrgate.harness.metrics import bootstrap
+from asrgate.harness.metrics.word_errors import is_timed
+from asrgate.harness.record import Run
+from asrgate.harness.report.columns import figure as written
+from asrgate.harness.report.html import frontier, noise
+from asrgate.harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
+from asrgate.harness.report.html.svg import INK, PALETTE, RULE, STYLE, Mark, to_svg
+from asrgate.harness.report.rows import RANKED, Row
+from asrgate.harness.scenarios import registry
+from asrgate.harness.scoring import ranking, score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def draw(run: Run, rows: Sequence[Row]) -> list[Chart]:
     """Return the charts that the run has figures for.
 
     Args:
-        rows: as harness.report.rows makes them; a variant's place there is its number in the page.
+        rows: as asrgate.harness.report.rows makes them; a variant's place there is its number in the page.
     """
     import matplotlib
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import jiwer
 
-from harness.metrics import normalizers
-from harness.metrics.word_errors import Texts, first_answers, is_timed
-from harness.record import Run
-from harness.report.rows import Row
-from harness.scenarios import registry
+from asrgate.harness.metrics import normalizers
+from asrgate.harness.metrics.word_errors import Texts, first_answers, is_timed
+from asrgate.harness.record import Run
+from asrgate.harness.report.rows import Row
+from asrgate.harness.scenarios import registry
 
 CHUNK_CLIPS = 100  # texts are parsed when shown, so many clips at a time
 _CODES = {"substitute": 0, "delete": 1, "insert": 2}

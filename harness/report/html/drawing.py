@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.report.html.svg import OTHER, PALETTE, WIDTH_INCHES
-from harness.report.rows import Row
+from asrgate.harness.report.html.svg import OTHER, PALETTE, WIDTH_INCHES
+from asrgate.harness.report.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

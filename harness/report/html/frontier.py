@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.escape import visible
-from harness.record import Run
-from harness.report.columns import figure as written
-from harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
-from harness.report.html.svg import INK, MUTED, PAPER, Mark, to_svg
-from harness.report.rows import RANKED, Row
+from asrgate.harness.escape import visible
+from asrgate.harness.record import Run
+from asrgate.harness.report.columns import figure as written
+from asrgate.harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
+from asrgate.harness.report.html.svg import INK, MUTED, PAPER, Mark, to_svg
+from asrgate.harness.report.rows import RANKED, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from harness.corpus.augment import CLEAN, FIELD
-from harness.escape import visible
-from harness.record import Run
-from harness.report.columns import percent
-from harness.report.html.drawing import Chart, Measured, colour, new_figure
-from harness.report.html.svg import PALETTE, Mark, to_svg
-from harness.report.rows import RANKED
-from harness.scoring import slices
+from asrgate.harness.corpus.augment import CLEAN, FIELD
+from asrgate.harness.escape import visible
+from asrgate.harness.record import Run
+from asrgate.harness.report.columns import percent
+from asrgate.harness.report.html.drawing import Chart, Measured, colour, new_figure
+from asrgate.harness.report.html.svg import PALETTE, Mark, to_svg
+from asrgate.harness.report.rows import RANKED
+from asrgate.harness.scoring import slices
 
 
 def chart(run: Run, measured: Measured) -> Chart | None:

@@ -45,7 +45,7 @@
   // ---- colours: as the system says unless the reader says otherwise
   const theme = byId("theme");
   const remembered = (value) => {
-    try { return value === undefined ? localStorage.getItem("asrbench-theme") || "" : localStorage.setItem("asrbench-theme", value); }
+    try { return value === undefined ? localStorage.getItem("asrgate-theme") || "" : localStorage.setItem("asrgate-theme", value); }
     catch { return ""; } // files may not be allowed to remember
   };
   const paint = (value) => { if (value) document.documentElement.dataset.theme = value; else delete document.documentElement.dataset.theme; };
@@ -309,5 +309,5 @@
     const drawn = body.querySelector("tr[data-place]");
     if (drawn) { rowHeight = drawn.getBoundingClientRect().height; draw(); }
   }
-  performance.mark("asrbench-ready");
+  performance.mark("asrgate-ready");
 })();

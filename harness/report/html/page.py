@@ -10,19 +10,19 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.escape import visible
-from harness.record import Run
-from harness.report import columns, context, parts
-from harness.report.columns import Column
-from harness.report.html import charts, clips, trend
-from harness.report.html.drawing import Chart
-from harness.report.html.svg import PALETTE
-from harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
-from harness.scenarios import registry
-from harness.scoring import ranking
+from asrgate.harness.escape import visible
+from asrgate.harness.record import Run
+from asrgate.harness.report import columns, context, parts
+from asrgate.harness.report.columns import Column
+from asrgate.harness.report.html import charts, clips, trend
+from asrgate.harness.report.html.drawing import Chart
+from asrgate.harness.report.html.svg import PALETTE
+from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
+from asrgate.harness.scenarios import registry
+from asrgate.harness.scoring import ranking
 
 if TYPE_CHECKING:
-    from harness.report.history import Series
+    from asrgate.harness.report.history import Series
 
 FOLDER = Path(__file__).parent
 SIBLINGS = (
@@ -44,7 +44,7 @@ def render(
     """Return the page.
 
     Args:
-        audio: clip name -> an MP3 to embed; see harness.report.html.audio.
+        audio: clip name -> an MP3 to embed; see asrgate.harness.report.html.audio.
         history: series of runs comparable with this one, drawn after the run's own charts.
         raw_data: name -> relative address of the files the figures come from.
     """
@@ -54,7 +54,7 @@ def render(
     script = _asset("page.js")
     return _template().render(
         run=run,
-        title=f"asrbench {run['run_id']}",
+        title=f"asrgate {run['run_id']}",
         facts=[(label, text) for label, text in context.describe(run).items() if text],
         warnings=context.warnings(run),
         groups=_groups(measured),

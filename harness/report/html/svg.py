@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from harness.escape import visible
+from asrgate.harness.escape import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from harness.escape import visible
-from harness.report.html.drawing import Chart, colour, new_figure
-from harness.report.html.svg import MUTED, OTHER, PALETTE, PAPER, STYLE, Mark, to_svg
+from asrgate.harness.escape import visible
+from asrgate.harness.report.html.drawing import Chart, colour, new_figure
+from asrgate.harness.report.html.svg import MUTED, OTHER, PALETTE, PAPER, STYLE, Mark, to_svg
 
 if TYPE_CHECKING:
-    from harness.report.history import Series
+    from asrgate.harness.report.history import Series
 
 TICKS = 6  # run ids do not fit beside each other
 
@@ -23,7 +23,7 @@ def chart(series: Sequence[Series], numbers: Mapping[str, int]) -> Chart:
     """
     import matplotlib
 
-    from harness.report.history import METRICS
+    from asrgate.harness.report.history import METRICS
 
     metric = METRICS[series[0].metric]
     started = {point.run_id: point.started_at for one in series for point in one.points}

@@ -18,18 +18,18 @@ from typing import IO, Any
 
 import numpy as np
 
-from backends import Variant
-from backends.base import Checkpoint, Settings
-from backends.checkpoints.cache import cache_dir, locked, temporary_beside
-from backends.checkpoints.catalog import CheckpointError
-from backends.checkpoints.sha256 import file_sha256, hash_now
-from harness.corpus.clips import Clip, write_samples
-from harness.metrics import normalizers
-from harness.runner import warm_up
-from harness.runner.cluster import node_slot
-from harness.scoring import cache_probes
-from harness.worker import client, environment, meters
-from harness.worker.client import Worker, WorkerError
+from asrgate.backends import Variant
+from asrgate.backends.base import Checkpoint, Settings
+from asrgate.backends.checkpoints.cache import cache_dir, locked, temporary_beside
+from asrgate.backends.checkpoints.catalog import CheckpointError
+from asrgate.backends.checkpoints.sha256 import file_sha256, hash_now
+from asrgate.harness.corpus.clips import Clip, write_samples
+from asrgate.harness.metrics import normalizers
+from asrgate.harness.runner import warm_up
+from asrgate.harness.runner.cluster import node_slot
+from asrgate.harness.scoring import cache_probes
+from asrgate.harness.worker import client, environment, meters
+from asrgate.harness.worker.client import Worker, WorkerError
 
 LOAD_FIGURES = ("import_seconds", "load_seconds", "first_call_seconds", "warm_call_seconds")
 # What an actor asks for before it can do what it was asked to.

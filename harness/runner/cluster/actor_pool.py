@@ -14,10 +14,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
-from backends.base import AsrbenchError
-from harness.runner import resume
-from harness.runner.cluster.actor import LACKS_ENGINES, LACKS_WEIGHTS, Actor, Job
-from harness.runner.cluster.connect import ClusterError
+from asrgate.backends.base import AsrgateError
+from asrgate.harness.runner import resume
+from asrgate.harness.runner.cluster.actor import LACKS_ENGINES, LACKS_WEIGHTS, Actor, Job
+from asrgate.harness.runner.cluster.connect import ClusterError
 
 LOSSES_IN_VAIN = 3  # of an actor, with no work done in between: its machine cannot do it
 CLOSING_SECONDS = 5.0
@@ -161,7 +161,7 @@ class ActorPool(Generic[Work]):
         try:
             return self._ray.get(ref)
         except exceptions.RayTaskError as error:  # raised in the actor: it stands, but cannot do this
-            cause = error.cause if isinstance(error.cause, (AsrbenchError, OSError)) else error
+            cause = error.cause if isinstance(error.cause, (AsrgateError, OSError)) else error
             raise ClusterError(f"an actor of the cluster cannot go on: {cause}") from error
         except exceptions.RayError as error:
             self._bring_up(handle, for_good=isinstance(error, exceptions.ActorDiedError))

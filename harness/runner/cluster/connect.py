@@ -13,15 +13,15 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from backends import Variant
-from backends.base import REMOTE, AsrbenchError, BackendUnavailable
-from harness.worker.client import default_threads
+from asrgate.backends import Variant
+from asrgate.backends.base import REMOTE, AsrgateError, BackendUnavailable
+from asrgate.harness.worker.client import default_threads
 
 KNOCKING_SECONDS = 5.0
 LOCAL_STORE_BYTES = 256 << 20  # of a Ray started here; it holds at most one chunk's samples per actor
 
 
-class ClusterError(AsrbenchError):
+class ClusterError(AsrgateError):
     """The cluster cannot measure the run; the message says why and what to do."""
 
 
@@ -50,7 +50,7 @@ def connected(address: str | None, workers: int | None, threads: int | None) -> 
     try:
         ray.init(
             address=address or "local",
-            namespace="asrbench",
+            namespace="asrgate",
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=False,

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from harness.corpus.clips import Clip
-from harness.corpus.sample_cache import Decoded
-from harness.record import Run
-from harness.runner.cluster import connect
-from harness.runner.cluster.actor import LACKS_AUDIO, Copy, Job
-from harness.runner.cluster.actor_pool import ActorPool, Answer, Handle, Hooks, Reply
-from harness.runner.cluster.connect import ClusterError
-from harness.runner.plan import Plan
-from harness.runner.progress import Progress
-from harness.scoring import cache_probes, machines
-from harness.worker.client import WorkerError
+from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.corpus.sample_cache import Decoded
+from asrgate.harness.record import Run
+from asrgate.harness.runner.cluster import connect
+from asrgate.harness.runner.cluster.actor import LACKS_AUDIO, Copy, Job
+from asrgate.harness.runner.cluster.actor_pool import ActorPool, Answer, Handle, Hooks, Reply
+from asrgate.harness.runner.cluster.connect import ClusterError
+from asrgate.harness.runner.plan import Plan
+from asrgate.harness.runner.progress import Progress
+from asrgate.harness.scoring import cache_probes, machines
+from asrgate.harness.worker.client import WorkerError
 
 CHUNK_CLIPS = 16  # given to an actor at once: more would make the cost of that smaller, and a loss larger
 CHUNK_SECONDS = 240.0  # of audio, likewise

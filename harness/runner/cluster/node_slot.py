@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from backends.base import AsrbenchError
-from harness.runner import lock
-from harness.worker import client
+from asrgate.backends.base import AsrgateError
+from asrgate.harness.runner import lock
+from asrgate.harness.worker import client
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-class SlotError(AsrbenchError):
+class SlotError(AsrgateError):
     """No slot can be had on this machine; the message says what mends it."""
 
 
@@ -52,7 +52,7 @@ def claim(parent: Path) -> tuple[IO[str], Path, int]:
 
 def _private_folder(parent: Path) -> Path:
     """Make, or check, the one folder whose name is known beforehand; all others lie inside it."""
-    folder = parent / f"asrbench-{os.getuid()}"
+    folder = parent / f"asrgate-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()

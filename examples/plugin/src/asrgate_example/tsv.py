@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.report import rows
+from asrgate.harness.report import rows
 
 COLUMNS = ("rank", "variant", "wer_percent", "rtfx", "reason")
 
 
 def render(run: dict[str, Any]) -> str:
-    """Return the run's rows as text; `run` follows asrbench's run.schema.json and is a copy of the record.
+    """Return the run's rows as text; `run` follows asrgate's run.schema.json and is a copy of the record.
 
-    `harness.report.rows` builds the same rows for every format, so that formats cannot disagree.
+    `asrgate.harness.report.rows` builds the same rows for every format, so that formats cannot disagree.
     """
     lines = [COLUMNS, *([_cell(row[name]) for name in COLUMNS] for row in rows(run))]
     return "".join("\t".join(line) + "\n" for line in lines)

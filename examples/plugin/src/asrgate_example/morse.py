@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
-from backends.checkpoints.file import read_dimensions
-from backends.whisper_common.decoding import require_honourable, require_language
+from asrgate.backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
+from asrgate.backends.checkpoints.file import read_dimensions
+from asrgate.backends.whisper_common.decoding import require_honourable, require_language
 
 DOT_SECONDS = 0.06  # 20 words a minute, by the word PARIS: 50 dots
 DOT_SAMPLES = round(DOT_SECONDS * SAMPLE_RATE_HZ)
@@ -26,7 +26,7 @@ class Morse:
     """An engine without weights: it reads the checkpoint's head only, to refuse what is no checkpoint."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {"cpu": ("float32",)}  # the default precision first
-    imports: ClassVar[Sequence[str]] = ("numpy",)  # what your engine imports; asrbench times it
+    imports: ClassVar[Sequence[str]] = ("numpy",)  # what your engine imports; asrgate times it
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings):
         self._checkpoint = checkpoint

@@ -1,1 +1,0 @@
-"""A backend and a report format for asrbench, as a package of their own."""

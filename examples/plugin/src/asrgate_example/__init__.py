@@ -1,0 +1,1 @@
+"""A backend and a report format for asrgate, as a package of their own."""
