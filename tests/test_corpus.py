@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from asrgate.harness.corpus import audio as audio_file
-from asrgate.harness.corpus.clips import CorpusError, load_clips, write_samples
+from asrgate.harness.corpus.clips import CorpusError, load_clips
 
 SHARED_AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
 
@@ -290,15 +290,6 @@ def test_a_file_that_changes_after_loading_is_noticed(tmp_path):
     write_wav(path, pitch_hz=441)
     with pytest.raises(audio_file.AudioError, match="changed during the run"):
         clip.samples()
-
-
-def test_workers_get_exactly_the_samples(tmp_path):
-    (clip,) = load_clips([write_wav(tmp_path / "a.wav")])
-    path = write_samples(clip, tmp_path)
-    stored = np.load(path, allow_pickle=False)
-    assert stored.dtype == np.float32
-    assert np.array_equal(stored, clip.samples())
-    assert write_samples(clip, tmp_path) == path
 
 
 def test_memory_stays_flat(tmp_path):

@@ -229,8 +229,7 @@ def _traces(
         traces = {}
         for clip in clips:
             path = folder / "trace.npz"
-            audio = corpus.write_samples(clip, folder)
-            worker.examine("encoder_trace", audio, f"tracing clip {clip.name}", path=str(path))
+            worker.examine("encoder_trace", clip.samples(), f"tracing clip {clip.name}", path=str(path))
             with np.load(path, allow_pickle=False) as stored:
                 traces[clip.name] = dict(stored)
             require_trace(traces[clip.name], model.dimensions)

@@ -6,7 +6,6 @@ from asrgate.harness.corpus.clips import (
     Clip,
     CorpusError,
     load_clips,
-    write_samples,
 )
 
-__all__ = ["BUNDLED_MANIFEST", "DEFAULT_LANGUAGE", "Clip", "CorpusError", "load_clips", "write_samples"]
+__all__ = ["BUNDLED_MANIFEST", "DEFAULT_LANGUAGE", "Clip", "CorpusError", "load_clips"]

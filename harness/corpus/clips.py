@@ -102,18 +102,6 @@ def load_clips(
     return [outcome for outcome in checked if isinstance(outcome, Clip)]
 
 
-def write_samples(clip: Clip, folder: Path) -> Path:
-    """Store the clip's decoded samples (float32, shape (samples,)) as a .npy file and return its path.
-
-    Raises:
-        AudioError: the audio file is gone or has changed.
-    """
-    path = folder / f"{clip.sha256}.npy"
-    if not path.exists():
-        np.save(path, clip.samples(), allow_pickle=False)
-    return path
-
-
 def _without_repeats(entries: list[Entry], problems: list[str]) -> list[Entry]:
     first: dict[str, Entry] = {}
     for entry in entries:

@@ -1,76 +1,78 @@
-"""Decoded clips on disk, bounded: what fits stays for the whole run, the rest is decoded when asked for.
+"""Decoded clips, bounded: what fits stays for the whole run, the rest is decoded when asked for.
 
-An hour of samples is 230 MB, and the folder may be one in memory (tmpfs): a corpus must not be decoded whole.
+An hour of samples is 230 MB: a corpus must not be decoded whole. What stays is in a file without a
+name, since an engine could find any other one and read it before it is asked.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from asrgate.backends.base import SAMPLE_RATE_HZ
-from asrgate.harness.corpus.clips import Clip, write_samples
+from asrgate.harness.corpus.clips import Clip
 
-SAMPLE_BYTES = 4  # float32
+SAMPLE = np.dtype(np.float32)
 KEPT_BYTES = 1 << 30  # 4.7 hours, decoded once
-PASSING_BYTES = 1 << 28  # 70 minutes of clips beyond that, so that a whole batch can be there at once
+PASSING_BYTES = 1 << 26  # 17 minutes of clips beyond that, in memory
 
 
-class Decoded(Mapping[str, Path]):
-    """Clip name -> .npy of its samples, in `folder`.
+class Decoded(Mapping[str, np.ndarray]):
+    """Clip name -> its samples, float32, shape (samples,), mono, 16 kHz.
 
-    The first clips, up to `kept_bytes`, are decoded once and stay. A file of any other is written when it is
-    looked up, between the calls that are timed, and deleted after `passing_bytes` of others have been.
+    The first clips, up to `kept_bytes`, are decoded once and stay. Any other is decoded when it is looked up,
+    between the calls that are timed, and forgotten after `passing_bytes` of others have been.
 
     Raises, from a lookup: AudioError, the audio file is gone or has changed since the clip was loaded.
     """
 
     def __init__(
-        self,
-        clips: Sequence[Clip],
-        folder: Path,
-        kept_bytes: int = KEPT_BYTES,
-        passing_bytes: int = PASSING_BYTES,
+        self, clips: Sequence[Clip], kept_bytes: int = KEPT_BYTES, passing_bytes: int = PASSING_BYTES
     ):
         self._clips = {clip.name: clip for clip in clips}
-        self._folder = folder
         self._passing_bytes = passing_bytes
-        self._passing: deque[tuple[Path, int]] = deque()
-        self._kept: dict[str, Path] = {}
+        self._passing: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._file = tempfile.TemporaryFile(prefix="asrgate-")  # noqa: SIM115 - it ends with this object
+        self._kept: dict[str, tuple[int, int]] = {}  # clip name -> first byte, samples
         total = 0
         for clip in clips:
-            total += _size_bytes(clip)
+            total += round(clip.audio_seconds * SAMPLE_RATE_HZ) * SAMPLE.itemsize
             if total > kept_bytes:
                 break
-            self._kept[clip.name] = write_samples(clip, folder)
+            self._keep(clip.name, clip.samples())
 
-    def __getitem__(self, name: str) -> Path:
+    def __getitem__(self, name: str) -> np.ndarray:
         if name in self._kept:
-            return self._kept[name]
-        clip = self._clips[name]
-        size_bytes = _size_bytes(clip)
-        path = self._folder / f"{clip.sha256}.npy"
-        if path.exists():
-            return path
-        while self._passing and sum(size for _, size in self._passing) + size_bytes > self._passing_bytes:
-            self._passing.popleft()[0].unlink(missing_ok=True)
-        self._passing.append((path, size_bytes))
-        return write_samples(clip, self._folder)
+            start, count = self._kept[name]
+            self._file.seek(start)
+            return np.fromfile(self._file, dtype=SAMPLE, count=count)
+        if name not in self._passing:
+            samples = self._clips[name].samples()
+            while self._passing and self.passing_bytes + samples.nbytes > self._passing_bytes:
+                self._passing.popitem(last=False)
+            self._passing[name] = samples
+        return self._passing[name]
 
-    def keep(self, names: Iterable[str]) -> None:
-        """Let the files of these clips stay to the end."""
-        for name in names:
-            path = self[name]
-            self._passing = deque(entry for entry in self._passing if entry[0] != path)
-            self._kept[name] = path
+    @property
+    def passing_bytes(self) -> int:
+        """Memory held by clips that do not stay."""
+        return sum(samples.nbytes for samples in self._passing.values())
+
+    @property
+    def kept(self) -> int:
+        """How many clips stay."""
+        return len(self._kept)
+
+    def _keep(self, name: str, samples: np.ndarray) -> None:
+        start = self._file.seek(0, 2)
+        samples.astype(SAMPLE, copy=False).tofile(self._file)
+        self._kept[name] = (start, len(samples))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._clips)
 
     def __len__(self) -> int:
         return len(self._clips)
-
-
-def _size_bytes(clip: Clip) -> int:
-    return round(clip.audio_seconds * SAMPLE_RATE_HZ) * SAMPLE_BYTES

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from asrgate import backends
 from asrgate.backends import Variant
 from asrgate.backends.base import AsrgateError, BackendUnavailable, Checkpoint, Settings
@@ -79,7 +81,7 @@ def with_margins(
             def decided(answer: Difference) -> Difference:
                 if answer.divergence is None:
                     return answer
-                samples = corpus.write_samples(found[answer.clip], folder)
+                samples = found[answer.clip].samples()
                 tokens = right[answer.clip]["tokens"]
                 language = languages[answer.clip]
                 return replace(
@@ -99,7 +101,12 @@ def with_margins(
 
 
 def _decided(
-    worker: Worker, samples: Path, clip: str, language: str, tokens: Sequence[int], divergence: Divergence
+    worker: Worker,
+    samples: np.ndarray,
+    clip: str,
+    language: str,
+    tokens: Sequence[int],
+    divergence: Divergence,
 ) -> Divergence:
     try:
         reply = worker.examine(

@@ -16,7 +16,7 @@ from asrgate.harness.scoring import slices
 
 SAMPLE_COLUMNS = (
     "wall_seconds",
-    "roundtrip_seconds",
+    "worker_seconds",
     "cpu_seconds",
     "late_work_seconds",
     "text_words",

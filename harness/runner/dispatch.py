@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from asrgate.harness.runner.plan import Plan
 from asrgate.harness.scenarios import offline, registry, streaming
@@ -13,12 +14,12 @@ from asrgate.harness.worker.client import Worker
 
 
 def call(
-    plan: Plan, worker: Worker, batch: registry.Batch, audio: Mapping[str, Path], what: str
+    plan: Plan, worker: Worker, batch: registry.Batch, audio: Mapping[str, np.ndarray], what: str
 ) -> list[dict[str, Any]]:
     """Have a batch's clips answered as the plan's scenario hands them over; return one answer a clip.
 
     Args:
-        audio: clip name -> .npy of its samples.
+        audio: clip name -> its samples.
         what: how messages name the call.
 
     Raises:
@@ -38,16 +39,19 @@ def beside(plan: Plan, place: int, answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prober(
-    plan: Plan, worker: Worker, copies: Sequence[cache_probes.Probe], audio: Mapping[str, Path], folder: Path
+    plan: Plan,
+    worker: Worker,
+    copies: Sequence[cache_probes.Probe],
+    audio: Mapping[str, np.ndarray],
+    seed: int,
 ) -> cache_probes.Caller:
-    """Return what asks a worker for copies of clips as for the clips; `folder` takes further copies."""
+    """Return what asks a worker for copies of clips as for the clips; `seed` is that of further copies."""
     if plan.chunk_seconds is not None:
         return streaming.Prober(worker, plan.chunk_seconds)
     return offline.Prober(
         worker,
         registry.batches(plan.clips, worker.variant),
         audio,
-        {path: copy.clip.name for copy in copies for path in (copy.seen, copy.path)},
-        folder,
-        plan.seed,
+        (copy.clip.name for copy in copies),
+        seed,
     )

@@ -8,7 +8,6 @@ import secrets
 import shutil
 import signal
 import statistics
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from asrgate.backends import Variant
-from asrgate.backends.base import REMOTE
+from asrgate.backends.base import REMOTE, SAMPLE_RATE_HZ
 from asrgate.harness import record
 from asrgate.harness.corpus.audio import dithered
 from asrgate.harness.corpus.clips import Clip
@@ -32,7 +31,8 @@ from asrgate.harness.worker import meters
 from asrgate.harness.worker.client import Worker, WorkerError
 
 WARMUP_SECONDS = 30.0  # one whole window
-WARMUP_SEED = 1_000_000  # added to the run's: no probe has it
+WARMUP_SEED = 1_000_000  # added to the run's
+COMPANION_SEED = 2_000_000  # added to the probes': none of them has it
 BUSY_FRACTION = 0.10  # of all cores, used by processes that are not the run's: worth a warning
 SPREAD_LIMIT = 0.15  # interquartile range over median of a clip's times across rounds: worth a warning
 
@@ -82,23 +82,22 @@ class _Session:
     def run(self) -> record.Run:
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="asrgate-") as temporary:
-            try:
-                with _termination_as_interrupt():
-                    if self.plan.executor == RAY:
-                        self._measure_on_cluster(Path(temporary))
-                    else:
-                        self._measure(Path(temporary), logs)
-                    self.record["complete"] = True
-            except KeyboardInterrupt:
-                self.record["interrupted"] = "stopped by the user (Ctrl-C or a termination signal)"
-            finally:
-                # From here on a second Ctrl-C must not lose what the first one saved.
-                with _interrupts_ignored():
-                    for worker in self.workers.values():
-                        worker.stop()
-                    self.progress.close()
-                    self._finish()
+        try:
+            with _termination_as_interrupt():
+                if self.plan.executor == RAY:
+                    self._measure_on_cluster()
+                else:
+                    self._measure(logs)
+                self.record["complete"] = True
+        except KeyboardInterrupt:
+            self.record["interrupted"] = "stopped by the user (Ctrl-C or a termination signal)"
+        finally:
+            # From here on a second Ctrl-C must not lose what the first one saved.
+            with _interrupts_ignored():
+                for worker in self.workers.values():
+                    worker.stop()
+                self.progress.close()
+                self._finish()
         if not self.plan.texts:
             shutil.rmtree(logs, ignore_errors=True)  # engines may print what they heard
         for log in logs.glob("*.log"):
@@ -108,12 +107,10 @@ class _Session:
             logs.rmdir()
         return self.record
 
-    def _measure(self, temporary: Path, logs: Path) -> None:
+    def _measure(self, logs: Path) -> None:
         self.progress.note(f"preparing {len(self.plan.clips)} clips")
-        audio = Decoded(self.plan.clips, temporary)
-        copies = cache_probes.prepare(self.plan.clips, audio, temporary, self.plan.seed)
-        audio.keep(copy.clip.name for copy in copies)
-        warmup = self._warmup_clip(audio, temporary)
+        audio = Decoded(self.plan.clips)
+        warmup = self._warmup_clip(audio)
         for variant in self.plan.variants:
             if str(variant) not in self.failed:
                 self._start(variant, logs, warmup)
@@ -122,6 +119,8 @@ class _Session:
             pids = ", ".join(map(str, strangers))
             self.record["warnings"].append(f"other processes use the GPU ({pids}): times are disturbed")
         self._save()
+        seed = secrets.randbits(32)  # now that the engines are loaded, so that none of them can know it
+        copies = cache_probes.prepare(self.plan.clips, audio, seed)
         if self.plan.server is not None:
             self.server = server.Server(
                 self.plan.server, self.plan.clips, audio, self.plan.seed, self.progress.stage
@@ -141,13 +140,13 @@ class _Session:
             with self._turn(name, "checking its answers") as worker:
                 if worker is not None:
                     self.progress.stage(name, "checking for cached and late answers")
-                    prober = dispatch.prober(self.plan, worker, copies, audio, temporary)
+                    prober = dispatch.prober(self.plan, worker, copies, audio, seed + COMPANION_SEED)
                     found = cache_probes.run(prober, copies, self.normalize)
                     self.progress.advance(2 * len(copies))
                     self.rows[name]["integrity"] = {"probes": found}
                     self._collect_resources(worker)
 
-    def _start(self, variant: Variant, logs: Path, warmup: Path) -> None:
+    def _start(self, variant: Variant, logs: Path, warmup: np.ndarray) -> None:
         name = str(variant)
         row = self.rows[name]
         self.progress.note(f"loading {name}")
@@ -169,8 +168,8 @@ class _Session:
             )
             row["status"], row["error"] = "ok", None
 
-    def _measure_on_cluster(self, temporary: Path) -> None:
-        warmup = self._warmup_clip(Decoded(self.plan.clips, temporary, kept_bytes=0), temporary)
+    def _measure_on_cluster(self) -> None:
+        warmup = self._warmup_clip(Decoded(self.plan.clips, kept_bytes=0))
         keeping = coordinator.Keeping(
             plan=self.plan,
             record=self.record,
@@ -185,9 +184,9 @@ class _Session:
             noted=lambda kind, value: None if self.journal is None else self.journal.add(kind, value),
             save=self._save,
         )
-        coordinator.measure(keeping, temporary)
+        coordinator.measure(keeping)
 
-    def _round(self, number: int, order: list[str], audio: Mapping[str, Path]) -> None:
+    def _round(self, number: int, order: list[str], audio: Mapping[str, np.ndarray]) -> None:
         load = meters.LoadMonitor([worker.pid for worker in self.workers.values()])
         for name in order:
             with self._turn(name, "measuring") as worker:
@@ -268,17 +267,11 @@ class _Session:
             self.journal.add("failure", failure, variant=row["variant"])
         self.progress.failed(name, doing, str(error))
 
-    def _warmup_clip(self, audio: Mapping[str, Path], temporary: Path) -> Path:
+    def _warmup_clip(self, audio: Mapping[str, np.ndarray]) -> np.ndarray:
         """Speech-like sound that is none of the clips: nothing learned from it helps a measured call."""
         middle = sorted(self.plan.clips, key=lambda clip: clip.audio_seconds)[len(self.plan.clips) // 2]
-        samples = np.load(audio[middle.name])[: int(WARMUP_SECONDS * 16_000)]
-        path = temporary / "warmup.npy"
-        np.save(
-            path,
-            dithered(np.ascontiguousarray(samples[::-1]), self.plan.seed + WARMUP_SEED),
-            allow_pickle=False,
-        )
-        return path
+        samples = audio[middle.name][: int(WARMUP_SECONDS * SAMPLE_RATE_HZ)]
+        return dithered(np.ascontiguousarray(samples[::-1]), self.plan.seed + WARMUP_SEED)
 
     def _language(self) -> str:
         return self.plan.settings.language or self.plan.clips[0].language
@@ -286,7 +279,6 @@ class _Session:
     def _collect_resources(self, worker: Worker) -> None:
         row = self.rows[str(worker.variant)]
         found = worker.resources()
-        del found["event"]
         row["resources"].update(found)
         row["resources"]["peak_vram_process_bytes"] = meters.process_vram_bytes(worker.pid)
 
@@ -329,7 +321,7 @@ def _sample(clip: Clip, number: int, answer: dict[str, Any]) -> dict[str, Any]:
         "clip": clip.name,
         "round": number,
         "wall_seconds": answer["wall_seconds"],
-        "roundtrip_seconds": answer["roundtrip_seconds"],
+        "worker_seconds": answer["worker_seconds"],
         "cpu_seconds": answer["cpu_seconds"],
         "late_work_seconds": answer["late_work_seconds"],
         "stage_seconds": answer["stage_seconds"],
@@ -372,7 +364,7 @@ def _disturbances(run: record.Run) -> Iterator[str]:
 
 def _without_partial_integrity(run: record.Run) -> record.Run:
     rows = [
-        row | {"integrity": None} if row["integrity"] and len(row["integrity"]) < 4 else row
+        row | {"integrity": None} if row["integrity"] and len(row["integrity"]) < 3 else row
         for row in run["results"]
     ]
     return run | {"results": rows}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from asrgate.backends.base import Checkpoint, Settings
 from asrgate.harness.scenarios import registry
@@ -15,7 +16,7 @@ def load(
     worker: Worker,
     checkpoint: Checkpoint,
     settings: Settings,
-    clip: Path,
+    clip: np.ndarray,
     language: str,
     calls: int,
     said: Callable[[str], None],
@@ -24,7 +25,7 @@ def load(
     """Load the worker's engine and have it answer the warm-up clip.
 
     Args:
-        clip: .npy of samples that are none of the measured ones.
+        clip: samples that are none of the measured ones.
         calls: how often the clip is asked for.
         said: called with each line that the backend logs while it loads.
         row: of the record; its `applied_settings` and `load` are filled as they become known.

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from asrgate.harness.corpus.audio import dithered
+from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.scenarios.registry import Batch
 from asrgate.harness.worker.client import Worker
 
-COMPANION_SEED = 2_000_000  # added to the run's: no probe and no warm-up has it
 
-
-def call(worker: Worker, batch: Batch, audio: Mapping[str, Path], what: str) -> list[dict[str, Any]]:
+def call(worker: Worker, batch: Batch, audio: Mapping[str, np.ndarray], what: str) -> list[dict[str, Any]]:
     """Have a batch transcribed; return one answer a clip, in their order.
 
     The times of a call made for several clips are divided evenly between them, so that sums over clips are
     those of the calls.
 
     Args:
-        audio: clip name -> .npy of its samples.
+        audio: clip name -> its samples.
         what: how messages name the call.
 
     Raises:
         WorkerError: as Worker.call.
     """
-    paths = [audio[clip.name] for clip in batch.clips]
+    clips = [audio[clip.name] for clip in batch.clips]
     if not batch.together:
-        return [worker.call(paths[0], batch.clips[0].language, what)]
-    return worker.call_batch(paths, batch.clips[0].language, what)
+        return [worker.call(clips[0], batch.clips[0].language, what)]
+    return worker.call_batch(clips, batch.clips[0].language, what)
 
 
 class Prober:
@@ -45,41 +43,35 @@ class Prober:
         self,
         worker: Worker,
         batches: Sequence[Batch],
-        audio: Mapping[str, Path],
-        clip_names: Mapping[Path, str],
-        folder: Path,
+        audio: Mapping[str, np.ndarray],
+        probed: Iterable[str],
         seed: int,
     ):
         """Prepare to probe one worker.
 
         Args:
             batches: of a measured round.
-            audio: clip name -> .npy of its samples.
-            clip_names: .npy of a probed clip or of its copy -> the clip's name.
-            folder: where changed samples are written.
+            audio: clip name -> its samples.
+            probed: names of the clips that there are probes of.
         """
         self._worker = worker
-        self._clip_names = clip_names
-        self._folder = folder
-        self._seed = seed + COMPANION_SEED
-        probed = set(clip_names.values())
+        self._seed = seed
+        probed = set(probed)
         self._batch_of = {clip.name: b for b in batches for clip in b.clips if clip.name in probed}
         self._audio = audio
 
-    def call(self, path: Path, language: str, what: str) -> dict[str, Any]:
+    def ask(self, clip: Clip, samples: np.ndarray, is_copy: bool, what: str) -> dict[str, Any]:
         """As Worker.call; the times are one clip's share of its batch's."""
-        name = self._clip_names[path]
-        batch = self._batch_of[name]
+        batch = self._batch_of[clip.name]
         if not batch.together:
-            return self._worker.call(path, language, what)
+            return self._worker.call(samples, clip.language, what)
         names = [clip.name for clip in batch.clips]
-        paths, place = [self._audio[each] for each in names], names.index(name)
-        if path != paths[place]:
-            paths = [path if at == place else self._changed(other) for at, other in enumerate(paths)]
-        return self._worker.call_batch(paths, language, what)[place]
+        clips, place = [self._audio[each] for each in names], names.index(clip.name)
+        if is_copy:
+            clips = [self._changed(other) for other in clips]
+            clips[place] = samples
+        return self._worker.call_batch(clips, clip.language, what)[place]
 
-    def _changed(self, path: Path) -> Path:
+    def _changed(self, samples: np.ndarray) -> np.ndarray:
         self._seed += 1  # each copy once: a second time it would be known
-        changed = self._folder / f"companion{self._seed}.npy"
-        np.save(changed, dithered(np.load(path), self._seed), allow_pickle=False)
-        return changed
+        return dithered(samples, self._seed)

@@ -7,10 +7,11 @@ session that is really held.
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from asrgate.harness.metrics import bootstrap
 from asrgate.harness.scenarios.server_options import Terms, arrivals, drawn
 from asrgate.harness.worker.client import Worker
 
+IDLE_SECONDS = 0.05  # until the next request is due, from which on there is time to look for late work
 TRIALS = 6  # of the search: it ends within 1/2**6 of the rate at which the engine is never idle
 CONFIRMATIONS = (1.0, 0.9, 0.8)  # of the rate found, each with arrivals the search has not seen
 
@@ -76,21 +78,26 @@ class Server:
         self,
         found: Terms,
         clips: Sequence[Clip],
-        audio: Mapping[str, Path],
+        audio: Mapping[str, np.ndarray],
         seed: int,
         told: Callable[[str, str], None],
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
     ):
         """Prepare to hold sessions.
 
         Args:
-            audio: clip name -> .npy of its samples.
+            audio: clip name -> its samples.
             told: is given a variant and in words what it is doing.
+            clock, sleep: as time.perf_counter and time.sleep.
         """
         self._terms = found
         self._clips = clips
         self._audio = audio
         self._seed = seed
         self._told = told
+        self._clock = clock
+        self._sleep = sleep
 
     def measure(
         self, worker: Worker, number: int, keep: Callable[[dict[str, Any]], None]
@@ -158,43 +165,36 @@ class Server:
         self._told(str(worker.variant), f"{held.purpose}: {self._terms.requests} requests {told}")
 
     def _hold(self, worker: Worker, held: _Held) -> Iterator[Request]:
-        """Hold one session; yield each request when its late work is known."""
+        """Hold one session; yield each request when its late work is known.
+
+        Latency is counted from when a request was due, not from when the engine was free for it: what waits
+        in the queue waits on the clock, too (no "coordinated omission"). A request is handed over when it is
+        begun, so that the engine cannot look ahead.
+        """
         order = drawn(len(self._clips), self._terms.requests, held.seed)
-        clips = [self._clips[place] for place in order]
         due = held.arrivals = arrivals(self._terms.requests, held.rate, held.seed)
-        events = worker.events(
-            "answering requests",
-            float(max(np.diff(due, prepend=0.0))),
-            do="serve",
-            audios=[str(self._audio[clip.name]) for clip in clips],
-            languages=[clip.language for clip in clips],
-            arrivals_seconds=due,
-            limit_seconds=self._terms.limit_seconds,
-        )
-        before = 0.0
-        waiting: Request | None = None
-        for seen, event in events:
-            if event["event"] == "settled":
-                assert waiting is not None
-                waiting.answer["late_work_seconds"] = event["late_work_seconds"]
-                continue
-            if waiting is not None:
-                yield waiting
-            place = event["request"]
+        start = self._clock()
+        for place, (at, arrival) in enumerate(zip(order, due, strict=True)):
+            clip = self._clips[at]
+            samples = self._audio[clip.name]  # decoded, where it must be, before the request is begun
+            while (ahead := arrival - (self._clock() - start)) > 0:
+                self._sleep(ahead)
+            begun = self._clock() - start
+            if begun > self._terms.limit_seconds:
+                return
+            answer = worker.request(samples, clip.language, f"answering request {place + 1}")
+            finish = self._clock() - start
             timing = {
                 "request": place,
-                "arrival_seconds": due[place],
-                "start_seconds": event["start_seconds"],
-                "finish_seconds": event["finish_seconds"],
+                "arrival_seconds": arrival,
+                "start_seconds": begun,
+                "finish_seconds": finish,
             }
-            # on our clock the call began when the request arrived, or when the answer before was there
-            roundtrip = max(0.0, seen - max(due[place], before))
-            answer = event | {"roundtrip_seconds": roundtrip, "late_work_seconds": None}
-            before = seen
-            waiting = Request(clips[place], answer, timing)
-            held.add(timing, failed=event["error"] is not None)
-        if waiting is not None:
-            yield waiting
+            following = due[place + 1] if place + 1 < len(due) else math.inf
+            if following - finish > IDLE_SECONDS:
+                answer["late_work_seconds"] = worker.settle(f"answering request {place + 1}")
+            held.add(timing, failed=answer["error"] is not None)
+            yield Request(clip, answer, timing)
 
 
 class _Held:

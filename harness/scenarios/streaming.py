@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.corpus.clips import Clip
@@ -43,13 +44,13 @@ def chunk_seconds(asked: float | None) -> float:
     return found
 
 
-def call(worker: Worker, clip: Clip, path: Path, chunk: float, what: str) -> dict[str, Any]:
+def call(worker: Worker, clip: Clip, samples: np.ndarray, chunk: float, what: str) -> dict[str, Any]:
     """Have a clip streamed in real time; return the answer as Worker.stream.
 
     Raises:
         WorkerError: as Worker.call.
     """
-    return worker.stream(path, clip.language, what, chunk, clip.audio_seconds)
+    return worker.stream(samples, clip.language, what, chunk, is_paced=True)
 
 
 def beside(answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,9 +67,9 @@ class Prober:
         self._worker = worker
         self._chunk = chunk
 
-    def call(self, path: Path, language: str, what: str) -> dict[str, Any]:
-        """As Worker.call."""
-        return self._worker.stream(path, language, what, self._chunk, None)
+    def ask(self, clip: Clip, samples: np.ndarray, is_copy: bool, what: str) -> dict[str, Any]:
+        """As Worker.stream."""
+        return self._worker.stream(samples, clip.language, what, self._chunk, is_paced=False)
 
 
 def figures(run: Run, result: Mapping[str, Any], texts: Texts) -> dict[str, Any] | None:

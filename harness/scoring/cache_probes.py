@@ -7,12 +7,11 @@ engine the same and matches no cache key; and a splice of two clips, whose words
 
 from __future__ import annotations
 
-import hashlib
 import math
+import secrets
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jiwer
@@ -31,19 +30,20 @@ LONGEST_PROBE_SECONDS = 30.0  # one window: a longer clip costs much and shows n
 
 @dataclass(frozen=True)
 class Probe:
-    """A copy of a clip that no engine has been given; `path` holds its samples, `clip` the original's."""
+    """A copy of a clip that no engine has been given: samples of both, float32, shape (samples,)."""
 
     kind: str  # "dithered" or "spliced"
     clip: Clip
-    seen: Path
-    path: Path
+    seen: np.ndarray
+    copy: np.ndarray
 
 
-def prepare(clips: Sequence[Clip], audio: Mapping[str, Path], folder: Path, seed: int) -> list[Probe]:
-    """Write the copies that probe caches; the same ones for every engine.
+def prepare(clips: Sequence[Clip], audio: Mapping[str, np.ndarray], seed: int) -> list[Probe]:
+    """Return the copies that probe caches; the same ones for every engine.
 
     Args:
-        audio: clip name -> .npy of its samples.
+        audio: clip name -> its samples.
+        seed: drawn after the engines were loaded, so that none can make the copies itself beforehand.
     """
     spoken = [c for c in clips if c.reference != "" and c.audio_seconds <= LONGEST_PROBE_SECONDS]
     spoken.sort(key=lambda clip: (clip.audio_seconds, clip.name))
@@ -52,29 +52,27 @@ def prepare(clips: Sequence[Clip], audio: Mapping[str, Path], folder: Path, seed
         spoken = [spoken[round(i * step)] for i in range(PROBED_CLIPS)]
     probes = []
     for number, clip in enumerate(spoken):
-        copy = dithered(np.load(audio[clip.name]), seed + number)
-        path = _save(folder / f"probe-dithered{number}.npy", copy)
-        probes.append(Probe("dithered", clip, audio[clip.name], path))
+        samples = audio[clip.name]
+        probes.append(Probe("dithered", clip, samples, dithered(samples, seed + number)))
     if len(spoken) > 1:
         first, second = spoken[len(spoken) // 2], spoken[-1]
         if first is second:
             first = spoken[0]
-        copy = _splice(np.load(audio[first.name]), np.load(audio[second.name]))
-        path = _save(folder / "probe-spliced.npy", copy)
-        probes.append(Probe("spliced", first, audio[first.name], path))
+        samples = audio[first.name]
+        probes.append(Probe("spliced", first, samples, _splice(samples, audio[second.name])))
     return probes
 
 
 class Caller(Protocol):
-    """Whoever answers single calls: a worker, or one that asks it in batches."""
+    """Whoever asks a worker about a probe, in the way clips are measured."""
 
-    def call(self, audio: Path, language: str, what: str, /) -> dict[str, Any]:
-        """As Worker.call."""
+    def ask(self, clip: Clip, samples: np.ndarray, is_copy: bool, what: str) -> dict[str, Any]:
+        """Have samples answered, those of the clip or of a copy of it, as Worker.call does."""
         ...
 
 
 def run(
-    worker: Caller, probes: Sequence[Probe], normalize: Callable[[str, str], str]
+    caller: Caller, probes: Sequence[Probe], normalize: Callable[[str, str], str]
 ) -> list[dict[str, Any]]:
     """Put the probes to one worker; return one record entry each.
 
@@ -84,14 +82,16 @@ def run(
     Raises:
         WorkerError: the worker died or hung.
     """
-    attempts = [_attempt(worker, probes, normalize)]
+    attempts = [_attempt(caller, probes, normalize)]
     while _wall_ratio(attempts[-1]) > UNSEEN_OVER_SEEN_LIMIT and len(attempts) < ATTEMPTS:
-        for probe in probes:
-            if probe.kind == "dithered":
-                # seeded by the copy before, so that none comes back, for this engine or for one after it
-                last = hashlib.sha256(np.load(probe.path).tobytes()).digest()
-                _save(probe.path, dithered(np.load(probe.seen), int.from_bytes(last[:8], "big")))
-        attempts.append(_attempt(worker, probes, normalize))
+        # copies that no engine has been given, this one in an attempt before or another in its turn
+        fresh = [
+            replace(probe, copy=dithered(probe.seen, secrets.randbits(64)))
+            if probe.kind == "dithered"
+            else probe
+            for probe in probes
+        ]
+        attempts.append(_attempt(caller, fresh, normalize))
     best = min(attempts, key=_wall_ratio)
     return [
         entry | {key: value for key, value in timed.items() if key.endswith("_seconds")}
@@ -111,15 +111,15 @@ def _unseen_over_seen(entries: Sequence[Mapping[str, Any]], kind: str) -> float:
 
 
 def _attempt(
-    worker: Caller, probes: Sequence[Probe], normalize: Callable[[str, str], str]
+    caller: Caller, probes: Sequence[Probe], normalize: Callable[[str, str], str]
 ) -> list[dict[str, Any]]:
     entries = []
     for number, probe in enumerate(probes):
-        asked = [("seen", probe.seen), ("unseen", probe.path)]
+        asked = [("seen", probe.seen), ("unseen", probe.copy)]
         if number % 2:
             asked.reverse()  # so that a machine that drifts favours neither
         what = f"answering a {probe.kind} copy of clip {probe.clip.name}"
-        answers = {kind: worker.call(path, probe.clip.language, what) for kind, path in asked}
+        answers = {kind: caller.ask(probe.clip, samples, kind == "unseen", what) for kind, samples in asked}
         texts = {kind: answer["text"] for kind, answer in answers.items()}
         normalised = {
             kind: None if text is None else normalize(text, probe.clip.language).split()
@@ -159,14 +159,12 @@ def summarise(
         if dithered_probes
     ]
     answered = [sample for sample in samples if sample["error"] is None]
-    clocks = [sample["wall_seconds"] / max(sample["roundtrip_seconds"], 1e-9) for sample in answered]
     return {
         "probes": probes,
         "unseen_over_seen": min(ratios, default=None),
         "late_work_seconds": sum(sample["late_work_seconds"] or 0.0 for sample in answered)
         if answered
         else None,
-        "clock_ratio": statistics.median(clocks) if clocks else None,
     }
 
 
@@ -185,8 +183,3 @@ def _word_edits(before: list[str] | None, after: list[str] | None) -> int | None
         return len(before) + len(after)
     counts = jiwer.process_words(" ".join(before), " ".join(after))
     return counts.substitutions + counts.deletions + counts.insertions
-
-
-def _save(path: Path, samples: np.ndarray) -> Path:
-    np.save(path, samples, allow_pickle=False)
-    return path

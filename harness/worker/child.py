@@ -1,23 +1,21 @@
-"""The child process that holds one engine, times its calls and answers its parent in JSON messages.
+"""The child process that holds one engine, calls it and answers its parent in messages.
 
 Started by asrgate.harness.worker.client as `python -m asrgate.harness.worker.child FD`, where FD is one
-end of a socket pair.
-Messages are JSON objects. The parent asks for one thing at a time:
+end of a socket pair. The parent asks for one thing at a time (see asrgate.harness.worker.messages):
 
-    {"do": "load", ...}                 -> any number of {"event": "said", "text"}, then
-                                           {"event": "loaded", ...} or {"event": "refused", ...}
-    {"do": "call", "audio", "language"} -> {"event": "ready"}, then on {"do": "go"}:
-                                           {"event": "answer", ...}, then {"event": "settled", ...}
-    {"do": "batch", "audios", "language"} -> the same; the answer holds "answers", one a clip
-    {"do": "serve", "audios", "languages", "arrivals_seconds", "limit_seconds"}
-                                        -> {"event": "ready"}, then on {"do": "go"} the events of
-                                           asrgate.harness.worker.server_session, and {"event": "over"}
-    {"do": "stream", "audio", "language", "chunk_seconds", "is_paced"}
-                                        -> as call; and what scenarios.streaming_session adds
-    {"do": "resources"}                 -> {"event": "resources", ...}
-    {"do": "examine", "method", ...}    -> {"event": "examined", ...}, see asrgate.harness.worker.introspect
+    {"do": "load", ...}          -> any number of {"event": "said", "text"}, then
+                                    {"event": "loaded", ...} or {"event": "refused", ...}
+    {"do": "prepare"}            -> {"event": "ready"}: what would disturb the next call is done
+    {"do": "call", "language"}   with one clip -> {"event": "answer", ...}
+    {"do": "batch", "language"}  with clips -> {"event": "answer", "answers": one per clip, ...}
+    {"do": "stream", "language"} -> the events of asrgate.harness.worker.streaming_session, then
+                                    {"event": "answer", ...}
+    {"do": "settle"}             -> {"event": "settled", "late_work_seconds"}
+    {"do": "resources"}          -> {"event": "resources", ...}
+    {"do": "examine", "method", ...} with one clip -> {"event": "examined", ...}, see introspect
 
-Nothing here decides what a figure means: raw values go to the parent.
+The clips come with the call, inside the parent's clock, and are nowhere before. Nothing here decides what a
+figure means: raw values go to the parent, which believes none of its times.
 """
 
 from __future__ import annotations
@@ -29,92 +27,60 @@ import importlib
 import json
 import logging
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from asrgate.harness.worker.messages import Channel, Ended
 
 # Bound before any engine is imported, so that replacing time.perf_counter_ns cannot change the clock.
 _clock_ns = time.perf_counter_ns
 
 NANOSECONDS = 1e-9
+MOST_BYTES = (1 << 31) - 1  # what the parent sends is trusted; without memory files it holds the clips
 
 
 def main() -> None:
     """Serve the parent until it closes the connection."""
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends its workers
-    connection = Connection(int(sys.argv[1]))
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        _serve(connection)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    with contextlib.suppress(Ended, BrokenPipeError, ConnectionResetError):
+        _serve(channel)
 
 
-def _serve(connection: Connection) -> None:
-    engine = None
+def _serve(channel: Channel) -> None:
+    engine: _Engine | None = None
     while True:
-        message = _receive(connection)
-        match message["do"]:
-            case "load":
-                try:
-                    with _passing_on(connection):
-                        engine = _Engine(message)
-                    reply = {"event": "loaded", **engine.load_report}
-                except BaseException as error:
-                    reply = {"event": "refused", **_describe(error)}
-                _send(connection, reply)
-            case "call" | "batch":
-                assert engine is not None
-                together = message["do"] == "batch"
-                paths = message["audios"] if together else [message["audio"]]
-                audios = [_read_audio(path) for path in paths]
-                engine.prepare()
-                _send(connection, {"event": "ready"})
-                assert _receive(connection)["do"] == "go"
-                answer = (engine.call_batch if together else engine.call)(
-                    audios if together else audios[0], message["language"]
-                )
-                _send(connection, {"event": "answer", **answer})
-                _send(connection, {"event": "settled", "late_work_seconds": engine.late_work_seconds()})
-            case "serve":
-                assert engine is not None
-                known = {path: _read_audio(path) for path in dict.fromkeys(message["audios"])}
-                gc.collect()
-                _send(connection, {"event": "ready"})
-                assert _receive(connection)["do"] == "go"
-                engine.serve(message, known, lambda event: _send(connection, event))
-                _send(connection, {"event": "over"})
-            case "stream":
-                assert engine is not None
-                audio = _read_audio(message["audio"])
-                engine.prepare()
-                _send(connection, {"event": "ready"})
-                assert _receive(connection)["do"] == "go"
-                _send(connection, {"event": "answer", **engine.stream(message, audio)})
-                _send(connection, {"event": "settled", "late_work_seconds": engine.late_work_seconds()})
-            case "resources":
-                assert engine is not None
-                _send(connection, {"event": "resources", **engine.resources()})
-            case "examine":
-                assert engine is not None
-                try:
-                    from asrgate.harness.worker import introspect
+        message = channel.receive(most_bytes=MOST_BYTES)
+        if message["do"] == "load":
+            engine, reply = _loaded(channel, message)
+        else:
+            assert engine is not None
+            reply = engine.carry_out(message, channel)
+        channel.send(reply)
 
-                    reply = introspect.answer(engine.backend, message, _read_audio(message["audio"]))
-                except Exception as error:
-                    reply = _describe(error)
-                _send(connection, {"event": "examined", **reply})
+
+def _loaded(channel: Channel, message: dict[str, Any]) -> tuple[_Engine | None, dict[str, Any]]:
+    try:
+        with _passing_on(channel):
+            engine = _Engine(message)
+    except BaseException as error:
+        return None, {"event": "refused", **_describe(error)}
+    return engine, {"event": "loaded", **engine.load_report}
 
 
 @contextlib.contextmanager
-def _passing_on(connection: Connection) -> Iterator[None]:
+def _passing_on(channel: Channel) -> Iterator[None]:
     """Tell the user what a backend logs while it loads: a long compilation, for instance."""
     from asrgate.backends.base import LOAD_LOG
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            _send(connection, {"event": "said", "text": record.getMessage()})
+            channel.send({"event": "said", "text": record.getMessage()})
 
     logger, handler = logging.getLogger(LOAD_LOG), Handler(logging.INFO)
     logger.setLevel(logging.INFO)
@@ -158,91 +124,81 @@ class _Engine:
             "applied_settings": json.loads(json.dumps(dict(self.backend.applied_settings))),
         }
 
-    def prepare(self) -> None:
-        """Do what would disturb the next call before the parent's clock starts."""
-        gc.collect()
-        gc.disable()  # a collection inside the clock would be charged to whichever call it hits
-        self._late_work.before()
+    def carry_out(self, message: dict[str, Any], channel: Channel) -> dict[str, Any]:
+        """Do what a message asks; return the reply."""
+        language, clips = message.get("language", ""), message.get("clips", [])
+        match message["do"]:
+            case "prepare":
+                gc.collect()
+                gc.disable()  # a collection inside the clock would be charged to whichever call it hits
+                reply: dict[str, Any] = {"event": "ready"}
+            case "call":
+                reply = self._measured(lambda: _finished(self.backend.transcribe(clips[0], language)))
+            case "batch":
+                reply = self._measured(
+                    lambda: _all_finished(self.backend.transcribe_batch(clips, language), len(clips))
+                )
+            case "stream":
+                reply = self._measured(lambda: self._streamed(channel, language))
+            case "settle":
+                gc.enable()
+                reply = {"event": "settled", "late_work_seconds": self._late_work_seconds()}
+            case "resources":
+                reply = {"event": "resources", **self._resources()}
+            case "examine":
+                reply = {"event": "examined", **self._examined(message, clips[0])}
+            case unknown:
+                raise ValueError(f"nothing is called {unknown!r}")
+        return reply
 
-    def call(self, audio: Any, language: str) -> dict[str, Any]:
-        """Transcribe one clip, after prepare(), and return the answer with what it cost."""
-        return self._measured(lambda: _finished(self.backend.transcribe(audio, language)))
-
-    def call_batch(self, audios: list[Any], language: str) -> dict[str, Any]:
-        """As `call`, for clips together; the answer's `answers` are one a clip, or it has an `error`."""
-        return self._measured(
-            lambda: _all_finished(self.backend.transcribe_batch(audios, language), len(audios))
-        )
-
-    def serve(
-        self, message: dict[str, Any], known: dict[str, Any], report: Callable[[dict[str, Any]], None]
-    ) -> None:
-        """Answer the message's requests as they arrive, `known` being samples by path.
-
-        The garbage collector runs as in any server: a session is many calls, and there is no pause in it.
-        """
-        from asrgate.harness.worker import server_session
-
-        def call(request: int) -> dict[str, Any]:
-            self._late_work.before()
-            return self.call(known[message["audios"][request]], message["languages"][request])
-
-        server_session.serve(
-            message["arrivals_seconds"],
-            message["limit_seconds"],
-            call=call,
-            report=report,
-            late_work_seconds=self.late_work_seconds,
-            clock_ns=_clock_ns,
-            sleep=time.sleep,
-        )
-
-    def stream(self, message: dict[str, Any], audio: Any) -> dict[str, Any]:
-        """Have a clip streamed, after prepare(); emulated where the backend has no `stream`."""
+    def _streamed(self, channel: Channel, language: str) -> dict[str, Any]:
+        """Have a clip streamed as it comes; emulated where the backend has no `stream`."""
         from asrgate.harness.worker import streaming_session
 
-        def work() -> dict[str, Any]:
-            chunk, is_paced, language = message["chunk_seconds"], message["is_paced"], message["language"]
-            feed = streaming_session.Feed(audio, chunk, is_paced, _clock_ns, time.sleep)
-            if hasattr(self.backend, "stream"):
-                answers = self.backend.stream((chunk for chunk in feed), language)
-            else:
-                answers = streaming_session.emulated(
-                    lambda heard: self.backend.transcribe(heard, language), feed
-                )
-            return streaming_session.listen(iter(answers), feed, _finished)
+        feed = streaming_session.Feed(channel)
+        if hasattr(self.backend, "stream"):
+            answers = self.backend.stream((chunk for chunk in feed), language)
+        else:
+            answers = streaming_session.emulated(lambda heard: self.backend.transcribe(heard, language), feed)
+        return streaming_session.listen(iter(answers), feed, _finished)
 
-        return self._measured(work)
+    def _examined(self, message: dict[str, Any], clip: Any) -> dict[str, Any]:
+        try:
+            from asrgate.harness.worker import introspect
+
+            return introspect.answer(self.backend, message, clip)
+        except Exception as error:
+            return _describe(error)
 
     def _measured(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         from asrgate.harness.worker import meters
 
+        self._late_work.before()
+        joules = self._energy.read_joules()
+        cpu_seconds = meters.process_cpu_seconds()
+        start = _clock_ns()
         try:
-            joules = self._energy.read_joules()
-            cpu_seconds = meters.process_cpu_seconds()
+            answer = work()
             self.backend.synchronize()
-            start = _clock_ns()
-            try:
-                answer = work()
-                self.backend.synchronize()
-            except Exception as error:
-                answer = {"text": None, "tokens": None, "stage_seconds": {}, **_describe(error)}
-            end = _clock_ns()
-            answer["wall_seconds"] = (end - start) * NANOSECONDS
-            answer["cpu_seconds"] = meters.process_cpu_seconds() - cpu_seconds
-            self._add_joules(joules)
-        finally:
-            gc.enable()
-        return answer
+        except Exception as error:
+            answer = {"text": None, "tokens": None, "stage_seconds": {}, **_describe(error)}
+        end = _clock_ns()
+        self._add_joules(joules)
+        return {
+            "event": "answer",
+            **answer,
+            "worker_seconds": (end - start) * NANOSECONDS,
+            "cpu_seconds": meters.process_cpu_seconds() - cpu_seconds,
+        }
 
-    def late_work_seconds(self) -> float:
+    def _late_work_seconds(self) -> float:
         """Wait until the process is idle; return for how long it was not after the last call."""
         start = _clock_ns()
         self.backend.synchronize()
         drained = (_clock_ns() - start) * NANOSECONDS
         return max(drained if drained > 0.005 else 0.0, self._late_work.after())
 
-    def resources(self) -> dict[str, Any]:
+    def _resources(self) -> dict[str, Any]:
         """Return the worker's peaks and totals so far."""
         from asrgate.harness.worker import meters
 
@@ -315,22 +271,6 @@ def _describe(error: BaseException) -> dict[str, Any]:
         "unavailable": isinstance(error, BackendUnavailable),
         "remedy": getattr(error, "remedy", None),
     }
-
-
-def _read_audio(path: str) -> Any:
-    import numpy as np
-
-    audio = np.load(path, allow_pickle=False)
-    audio.setflags(write=False)  # an engine that changes its input would change the next one's
-    return audio
-
-
-def _receive(connection: Connection) -> dict[str, Any]:
-    return json.loads(connection.recv_bytes())
-
-
-def _send(connection: Connection, message: dict[str, Any]) -> None:
-    connection.send_bytes(json.dumps(message).encode())
 
 
 def _die_with_parent() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import signal
 import socket
@@ -13,14 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from asrgate.backends import Variant, child_process
-from asrgate.backends.base import Checkpoint, Settings
+from asrgate.backends.base import SAMPLE_RATE_HZ, Checkpoint, Settings
+from asrgate.harness.worker import messages
+from asrgate.harness.worker.messages import Channel, Ended, MessageError, Samples
 
 # Every pool an engine may own is told the same number of threads.
 THREAD_VARIABLES = (
@@ -38,6 +38,9 @@ SPIN_VARIABLES = {
     "KMP_BLOCKTIME": "10",  # Intel's OpenMP, in ms; its default is 200
     "OPENBLAS_THREAD_TIMEOUT": "22",  # numpy's OpenBLAS, 2**22 ticks are 1 to 2 ms; its default is 100 ms
 }
+
+
+MOST_PARTIALS = 100_000
 
 
 class WorkerError(Exception):
@@ -85,7 +88,8 @@ class Worker:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(self._process.pid, cores)
         theirs.close()
-        self._connection = Connection(ours.detach())
+        pidfd = os.pidfd_open(self._process.pid) if hasattr(os, "pidfd_open") else -1
+        self._channel = Channel(ours, lambda: self._process.poll() is not None, pidfd)
         self._paused = False
 
     @property
@@ -120,111 +124,174 @@ class Worker:
             settings=settings.as_dict(),
         )
         while (reply := self._receive("loading"))["event"] == "said":
+            text = messages.error_text(reply.get("text"))
             if said is None:
-                print(f"{self.variant}: {reply['text']}", file=sys.stderr)
+                print(f"{self.variant}: {text}", file=sys.stderr)
             else:
-                said(reply["text"])
+                said(text)
         if reply["event"] == "refused":
-            raise WorkerError(reply["error"], reply["unavailable"], reply["remedy"])
-        return reply
+            raise _refusal(reply)
+        with self._parsing("loading"):
+            return {
+                "import_seconds": messages.seconds(reply.get("import_seconds"), "importing"),
+                "load_seconds": messages.seconds(reply.get("load_seconds"), "loading"),
+                "applied_settings": messages.settings(reply.get("applied_settings")),
+            }
 
-    def call(self, audio: Path, language: str, what: str) -> dict[str, Any]:
-        """Have one clip transcribed; return the answer with both clocks' times and the late work.
+    def call(self, samples: np.ndarray, language: str, what: str) -> dict[str, Any]:
+        """Have one clip transcribed; return the answer with its times and the late work.
 
         Args:
-            audio: .npy file of float32 samples.
+            samples: float32, shape (samples,), mono, 16 kHz.
             what: how messages name the clip.
 
         Raises:
             WorkerError: the worker died or hung; an engine's exception is an answer with `error` set.
         """
-        return self._timed(what, do="call", audio=str(audio), language=language)
+        return self._prepared([samples], language, what)
 
-    def call_batch(self, audios: Sequence[Path], language: str, what: str) -> list[dict[str, Any]]:
-        """Have clips transcribed together; return one answer a clip, each with its even share of the times.
+    def call_batch(self, clips: Sequence[np.ndarray], language: str, what: str) -> list[dict[str, Any]]:
+        """Have clips transcribed together; return one answer per clip, each with its even share of the times.
 
-        A batch that failed is one failed answer a clip. Stages are left out: a batch shares them.
+        A batch that failed is one failed answer per clip. Stages are left out: a batch shares them.
 
         Args:
-            audios: .npy files of float32 samples.
+            clips: each one's samples, as `call` takes them.
             what: how messages name the batch.
 
         Raises:
             WorkerError: the worker died or hung.
         """
-        whole = self._timed(what, do="batch", audios=[str(path) for path in audios], language=language)
+        whole = self._prepared(clips, language, what, together=True)
         times = {name: value for name, value in whole.items() if name.endswith("_seconds")}
-        shares = {n: None if t is None else t / len(audios) for n, t in times.items() if n != "stage_seconds"}
+        shares = {n: None if t is None else t / len(clips) for n, t in times.items() if n != "stage_seconds"}
         failed = {"text": None, "tokens": None, "error": whole["error"]}
-        answers = whole.get("answers") or [failed] * len(audios)
+        answers = whole.get("answers") or [failed] * len(clips)
         return [answer | shares | {"stage_seconds": {}} for answer in answers]
 
-    def events(
-        self, what: str, waiting_seconds: float, **message: Any
-    ) -> Iterator[tuple[float, dict[str, Any]]]:
-        """Have a session held; yield each of its events with the seconds since its start on our clock.
+    def request(self, samples: np.ndarray, language: str, what: str) -> dict[str, Any]:
+        """As `call`, in a session of many calls: no garbage is collected before, late work is not waited for.
 
-        Args:
-            what: how messages name the session.
-            waiting_seconds: how long it may be silent beyond the timeout of a call, as nothing is due.
-            message: what asrgate.harness.worker.child is asked to do.
+        The garbage collector runs as in any server. `settle` looks for late work when there is time.
 
         Raises:
             WorkerError: the worker died or hung.
         """
-        self._send(**message)
-        self._receive(what)
+        clip = Samples(samples)
+        try:
+            return self._timed([clip], language, what, together=False) | {"late_work_seconds": None}
+        finally:
+            clip.close()
+
+    def settle(self, what: str) -> float:
+        """Wait until the worker is idle; return for how many seconds it worked on after its last answer.
+
+        Raises:
+            WorkerError: the worker died or hung.
+        """
+        self._send(do="settle")
+        reply = self._expect("settled", what)
+        with self._parsing(what):
+            return messages.seconds(reply.get("late_work_seconds"), "late work")
+
+    def _prepared(
+        self, clips: Sequence[np.ndarray], language: str, what: str, together: bool = False
+    ) -> dict[str, Any]:
+        ready = [Samples(samples) for samples in clips]
+        try:
+            self._send(do="prepare")
+            self._expect("ready", what)
+            answer = self._timed(ready, language, what, together)
+        finally:
+            for clip in ready:
+                clip.close()
+        return answer | {"late_work_seconds": self.settle(what)}
+
+    def _timed(self, clips: Sequence[Samples], language: str, what: str, together: bool) -> dict[str, Any]:
+        """Hand over clips and wait for their answer. The time between is the call's; no other clock is."""
         start = time.perf_counter_ns()
-        self._send(do="go")
-        while (event := self._receive(what, waiting_seconds))["event"] != "over":
-            yield (time.perf_counter_ns() - start) * 1e-9, event
+        self._send(clips, do="batch" if together else "call", language=language)
+        reply = self._expect("answer", what, most_bytes=messages.LARGEST_BYTES * len(clips))
+        wall_seconds = (time.perf_counter_ns() - start) * 1e-9
+        with self._parsing(what):
+            if together and reply.get("error") is None:
+                answers = reply.get("answers")
+                if not isinstance(answers, list) or len(answers) != len(clips):
+                    raise MessageError(f"answers that are not one for each of {len(clips)} clips")
+                found: dict[str, Any] = {
+                    "answers": [messages.answer(each) for each in answers],
+                    "error": None,
+                }
+            else:
+                found = messages.answer(reply)
+            return found | _times(reply, wall_seconds)
 
     def stream(
-        self, audio: Path, language: str, what: str, chunk_seconds: float, audio_seconds: float | None
+        self, samples: np.ndarray, language: str, what: str, chunk_seconds: float, is_paced: bool
     ) -> dict[str, Any]:
-        """As `call`, the clip handed over in chunks; the answer has what streaming_session.listen adds.
+        """As `call`, the clip handed over in chunks; what comes later is not in the worker before.
 
         Args:
-            audio_seconds: of the clip, which takes so long to be spoken; None: hand it over without waiting.
+            is_paced: a chunk is handed over when its last sample would have been spoken, not at once.
+
+        Returns:
+            the answer, and `partials`: the texts before it, each with `seconds` since the first sample,
+            `audio_seconds` handed over by then, and `text`; `first_text_seconds`, None where no text came;
+            `final_latency_seconds` from the end of the audio to the end of the stream; `busy_seconds`, in
+            which the engine did not wait for audio. All are the parent's times.
 
         Raises:
             WorkerError: the worker died or hung.
         """
-        return self._timed(
-            what,
-            waiting_seconds=audio_seconds or 0.0,
-            do="stream",
-            audio=str(audio),
-            language=language,
-            chunk_seconds=chunk_seconds,
-            is_paced=audio_seconds is not None,
-        )
-
-    def _timed(self, what: str, waiting_seconds: float = 0.0, **message: Any) -> dict[str, Any]:
-        self._send(**message)
-        self._receive(what)
-        start = time.perf_counter_ns()
-        self._send(do="go")
-        answer = self._receive(what, waiting_seconds)
-        answer["roundtrip_seconds"] = (time.perf_counter_ns() - start) * 1e-9
-        answer["late_work_seconds"] = self._receive(what)["late_work_seconds"]
-        return answer
+        self._send(do="prepare")
+        self._expect("ready", what)
+        feed = _Feed(samples, chunk_seconds, is_paced)
+        self._send(do="stream", language=language)
+        while (reply := self._receive(what))["event"] != "answer":
+            with self._parsing(what):
+                if reply["event"] == "partial":
+                    feed.heard(messages.clean_text(reply.get("text"), "the text"))
+                elif reply["event"] in ("next", "spoken"):
+                    chunk = feed.next_chunk(what_is_spoken=reply["event"] == "spoken")
+                    self._send([Samples(chunk)], do="chunk", is_last=feed.is_over)
+                else:
+                    raise MessageError(f"{reply['event']!r} in a stream")
+        wall_seconds = feed.now_seconds
+        with self._parsing(what):
+            answer = messages.answer(reply) | _times(reply, wall_seconds)
+        if answer["error"] is None:
+            if not feed.is_over:
+                answer |= {"text": None, "tokens": None, "error": feed.complaint()}
+            else:
+                answer |= feed.figures(wall_seconds, answer["text"])
+        return answer | {"late_work_seconds": self.settle(what)}
 
     def resources(self) -> dict[str, Any]:
         """Return the worker's peaks and totals so far."""
         self._send(do="resources")
-        return self._receive("reporting its resources")
+        what = "reporting its resources"
+        reply = self._expect("resources", what)
+        with self._parsing(what):
+            source = reply.get("energy_source")
+            return {
+                "peak_rss_bytes": messages.count(reply.get("peak_rss_bytes"), "memory"),
+                "peak_vram_allocator_bytes": messages.count(reply.get("peak_vram_allocator_bytes"), "memory"),
+                "energy_joules": messages.optional_seconds(reply.get("energy_joules"), "energy"),
+                "energy_source": None
+                if source is None
+                else messages.clean_text(source, "energy's source", 200),
+            }
 
-    def examine(self, method: str, audio: Path, what: str, **arguments: Any) -> dict[str, Any]:
+    def examine(self, method: str, samples: np.ndarray, what: str, **arguments: Any) -> dict[str, Any]:
         """Call one of the methods that worker.introspect knows on the backend; return its answer.
 
         Raises:
             WorkerError: the backend raised, or the worker died or hung.
         """
-        self._send(do="examine", method=method, audio=str(audio), **arguments)
-        reply = self._receive(what)
-        if reply["error"] is not None:
-            raise WorkerError(reply["error"], reply["unavailable"], reply["remedy"])
+        self._send([Samples(samples)], do="examine", method=method, **arguments)
+        reply = self._expect("examined", what)
+        if reply.get("error") is not None:
+            raise _refusal(reply)
         return reply
 
     def pause(self) -> None:
@@ -241,7 +308,7 @@ class Worker:
 
     def stop(self) -> None:
         """End the process and every child it started. Safe to call at any time, more than once."""
-        self._connection.close()
+        self._channel.close()
         self._signal(signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
@@ -253,29 +320,43 @@ class Worker:
             return lines[-1][-characters:] if lines else ""
         return ""
 
-    def _send(self, **message: Any) -> None:
+    def _send(self, clips: Sequence[Samples] = (), **message: Any) -> None:
         try:
-            self._connection.send_bytes(json.dumps(message).encode())
+            self._channel.send(message, clips)
         except OSError as error:
             raise WorkerError(self._death("starting a call")) from error
 
-    def _receive(self, what: str, waiting_seconds: float = 0.0) -> dict[str, Any]:
-        """Return the next message; `waiting_seconds` more than the timeout are no sign of a hang."""
-        try:
-            if not self._connection.poll(self.timeout_seconds + waiting_seconds):
+    def _expect(self, event: str, what: str, most_bytes: int = messages.LARGEST_BYTES) -> dict[str, Any]:
+        reply = self._receive(what, most_bytes)
+        if reply["event"] != event:
+            with self._parsing(what):
+                raise MessageError(f"{reply['event']!r} where {event!r} was due")
+        return reply
+
+    def _receive(self, what: str, most_bytes: int = messages.LARGEST_BYTES) -> dict[str, Any]:
+        """Return the next message; what breaks the protocol ends the worker."""
+        with self._parsing(what):
+            try:
+                message = self._channel.receive(self.timeout_seconds, most_bytes)
+            except TimeoutError as error:
                 self.stop()
                 raise WorkerError(
                     f"no answer within {self.timeout_seconds:g} s while {what}; stopped "
                     "(--timeout raises the limit)"
-                )
-            message = json.loads(self._connection.recv_bytes(), parse_constant=float)
-        except (EOFError, OSError) as error:
-            raise WorkerError(self._death(what)) from error
-        for name, value in _durations(message):
-            # One impossible figure must cost its own row, not the record it would make invalid.
-            if value is not None and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
-                raise WorkerError(f"the worker reported {value!r} as {name} seconds while {what}")
-        return message
+                ) from error
+            except (Ended, OSError) as error:
+                raise WorkerError(self._death(what)) from error
+            messages.event_of(message)
+            return message
+
+    @contextlib.contextmanager
+    def _parsing(self, what: str) -> Iterator[None]:
+        """Make a row's error of what breaks the protocol."""
+        try:
+            yield
+        except MessageError as error:
+            self.stop()
+            raise WorkerError(f"the worker sent {error} while {what}") from error
 
     def _death(self, what: str) -> str:
         try:
@@ -299,11 +380,84 @@ class Worker:
             os.killpg(self._process.pid, number)
 
 
-def _durations(message: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in message.items():
-        if name.endswith("_seconds") and name != "stage_seconds":
-            yield name.removesuffix("_seconds"), value
-    yield from message.get("stage_seconds", {}).items()
+class _Feed:
+    """The parent's half of a stream: which samples have been spoken, and when what was heard of them."""
+
+    def __init__(self, samples: np.ndarray, chunk_seconds: float, is_paced: bool):
+        self._samples = samples
+        self._chunk = max(1, round(chunk_seconds * SAMPLE_RATE_HZ))
+        self._is_paced = is_paced
+        self._taken = 0
+        self._waited_seconds = 0.0
+        self._partials: list[dict[str, Any]] = []
+        self._start_ns = time.perf_counter_ns()
+
+    @property
+    def now_seconds(self) -> float:
+        """Time since the first sample."""
+        return (time.perf_counter_ns() - self._start_ns) * 1e-9
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the whole clip has been handed over."""
+        return self._taken == len(self._samples)
+
+    def next_chunk(self, what_is_spoken: bool) -> np.ndarray:
+        """Return the next chunk when it is spoken; or at once all that is, which may be nothing."""
+        start = self._taken
+        if not what_is_spoken and not self.is_over:
+            began = self.now_seconds
+            while (ahead := self._due_seconds() - self.now_seconds) > 0:
+                time.sleep(ahead)
+            self._waited_seconds += max(0.0, self.now_seconds - began)
+            self._taken = self._next_end()
+        while what_is_spoken and not self.is_over and self._due_seconds() <= self.now_seconds:
+            self._taken = self._next_end()
+        return self._samples[start : self._taken]
+
+    def heard(self, text: str) -> None:
+        """Note a text of the audio so far."""
+        if len(self._partials) >= MOST_PARTIALS:
+            raise MessageError(f"more than {MOST_PARTIALS:,} partial texts")
+        entry = {"seconds": self.now_seconds, "audio_seconds": self._taken / SAMPLE_RATE_HZ, "text": text}
+        self._partials.append(entry)
+
+    def figures(self, end_seconds: float, last: str) -> dict[str, Any]:
+        """Return what the record keeps of a stream beside its answer."""
+        texts = [(partial["seconds"], partial["text"]) for partial in self._partials] + [(end_seconds, last)]
+        return {
+            "partials": self._partials[:-1],  # the last one is the answer
+            "first_text_seconds": next((seconds for seconds, text in texts if text.strip()), None),
+            "final_latency_seconds": max(0.0, end_seconds - len(self._samples) / SAMPLE_RATE_HZ),
+            "busy_seconds": max(0.0, end_seconds - self._waited_seconds),
+        }
+
+    def complaint(self) -> str:
+        """Say that the engine did not take all of the audio."""
+        return f"stream() ended after it had taken {self._taken / SAMPLE_RATE_HZ:.1f} s of the audio, not all"
+
+    def _next_end(self) -> int:
+        return min(self._taken + self._chunk, len(self._samples))
+
+    def _due_seconds(self) -> float:
+        return self._next_end() / SAMPLE_RATE_HZ if self._is_paced else 0.0
+
+
+def _times(reply: Mapping[str, Any], wall_seconds: float) -> dict[str, Any]:
+    return {
+        "wall_seconds": wall_seconds,
+        "worker_seconds": messages.seconds(reply.get("worker_seconds"), "its own clock"),
+        "cpu_seconds": messages.optional_seconds(reply.get("cpu_seconds"), "its processor time"),
+    }
+
+
+def _refusal(reply: Mapping[str, Any]) -> WorkerError:
+    remedy = reply.get("remedy")
+    return WorkerError(
+        messages.error_text(reply.get("error")),
+        reply.get("unavailable") is True,
+        None if remedy is None else messages.error_text(remedy),
+    )
 
 
 def default_threads() -> int:

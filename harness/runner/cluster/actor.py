@@ -23,7 +23,7 @@ from asrgate.backends.base import Checkpoint, Settings
 from asrgate.backends.checkpoints.cache import cache_dir, locked, temporary_beside
 from asrgate.backends.checkpoints.catalog import CheckpointError
 from asrgate.backends.checkpoints.sha256 import file_sha256, hash_now
-from asrgate.harness.corpus.clips import Clip, write_samples
+from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.runner import warm_up
 from asrgate.harness.runner.cluster import node_slot
@@ -58,14 +58,15 @@ class Job:
     quote_log: bool
 
 
-@dataclass(frozen=True)
-class Copy:
-    """A probe of scoring.cache_probes as data: samples of a clip and of its copy, float32, (samples,)."""
+class Alone:
+    """Asks a worker for one clip at a time."""
 
-    kind: str
-    clip: Clip
-    seen: np.ndarray
-    copy: np.ndarray
+    def __init__(self, worker: Worker):
+        self._worker = worker
+
+    def ask(self, clip: Clip, samples: np.ndarray, is_copy: bool, what: str) -> dict[str, Any]:
+        """As Worker.call."""
+        return self._worker.call(samples, clip.language, what)
 
 
 class Actor:
@@ -125,7 +126,6 @@ class Actor:
         self._stop()
         loads: dict[str, Any] = {}
         failures: dict[str, dict[str, Any]] = {}
-        clip = _save(self._folder, "warmup", job.warmup)
         for number, variant in enumerate(job.variants):
             name = str(variant)
             if name not in names:
@@ -141,7 +141,7 @@ class Actor:
                     worker,
                     checkpoint,
                     job.settings,
-                    clip,
+                    job.warmup,
                     job.language,
                     job.warmup_calls,
                     said=lambda _: None,
@@ -177,22 +177,17 @@ class Actor:
             return {"lacks": LACKS_AUDIO}
         answers: dict[str, list[dict[str, Any]]] = {}
         failures: dict[str, dict[str, Any]] = {}
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            paths = [
-                write_samples(clip, Path(folder))
-                if samples is None
-                else _save(Path(folder), clip.sha256, samples[clip.name])
-                for clip in clips
-            ]
-            started = time.monotonic()
-            load = meters.LoadMonitor([*self._pids(), *neighbours])
-            for name in order:
-                if name not in self._workers:
-                    continue  # it failed here before, and the answer that says so is on its way
-                answers[name] = []
-                with self._turn(name, failures) as worker:
-                    for clip, path in zip(clips, paths, strict=True):
-                        answers[name].append(worker.call(path, clip.language, f"answering clip {clip.name}"))
+        heard = {clip.name: clip.samples() if samples is None else samples[clip.name] for clip in clips}
+        started = time.monotonic()
+        load = meters.LoadMonitor([*self._pids(), *neighbours])
+        for name in order:
+            if name not in self._workers:
+                continue  # it failed here before, and the answer that says so is on its way
+            answers[name] = []
+            with self._turn(name, failures) as worker:
+                for clip in clips:
+                    what = f"answering clip {clip.name}"
+                    answers[name].append(worker.call(heard[clip.name], clip.language, what))
         return {
             "answers": answers,
             "failures": failures,
@@ -200,7 +195,7 @@ class Actor:
             "wall_seconds": time.monotonic() - started,
         }
 
-    def probe(self, names: Sequence[str], copies: Sequence[Copy]) -> dict[str, Any]:
+    def probe(self, names: Sequence[str], copies: Sequence[cache_probes.Probe]) -> dict[str, Any]:
         """Put the probes to each variant; return `probes` (variant -> record entries) and `failures`.
 
         Each clip is answered once more before: it may have been measured at another actor, and only what
@@ -210,25 +205,14 @@ class Actor:
             return {"lacks": LACKS_ENGINES}
         found: dict[str, Any] = {}
         failures: dict[str, dict[str, Any]] = {}
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            prepared = [
-                cache_probes.Probe(
-                    copy.kind,
-                    copy.clip,
-                    _save(Path(folder), f"seen{n}", copy.seen),
-                    _save(Path(folder), f"copy{n}", copy.copy),
-                )
-                for n, copy in enumerate(copies)
-            ]
-            for name in names:
-                if name not in self._workers:
-                    continue
-                with self._turn(name, failures) as worker:
-                    for probe in prepared:
-                        worker.call(probe.seen, probe.clip.language, f"answering clip {probe.clip.name}")
-                    found[name] = cache_probes.run(
-                        worker, prepared, normalizers.normalizer(self._job.normalizer)
-                    )
+        normalize = normalizers.normalizer(self._job.normalizer)
+        for name in names:
+            if name not in self._workers:
+                continue
+            with self._turn(name, failures) as worker:
+                for copy in copies:
+                    worker.call(copy.seen, copy.clip.language, f"answering clip {copy.clip.name}")
+                found[name] = cache_probes.run(Alone(worker), copies, normalize)
         return {"probes": found, "failures": failures}
 
     def resources(self) -> dict[str, Any]:
@@ -238,7 +222,6 @@ class Actor:
         for name in list(self._workers):
             with self._turn(name, failures) as worker:
                 told = worker.resources()
-                del told["event"]
                 found[name] = told | {"peak_vram_process_bytes": meters.process_vram_bytes(worker.pid)}
         return {"resources": found, "failures": failures}
 
@@ -302,9 +285,3 @@ def _on_this_machine(wanted: Checkpoint, weights: np.ndarray | None) -> Checkpoi
         finally:
             temporary.unlink(missing_ok=True)
     return replace(wanted, path=cached)
-
-
-def _save(folder: Path, name: str, samples: np.ndarray) -> Path:
-    path = folder / f"{name}.npy"
-    np.save(path, samples, allow_pickle=False)
-    return path

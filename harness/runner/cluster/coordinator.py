@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.corpus.sample_cache import Decoded
 from asrgate.harness.record import Run
 from asrgate.harness.runner.cluster import connect
-from asrgate.harness.runner.cluster.actor import LACKS_AUDIO, Copy, Job
+from asrgate.harness.runner.cluster.actor import LACKS_AUDIO, Job
 from asrgate.harness.runner.cluster.actor_pool import ActorPool, Answer, Handle, Hooks, Reply
 from asrgate.harness.runner.cluster.connect import ClusterError
 from asrgate.harness.runner.plan import Plan
@@ -37,7 +37,7 @@ class Keeping:
     Attributes:
         failed: variants that are out of the run; `failure` adds to them.
         done: (variant, round, clip) of samples that need not be made again.
-        warmup: .npy of the warm-up clip.
+        warmup: samples of the warm-up clip.
         language: of the warm-up clip.
         answered: keep an answer: variant, round, clip, answer, what the sample holds beside.
         failure: a variant is out: its name, what it was doing, why.
@@ -51,7 +51,7 @@ class Keeping:
     progress: Progress
     failed: set[str]
     done: set[tuple[str, int, str]]
-    warmup: Path
+    warmup: np.ndarray
     language: str
     answered: Callable[[str, int, Clip, dict[str, Any], dict[str, Any]], None]
     failure: Callable[[str, str, WorkerError], None]
@@ -60,17 +60,14 @@ class Keeping:
     save: Callable[[], None]
 
 
-def measure(keeping: Keeping, folder: Path) -> None:
+def measure(keeping: Keeping) -> None:
     """Measure every variant of the plan at all actors; to be called while cluster.connected().
-
-    Args:
-        folder: for temporary files.
 
     Raises:
         ClusterError: there is no actor or none is left, nodes have unlike software, or an actor has failed.
         AudioError: a clip's file is not what it was when it was loaded.
     """
-    _ClusterRun(keeping, folder).measure()
+    _ClusterRun(keeping).measure()
 
 
 @dataclass
@@ -83,20 +80,18 @@ class Chunk:
 
 
 class _ClusterRun:
-    def __init__(self, keeping: Keeping, folder: Path):
+    def __init__(self, keeping: Keeping):
         self.keeping = keeping
         self.plan = keeping.plan
         self.record = keeping.record
-        self.folder = folder
         self.numbers: dict[str, int] = {}  # machine -> number of its host in the record
         self.loads: list[tuple[int, Reply]] = []
         self.sends_samples = False
 
     def measure(self) -> None:
         plan, progress = self.plan, self.keeping.progress
-        decoded = Decoded(plan.clips, self.folder, kept_bytes=0)
-        prepared = cache_probes.prepare(plan.clips, decoded, self.folder, plan.seed)
-        copies = [Copy(p.kind, _absolute(p.clip), np.load(p.seen), np.load(p.path)) for p in prepared]
+        prepared = cache_probes.prepare(plan.clips, Decoded(plan.clips, kept_bytes=0), secrets.randbits(32))
+        copies = [dataclasses.replace(probe, clip=_absolute(probe.clip)) for probe in prepared]
         count, needs = connect.room(plan.variants, plan.settings.threads, plan.most_workers)
         progress.note(f"asking the cluster for {count} actor{'s' if count > 1 else ''}")
         hooks = Hooks(self._names, self._came_up, self._opened, progress.note)
@@ -124,7 +119,7 @@ class _ClusterRun:
             dataclasses.replace(plan.checkpoint, path=plan.checkpoint.path.absolute()),
             plan.settings,
             plan.timeout_seconds,
-            np.load(self.keeping.warmup),
+            self.keeping.warmup,
             plan.warmup,
             self.keeping.language,
             plan.normalizer,
@@ -199,7 +194,7 @@ class _ClusterRun:
                 "memory, then run again"
             )
 
-    def _probe(self, copies: Sequence[Copy]) -> None:
+    def _probe(self, copies: Sequence[cache_probes.Probe]) -> None:
         """Check every engine's answers at one actor, of the kind of machine whose times count."""
         while self._names():
             handle = self._handle_of_chosen_kind()
