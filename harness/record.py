@@ -17,7 +17,7 @@ from asrgate.backends.base import AsrgateError
 
 SCHEMA_VERSION = 3
 # History: 1 = first version; 2 = checkpoint.tensors_sha256; 3 = wall_seconds of samples are by the
-# parent's clock, the worker's are worker_seconds. Older runs are read as of this version.
+# parent's clock, the worker's are worker_seconds; wer.rounds. Older runs are read as of this version.
 
 SCHEMA_PATH = Path(__file__).with_name("run.schema.json")
 
@@ -73,7 +73,7 @@ def read(path: Path) -> Run:
     if version < 2 and isinstance(run.get("checkpoint"), dict):
         run["checkpoint"].setdefault("tensors_sha256", None)
     if version < 3:
-        _use_one_clock(run)
+        _upgrade_to_3(run)
     sittings = run.get("sittings")
     for part in [run, *(sittings if isinstance(sittings, list) else [])]:
         versions = part.get("versions") if isinstance(part, dict) else None
@@ -84,13 +84,15 @@ def read(path: Path) -> Run:
     return run
 
 
-def _use_one_clock(run: Run) -> None:
-    """Turn samples of schema version 2, which hold the times of two clocks, into those of version 3."""
+def _upgrade_to_3(run: Run) -> None:
+    """Turn a run of schema version 2, whose samples hold the times of two clocks, into one of version 3."""
     for result in run.get("results", []):
         for sample in result.get("samples", []):
             if sample.pop("roundtrip_seconds", None) is not None:
                 sample["worker_seconds"] = sample.get("wall_seconds")
         (result.get("integrity") or {}).pop("clock_ratio", None)
+        if result.get("wer"):
+            result["wer"].setdefault("rounds", [])
 
 
 def is_same_model(one: Run, other: Run) -> bool:

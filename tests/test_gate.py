@@ -77,22 +77,51 @@ def test_without_its_reference_nothing_is_ranked() -> None:
     assert reason == "quality unchecked: the reference whisper-cuda@cuda/float16 is not in this run"
 
 
+def test_copies_may_take_half_as_long_again() -> None:
+    run = scored(WORDS, WORDS)
+    result = result_of(run, OTHER)
+    result["integrity"]["unseen_over_seen"] = 1.5
+    assert reasons(run) == []
+    result["integrity"]["unseen_over_seen"] = 1.51
+    (reason,) = reasons(run)
+    assert "copies it had not heard took 1.5 times as long" in reason
+
+
+@pytest.fixture
+def steady() -> Any:
+    """A run of three rounds in which both engines answer alike."""
+    texts = {name: [" ".join(WORDS)] for name in (REFERENCE, OTHER)}
+    run = make_run([REFERENCE, OTHER], [" ".join(WORDS)], texts=texts, rounds=3)
+    score.score(run, "none", replicates=10)
+    assert reasons(run) == [] and [e["round"] for e in rounds_of(run)] == [0, 1, 2]
+    return run
+
+
+def rounds_of(run: Any) -> list[dict[str, Any]]:
+    return result_of(run, OTHER)["wer"]["rounds"]
+
+
 @pytest.mark.parametrize(
     ("name", "allowed", "refused", "words"),
     [
-        ("unseen_over_seen", 1.5, 1.51, "copies it had not heard took 1.5 times as long"),
-        ("clock_ratio", 0.8, 0.79, "measured only 79% of the time"),
+        ("wer_difference", 0.01, 0.0101, "in round 3 is 1.0 points above the reference's"),
+        ("length_ratio", 0.9, 0.899, "wrote 90% of the reference's number of words in round 3"),
+        ("length_ratio", 1.1, 1.101, "wrote 110% of the reference's number of words in round 3"),
+        ("changed_words", 0.1, 0.101, "10% of its words changed between its first answers and round 3"),
+        ("wer", 0.5, 0.501, "WER 50.1% in round 3 is above the ceiling of 50%"),
+        (
+            "empty_clips",
+            [],
+            ["clip0"],
+            "nothing to 1 of 1 clips that the reference understood (clip0)",
+        ),
     ],
 )
-def test_a_limit_of_the_checks_on_time(name: str, allowed: float, refused: float, words: str) -> None:
-    run = scored(WORDS, WORDS)
-    result = result_of(run, OTHER)
-    for sample in result["samples"]:
-        sample["roundtrip_seconds"] = sample["wall_seconds"] + 2 * gate.MESSAGE_SECONDS
-    result["integrity"][name] = allowed
-    assert reasons(run) == []
-    result["integrity"][name] = refused
-    (reason,) = reasons(run)
+def test_the_worst_round_is_judged(steady: Any, name: str, allowed: Any, refused: Any, words: str) -> None:
+    rounds_of(steady)[2][name] = allowed
+    assert reasons(steady) == []
+    rounds_of(steady)[2][name] = refused
+    (reason,) = reasons(steady)
     assert words in reason
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from asrgate.harness.report.race import RaceError, race
 from asrgate.harness.scenarios import server_figures, server_options
 from asrgate.harness.scenarios.server import Server, largest_queue
 from asrgate.harness.scoring import gate, ranking, score
-from asrgate.harness.worker.server_session import serve
 
 REQUESTS, RATE = 15, 12.0
 CHEATS = {  # name -> what its row must say
@@ -35,60 +34,71 @@ CHEATS = {  # name -> what its row must say
 TEXTS = ["red apple white table", "stone river north", "paper letter number", "window winter west water"]
 
 
-class Clock:
-    """Time that passes only when someone sleeps."""
+class FakeWorker:
+    """Answers request after request in so many seconds, on the clock of the server that asks it."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    variant = "fake@cpu/float32"
 
-    def ns(self) -> int:
-        return round(self.now * 1e9)
+    def __init__(self, *service_seconds: float, error: str | None = None):
+        self.clock = 0.0
+        self.error = error
+        self.settled: list[int] = []
+        self._service_seconds = service_seconds
+        self._asked = 0
 
     def sleep(self, seconds: float) -> None:
-        self.now += seconds
+        self.clock += seconds
+
+    def request(self, samples: np.ndarray, language: str, what: str) -> dict[str, Any]:
+        seconds = self._service_seconds[min(self._asked, len(self._service_seconds) - 1)]
+        self._asked += 1
+        self.clock += seconds
+        return {"error": self.error, "text": what, "wall_seconds": seconds, "late_work_seconds": None}
+
+    def settle(self, what: str) -> float:
+        self.settled.append(self._asked - 1)
+        return 0.0
+
+
+def held_by(worker: FakeWorker, terms: Any) -> Server:
+    audio = dict.fromkeys(("c0", "c1"), np.zeros(16, np.float32))
+    return Server(
+        terms, clips(3.0, 4.0), audio, 0, lambda *_: None, clock=lambda: worker.clock, sleep=worker.sleep
+    )
+
+
+# --- one session
 
 
 def session(
-    arrivals: list[float], service: list[float], limit: float = 100.0
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Hold a session with an engine that takes the given seconds; return what was served and settled."""
-    clock = Clock()
-    events: list[dict[str, Any]] = []
-
-    def call(request: int) -> dict[str, Any]:
-        clock.sleep(service[request])
-        return {"text": str(request)}
-
-    serve(
-        arrivals,
-        limit,
-        call=call,
-        report=events.append,
-        late_work_seconds=lambda: 0.0,
-        clock_ns=clock.ns,
-        sleep=clock.sleep,
-    )
-    return tuple([e for e in events if e["event"] == kind] for kind in ("served", "settled"))  # type: ignore[return-value]
+    monkeypatch: pytest.MonkeyPatch, due: list[float], worker: FakeWorker, limit: float = 300.0
+) -> list[Any]:
+    monkeypatch.setattr("asrgate.harness.scenarios.server.arrivals", lambda *_: due)
+    monkeypatch.setattr("asrgate.harness.scenarios.server.drawn", lambda *_: [0] * len(due))
+    terms = server_options.Terms(1.0, None, len(due), limit)
+    return list(held_by(worker, terms).measure(worker, 0, lambda _: None))  # type: ignore[arg-type]
 
 
-# --- the worker's half
+def test_a_request_waits_for_the_one_before_and_its_waiting_is_on_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = session(monkeypatch, [1.0, 1.5, 9.0], FakeWorker(2.0, 1.0, 0.5))
+    assert [r.timing["start_seconds"] for r in found] == pytest.approx([1.0, 3.0, 9.0])
+    assert [r.timing["finish_seconds"] for r in found] == pytest.approx([3.0, 4.0, 9.5])
+    assert [r.timing["arrival_seconds"] for r in found] == [1.0, 1.5, 9.0]
+    assert [r.answer["text"] for r in found] == [f"answering request {n}" for n in (1, 2, 3)]
 
 
-def test_a_request_waits_for_the_one_before_and_its_waiting_is_on_the_clock() -> None:
-    served, _ = session([1.0, 1.5, 9.0], [2.0, 1.0, 0.5])
-    assert [e["start_seconds"] for e in served] == pytest.approx([1.0, 3.0, 9.0])
-    assert [e["finish_seconds"] for e in served] == pytest.approx([3.0, 4.0, 9.5])
-    assert [e["text"] for e in served] == ["0", "1", "2"]
+def test_late_work_is_looked_for_only_where_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = FakeWorker(1.0)
+    found = session(monkeypatch, [0.0, 0.5, 9.0], worker)
+    assert worker.settled == [1, 2], "after request 0 the next one waits already"
+    assert [r.answer["late_work_seconds"] for r in found] == [None, 0.0, 0.0]
 
 
-def test_late_work_is_looked_for_only_where_there_is_time() -> None:
-    _, settled = session([0.0, 0.5, 9.0], [1.0, 1.0, 1.0])
-    assert [e["request"] for e in settled] == [1, 2], "after request 0 the next one waits already"
-
-
-def test_nothing_is_begun_after_the_limit() -> None:
-    served, _ = session([0.0] * 5, [1.0] * 5, limit=2.5)
-    assert [e["request"] for e in served] == [0, 1, 2]
+def test_nothing_is_begun_after_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = session(monkeypatch, [0.0] * 5, FakeWorker(1.0), limit=2.5)
+    assert [r.timing["request"] for r in found] == [0, 1, 2]
 
 
 # --- what is asked
@@ -161,32 +171,13 @@ def test_the_queue_is_what_a_request_finds_waiting(starts: list[float], expected
 # --- the search, with a worker of known speed
 
 
-class FakeWorker:
-    """Answers in `service_seconds`, on a clock of its own; keeps the rates it was asked."""
-
-    variant = "fake@cpu/float32"
-
-    def __init__(self, service_seconds: float, error: str | None = None):
-        self.service_seconds = service_seconds
-        self.error = error
-
-    def events(
-        self, what: str, waiting_seconds: float, **message: Any
-    ) -> Iterator[tuple[float, dict[str, Any]]]:
-        arrivals = message["arrivals_seconds"]
-        served, _ = session(arrivals, [self.service_seconds] * len(arrivals), message["limit_seconds"])
-        for event in served:
-            answer = {"error": self.error, "wall_seconds": self.service_seconds}
-            yield event["finish_seconds"], event | answer
-
-
 def search(
     service_seconds: float, p99: float, limit_seconds: float = 300.0, error: str | None = None
 ) -> list[dict[str, Any]]:
     terms = asked(rate=None, find_max_rate=True, p99=p99, limit_seconds=limit_seconds)
-    server = Server(terms, clips(3.0, 4.0), {"c0": Path("0"), "c1": Path("1")}, 0, lambda *_: None)
+    worker = FakeWorker(service_seconds, error=error)
     sessions: list[dict[str, Any]] = []
-    requests = list(server.measure(FakeWorker(service_seconds, error), 0, sessions.append))  # type: ignore[arg-type]
+    requests = list(held_by(worker, terms).measure(worker, 0, sessions.append))  # type: ignore[arg-type]
     assert len(requests) == 100
     return sessions
 
@@ -229,9 +220,9 @@ def test_the_search_is_bounded_by_the_seconds_of_a_session() -> None:
 
 def test_a_session_that_runs_out_of_time_says_so_and_has_asked_for_every_clip() -> None:
     terms = asked(rate=10.0, limit_seconds=12.0)
-    server = Server(terms, clips(3.0, 4.0), {"c0": Path("0"), "c1": Path("1")}, 0, lambda *_: None)
+    worker = FakeWorker(0.5)
     sessions: list[dict[str, Any]] = []
-    requests = list(server.measure(FakeWorker(0.5), 0, sessions.append))  # type: ignore[arg-type]
+    requests = list(held_by(worker, terms).measure(worker, 0, sessions.append))  # type: ignore[arg-type]
     assert {request.clip.name for request in requests[:2]} == {"c0", "c1"}
     (held,) = sessions
     assert held["is_cut_off"] and held["is_kept"] and held["answered"] == len(requests) == 24
@@ -239,9 +230,9 @@ def test_a_session_that_runs_out_of_time_says_so_and_has_asked_for_every_clip() 
 
 
 def test_a_session_that_something_ended_is_none() -> None:
-    server = Server(asked(), clips(3.0, 4.0), {"c0": Path("0"), "c1": Path("1")}, 0, lambda *_: None)
+    worker = FakeWorker(0.1)
     sessions: list[dict[str, Any]] = []
-    requests = server.measure(FakeWorker(0.1), 0, sessions.append)  # type: ignore[arg-type]
+    requests = held_by(worker, asked()).measure(worker, 0, sessions.append)  # type: ignore[arg-type]
     next(requests)
     requests.close()  # type: ignore[attr-defined]
     assert sessions == []
@@ -268,7 +259,7 @@ def server_run(service_seconds: dict[str, float], rate: float | None = 5.0, p99:
         result["samples"] = [
             firsts[f"clip-{n % 4:03}"]
             | {"request": n, "arrival_seconds": arrivals[n], "wall_seconds": seconds}
-            | {"roundtrip_seconds": seconds + 0.001, "late_work_seconds": None if n % 2 else 0.0}
+            | {"late_work_seconds": None if n % 2 else 0.0}
             | {name: served[n][name] for name in ("start_seconds", "finish_seconds")}
             for n in range(40)
         ]

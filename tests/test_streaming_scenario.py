@@ -25,6 +25,8 @@ from asrgate.harness.scenarios import streaming
 from asrgate.harness.scenarios.streaming import StreamingError, unstable_words
 from asrgate.harness.scoring import gate, ranking, score
 from asrgate.harness.worker.child import _finished
+from asrgate.harness.worker.messages import MessageError
+from asrgate.harness.worker.spoken import MOST_PARTIALS, Spoken
 from asrgate.harness.worker.streaming_session import Feed, emulated, listen
 
 NATIVE, EMULATED = "streams@cpu/float32", "honest@cpu/float32"
@@ -49,66 +51,96 @@ class Clock:
         self.now += seconds
 
 
-def feed(seconds: float, chunk_seconds: float, clock: Clock, is_paced: bool = True) -> Feed:
+class Line:
+    """What connects the two halves of a stream: the worker's feed asks, the parent's clip answers."""
+
+    def __init__(self, spoken: Spoken):
+        self.spoken = spoken
+        self.chunks: list[np.ndarray] = []
+
+    def send(self, message: dict[str, Any]) -> None:
+        if message["event"] == "partial":
+            self.spoken.heard(message["text"])
+        else:
+            self.chunks.append(self.spoken.next_chunk(all_so_far=message["event"] == "spoken"))
+
+    def receive(self) -> dict[str, Any]:
+        return {"clips": [self.chunks[-1]], "is_last": self.spoken.is_over}
+
+
+def stream(
+    seconds: float, chunk_seconds: float, clock: Clock, is_paced: bool = True
+) -> tuple[Spoken, Feed, Line]:
     audio = np.arange(round(seconds * SAMPLE_RATE_HZ), dtype=np.float32)
-    return Feed(audio, chunk_seconds, is_paced, clock.ns, clock.sleep)
+    spoken = Spoken(audio, chunk_seconds, is_paced, clock.ns, clock.sleep)
+    line = Line(spoken)
+    return spoken, Feed(line), line  # type: ignore[arg-type]
 
 
-def texts(*said: str) -> Iterator[Transcript]:
-    return (Transcript(text) for text in said)
+def heard(spoken: Spoken, answers: Iterator[Any], feed: Feed) -> dict[str, Any]:
+    """Listen to a stream to its end; return the answer with the parent's figures."""
+    answer = listen(answers, feed, _finished)
+    return answer | spoken.figures(spoken.now_seconds, answer["text"])
 
 
-# --- the worker's half
+# --- the two halves
 
 
 def test_a_chunk_is_there_when_its_last_sample_has_been_spoken() -> None:
     clock = Clock()
-    spoken = feed(2.5, 1.0, clock)
+    spoken, feed, _ = stream(2.5, 1.0, clock)
     found = []
-    for chunk in spoken:
+    for chunk in feed:
         found.append((clock.now, len(chunk) / SAMPLE_RATE_HZ, chunk[0]))
     assert found == [
         (pytest.approx(1.0), 1.0, 0.0),
         (pytest.approx(2.0), 1.0, SAMPLE_RATE_HZ),
         (pytest.approx(2.5), 0.5, 2 * SAMPLE_RATE_HZ),
     ]
-    assert spoken.is_over and spoken.waited_seconds == pytest.approx(2.5)
+    assert spoken.is_over and spoken.figures(2.5, "")["busy_seconds"] == pytest.approx(0)
 
 
 def test_who_comes_late_does_not_wait() -> None:
     clock = Clock()
-    spoken = feed(3.0, 1.0, clock)
-    next(spoken)
+    spoken, feed, _ = stream(3.0, 1.0, clock)
+    next(feed)
     clock.sleep(1.5)  # work until 2.5 s
-    next(spoken)
+    next(feed)
     assert clock.now == pytest.approx(2.5)
-    next(spoken)
+    next(feed)
     assert clock.now == pytest.approx(3.0)
-    assert spoken.waited_seconds == pytest.approx(1.5), "1.0 for the first chunk, 0.5 for the last"
+    waited = 3.0 - spoken.figures(3.0, "")["busy_seconds"]
+    assert waited == pytest.approx(1.5), "1.0 for the first chunk, 0.5 for the last"
 
 
-def test_nobody_sees_what_has_not_been_spoken() -> None:
-    spoken = feed(2.0, 1.0, Clock())
-    for samples in (next(spoken), spoken.heard):
-        assert samples.base is None and len(samples) == SAMPLE_RATE_HZ
-        with pytest.raises(ValueError, match="read-only"):
-            samples[0] = 1.0
+def test_what_has_not_been_spoken_is_not_handed_over() -> None:
+    """Nobody can look at it: it is in another process."""
+    clock = Clock()
+    _, feed, line = stream(3.0, 1.0, clock)
+    next(feed)
+    feed.take_spoken()
+    assert [len(chunk) for chunk in line.chunks] == [SAMPLE_RATE_HZ, 0]
+    clock.sleep(1.2)
+    feed.take_spoken()
+    assert len(line.chunks[-1]) == SAMPLE_RATE_HZ and len(feed.heard) == 2 * SAMPLE_RATE_HZ
+    with pytest.raises(ValueError, match="read-only"):
+        feed.heard[0] = 1.0
 
 
 def test_emulation_transcribes_all_audio_so_far_whenever_the_engine_is_free() -> None:
     clock = Clock()
-    spoken = feed(5.0, 1.0, clock)
-    heard = []
+    spoken, feed, _ = stream(5.0, 1.0, clock)
+    lengths = []
 
     def transcribe(audio: np.ndarray) -> Transcript:
         assert audio[0] == 0, "from the beginning, each time"
-        heard.append(len(audio) / SAMPLE_RATE_HZ)
+        lengths.append(len(audio) / SAMPLE_RATE_HZ)
         clock.sleep(1.7)
-        return Transcript(f"{len(heard)} texts")
+        return Transcript(f"{len(lengths)} texts")
 
-    answer = listen(emulated(transcribe, spoken), spoken, _finished)
+    answer = heard(spoken, emulated(transcribe, feed), feed)
     # free at 2.7, 4.4, then 6.1, when all had been spoken
-    assert heard == [1.0, 2.0, 4.0, 5.0]
+    assert lengths == [1.0, 2.0, 4.0, 5.0]
     assert [p["seconds"] for p in answer["partials"]] == pytest.approx([2.7, 4.4, 6.1])
     assert answer["text"] == "4 texts"
     assert answer["first_text_seconds"] == pytest.approx(2.7)
@@ -118,45 +150,50 @@ def test_emulation_transcribes_all_audio_so_far_whenever_the_engine_is_free() ->
 
 def test_a_stream_that_need_not_wait_is_one_call() -> None:
     clock = Clock()
-    spoken = feed(5.0, 1.0, clock, is_paced=False)
-    answer = listen(emulated(lambda audio: Transcript(str(len(audio))), spoken), spoken, _finished)
+    spoken, feed, _ = stream(5.0, 1.0, clock, is_paced=False)
+    answer = heard(spoken, emulated(lambda audio: Transcript(str(len(audio))), feed), feed)
     assert answer["text"] == str(5 * SAMPLE_RATE_HZ) and answer["partials"] == []
     assert clock.now == 0
 
 
 def test_the_first_text_is_the_first_with_a_word_and_the_last_is_the_answer() -> None:
-    clock = Clock()
-    spoken = feed(3.0, 1.0, clock)
+    spoken, feed, _ = stream(3.0, 1.0, Clock())
 
-    def stream() -> Iterator[Transcript]:
+    def said() -> Iterator[Transcript]:
         for text in ("", "  ", "red", ""):
-            next(spoken, None)
+            next(feed, None)
             yield Transcript(text)
 
-    answer = listen(stream(), spoken, _finished)
+    answer = heard(spoken, said(), feed)
     assert answer["first_text_seconds"] == pytest.approx(3.0)
     assert answer["text"] == ""
     assert [p["audio_seconds"] for p in answer["partials"]] == pytest.approx([1.0, 2.0, 3.0])
 
 
 def test_a_stream_without_any_word_has_no_first_text() -> None:
-    spoken = feed(1.0, 1.0, Clock())
-    assert listen((Transcript("") for _ in spoken), spoken, _finished)["first_text_seconds"] is None
+    spoken, feed, _ = stream(1.0, 1.0, Clock())
+    assert heard(spoken, (Transcript("") for _ in feed), feed)["first_text_seconds"] is None
 
 
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        (lambda spoken: texts("red"), "ended after it had taken 0.0 s of the audio"),
-        (lambda spoken: (None for _ in spoken if False), "gave no Transcript"),
-        (lambda spoken: ("red" for _ in spoken), "returned a str, not a Transcript"),
-        (lambda spoken: (Transcript(word for word in ["red"]) for _ in spoken), "must return a finished str"),
+        (lambda feed: (None for _ in feed if False), "gave no Transcript"),
+        (lambda feed: ("red" for _ in feed), "returned a str, not a Transcript"),
+        (lambda feed: (Transcript(word for word in ["red"]) for _ in feed), "must return a finished str"),
     ],
 )
 def test_what_is_no_stream_is_refused(answers: Callable[[Feed], Iterator[Any]], message: str) -> None:
-    spoken = feed(1.0, 1.0, Clock())
+    _, feed, _ = stream(1.0, 1.0, Clock())
     with pytest.raises(TypeError, match=message):
-        listen(answers(spoken), spoken, _finished)
+        listen(answers(feed), feed, _finished)
+
+
+def test_texts_without_end_are_refused() -> None:
+    spoken, _, _ = stream(1.0, 1.0, Clock())
+    with pytest.raises(MessageError, match="more than 100,000 partial texts"):
+        for _ in range(MOST_PARTIALS + 1):
+            spoken.heard("red")
 
 
 # --- stability
@@ -211,7 +248,6 @@ def streaming_run(final_latency_seconds: dict[str, float]) -> Any:
             wall = clip["audio_seconds"] + late
             sample.update(
                 wall_seconds=wall,
-                roundtrip_seconds=wall + 0.001,
                 partials=[
                     {"seconds": 1.2, "audio_seconds": 1.0, "text": sample["text"].split()[0].lower()},
                     {"seconds": 2.2, "audio_seconds": 2.0, "text": f"{sample['text'].split()[0]} chair"},

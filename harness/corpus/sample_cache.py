@@ -7,6 +7,7 @@ name, since an engine could find any other one and read it before it is asked.
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -35,7 +36,8 @@ class Decoded(Mapping[str, np.ndarray]):
         self._clips = {clip.name: clip for clip in clips}
         self._passing_bytes = passing_bytes
         self._passing: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._file = tempfile.TemporaryFile(prefix="asrgate-")  # noqa: SIM115 - it ends with this object
+        self._file = tempfile.TemporaryFile(prefix="asrgate-")  # noqa: SIM115 - closed by the next line
+        weakref.finalize(self, self._file.close)
         self._kept: dict[str, tuple[int, int]] = {}  # clip name -> first byte, samples
         total = 0
         for clip in clips:

@@ -52,6 +52,7 @@ class Texts:
         self._known: dict[tuple[str, str], str] = {}
         translated = run["settings"]["decoding"].get("task") == "translate"  # always into English
         self._languages = {clip["name"]: "en" if translated else clip["language"] for clip in run["clips"]}
+        self._edits: dict[tuple[str, str], int] = {}
 
     def normalised(self, text: str, clip: str) -> str:
         """Return the text's words joined by single spaces."""
@@ -59,6 +60,21 @@ class Texts:
         if key not in self._known:
             self._known[key] = self._normalize(*key)
         return self._known[key]
+
+    def edits(self, reference: str, text: str, clip: str) -> int:
+        """Return the word errors of a text against another, both normalised."""
+        key = (self.normalised(reference, clip), self.normalised(text, clip))
+        if key not in self._edits:
+            if key[0] and key[1]:
+                words = jiwer.process_words(*key)
+                self._edits[key] = words.substitutions + words.deletions + words.insertions
+            else:
+                self._edits[key] = len(key[0].split()) + len(key[1].split())
+        return self._edits[key]
+
+    def words(self, text: str, clip: str) -> int:
+        """Return a text's number of words, normalised."""
+        return len(self.normalised(text, clip).split())
 
     def is_unspaced(self, clip: str) -> bool:
         """Whether the clip's text is in a language written without spaces between words."""
@@ -74,7 +90,7 @@ class Texts:
                 item["text_words"] = self._words(item["text"], item["clip"])
 
     def _words(self, text: str | None, clip: str) -> int | None:
-        return None if text is None else len(self.normalised(text, clip).split())
+        return None if text is None else self.words(text, clip)
 
 
 def count(run: Run, result: Result, first: Mapping[str, Sample], texts: Texts) -> Result | None:
@@ -100,8 +116,87 @@ def count(run: Run, result: Result, first: Mapping[str, Sample], texts: Texts) -
         "clips": len(per_clip),
         "unstable_clips": _unstable_clips(result),
         "per_clip": per_clip,
+        "rounds": [],
         "versus_reference": None,
     }
+
+
+def by_round(run: Run, result: Result, reference: Result | None, texts: Texts) -> list[Result]:
+    """Return what each round's answers are worth: an engine may go bad after its first.
+
+    Each entry is of the clips that were asked for in its round. `wer_difference` and `length_ratio` compare
+    with the reference engine's answers to the same clips in the same round, or else in its first;
+    `changed_words` with the engine's own first answers, as a share of their words. `empty_clips` were
+    answered without a word where the reference engine understood at least half of what is said.
+    """
+    spoken = {clip["name"]: clip["reference"] for clip in run["clips"]}
+    first = _texts_of(first_answers(result))
+    their_rounds = {} if reference is None else _answers_by_round(reference)
+    their_first = {} if reference is None else _texts_of(first_answers(reference))
+    return [
+        _round(number, asked, first, their_first | _texts_of(their_rounds.get(number, {})), spoken, texts)
+        for number, asked in sorted(_answers_by_round(result).items())
+    ]
+
+
+def _round(
+    number: int,
+    asked: Mapping[str, Sample],
+    first: Mapping[str, str],
+    theirs: Mapping[str, str],
+    spoken: Mapping[str, str | None],
+    texts: Texts,
+) -> Result:
+    """Return an entry of `by_round`; `first`, `theirs` and `spoken` are texts by clip."""
+    ours = _texts_of(asked)
+    heard = {clip: ours.get(clip, "") for clip in asked}  # what failed counts as all words missing
+    scored = {clip: said for clip in asked if (said := spoken[clip]) is not None}
+    wrong = sum(texts.edits(said, heard[clip], clip) for clip, said in scored.items())
+    reference_words = sum(texts.words(said, clip) for clip, said in scored.items())
+    shared = [clip for clip in scored if clip in theirs]
+    their_wrong = sum(texts.edits(scored[clip], theirs[clip], clip) for clip in shared)
+    our_wrong = sum(texts.edits(scored[clip], heard[clip], clip) for clip in shared)
+    shared_words = sum(texts.words(scored[clip], clip) for clip in shared)
+    both = [clip for clip in ours if clip in theirs]
+    again = [clip for clip in asked if clip in first]
+    return {
+        "round": number,
+        "clips": len(asked),
+        "wer": ratio(wrong, reference_words),
+        "wer_difference": ratio(our_wrong - their_wrong, shared_words),
+        "length_ratio": ratio(
+            sum(texts.words(ours[clip], clip) for clip in both),
+            sum(texts.words(theirs[clip], clip) for clip in both),
+        ),
+        "changed_words": ratio(
+            sum(texts.edits(first[clip], heard[clip], clip) for clip in again),
+            sum(texts.words(first[clip], clip) for clip in again),
+        ),
+        "empty_clips": [
+            clip
+            for clip in both
+            if not texts.words(ours[clip], clip) and _is_understood(spoken[clip], theirs[clip], clip, texts)
+        ],
+    }
+
+
+def _is_understood(said: str | None, heard: str, clip: str, texts: Texts) -> bool:
+    """Whether an answer has at least half of the words right, or any where it is not known what is said."""
+    if said is None:
+        return texts.words(heard, clip) > 0
+    return 0 < texts.words(said, clip) >= 2 * texts.edits(said, heard, clip)
+
+
+def _texts_of(answers: Mapping[str, Sample]) -> dict[str, str]:
+    return {clip: sample["text"] for clip, sample in answers.items() if is_answered(sample)}
+
+
+def _answers_by_round(result: Result) -> dict[int, dict[str, Sample]]:
+    """Return round -> clip -> its first sample there."""
+    found: dict[int, dict[str, Sample]] = {}
+    for sample in result["samples"]:
+        found.setdefault(sample["round"], {}).setdefault(sample["clip"], sample)
+    return found
 
 
 def _clip_errors(clip: Mapping[str, Any], sample: Sample | None, texts: Texts) -> Result:

@@ -8,7 +8,7 @@ can be judged again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from asrgate.harness.metrics import word_errors
@@ -18,6 +18,7 @@ from asrgate.harness.scoring import ranking, timed_samples
 from asrgate.harness.scoring.cache_probes import UNSEEN_OVER_SEEN_LIMIT
 
 LATE_WORK_LIMIT = 0.05  # share of the measured time that may go on after calls have returned
+CHANGED_BETWEEN_ROUNDS_LIMIT = 0.1  # of an engine's words, against its own first answers to the same clips
 CHANGED_WORDS_LIMIT = 0.5  # of a copy's words, against the clip's own answer
 
 
@@ -64,6 +65,7 @@ def _own_faults(run: Run, result: Result) -> Iterator[str]:
     yield from _weights(run, result)
     yield from _settings(run, result)
     yield from _quality_ceiling(run, result)
+    yield from _steadiness(result)
     yield from _timing(run, result)
 
 
@@ -114,6 +116,25 @@ def _quality_ceiling(run: Run, result: Result) -> Iterator[str]:
         yield "WER is unknown: no clip has a reference text with words"
     elif wer > ceiling:
         yield f"WER {wer:.1%} is above the ceiling of {ceiling:.0%}"
+    elif (worst := _worst(result, lambda entry: (entry["wer"] or 0.0) - ceiling)) is not None:
+        yield f"WER {worst['wer']:.1%} in round {worst['round'] + 1} is above the ceiling of {ceiling:.0%}"
+
+
+def _steadiness(result: Result) -> Iterator[str]:
+    """The same audio is the same text, whichever round it is asked for in."""
+    worst = _worst(result, lambda entry: (entry["changed_words"] or 0.0) - CHANGED_BETWEEN_ROUNDS_LIMIT)
+    if worst is not None:
+        yield (
+            f"{worst['changed_words']:.0%} of its words changed between its first answers and round "
+            f"{worst['round'] + 1} (allowed: {CHANGED_BETWEEN_ROUNDS_LIMIT:.0%})"
+        )
+
+
+def _worst(result: Result, excess: Callable[[Result], float]) -> Result | None:
+    """Return the round whose `excess` over a limit is largest, None where no round exceeds it."""
+    rounds = (result["wer"] or {}).get("rounds", [])
+    worst = max(rounds, key=excess, default=None)
+    return worst if worst is not None and excess(worst) > 1e-12 else None
 
 
 def _timing(run: Run, result: Result) -> Iterator[str]:
@@ -146,12 +167,30 @@ def _differences(run: Run, result: Result, reference: Result | None) -> Iterator
             f"WER {wer:.1%} is {100 * (wer - reference_wer):.1f} points above the reference's "
             f"{reference_wer:.1%} (allowed: {100 * tolerance:.1f})"
         )
+    elif (worst := _worst(result, lambda entry: (entry["wer_difference"] or 0.0) - tolerance)) is not None:
+        yield (
+            f"WER {worst['wer']:.1%} in round {worst['round'] + 1} is {100 * worst['wer_difference']:.1f} "
+            f"points above the reference's (allowed: {100 * tolerance:.1f})"
+        )
     versus = (result["wer"] or {}).get("versus_reference") or {}
     ratio, length = versus.get("length_ratio"), run["settings"]["length_tolerance"]
     if ratio is not None and abs(ratio - 1) > length + 1e-12:
         yield (
             f"wrote {ratio:.0%} of the reference's number of words "
             f"(allowed: {1 - length:.0%} to {1 + length:.0%})"
+        )
+    elif (worst := _worst(result, lambda entry: _off(entry["length_ratio"]) - length)) is not None:
+        yield (
+            f"wrote {worst['length_ratio']:.0%} of the reference's number of words in round "
+            f"{worst['round'] + 1} (allowed: {1 - length:.0%} to {1 + length:.0%})"
+        )
+    empty = list(
+        dict.fromkeys(c for entry in (result["wer"] or {}).get("rounds", []) for c in entry["empty_clips"])
+    )
+    if empty:
+        yield (
+            f"answered nothing to {len(empty)} of {len(run['clips'])} clips that the reference understood "
+            f"({_listing(empty)})"
         )
     yield from _copies(result, reference)
 
@@ -169,6 +208,10 @@ def _copies(result: Result, reference: Result) -> Iterator[str]:
             yield (f"inaudible noise changes {probe['changed_words']} words of its answer to {probe['clip']}")
         elif probe["kind"] == "spliced" and probe["changed_words"] == 0 and _share(other) > 0.25:
             yield f"it answered a recording spliced from two clips with the text of {probe['clip']}"
+
+
+def _off(length_ratio: float | None) -> float:
+    return 0.0 if length_ratio is None else abs(length_ratio - 1)
 
 
 def _share(probe: dict[str, Any]) -> float:

@@ -54,6 +54,11 @@ def score(
             result["streaming"] = streaming.figures(run, result, texts)
         result["latency"] = _latency(run, result)
     _compare_with_reference(run, firsts)
+    for result in run["results"]:
+        if result["wer"] is not None:
+            reference = _reference(run)
+            other = None if result is reference else reference
+            result["wer"]["rounds"] = word_errors.by_round(run, result, other, texts)
     run["scoring"] = {
         "normalizer": normalizers.identify(normalizer),
         "bootstrap": {"replicates": replicates, "seed": run["settings"]["seed"], "level": bootstrap.LEVEL},

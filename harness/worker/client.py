@@ -18,9 +18,10 @@ import numpy as np
 import psutil
 
 from asrgate.backends import Variant, child_process
-from asrgate.backends.base import SAMPLE_RATE_HZ, Checkpoint, Settings
+from asrgate.backends.base import Checkpoint, Settings
 from asrgate.harness.worker import messages
 from asrgate.harness.worker.messages import Channel, Ended, MessageError, Samples
+from asrgate.harness.worker.spoken import Spoken
 
 # Every pool an engine may own is told the same number of threads.
 THREAD_VARIABLES = (
@@ -38,9 +39,6 @@ SPIN_VARIABLES = {
     "KMP_BLOCKTIME": "10",  # Intel's OpenMP, in ms; its default is 200
     "OPENBLAS_THREAD_TIMEOUT": "22",  # numpy's OpenBLAS, 2**22 ticks are 1 to 2 ms; its default is 100 ms
 }
-
-
-MOST_PARTIALS = 100_000
 
 
 class WorkerError(Exception):
@@ -245,14 +243,14 @@ class Worker:
         """
         self._send(do="prepare")
         self._expect("ready", what)
-        feed = _Feed(samples, chunk_seconds, is_paced)
+        feed = Spoken(samples, chunk_seconds, is_paced)
         self._send(do="stream", language=language)
         while (reply := self._receive(what))["event"] != "answer":
             with self._parsing(what):
                 if reply["event"] == "partial":
                     feed.heard(messages.clean_text(reply.get("text"), "the text"))
                 elif reply["event"] in ("next", "spoken"):
-                    chunk = feed.next_chunk(what_is_spoken=reply["event"] == "spoken")
+                    chunk = feed.next_chunk(all_so_far=reply["event"] == "spoken")
                     self._send([Samples(chunk)], do="chunk", is_last=feed.is_over)
                 else:
                     raise MessageError(f"{reply['event']!r} in a stream")
@@ -378,69 +376,6 @@ class Worker:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
-
-
-class _Feed:
-    """The parent's half of a stream: which samples have been spoken, and when what was heard of them."""
-
-    def __init__(self, samples: np.ndarray, chunk_seconds: float, is_paced: bool):
-        self._samples = samples
-        self._chunk = max(1, round(chunk_seconds * SAMPLE_RATE_HZ))
-        self._is_paced = is_paced
-        self._taken = 0
-        self._waited_seconds = 0.0
-        self._partials: list[dict[str, Any]] = []
-        self._start_ns = time.perf_counter_ns()
-
-    @property
-    def now_seconds(self) -> float:
-        """Time since the first sample."""
-        return (time.perf_counter_ns() - self._start_ns) * 1e-9
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the whole clip has been handed over."""
-        return self._taken == len(self._samples)
-
-    def next_chunk(self, what_is_spoken: bool) -> np.ndarray:
-        """Return the next chunk when it is spoken; or at once all that is, which may be nothing."""
-        start = self._taken
-        if not what_is_spoken and not self.is_over:
-            began = self.now_seconds
-            while (ahead := self._due_seconds() - self.now_seconds) > 0:
-                time.sleep(ahead)
-            self._waited_seconds += max(0.0, self.now_seconds - began)
-            self._taken = self._next_end()
-        while what_is_spoken and not self.is_over and self._due_seconds() <= self.now_seconds:
-            self._taken = self._next_end()
-        return self._samples[start : self._taken]
-
-    def heard(self, text: str) -> None:
-        """Note a text of the audio so far."""
-        if len(self._partials) >= MOST_PARTIALS:
-            raise MessageError(f"more than {MOST_PARTIALS:,} partial texts")
-        entry = {"seconds": self.now_seconds, "audio_seconds": self._taken / SAMPLE_RATE_HZ, "text": text}
-        self._partials.append(entry)
-
-    def figures(self, end_seconds: float, last: str) -> dict[str, Any]:
-        """Return what the record keeps of a stream beside its answer."""
-        texts = [(partial["seconds"], partial["text"]) for partial in self._partials] + [(end_seconds, last)]
-        return {
-            "partials": self._partials[:-1],  # the last one is the answer
-            "first_text_seconds": next((seconds for seconds, text in texts if text.strip()), None),
-            "final_latency_seconds": max(0.0, end_seconds - len(self._samples) / SAMPLE_RATE_HZ),
-            "busy_seconds": max(0.0, end_seconds - self._waited_seconds),
-        }
-
-    def complaint(self) -> str:
-        """Say that the engine did not take all of the audio."""
-        return f"stream() ended after it had taken {self._taken / SAMPLE_RATE_HZ:.1f} s of the audio, not all"
-
-    def _next_end(self) -> int:
-        return min(self._taken + self._chunk, len(self._samples))
-
-    def _due_seconds(self) -> float:
-        return self._next_end() / SAMPLE_RATE_HZ if self._is_paced else 0.0
 
 
 def _times(reply: Mapping[str, Any], wall_seconds: float) -> dict[str, Any]:

@@ -7,6 +7,9 @@ import hashlib
 import logging
 import os
 import signal
+import socket
+import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -173,6 +176,29 @@ class WorksAheadAtWarmUp(WorksAheadAtLoad):
         return CachesAnswers.transcribe(self, audio, language)
 
 
+class GoesBad(Honest):
+    """Right at first; then a cache is full, a device went bad: it answers the ends of clips only."""
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.calls = 0
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        self.calls += 1
+        if self.calls > 9:  # two warm-up calls and a round of five clips, and two
+            audio = audio[-2 * tones.WORD_SAMPLES :]
+        return super().transcribe(audio, language)
+
+
+class SkipsOneClip(Honest):
+    """Saves the work for the longest clips."""
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        if len(audio) >= 7 * tones.WORD_SAMPLES:
+            return Transcript("")
+        return super().transcribe(audio, language)
+
+
 class StopsTheClock(Honest):
     def __init__(self, settings: Settings):
         super().__init__(settings)
@@ -237,6 +263,74 @@ class ReportsNonsense(Honest):
 
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
         return Transcript(self.hear(audio), stage_seconds={"encode": -1.0, "decode": float("nan")})
+
+
+class _Sends(Honest):
+    """Writes to the worker's connection itself, as an engine can that looks for it."""
+
+    body = b""
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        connection = socket.socket(fileno=os.dup(int(sys.argv[1])))
+        connection.sendall(struct.pack(">II", self.length, 0) + self.body)
+        time.sleep(3600)
+        raise AssertionError
+
+    @property
+    def length(self) -> int:
+        return len(self.body)
+
+
+class SendsNoJson(_Sends):
+    body = b"{'event'}"
+
+
+class SendsAList(_Sends):
+    body = b"[]"
+
+
+class SendsNoEvent(_Sends):
+    body = b"{}"
+
+
+class SendsOtherEvent(_Sends):
+    body = b'{"event": "settled", "late_work_seconds": 0}'
+
+
+class SendsHalfAMessage(_Sends):
+    body = b'{"event": "answer"'
+    length = 1000  # type: ignore[assignment]
+
+
+class SendsNanSeconds(_Sends):
+    body = b'{"event": "answer", "text": "red", "worker_seconds": 1, "stage_seconds": {"encode": NaN}}'
+
+
+class SendsHugeText(Honest):
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        return Transcript("(" * 2_000_000)
+
+
+class SendsNanSetting(Honest):
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        return self.settings.as_dict() | {"beam_size": float("inf")}
+
+
+class SendsSurrogateSetting(Honest):
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        return self.settings.as_dict() | {"task": "\ud800"}
+
+
+class SendsChildHoldsSocket(Honest):
+    """Ends, while a process that it started keeps its connection open."""
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        if os.fork() == 0:
+            time.sleep(20)
+            os._exit(0)
+        os._exit(3)
 
 
 class PrintsToStdout(Honest):
