@@ -47,7 +47,7 @@ class FakeWorker:
         self._asked = 0
 
     def sleep(self, seconds: float) -> None:
-        self.clock += seconds
+        self.clock += seconds + 1e-9  # a sleep is never shorter than asked for
 
     def request(self, samples: np.ndarray, language: str, what: str) -> dict[str, Any]:
         seconds = self._service_seconds[min(self._asked, len(self._service_seconds) - 1)]
@@ -241,6 +241,17 @@ def test_a_session_that_something_ended_is_none() -> None:
 # --- figures, gate and reports, from a record
 
 
+def in_turn(arrivals: list[float], seconds: float) -> list[dict[str, float]]:
+    """Return when each request is begun and answered if each takes so long, one after the other."""
+    found = []
+    free = 0.0
+    for arrival in arrivals:
+        begun = max(arrival, free)
+        free = begun + seconds
+        found.append({"start_seconds": begun, "finish_seconds": free})
+    return found
+
+
 def server_run(service_seconds: dict[str, float], rate: float | None = 5.0, p99: float | None = None) -> Any:
     """A scored and judged run whose variants answer in the given seconds."""
     terms = {"rate_per_second": rate, "p99_seconds": p99, "requests": 40, "limit_seconds": 60.0}
@@ -254,7 +265,7 @@ def server_run(service_seconds: dict[str, float], rate: float | None = 5.0, p99:
     for result in run["results"]:
         seconds = service_seconds[result["variant"]]
         arrivals = server_options.arrivals(40, rate or 5.0, 0)
-        served, _ = session(arrivals, [seconds] * 40)
+        served = in_turn(arrivals, seconds)
         firsts = {sample["clip"]: sample for sample in result["samples"]}
         result["samples"] = [
             firsts[f"clip-{n % 4:03}"]
