@@ -299,9 +299,8 @@ def _modes(denied: Iterable[str], private: str) -> dict[str, int]:
         give(FREE, path)
     for path in _code():
         give(CODE, path)
-    give(
-        CODE, "/proc"
-    )  # root could have the kernel run a program of its choice: /proc/sys/kernel/core_pattern
+    # not to be written: through /proc/sys/kernel/core_pattern root has the kernel run any program
+    give(CODE, "/proc")
     give(CODE, "/sys")
     give(FREE, f"/proc/{os.getpid()}")  # threads get their names through it
     for path in (*_disks(), *denied):
