@@ -1,8 +1,8 @@
 """What the harness itself adds to a measured call: `make bench`.
 
 Inside the clock lie handing over the samples, waking the worker, two synchronisations, and the answer's way
-back. The share is taken of the shortest call that matters, a 30 s window of the tiny size on a fast GPU: about
-25 ms for 80 tokens (1.3 ms encoder and 0.31 ms per token, whisper.cpp on an RTX 5090).
+back. The share is taken of the shortest call that matters, a 30 s window of the tiny size on a fast GPU:
+about 25 ms for 80 tokens (1.3 ms encoder and 0.31 ms per token, whisper.cpp on an RTX 5090).
 """
 
 from __future__ import annotations

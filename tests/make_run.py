@@ -167,6 +167,7 @@ def _result(
         "remedy": None,
         "gate": {"ranked": False, "rank": None, "reasons": ["not judged yet"]},
         "applied_settings": Settings().as_dict(),
+        "isolation": None,
         "load": {
             "import_seconds": 1.5,
             "load_seconds": 0.75,

@@ -24,10 +24,16 @@ CHEATS = {  # name -> what its reason must say
     "empty-text": r"wrote 0% of the reference\'s number of words",
     "other-beam": r"ran with beam_size 5, asked 1",
     "says-nothing-of-threads": r"does not say with which threads it ran",
-    "works-ahead-at-load": r"copies it had not heard took \d+\.\d times as long",
-    "works-ahead-at-warm-up": r"copies it had not heard took \d+\.\d times as long",
+    "works-ahead-at-load": r"copies it had not heard took \d+\.\d times as long|Permission denied",
+    "works-ahead-at-warm-up": r"copies it had not heard took \d+\.\d times as long|Permission denied",
+    "sends-a-process-away": r"processes that it had sent away while loading would have gone on",
     "goes-bad": r"words changed between its first answers and round [23]",
     "skips-one-clip": r"answered nothing to 2 of 5 clips that the reference understood \(letter, window\)",
+}
+SHUT_IN = {  # what the operating system keeps from them
+    "knows-the-answers": r"PermissionError.*\.txt",
+    "edits-the-record": r"PermissionError.*run\.json",
+    "stops-rivals": r"PermissionError",
 }
 HARMLESS = {"stops-the-clock"}  # what it fools counts for nothing
 
@@ -40,11 +46,12 @@ def rows(tmp_path_factory: pytest.TempPathFactory, spoken: Path, model: Path) ->
     results = tmp_path_factory.mktemp("cheats")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAKE_CLIPS", str(spoken))
+        patch.setenv("FAKE_RESULTS", str(results))
         main(
             ["run", "--audio", str(spoken), "--model", str(model), "--reference", "honest", "--quiet"]
             + [
                 "--backends",
-                ",".join(["twin", *CHEATS, *HARMLESS]),
+                ",".join(["twin", *CHEATS, *SHUT_IN, *HARMLESS]),
                 "--results",
                 str(results),
                 "--rounds",
@@ -65,6 +72,16 @@ def test_cheat_is_unranked_with_its_reason(name: str, rows: dict[str, dict[str, 
     assert re.search(CHEATS[name], reasons), reasons
 
 
+@pytest.mark.parametrize("name", SHUT_IN)
+def test_an_engine_that_reaches_out_is_kept_in(name: str, rows: dict[str, dict[str, Any]]) -> None:
+    isolation = rows[name]["isolation"]
+    if isolation["level"] == "none":
+        pytest.skip(f"nothing keeps a worker in here: {isolation['why']}")
+    reasons = "\n".join(rows[name]["gate"]["reasons"])
+    assert not rows[name]["gate"]["ranked"] and re.search(SHUT_IN[name], reasons), reasons
+    assert rows["honest"]["isolation"] == isolation
+
+
 def test_honest_engines_are_ranked(rows: dict[str, dict[str, Any]]) -> None:
     assert rows["honest"]["gate"]["reasons"] == []
     assert rows["twin"]["gate"]["reasons"] == []
@@ -75,7 +92,9 @@ def test_every_cheat_of_the_fakes_is_tested() -> None:
     source = (FAKES / "fake_engines.py").read_text()
     cheats = source.split("# Cheats:")[1].split("# Breakage:")[0]
     classes = re.findall(r"^class (\w+)", cheats, re.M)
-    assert {re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower() for name in classes} == set(CHEATS) | HARMLESS
+    assert {re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower() for name in classes} == set(CHEATS) | set(
+        SHUT_IN
+    ) | HARMLESS
 
 
 def test_a_worker_that_stops_its_clock_gains_nothing(rows: dict[str, dict[str, Any]]) -> None:

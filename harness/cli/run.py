@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from asrgate.backends.checkpoints import catalog
 from asrgate.harness import corpus, record, report
 from asrgate.harness.cli import run_options
 from asrgate.harness.corpus import augment, sampling
-from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.corpus.clips import BUNDLED_MANIFEST, Clip
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.runner import journal, json_events, lock, progress, resume, runner
 from asrgate.harness.runner.cluster import connect
@@ -193,8 +193,24 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         else None,
         executor=arguments.executor,
         most_workers=arguments.workers,
+        denied=_denied(arguments, clips),
         command=["asrgate", *arguments.argv],
     )
+
+
+MOST_DENIED_FILES = 1000  # beyond that their folders are named: each name costs a worker 0.2 ms at its start
+
+
+def _denied(arguments: argparse.Namespace, clips: Sequence[Clip]) -> list[Path]:
+    """Return where clips, their texts and all results lie: an engine that can read them knows the answers."""
+    found = [arguments.results, BUNDLED_MANIFEST.parent, *arguments.audio]
+    found += [arguments.manifest] if arguments.manifest else []
+    files = [clip.path for clip in clips]
+    if len(files) > MOST_DENIED_FILES:
+        files = list(dict.fromkeys(path.parent for path in files))
+    found += files
+    found += [text for path in files if (text := path.with_suffix(".txt")).exists()]
+    return list(dict.fromkeys(found))
 
 
 def _server_terms(arguments: argparse.Namespace, clips: list[Clip], rounds: int) -> Terms | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from asrgate.backends import Variant
@@ -52,6 +53,7 @@ class Plan:
     chunk_seconds: float | None = None  # of the streaming scenario; None in others
     executor: str = LOCAL
     most_workers: int | None = None
+    denied: Sequence[Path] = ()  # what engines must not read or write, see Worker
     command: Sequence[str] = field(default_factory=list)
 
 
@@ -138,6 +140,7 @@ def _blank_row(variant: Variant, asked: str, refusal: str | None, remedy: str | 
         "remedy": remedy,
         "gate": {"ranked": False, "rank": None, "reasons": [refusal or "not judged yet"]},
         "applied_settings": None,
+        "isolation": None,
         "load": dict.fromkeys(
             ("import_seconds", "load_seconds", "first_call_seconds", "warm_call_seconds"), None
         ),

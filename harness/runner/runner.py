@@ -27,7 +27,7 @@ from asrgate.harness.runner.plan import RAY, Plan, blank_record, now
 from asrgate.harness.runner.progress import Progress
 from asrgate.harness.scenarios import registry, server
 from asrgate.harness.scoring import cache_probes, gate, machines, score, timed_samples
-from asrgate.harness.worker import meters
+from asrgate.harness.worker import meters, process_tree
 from asrgate.harness.worker.client import Worker, WorkerError
 
 WARMUP_SECONDS = 30.0  # one whole window
@@ -82,6 +82,7 @@ class _Session:
     def run(self) -> record.Run:
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
+        process_tree.become_subreaper()
         try:
             with _termination_as_interrupt():
                 if self.plan.executor == RAY:
@@ -153,7 +154,12 @@ class _Session:
         log = logs / f"{name.replace('/', '_')}.log"
         plan = self.plan
         worker = self.workers[name] = Worker(
-            variant, log, plan.settings.threads, plan.timeout_seconds, quote_log=plan.texts
+            variant,
+            log,
+            plan.settings.threads,
+            plan.timeout_seconds,
+            quote_log=plan.texts,
+            denied=[*plan.denied, self.folder],
         )
         with self._turn(name, "loading"):
             warm_up.load(
@@ -248,10 +254,17 @@ class _Session:
         if worker is None:
             yield None
             return
+        before = process_tree.own_children()
         worker.resume()
         try:
             yield worker
             worker.pause()
+            strays = process_tree.kill_strays([*before, worker.pid])
+            if strays:
+                raise WorkerError(
+                    f"processes that it had sent away while {doing} would have gone on beside the other engines "
+                    f"({len(strays)} of them); stopped"
+                )
         except WorkerError as error:
             worker.stop()
             del self.workers[name]

@@ -35,6 +35,7 @@ def load(
     """
     report = worker.load(checkpoint, settings, said=said)
     row["applied_settings"] = report["applied_settings"]
+    row["isolation"] = report["isolation"]
     row["load"]["import_seconds"] = report["import_seconds"]
     row["load"]["load_seconds"] = report["load_seconds"]
     variant = worker.variant

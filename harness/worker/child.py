@@ -3,6 +3,7 @@
 Started by asrgate.harness.worker.client as `python -m asrgate.harness.worker.child FD`, where FD is one
 end of a socket pair. The parent asks for one thing at a time (see asrgate.harness.worker.messages):
 
+    {"do": "isolate", "denied", "private"} -> {"event": "isolated", ...}, see sandbox.Isolation
     {"do": "load", ...}          -> any number of {"event": "said", "text"}, then
                                     {"event": "loaded", ...} or {"event": "refused", ...}
     {"do": "prepare"}            -> {"event": "ready"}: what would disturb the next call is done
@@ -34,6 +35,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from asrgate.harness.worker import process_tree
 from asrgate.harness.worker.messages import Channel, Ended
 
 # Bound before any engine is imported, so that replacing time.perf_counter_ns cannot change the clock.
@@ -47,6 +49,7 @@ def main() -> None:
     """Serve the parent until it closes the connection."""
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends its workers
+    process_tree.become_subreaper()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     with contextlib.suppress(Ended, BrokenPipeError, ConnectionResetError):
         _serve(channel)
@@ -56,7 +59,12 @@ def _serve(channel: Channel) -> None:
     engine: _Engine | None = None
     while True:
         message = channel.receive(most_bytes=MOST_BYTES)
-        if message["do"] == "load":
+        if message["do"] == "isolate":
+            from asrgate.harness.worker import sandbox
+
+            isolation = sandbox.apply(message["denied"], message["private"])
+            reply: dict[str, Any] = {"event": "isolated", "isolation": isolation.as_dict()}
+        elif message["do"] == "load":
             engine, reply = _loaded(channel, message)
         else:
             assert engine is not None
@@ -174,13 +182,10 @@ class _Engine:
             return _describe(error)
 
     def _measured(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        from asrgate.harness.worker import meters
-
         if not self._is_prepared:
             self._late_work.before()
         self._is_prepared = False
         joules = self._energy.read_joules()
-        cpu_seconds = meters.process_cpu_seconds()
         start = _clock_ns()
         try:
             answer = work()
@@ -193,7 +198,6 @@ class _Engine:
             "event": "answer",
             **answer,
             "worker_seconds": (end - start) * NANOSECONDS,
-            "cpu_seconds": meters.process_cpu_seconds() - cpu_seconds,
         }
 
     def _late_work_seconds(self) -> float:

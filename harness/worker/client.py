@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import getpass
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -21,6 +26,7 @@ from asrgate.backends import Variant, child_process
 from asrgate.backends.base import Checkpoint, Settings
 from asrgate.harness.worker import messages
 from asrgate.harness.worker.messages import Channel, Ended, MessageError, Samples
+from asrgate.harness.worker.process_tree import ProcessTree
 from asrgate.harness.worker.spoken import Spoken
 
 # Every pool an engine may own is told the same number of threads.
@@ -54,12 +60,20 @@ class Worker:
     """One engine in one process, paused whenever it is not its turn."""
 
     def __init__(
-        self, variant: Variant, log_path: Path, threads: int, timeout_seconds: float, quote_log: bool = True
+        self,
+        variant: Variant,
+        log_path: Path,
+        threads: int,
+        timeout_seconds: float,
+        quote_log: bool = True,
+        denied: Sequence[Path] = (),
     ):
         """Start the process.
 
         Args:
             quote_log: may messages quote what the engine printed? It may have printed what it heard.
+            denied: files and folders that the engine must neither read nor write, where the system can see
+                to that: the manifest, the clips and their texts, the results.
         """
         self.variant = variant
         self.timeout_seconds = timeout_seconds
@@ -67,6 +81,8 @@ class Worker:
         self._quote_log = quote_log
         ours, theirs = socket.socketpair()
         environment = child_process.environment()
+        inductor = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"  # torch's own default
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(inductor))  # its TMPDIR goes with the worker
         environment.update(TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
         environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
         for name, value in SPIN_VARIABLES.items():
@@ -89,6 +105,10 @@ class Worker:
         pidfd = os.pidfd_open(self._process.pid) if hasattr(os, "pidfd_open") else -1
         self._channel = Channel(ours, lambda: self._process.poll() is not None, pidfd)
         self._paused = False
+        self._tree = ProcessTree(self._process.pid)
+        self._denied = [str(path.absolute()) for path in denied]
+        self._denied.append(_private_folders())
+        self._private = tempfile.mkdtemp(dir=_private_folders())
 
     @property
     def pid(self) -> int:
@@ -103,7 +123,7 @@ class Worker:
     def load(
         self, checkpoint: Checkpoint, settings: Settings, said: Callable[[str], None] | None = None
     ) -> dict[str, Any]:
-        """Load the engine; return import_seconds, load_seconds and applied_settings.
+        """Shut the worker in and load the engine; return isolation, times of both, and applied_settings.
 
         Args:
             said: called with each line that the backend logs to backends.base.LOAD_LOG meanwhile; None
@@ -112,6 +132,10 @@ class Worker:
         Raises:
             WorkerError: the backend refused, or the worker died or hung.
         """
+        self._send(do="isolate", denied=self._denied, private=self._private)
+        reply = self._expect("isolated", "shutting itself in")
+        with self._parsing("shutting itself in"):
+            isolation = messages.isolation(reply.get("isolation"))
         spec = asdict(checkpoint) | {"path": str(checkpoint.path), "dimensions": dict(checkpoint.dimensions)}
         self._send(
             do="load",
@@ -131,6 +155,7 @@ class Worker:
             raise _refusal(reply)
         with self._parsing("loading"):
             return {
+                "isolation": isolation,
                 "import_seconds": messages.seconds(reply.get("import_seconds"), "importing"),
                 "load_seconds": messages.seconds(reply.get("load_seconds"), "loading"),
                 "applied_settings": messages.settings(reply.get("applied_settings")),
@@ -207,10 +232,12 @@ class Worker:
 
     def _timed(self, clips: Sequence[Samples], language: str, what: str, together: bool) -> dict[str, Any]:
         """Hand over clips and wait for their answer. The time between is the call's; no other clock is."""
+        cpu_seconds = self._tree.cpu_seconds()
         start = time.perf_counter_ns()
         self._send(clips, do="batch" if together else "call", language=language)
         reply = self._expect("answer", what, most_bytes=messages.LARGEST_BYTES * len(clips))
         wall_seconds = (time.perf_counter_ns() - start) * 1e-9
+        cpu_seconds = self._tree.cpu_seconds() - cpu_seconds
         with self._parsing(what):
             if together and reply.get("error") is None:
                 answers = reply.get("answers")
@@ -222,7 +249,7 @@ class Worker:
                 }
             else:
                 found = messages.answer(reply)
-            return found | _times(reply, wall_seconds)
+            return found | _times(reply, wall_seconds, cpu_seconds)
 
     def stream(
         self, samples: np.ndarray, language: str, what: str, chunk_seconds: float, is_paced: bool
@@ -243,6 +270,7 @@ class Worker:
         """
         self._send(do="prepare")
         self._expect("ready", what)
+        cpu_seconds = self._tree.cpu_seconds()
         feed = Spoken(samples, chunk_seconds, is_paced)
         self._send(do="stream", language=language)
         while (reply := self._receive(what))["event"] != "answer":
@@ -255,8 +283,9 @@ class Worker:
                 else:
                     raise MessageError(f"{reply['event']!r} in a stream")
         wall_seconds = feed.now_seconds
+        cpu_seconds = self._tree.cpu_seconds() - cpu_seconds
         with self._parsing(what):
-            answer = messages.answer(reply) | _times(reply, wall_seconds)
+            answer = messages.answer(reply) | _times(reply, wall_seconds, cpu_seconds)
         if answer["error"] is None:
             if not feed.is_over:
                 answer |= {"text": None, "tokens": None, "error": feed.complaint()}
@@ -293,23 +322,24 @@ class Worker:
         return reply
 
     def pause(self) -> None:
-        """Stop the process until resume(): only the worker whose turn it is may use the machine."""
+        """Stop the process and all that it started until resume(): only one worker may use the machine."""
         if not self._paused:
-            self._signal(signal.SIGSTOP)
+            self._tree.pause()
             self._paused = True
 
     def resume(self) -> None:
         """Let a paused process go on."""
         if self._paused:
-            self._signal(signal.SIGCONT)
+            self._tree.resume()
             self._paused = False
 
     def stop(self) -> None:
         """End the process and every child it started. Safe to call at any time, more than once."""
         self._channel.close()
-        self._signal(signal.SIGKILL)
+        self._tree.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
+        shutil.rmtree(self._private, ignore_errors=True)
 
     def _last_words(self, characters: int = 300) -> str:
         """Return the last line the worker printed, empty when it printed nothing."""
@@ -373,16 +403,20 @@ class Worker:
         }.get(name, "")
         return f"the worker died of {name} while {what}{why}{last_words}"
 
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, number)
+
+@functools.cache
+def _private_folders() -> str:
+    """Return the folder of all workers' temporary files; no worker can look into another's."""
+    folder = tempfile.mkdtemp(prefix="asrgate-workers-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
-def _times(reply: Mapping[str, Any], wall_seconds: float) -> dict[str, Any]:
+def _times(reply: Mapping[str, Any], wall_seconds: float, cpu_seconds: float) -> dict[str, Any]:
     return {
         "wall_seconds": wall_seconds,
         "worker_seconds": messages.seconds(reply.get("worker_seconds"), "its own clock"),
-        "cpu_seconds": messages.optional_seconds(reply.get("cpu_seconds"), "its processor time"),
+        "cpu_seconds": cpu_seconds,
     }
 
 

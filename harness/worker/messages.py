@@ -18,9 +18,10 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:  # importing it starts threads, before which a worker must have shut itself in
+    import numpy as np
 
 LARGEST_BYTES = 8 << 20  # of a message to the parent: an hour's transcript with its tokens is 1 MiB
 LARGEST_TEXT = 1_000_000  # characters of one answer
@@ -31,7 +32,7 @@ MOST_ENTRIES = 200  # of stages, of settings
 DEEPEST = 8  # levels of a setting's value
 LONGEST_SECONDS = 1e7
 HEADER = struct.Struct(">II")  # bytes of JSON, bytes of samples that follow them
-SAMPLE = np.dtype("<f4")
+SAMPLE, SAMPLE_BYTES = "<f4", 4
 WATCH_SECONDS = 0.5  # between looks at a process that no file descriptor tells of
 MEMORY_FILES = hasattr(os, "memfd_create") and hasattr(socket, "send_fds")
 
@@ -118,9 +119,11 @@ class Channel:
 
     def _clips(self, described: Sequence[int], inline: bytes) -> list[np.ndarray]:
         """Return the clips of a message from the parent, which is trusted to describe them rightly."""
+        import numpy as np
+
         found, start = [], 0
         for count in described:
-            size = count * SAMPLE.itemsize
+            size = count * SAMPLE_BYTES
             if self._descriptors:
                 descriptor = self._descriptors.pop(0)
                 buffer: Any = mmap.mmap(descriptor, size, prot=mmap.PROT_READ) if size else b""
@@ -188,6 +191,8 @@ class Samples:
 
     def __init__(self, samples: np.ndarray):
         """Take a copy of samples, float32, shape (samples,)."""
+        import numpy as np
+
         data = np.ascontiguousarray(samples, dtype=SAMPLE)
         self.count = len(data)
         self.descriptor, self.inline = -1, b""
@@ -323,6 +328,22 @@ def settings(value: Any) -> dict[str, Any]:
         clean_text(name, "a setting's name", LARGEST_NAME): _plain(item, f"setting {name[:50]!r}", DEEPEST)
         for name, item in value.items()
     }
+
+
+def isolation(value: Any) -> dict[str, Any]:
+    """Return what a worker, before any engine code, says it is kept from: see sandbox.Isolation.
+
+    Raises:
+        MessageError: it is something else.
+    """
+    if not isinstance(value, dict) or set(value) != {"level", "abi", "files", "signals", "memory", "why"}:
+        raise MessageError("no isolation")
+    found = {name: _plain(item, f"isolation {name}", 0) for name, item in value.items()}
+    if found["level"] not in ("landlock", "none") or type(found["abi"]) not in (int, type(None)):
+        raise MessageError("an odd isolation")
+    if any(type(found[name]) is not bool for name in ("files", "signals", "memory")):
+        raise MessageError("an odd isolation")
+    return found
 
 
 def _plain(value: Any, what: str, levels: int) -> Any:

@@ -45,6 +45,7 @@ class Job:
         warmup_calls: how often each engine answers it.
         language: of the warm-up clip.
         quote_log: may messages quote what an engine printed?
+        denied: what engines must not read or write, where it is on the actor's machine too.
     """
 
     variants: Sequence[Variant]
@@ -56,6 +57,7 @@ class Job:
     language: str
     normalizer: str
     quote_log: bool
+    denied: Sequence[Path] = ()
 
 
 class Alone:
@@ -133,9 +135,9 @@ class Actor:
             log = self._folder / f"{number}.log"
             with node_slot.pinned(self._cores):
                 self._workers[name] = Worker(
-                    variant, log, job.settings.threads, job.timeout_seconds, quote_log=job.quote_log
+                    variant, log, job.settings.threads, job.timeout_seconds, job.quote_log, denied=job.denied
                 )
-            loads[name] = {"applied_settings": None, "load": dict.fromkeys(LOAD_FIGURES)}
+            loads[name] = {"applied_settings": None, "isolation": None, "load": dict.fromkeys(LOAD_FIGURES)}
             with self._turn(name, failures) as worker:
                 warm_up.load(
                     worker,

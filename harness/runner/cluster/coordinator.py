@@ -124,6 +124,7 @@ class _ClusterRun:
             self.keeping.language,
             plan.normalizer,
             plan.texts,
+            [path.absolute() for path in plan.denied],
         )
 
     def _names(self) -> list[str]:
