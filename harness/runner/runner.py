@@ -262,7 +262,7 @@ class _Session:
             strays = process_tree.kill_strays([*before, worker.pid])
             if strays:
                 raise WorkerError(
-                    f"processes that it had sent away while {doing} would have gone on beside the other engines "
+                    f"processes that it had sent away while {doing} would have gone on beside the others "
                     f"({len(strays)} of them); stopped"
                 )
         except WorkerError as error:
