@@ -368,11 +368,11 @@ def test_chunks_hold_every_clip_once_and_no_hour() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workers", "2"], "--workers goes with --executor ray"),
-        (["--ray-address", "auto"], "--ray-address goes with --executor ray"),
+        (["--workers", "2"], "--workers works only with --executor ray"),
+        (["--ray-address", "auto"], "--ray-address works only with --executor ray"),
         (["--executor", "ray", "--ray-address", "ray://x:1"], "is not HOST:PORT of a Ray head node"),
         (["--executor", "ray", "--ray-address", "localhost:1"], "no Ray cluster answers at localhost:1"),
-        (["--executor", "ray", "--scenario", "offline"], "offline is of one machine"),
+        (["--executor", "ray", "--scenario", "offline"], "offline runs on one machine"),
     ],
 )
 def test_bad_arguments_are_one_clear_error(

