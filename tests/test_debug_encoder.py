@@ -238,7 +238,10 @@ def test_a_misshapen_trace_is_one_clear_error(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--backend", "faster-whisper"], r"faster-whisper cannot show .* Backends that have one: whisper-cpu"),
+        (
+            ["--backend", "faster-whisper"],
+            r"faster-whisper cannot show .* Backends that have one: whisper-cpu",
+        ),
         (["--backend", "nothing"], r"no backend is called 'nothing'"),
         (
             ["--backend", "whisper-cpu", "no-such-clip"],
