@@ -1,6 +1,6 @@
-"""Decoded clips on disk, bounded: what fits stays for the whole run, the rest is decoded when asked for.
+"""Decoded clips on disk, within a limit: what fits stays for the whole run, the rest is decoded on demand.
 
-An hour of samples is 230 MB, and the folder may be one in memory (tmpfs): a corpus must not be decoded whole.
+An hour of samples is 230 MB, and the folder may be in memory (tmpfs), so a corpus must not be decoded whole.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from asrgate.harness.corpus.clips import Clip, write_samples
 
 SAMPLE_BYTES = 4  # float32
 KEPT_BYTES = 1 << 30  # 4.7 hours, decoded once
-PASSING_BYTES = 1 << 28  # 70 minutes of clips beyond that, so that a whole batch can be there at once
+PASSING_BYTES = 1 << 28  # 70 minutes of clips beyond that, so that a whole batch fits at once
 
 
 class Decoded(Mapping[str, Path]):
     """Clip name -> .npy of its samples, in `folder`.
 
-    The first clips, up to `kept_bytes`, are decoded once and stay. A file of any other is written when it is
-    looked up, between the calls that are timed, and deleted after `passing_bytes` of others have been.
+    The first clips, up to `kept_bytes`, are decoded once and stay. The file of any other clip is written when
+    it is looked up, between timed calls, and deleted after `passing_bytes` of other clips were written.
 
-    Raises, from a lookup: AudioError, the audio file is gone or has changed since the clip was loaded.
+    A lookup raises AudioError if the audio file is gone or has changed since the clip was loaded.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Decoded(Mapping[str, Path]):
         return write_samples(clip, self._folder)
 
     def keep(self, names: Iterable[str]) -> None:
-        """Let the files of these clips stay to the end."""
+        """Keep the files of these clips until the end."""
         for name in names:
             path = self[name]
             self._passing = deque(entry for entry in self._passing if entry[0] != path)
