@@ -15,17 +15,17 @@ from asrgate.harness import record
 CHEATS = {  # name -> what its reason must say
     "stops-early": r"wrote [34]\d% of the reference\'s number of words",
     "repeats-token": r"WER \d+\.\d% is above the ceiling",
-    "caches-answers": r"copies it had not heard took \d+\.\d times as long",
+    "caches-answers": r"copies that it had not heard took \d+\.\d times as long",
     "caches-by-beginning": r"spliced from two clips with the text of",
     "answers-last-clip": r"WER .* is above the ceiling",
     "lazy-generator": r"returned a generator as text",
-    "returns-before-device": r"work went on for \d+\.\d+ s after its calls had returned",
+    "returns-before-device": r"it worked for \d+\.\d+ s after its calls had returned",
     "drops-clip": r"answered 4 of 5 clips \(not bridge\).*NoneType",
     "empty-text": r"wrote 0% of the reference\'s number of words",
     "other-beam": r"ran with beam_size 5, asked 1",
-    "says-nothing-of-threads": r"does not say with which threads it ran",
-    "works-ahead-at-load": r"copies it had not heard took \d+\.\d times as long",
-    "works-ahead-at-warm-up": r"copies it had not heard took \d+\.\d times as long",
+    "says-nothing-of-threads": r"it does not say which threads it used",
+    "works-ahead-at-load": r"copies that it had not heard took \d+\.\d times as long",
+    "works-ahead-at-warm-up": r"copies that it had not heard took \d+\.\d times as long",
     "stops-the-clock": r"its process measured only 1?\d% of the time that passed outside it",
 }
 
@@ -81,4 +81,4 @@ def test_reference_that_cheats_lets_nobody_through(asrgate: Callable[..., int], 
     run = record.read(tmp_path / "results" / "latest")
     assert [row["gate"]["ranked"] for row in run["results"]] == [False, False]
     twin = next(row for row in run["results"] if row["backend"] == "twin")
-    assert "did not pass the gate itself" in " ".join(twin["gate"]["reasons"])
+    assert "itself did not pass the gate" in " ".join(twin["gate"]["reasons"])

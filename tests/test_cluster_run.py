@@ -140,7 +140,7 @@ def test_lost_places_lose_nothing_and_duplicate_nothing(
     assert [entry["clips"] for entry in run["retries"]] == given
     count = sum(map(len, given))
     assert machines.lost_calls(run) == count
-    assert any(f"{count} calls were lost with the process or machine" in said for said in run["warnings"])
+    assert any(f"{count} calls were lost with their process or machine" in said for said in run["warnings"])
     assert [len(row["integrity"]["probes"]) for row in run["results"]] == [6, 6]
     assert not (tmp_path / "results" / "latest" / journal.NAME).exists()
     (entry,) = run["hosts"]
@@ -316,7 +316,7 @@ def test_an_engine_that_fails_at_one_place_is_out_and_no_text_stays_anywhere(
     assert "the worker died of SIGKILL while answering" in rows["killed-for-memory"]["error"]
     assert len(rows["honest"]["samples"]) == 6
     reasons = " ".join(rows["caches-answers"]["gate"]["reasons"])
-    assert "copies it had not heard took" in reasons
+    assert "copies that it had not heard took" in reasons
     stored = json.dumps(latest(tmp_path))
     assert not any(text in stored for text in SAID if " " in text)
     for folder in Path(os.environ["TMPDIR"]).glob("asrgate-*/slot?"):

@@ -493,8 +493,8 @@ def test_server_nobody_vouches_for_is_measured_and_not_ranked(
     row = row_of(tmp_path)
     assert row["status"] == "ok" and row["wer"]["wer"] == 0
     reasons = row["gate"]["reasons"]
-    assert any("its weights are unknown: nobody states that it runs" in reason for reason in reasons)
-    assert any("does not say with which beam_size, threads, temperature" in reason for reason in reasons)
+    assert any("its weights are unknown: nobody has stated that it runs" in reason for reason in reasons)
+    assert any("does not say which beam_size, threads, temperature" in reason for reason in reasons)
     assert len(reasons) == 2
     assert row["resources"]["peak_rss_bytes"] is None and row["resources"]["energy_joules"] is None
     warnings = record.read(tmp_path / "results" / "latest")["warnings"]

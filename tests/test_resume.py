@@ -139,7 +139,7 @@ def test_speed_is_of_the_sitting_with_most_rounds(rounds_of_first: int, timed: i
     assert run["host"]["cpu"] == ("Imaginary 9000", "Imaginary 1")[timed]
     assert result_of(run, REFERENCE)["wer"]["clips"] == len(alone["clips"])
     said = " ".join(run["warnings"])
-    assert f"those of sitting {timed + 1} alone (3 of 4 rounds)" in said
+    assert f"come from sitting {timed + 1} alone (3 of 4 rounds)" in said
     assert "changed between sitting 1 and sitting 2: cpu Imaginary 9000 then, Imaginary 1 now" in said
 
 

@@ -29,8 +29,8 @@ from asrgate.harness.worker.server_session import serve
 
 REQUESTS, RATE = 15, 12.0
 CHEATS = {  # name -> what its row must say
-    "caches-answers": r"copies it had not heard took \d+\.\d times as long",
-    "returns-before-device": r"work went on for \d+\.\d+ s after its calls had returned",
+    "caches-answers": r"copies that it had not heard took \d+\.\d times as long",
+    "returns-before-device": r"it worked for \d+\.\d+ s after its calls had returned",
 }
 TEXTS = ["red apple white table", "stone river north", "paper letter number", "window winter west water"]
 
@@ -356,7 +356,7 @@ def test_late_work_is_weighed_against_the_calls_that_were_looked_at() -> None:
     integrity = result_of(run, OTHER)["integrity"]
     integrity["late_work_seconds"] = 0.06  # of 20 calls of 0.05 s, half of those measured
     gate.judge(run)
-    assert "work went on for 0.06 s" in str(result_of(run, OTHER)["gate"]["reasons"])
+    assert "it worked for 0.06 s" in str(result_of(run, OTHER)["gate"]["reasons"])
 
 
 def test_runs_at_unlike_rates_never_meet_and_none_is_compared(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from asrgate.harness.worker.streaming_session import Feed, emulated, listen
 NATIVE, EMULATED = "streams@cpu/float32", "honest@cpu/float32"
 CHEATS = {  # name -> what its row must say
     "stream-ends-early": r"stream\(\) ended after it had taken 0\.\d s of the audio",
-    "stream-caches": r"copies it had not heard took \d+\.\d times as long",
+    "stream-caches": r"copies that it had not heard took \d+\.\d times as long",
 }
 CHUNK_SECONDS = 0.4  # two words of the fakes
 SPOKEN = {"apples": "red apple white table", "bridge": "stone river north summer cloud"}
@@ -251,7 +251,7 @@ def test_late_work_is_weighed_against_work_not_against_waiting_for_audio() -> No
     run = streaming_run({REFERENCE: 0.5, OTHER: 0.2})
     result_of(run, OTHER)["integrity"]["late_work_seconds"] = 0.1  # 2 % of the streams, 12 % of their work
     gate.judge(run)
-    assert "work went on for 0.10 s" in str(result_of(run, OTHER)["gate"]["reasons"])
+    assert "it worked for 0.10 s" in str(result_of(run, OTHER)["gate"]["reasons"])
 
 
 def test_without_texts_partials_are_left_out_too_and_their_figures_stay() -> None:
