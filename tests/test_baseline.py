@@ -115,7 +115,7 @@ def test_runs_that_show_nothing_are_refused(
     unplaced = measured()
     del unplaced["host"]["host_class"]
     for run, said in (
-        (interrupted, "did not come to its end"),
+        (interrupted, "is not complete; measure again"),
         (empty, "no backend worked"),
         (unplaced, "kind of host"),
     ):

@@ -182,7 +182,7 @@ def test_warnings_and_interruption_are_shown(run):
         assert "other programs were busy" in text
         assert "stopped by the user" in text
     run["interrupted"] = None
-    assert "did not come to its end" in printed(run)
+    assert "the run did not finish" in printed(run)
 
 
 @pytest.mark.parametrize("name", report.FORMATS)

@@ -365,9 +365,9 @@ def test_runs_at_unlike_rates_never_meet_and_none_is_compared(tmp_path: Path) ->
     assert preconditions.differences(run, other) == []
     other["settings"]["server"]["rate_per_second"] = 6.0
     assert [d.kind for d in preconditions.differences(run, other)] == ["scenario"]
-    with pytest.raises(NotComparable, match="of the scenario server"):
+    with pytest.raises(NotComparable, match="used the scenario server"):
         compare(run, run, Limits())
-    with pytest.raises(RaceError, match="of the scenario server"):
+    with pytest.raises(RaceError, match="used the scenario server"):
         race(run)
     with pytest.raises(BaselineError, match="save a single-stream or offline run"):
         save(tmp_path, run)

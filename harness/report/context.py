@@ -37,7 +37,7 @@ def warnings(run: Run) -> list[str]:
     if run["interrupted"]:
         found.insert(0, f"interrupted: {run['interrupted']}")
     elif not run["complete"]:
-        found.insert(0, "incomplete: the run did not come to its end")
+        found.insert(0, "incomplete: the run did not finish")
     return found
 
 

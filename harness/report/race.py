@@ -82,8 +82,8 @@ def race(run: Run, clip: str | None = None) -> Race:
     """
     if not registry.times_clips(run):
         raise RaceError(
-            f"run {run['run_id']} is of the scenario {registry.of(run)}: its times are not those of single "
-            f"clips, so there is no race on one; take a run of {registry.SINGLE_STREAM}"
+            f"run {run['run_id']} used the scenario {registry.of(run)}: its times are not those of single "
+            f"clips, so there is no race to show; choose a run of {registry.SINGLE_STREAM}"
         )
     clips = {entry["name"]: entry for entry in run["clips"]}
     if not clips or (clip is not None and clip not in clips):
