@@ -202,7 +202,7 @@ def test_command_reads_folders_and_files_and_leaves_out_what_it_cannot_read(
     [
         (["nowhere"], "nowhere"),
         (["results", "--backend", "fastr-whisper"], "Did you mean 'faster-whisper'?"),
-        (["empty"], "no runs are stored in empty; `asrgate run` stores one"),
+        (["empty"], "no runs are stored in empty; store one with `asrgate run`"),
     ],
 )
 def test_bad_input_is_one_clear_error(

@@ -571,7 +571,7 @@ def test_update_replaces_only_what_stands_between_the_markers(stored, tmp_path):
 def test_a_file_without_one_pair_of_markers_is_left_alone(tmp_path, text):
     path = tmp_path / "README.md"
     path.write_text(text)
-    with pytest.raises(MarkerError, match="must hold `<!-- asrgate:results -->`"):
+    with pytest.raises(MarkerError, match="must have `<!-- asrgate:results -->`"):
         report.update_between_markers(path, "new", "results")
     assert path.read_text() == text
     with pytest.raises(MarkerError, match="cannot read"):

@@ -392,7 +392,7 @@ def test_latency_columns_say_whose_latency_it_is() -> None:
     run = server_run({REFERENCE: 0.05, OTHER: 0.1})
     built = rows(run)
     shown = {c.heading: c.meaning for c in columns.shown(columns.FIGURES, built)}
-    assert "waiting included" in shown["median s"] and "waiting included" in shown["p99 s"]
+    assert "including waiting" in shown["median s"] and "including waiting" in shown["p99 s"]
     assert "queue" in shown and "max req/s" not in shown and "speed-up" not in shown
     times = [c.heading for c in columns.shown(columns.TIMES, built)]
     assert "p99 s" not in times, "the 99th percentile of a call is another figure"

@@ -169,7 +169,7 @@ def _judge_time(
         by_clock.append(
             f"it takes {time.clock_ratio:.2f} times as long by the clock, and every other backend is slower "
             f"too{excuse} (allowed for all together: {limits.max_shared_slowdown:.2f}): the machine became "
-            "slower, or something that they share did"
+            "slower, or something they share did"
         )
     elif faster and clear:
         remarks.better.append(f"takes {said}")
