@@ -142,7 +142,7 @@ def test_an_engine_that_crashes_or_hangs_is_told_apart(registered, tmp_path, mon
     (tmp_path / "crashing_engine.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
     (tmp_path / "hanging_engine.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert "died of SIGILL" in doctor_checks._import_trouble(["crashing_engine"])
+    assert "was killed by SIGILL" in doctor_checks._import_trouble(["crashing_engine"])
     monkeypatch.setattr(doctor_checks, "IMPORT_SECONDS", 0.5)
     assert "took more than" in doctor_checks._import_trouble(["hanging_engine"])
 

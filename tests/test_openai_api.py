@@ -498,7 +498,7 @@ def test_server_nobody_vouches_for_is_measured_and_not_ranked(
     assert len(reasons) == 2
     assert row["resources"]["peak_rss_bytes"] is None and row["resources"]["energy_joules"] is None
     warnings = record.read(tmp_path / "results" / "latest")["warnings"]
-    assert any("1 of 5 answers came after failed tries, 1 in all" in text for text in warnings)
+    assert any("1 of 5 answers needed retries, 1 in all" in text for text in warnings)
     for path in (tmp_path / "results" / "latest").rglob("*"):
         assert path.is_dir() or KEY not in path.read_text(), path
 

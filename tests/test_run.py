@@ -114,7 +114,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory, spoken: Path, model: Path) 
     [
         ("raises", "ok", "ValueError: the | engine"),
         ("aborts", "error", "SIGABRT"),
-        ("killed-for-memory", "error", "want of memory"),
+        ("killed-for-memory", "error", "memory ran out"),
         ("hangs", "error", "no answer within 4 s"),
         ("exits-at-load", "error", "exited with code 7 while loading"),
         ("refuses-setting", "error", "cannot translate; choose --task transcribe"),

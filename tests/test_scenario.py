@@ -178,7 +178,7 @@ def test_impossible_batch_sizes_are_refused(text: str) -> None:
 
 def test_batch_sizes_need_the_offline_scenario(asrgate: Callable[..., int], capsys: Any) -> None:
     assert asrgate("--backends", "twin", "--batch-sizes", "2") == 2
-    assert "--batch-sizes goes with --scenario offline" in capsys.readouterr().err
+    assert "--batch-sizes works only with --scenario offline" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["multi-stream"])

@@ -132,10 +132,10 @@ def test_there_are_enough_requests_for_a_99th_percentile_and_for_every_clip() ->
         ({"rate": None}, "needs either --rate R"),
         ({"find_max_rate": True, "p99": 1.0}, "needs either --rate R"),
         ({"rate": None, "find_max_rate": True}, "needs --p99 S"),
-        ({"p99": 1.0}, "--p99 is the limit of --find-max-rate"),
+        ({"p99": 1.0}, "--p99 is the limit for --find-max-rate"),
         ({"rate": None, "find_max_rate": True, "p99": 1.0, "rounds": 2}, "searches once"),
         ({"requests": 1}, "less than the 2 clips"),
-        ({"rate": 0.1}, "take 1000 s, longer than --server-seconds 300"),
+        ({"rate": 0.1}, "take 1000 s, more than --server-seconds 300"),
         ({"clips": clips(*[3600.0] * 5)}, r"are 1\.1 GiB"),
     ],
 )
@@ -146,7 +146,7 @@ def test_contradictions_are_one_clear_error(changes: dict[str, Any], message: st
 
 def test_options_of_a_server_need_the_scenario(asrgate: Callable[..., int], capsys: Any) -> None:
     assert asrgate("--backends", "twin", "--rate", "2") == 2
-    assert "--rate goes with --scenario server" in capsys.readouterr().err
+    assert "--rate works only with --scenario server" in capsys.readouterr().err
     assert asrgate("--backends", "twin", "--scenario", "server") == 2
     assert "needs either --rate R" in capsys.readouterr().err
 
@@ -334,7 +334,7 @@ def test_an_overloaded_row_is_not_ranked_and_as_reference_is_sound_all_the_same(
     run = server_run({REFERENCE: 0.3, OTHER: 0.05})
     slow, fast = result_of(run, REFERENCE), result_of(run, OTHER)
     assert slow["server"]["is_overloaded"] and not slow["gate"]["ranked"]
-    assert re.search(r"overloaded: it answers 3\.\d+ requests/s and 5 arrive", slow["gate"]["reasons"][0])
+    assert re.search(r"overloaded: it answers 3\.\d+ requests/s but 5 arrive", slow["gate"]["reasons"][0])
     assert fast["gate"]["ranked"], fast["gate"]["reasons"]
     cut = slow["sessions"][0]
     cut.update(is_cut_off=True, answered=30)

@@ -148,9 +148,9 @@ def test_a_stream_without_any_word_has_no_first_text() -> None:
     ("answers", "message"),
     [
         (lambda spoken: texts("red"), "ended after it had taken 0.0 s of the audio"),
-        (lambda spoken: (None for _ in spoken if False), "gave no Transcript"),
+        (lambda spoken: (None for _ in spoken if False), "yielded no Transcript"),
         (lambda spoken: ("red" for _ in spoken), "returned a str, not a Transcript"),
-        (lambda spoken: (Transcript(word for word in ["red"]) for _ in spoken), "must return a finished str"),
+        (lambda spoken: (Transcript(word for word in ["red"]) for _ in spoken), "must be a finished str"),
     ],
 )
 def test_what_is_no_stream_is_refused(answers: Callable[[Feed], Iterator[Any]], message: str) -> None:
@@ -179,13 +179,13 @@ def test_a_word_is_unstable_if_the_next_text_takes_it_back(said: list[str], expe
 
 @pytest.mark.parametrize("asked", [0.001, 31.0])
 def test_impossible_chunks_are_one_clear_error(asked: float) -> None:
-    with pytest.raises(StreamingError, match=r"must be from 0\.01 to 30"):
+    with pytest.raises(StreamingError, match=r"must be between 0\.01 and 30"):
         streaming.chunk_seconds(asked)
 
 
 def test_chunks_need_the_scenario(asrgate: Callable[..., int], capsys: Any) -> None:
     assert asrgate("--backends", "twin", "--chunk-seconds", "2") == 2
-    assert "--chunk-seconds goes with --scenario streaming" in capsys.readouterr().err
+    assert "--chunk-seconds works only with --scenario streaming" in capsys.readouterr().err
 
 
 # --- figures, gate and reports, from a record
@@ -268,7 +268,7 @@ def test_runs_of_unlike_chunks_never_meet_and_none_is_compared() -> None:
     assert preconditions.differences(run, other) == []
     other["settings"]["chunk_seconds"] = 0.5
     assert [d.kind for d in preconditions.differences(run, other)] == ["scenario"]
-    with pytest.raises(NotComparable, match="of the scenario streaming"):
+    with pytest.raises(NotComparable, match="used the scenario streaming"):
         compare(run, run, Limits())
 
 

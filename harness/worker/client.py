@@ -1,4 +1,4 @@
-"""The parent's end of one worker process: start it, ask it, and say in words how it died."""
+"""The parent's side of one worker process: starts it, sends requests, and describes how it died."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import psutil
 from asrgate.backends import Variant, child_process
 from asrgate.backends.base import Checkpoint, Settings
 
-# Every pool an engine may own is told the same number of threads.
+# Every thread pool that an engine may have is set to the same number of threads.
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -32,8 +32,8 @@ THREAD_VARIABLES = (
     "RAYON_NUM_THREADS",
 )
 
-# Idle threads of these pools spin for longer than a short call takes, in case another task comes. To whoever
-# looks that is work that goes on after the call, and it takes the processor from the engine's other pools.
+# Idle threads of these pools spin for longer than a short call takes, in case another task comes. That looks
+# like work that continues after the call, and it takes the processor from the engine's other pools.
 SPIN_VARIABLES = {
     "KMP_BLOCKTIME": "10",  # Intel's OpenMP, in ms; its default is 200
     "OPENBLAS_THREAD_TIMEOUT": "22",  # numpy's OpenBLAS, 2**22 ticks are 1 to 2 ms; its default is 100 ms
@@ -41,7 +41,7 @@ SPIN_VARIABLES = {
 
 
 class WorkerError(Exception):
-    """The worker refused, hung or died; the message is what the row's `error` says."""
+    """The worker refused, hung or died; the message becomes the row's `error`."""
 
     def __init__(self, message: str, unavailable: bool = False, remedy: str | None = None):
         super().__init__(message)
@@ -50,7 +50,7 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """One engine in one process, paused whenever it is not its turn."""
+    """One engine in one process, which is paused when it is not its turn."""
 
     def __init__(
         self, variant: Variant, log_path: Path, threads: int, timeout_seconds: float, quote_log: bool = True
@@ -58,7 +58,7 @@ class Worker:
         """Start the process.
 
         Args:
-            quote_log: may messages quote what the engine printed? It may have printed what it heard.
+            quote_log: whether messages may quote what the engine printed, which may include what it heard.
         """
         self.variant = variant
         self.timeout_seconds = timeout_seconds
@@ -75,11 +75,11 @@ class Worker:
             self._process = subprocess.Popen(
                 child_process.command("asrgate.harness.worker.child", theirs.fileno()),
                 stdin=subprocess.DEVNULL,
-                stdout=log,  # an engine's prints must not reach the user's stdout, which may be JSON
+                stdout=log,  # an engine's output must not reach the user's stdout, which may be JSON
                 stderr=log,
                 pass_fds=[theirs.fileno()],
                 env=environment,
-                start_new_session=True,  # Ctrl-C reaches the parent alone; the group can be killed whole
+                start_new_session=True,  # Ctrl-C reaches only the parent; the whole group can be killed
             )
         if cores is not None:
             with contextlib.suppress(OSError):
@@ -95,7 +95,7 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process still runs."""
+        """Whether the process is still running."""
         return self._process.poll() is None
 
     def load(
@@ -104,8 +104,8 @@ class Worker:
         """Load the engine; return import_seconds, load_seconds and applied_settings.
 
         Args:
-            said: called with each line that the backend logs to backends.base.LOAD_LOG meanwhile; None
-                prints it to stderr.
+            said: called with each line that the backend logs to backends.base.LOAD_LOG while it loads; if
+                None, lines are printed to stderr.
 
         Raises:
             WorkerError: the backend refused, or the worker died or hung.
@@ -129,21 +129,21 @@ class Worker:
         return reply
 
     def call(self, audio: Path, language: str, what: str) -> dict[str, Any]:
-        """Have one clip transcribed; return the answer with both clocks' times and the late work.
+        """Transcribe one clip; return the answer with the times of both clocks and the late work.
 
         Args:
             audio: .npy file of float32 samples.
             what: how messages name the clip.
 
         Raises:
-            WorkerError: the worker died or hung; an engine's exception is an answer with `error` set.
+            WorkerError: the worker died or hung. An engine's exception is an answer with `error` set.
         """
         return self._timed(what, do="call", audio=str(audio), language=language)
 
     def call_batch(self, audios: Sequence[Path], language: str, what: str) -> list[dict[str, Any]]:
-        """Have clips transcribed together; return one answer a clip, each with its even share of the times.
+        """Transcribe clips together; return one answer per clip, each with an equal share of the times.
 
-        A batch that failed is one failed answer a clip. Stages are left out: a batch shares them.
+        If a batch fails, each clip gets a failed answer. Stages are left out, because a batch shares them.
 
         Args:
             audios: .npy files of float32 samples.
@@ -162,12 +162,12 @@ class Worker:
     def events(
         self, what: str, waiting_seconds: float, **message: Any
     ) -> Iterator[tuple[float, dict[str, Any]]]:
-        """Have a session held; yield each of its events with the seconds since its start on our clock.
+        """Run a session; yield each of its events with the seconds since its start on our clock.
 
         Args:
             what: how messages name the session.
-            waiting_seconds: how long it may be silent beyond the timeout of a call, as nothing is due.
-            message: what asrgate.harness.worker.child is asked to do.
+            waiting_seconds: how long it may be silent beyond the timeout of a call because nothing is due.
+            message: the request to asrgate.harness.worker.child.
 
         Raises:
             WorkerError: the worker died or hung.
@@ -182,10 +182,10 @@ class Worker:
     def stream(
         self, audio: Path, language: str, what: str, chunk_seconds: float, audio_seconds: float | None
     ) -> dict[str, Any]:
-        """As `call`, the clip handed over in chunks; the answer has what streaming_session.listen adds.
+        """As `call`, but in chunks; the answer has what streaming_session.listen adds.
 
         Args:
-            audio_seconds: of the clip, which takes so long to be spoken; None: hand it over without waiting.
+            audio_seconds: length of the clip, which takes that long to speak; None to hand it over at once.
 
         Raises:
             WorkerError: the worker died or hung.
@@ -228,26 +228,26 @@ class Worker:
         return reply
 
     def pause(self) -> None:
-        """Stop the process until resume(): only the worker whose turn it is may use the machine."""
+        """Stop the process until resume(), so that only the worker whose turn it is uses the machine."""
         if not self._paused:
             self._signal(signal.SIGSTOP)
             self._paused = True
 
     def resume(self) -> None:
-        """Let a paused process go on."""
+        """Let a paused process continue."""
         if self._paused:
             self._signal(signal.SIGCONT)
             self._paused = False
 
     def stop(self) -> None:
-        """End the process and every child it started. Safe to call at any time, more than once."""
+        """End the process and every child that it started. Safe to call at any time and repeatedly."""
         self._connection.close()
         self._signal(signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
 
     def _last_words(self, characters: int = 300) -> str:
-        """Return the last line the worker printed, empty when it printed nothing."""
+        """Return the last line that the worker printed, or "" if it printed nothing."""
         with contextlib.suppress(OSError):
             lines = self._log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             return lines[-1][-characters:] if lines else ""
@@ -260,21 +260,21 @@ class Worker:
             raise WorkerError(self._death("starting a call")) from error
 
     def _receive(self, what: str, waiting_seconds: float = 0.0) -> dict[str, Any]:
-        """Return the next message; `waiting_seconds` more than the timeout are no sign of a hang."""
+        """Return the next message; it may take `waiting_seconds` longer than the timeout."""
         try:
             if not self._connection.poll(self.timeout_seconds + waiting_seconds):
                 self.stop()
                 raise WorkerError(
-                    f"no answer within {self.timeout_seconds:g} s while {what}; stopped "
-                    "(--timeout raises the limit)"
+                    f"no answer within {self.timeout_seconds:g} s while {what}, so it was stopped "
+                    "(raise the limit with --timeout)"
                 )
             message = json.loads(self._connection.recv_bytes(), parse_constant=float)
         except (EOFError, OSError) as error:
             raise WorkerError(self._death(what)) from error
         for name, value in _durations(message):
-            # One impossible figure must cost its own row, not the record it would make invalid.
+            # One impossible figure must only cost its own row, not make the record invalid.
             if value is not None and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
-                raise WorkerError(f"the worker reported {value!r} as {name} seconds while {what}")
+                raise WorkerError(f"the worker reported {value!r} seconds for {name} while {what}")
         return message
 
     def _death(self, what: str) -> str:
@@ -288,11 +288,11 @@ class Worker:
             return f"the worker exited with code {code} while {what}{last_words}"
         name = signal.Signals(-code).name
         why = {
-            "SIGKILL": ": something killed it, most often the system for want of memory",
+            "SIGKILL": ": something killed it, most often the system because memory ran out",
             "SIGABRT": ": it called abort()",
             "SIGSEGV": ": it crashed on a bad memory access",
         }.get(name, "")
-        return f"the worker died of {name} while {what}{why}{last_words}"
+        return f"the worker was killed by {name} while {what}{why}{last_words}"
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -307,7 +307,7 @@ def _durations(message: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def default_threads() -> int:
-    """Return the number of physical cores this process may use."""
+    """Return the number of physical cores that this process may use."""
     allowed = _allowed_cores()
     if allowed is None:
         return psutil.cpu_count(logical=False) or 1
@@ -315,7 +315,7 @@ def default_threads() -> int:
 
 
 def pinned_cores(threads: int) -> list[int] | None:
-    """Return the cores a worker is pinned to: one a physical core first; None where pinning is unknown."""
+    """Return the cores to pin a worker to, one per physical core first; None if pinning is not supported."""
     allowed = _allowed_cores()
     if allowed is None:
         return None
@@ -333,7 +333,7 @@ def _allowed_cores() -> list[int] | None:
 
 
 def _siblings(cores: Sequence[int]) -> Mapping[int, str]:
-    """Map each logical core to a name of its physical one."""
+    """Map each logical core to a name for its physical core."""
     found = {}
     for core in cores:
         path = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")

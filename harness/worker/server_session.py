@@ -1,7 +1,7 @@
-"""The worker's half of the server scenario: requests begun at their times, one after the other.
+"""The worker's half of the server scenario: requests are started at their times, one after the other.
 
-Latency is counted from when a request was to arrive, not from when the engine was free for it: what waits in
-the queue waits on the clock, too (no "coordinated omission").
+Latency counts from a request's scheduled arrival, not from when the engine was free for it, so waiting in the
+queue counts too (no "coordinated omission").
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-IDLE_SECONDS = 0.05  # of waiting ahead, from which on there is time to look for late work
+IDLE_SECONDS = 0.05  # if the next request is at least this far away, there is time to look for late work
 
 
 def serve(
@@ -22,16 +22,16 @@ def serve(
     clock_ns: Callable[[], int],
     sleep: Callable[[float], None],
 ) -> None:
-    """Answer requests in the order they arrive; one that comes while another is answered waits.
+    """Answer requests in order of arrival; one that comes while another is being answered waits.
 
     Args:
-        arrivals_seconds: of each request, from the start, ascending.
-        limit_seconds: after it no further request is begun.
-        call: answers the request of that number.
-        report: is given an event "served" for each request that was begun, and "settled" with the late work
-            where there was time to look for it.
-        late_work_seconds: waits until nothing goes on any more and tells for how long it did.
-        clock_ns, sleep: as time.perf_counter_ns and time.sleep.
+        arrivals_seconds: arrival of each request, from the start, ascending.
+        limit_seconds: after this time no further request is started.
+        call: answers the request with that number.
+        report: is given an event "served" for each request that was started, and "settled" with the late work
+            if there was time to look for it.
+        late_work_seconds: waits until all work has stopped and returns how long that took.
+        clock_ns, sleep: like time.perf_counter_ns and time.sleep.
     """
     start = clock_ns()
 

@@ -1,7 +1,7 @@
-"""The worker's half of the streaming scenario: a clip fed in chunks as if spoken, texts as they come.
+"""The worker's half of the streaming scenario: a clip is fed in chunks as if spoken, and texts come back.
 
-A backend that streams is given the chunks and says the text so far whenever it likes. For any other one it is
-emulated: whenever the engine is free and more audio has come, it transcribes all audio so far anew.
+A backend that streams is given the chunks and yields the text so far whenever it likes. For any other backend
+streaming is emulated: whenever the engine is free and more audio has come, it transcribes all audio so far.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from asrgate.backends.base import SAMPLE_RATE_HZ
 
 
 class Feed(Iterator[np.ndarray]):
-    """Chunks of a clip, read-only; the next one is there once its last sample has been spoken.
+    """Chunks of a clip, read-only; each is available once its last sample has been spoken.
 
     Attributes:
-        waited_seconds: time in which whoever asked for a chunk waited for it.
+        waited_seconds: time spent waiting for chunks.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class Feed(Iterator[np.ndarray]):
         clock_ns: Callable[[], int],
         sleep: Callable[[float], None],
     ):
-        """Begin to speak.
+        """Start speaking.
 
         Args:
             audio: float32, shape (samples,), mono, 16 kHz.
-            is_paced: False: all of it has been spoken already.
-            clock_ns, sleep: as time.perf_counter_ns and time.sleep.
+            is_paced: False if all of it counts as already spoken.
+            clock_ns, sleep: like time.perf_counter_ns and time.sleep.
         """
         self._audio = audio
         self._chunk = max(1, round(chunk_seconds * SAMPLE_RATE_HZ))
@@ -52,7 +52,7 @@ class Feed(Iterator[np.ndarray]):
 
     @property
     def taken_seconds(self) -> float:
-        """How much of the clip has been handed over."""
+        """The seconds of the clip that have been handed over."""
         return self._taken / SAMPLE_RATE_HZ
 
     @property
@@ -83,7 +83,7 @@ class Feed(Iterator[np.ndarray]):
     def _copy(self, start: int) -> np.ndarray:
         samples = self._audio[
             start : self._taken
-        ].copy()  # through a view what is not yet spoken could be seen
+        ].copy()  # a view would expose samples that are not yet spoken
         samples.setflags(write=False)
         return samples
 
@@ -95,27 +95,27 @@ class Feed(Iterator[np.ndarray]):
 
 
 def emulated(transcribe: Callable[[np.ndarray], Any], feed: Feed) -> Iterator[Any]:
-    """Yield what an engine without streaming says of the audio so far, whenever it is free."""
+    """Yield an engine's transcripts of the audio so far, whenever it is free."""
     for _ in feed:
         feed.take_spoken()
         yield transcribe(feed.heard)
 
 
 def listen(answers: Iterator[Any], feed: Feed, finished: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """Take the answers of a stream to its end; return the last one, with when the others came.
+    """Take the answers of a stream until it ends; return the last one, with the times of the others.
 
     Args:
-        answers: Transcripts of the text so far, made while they are asked for.
+        answers: Transcripts of the text so far, made on demand.
         finished: copies a Transcript into plain values, as asrgate.harness.worker.child does.
 
     Returns:
-        the last answer, and `partials`: what came before it, each with `seconds` since the first sample,
-        `audio_seconds` taken by then, and `text`; `first_text_seconds`, None where no text came;
-        `final_latency_seconds` from the end of the audio to the end of the stream; `busy_seconds`, in which
-        nobody waited for audio.
+        the last answer; `partials`, the earlier ones, each with `seconds` since the first sample,
+        `audio_seconds` taken by then, and `text`; `first_text_seconds`, None if no text came;
+        `final_latency_seconds` from the end of the audio to the end of the stream; `busy_seconds`, the time
+        not spent waiting for audio.
 
     Raises:
-        TypeError: the answers are no finished Transcripts, or do not follow the protocol.
+        TypeError: the answers are not finished Transcripts, or do not follow the protocol.
     """
     said: list[dict[str, Any]] = []
     last: dict[str, Any] | None = None
@@ -128,9 +128,11 @@ def listen(answers: Iterator[Any], feed: Feed, finished: Callable[[Any], dict[st
             first_text_seconds = seconds
     end = feed.now_seconds
     if last is None:
-        raise TypeError("stream() gave no Transcript; its last one is the answer, if only with an empty text")
+        raise TypeError(
+            "stream() yielded no Transcript; the last one is the answer, even if its text is empty"
+        )
     if not feed.is_over:
-        raise TypeError(f"stream() ended after it had taken {feed.taken_seconds:.1f} s of the audio, not all")
+        raise TypeError(f"stream() ended after it had taken only {feed.taken_seconds:.1f} s of the audio")
     return {
         **last,
         "partials": said[:-1],
