@@ -339,7 +339,7 @@ def test_an_overloaded_row_is_not_ranked_and_as_reference_is_sound_all_the_same(
     cut = slow["sessions"][0]
     cut.update(is_cut_off=True, answered=30)
     assert list(server_figures.faults(run, slow)) == [
-        "overloaded at 5 requests/s: 10 of 40 were not begun within 60 s"
+        "overloaded at 5 requests/s: 10 of 40 were not started within 60 s"
     ]
 
 

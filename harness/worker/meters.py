@@ -205,7 +205,7 @@ class LoadMonitor:
         self._before = self._read()
 
     def finish(self) -> dict[str, float | None]:
-        """Return `foreign_cpu_fraction`, a share of all cores' time since the start, and `load_average_1min`."""
+        """Return `foreign_cpu_fraction`, the share of all cores' time, and `load_average_1min`."""
         total, busy, ours = (now - then for now, then in zip(self._read(), self._before, strict=True))
         # CPU times come in ticks of 10 ms, so over a few ticks their difference says nothing
         known = total > 0.1

@@ -132,9 +132,9 @@ class ActorPool(Generic[Work]):
             raise ClusterError(f"the cluster no longer answers: {error}") from error
         if not ready:
             raise ClusterError(
-                f"the cluster provided no actor within {timeout:g} s: its CPUs or GPUs are in use, or the nodes "
-                "that had them are gone (`ray status`); wait longer with --timeout, or continue "
-                "later with --resume"
+                f"the cluster provided no actor within {timeout:g} s: its CPUs or GPUs are in use, or the "
+                "nodes that had them are gone (`ray status`); wait longer with --timeout, or continue later "
+                "with --resume"
             )
         handle, doing, work = self._asked.pop(ready[0])
         reply = self._reply(handle, ready[0])
