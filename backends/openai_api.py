@@ -88,7 +88,7 @@ class OpenAiApi:
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """What the request carries, what the user states, and the server's name; unknown ones are left out."""
+        """What the request carries, what the user states, and the server's name, without unknown fields."""
         stated = self._server.stated(self._settings)
         carried = {"task": self._settings.task}
         if self._settings.task == "transcribe":  # /audio/translations has no field for the language

@@ -294,7 +294,7 @@ def test_the_end_of_the_other_transcript_is_the_end_of_text(
 def test_other_tokens_than_the_record_holds_are_an_error(
     engine: WhisperCpu, speech: np.ndarray, tokens: list[int]
 ) -> None:
-    with pytest.raises(BackendError, match="gives other tokens than the record holds"):
+    with pytest.raises(BackendError, match="gives different tokens than the record has"):
         engine.decision(speech, "en", [*tokens[:2], tokens[2] + 1, *tokens[3:]], 2, 262)
 
 

@@ -186,7 +186,7 @@ def test_table_of_another_form_is_left_alone(
 
 def test_folders_that_will_not_do(checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new-backend", "mine", "--directory", str(tmp_path / "absent")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     assert main(["new-backend", "mine", "--directory", str(checkout / "harness")]) == 2
     assert f"pass --directory {checkout}" in capsys.readouterr().err
     (tmp_path / "asrgate-mine").mkdir()

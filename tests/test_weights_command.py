@@ -140,7 +140,7 @@ def test_export_writes_every_tensor_by_name(
 def test_export_into_no_folder_is_refused(
     folder: Path, tmp_path: Path, asrgate_weights: Callable[..., int]
 ) -> None:
-    with pytest.raises(AsrgateError, match="there is no folder"):
+    with pytest.raises(AsrgateError, match="does not exist"):
         asrgate_weights("export", "mine", "--format", "npz", "--output", str(tmp_path / "gone" / "out.npz"))
 
 

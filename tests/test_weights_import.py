@@ -79,7 +79,7 @@ def test_an_import_that_fails_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("ending", "message"), [("exit 1", "^reason$"), ("kill -9 $$", "was killed; is there memory enough")]
+    ("ending", "message"), [("exit 1", "^reason$"), ("kill -9 $$", "was killed; is there enough memory")]
 )
 def test_a_process_that_dies_leaves_nothing(
     ending: str,
@@ -154,11 +154,11 @@ def test_export_as_a_user_types_it(
     assert weights(*arguments) == 0
     assert capsys.readouterr().out == f"{target}\n"
     assert_same(path, back(target, tmp_path))
-    with pytest.raises(CheckpointError, match="is there and is no empty folder"):
+    with pytest.raises(CheckpointError, match="already exists and is not an empty folder"):
         weights(*arguments)
     with pytest.raises(CheckpointError, match="is a folder; a whisper"):
         weights("export", str(path), "--format", "ggml", "--output", str(target))
-    with pytest.raises(CheckpointError, match="there is no folder"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         weights("export", str(path), "--format", "ggml", "--output", str(tmp_path / "gone" / "x.bin"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["back.pt", "new"]
 
