@@ -127,7 +127,7 @@ def test_a_pt_file_of_strides_that_are_nothing(tmp_path: Path) -> None:
     content = torch.load(small(tmp_path / "m.pt", n_audio_state=1024, n_text_state=1024), weights_only=True)
     flat = {name: torch.zeros(1).half().expand(t.shape) for name, t in content["model_state_dict"].items()}
     torch.save({**content, "model_state_dict": flat}, tmp_path / "flat.pt")
-    with refused("its dims ask for|is cut short"):
+    with refused("its dims require|is cut short"):
         read(tmp_path / "flat.pt")
 
 

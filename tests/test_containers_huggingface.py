@@ -45,7 +45,7 @@ HF_CHANGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] =
     "no embedding": (lambda t: t.pop(EMBEDDING), rf"tensor {EMBEDDING} is missing"),
     "misshapen": (
         lambda t: t.update({"model.encoder.conv1.bias": torch.zeros(9, dtype=torch.float16)}),
-        r"model\.encoder\.conv1\.bias has shape \(9,\).* ask for \(8,\)",
+        r"model\.encoder\.conv1\.bias has shape \(9,\).* require \(8,\)",
     ),
     "unknown": (
         lambda t: t.update({"model.decoder.adapter.weight": torch.zeros(2)}),
@@ -108,7 +108,7 @@ def test_config_that_is_not_whispers(case: str, copy: Callable[[str], Path]) -> 
 def test_config_that_is_no_json(text: str, copy: Callable[[str], Path]) -> None:
     path = copy("hf") / "config.json"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    with refused("config.json(: model_type is| is no JSON)"):
+    with refused("config.json(: model_type is| is not JSON)"):
         read(path.parent)
     path.unlink()
     with refused("config.json, which says how many heads"):

@@ -191,7 +191,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path):
         4: "cut.wav is truncated",
         5: "empty.wav is empty",
         6: "gone.wav does not exist",
-        7: "duration says 1.9 s, long.wav lasts 2.00 s",
+        7: "duration says 1.9 s, but long.wav lasts 2.00 s",
     }.items():
         assert re.search(rf"manifest\.jsonl:{line}: .*{reason}", told), (line, told)
     assert told.startswith("6 problems")

@@ -135,8 +135,8 @@ def test_elsewhere_it_is_a_package_that_asrgate_finds(
         ("lambda", "is a Python keyword"),
         ("whisper-cpu", "'whisper-cpu' is taken; choose a name other than whisper-cpu"),
         ("honest", "'honest' is taken"),
-        ("base", "base.py is there already"),
-        ("max-graph", "max_graph is there already"),
+        ("base", "base.py already exists"),
+        ("max-graph", "max_graph already exists"),
     ],
 )
 def test_bad_and_taken_names_are_refused_and_nothing_is_written(
@@ -166,7 +166,7 @@ def test_test_file_that_is_there_stops_it_before_anything_is_changed(
     (checkout / "tests" / "test_mine.py").write_text("keep me")
     before = contents(checkout)
     assert main(["new-backend", "mine", "--directory", str(checkout)]) == 2
-    assert "test_mine.py is there already" in capsys.readouterr().err
+    assert "test_mine.py already exists" in capsys.readouterr().err
     assert contents(checkout) == before
 
 
@@ -191,7 +191,7 @@ def test_folders_that_will_not_do(checkout: Path, tmp_path: Path, capsys: pytest
     assert f"pass --directory {checkout}" in capsys.readouterr().err
     (tmp_path / "asrgate-mine").mkdir()
     assert main(["new-backend", "mine", "--directory", str(tmp_path)]) == 2
-    assert "asrgate-mine is there already" in capsys.readouterr().err
+    assert "asrgate-mine already exists" in capsys.readouterr().err
     assert not list((tmp_path / "asrgate-mine").iterdir())
 
 

@@ -74,7 +74,7 @@ def test_an_import_that_fails_is_one_line_and_leaves_nothing(
     assert not list((tmp_path / "out").iterdir())
     with pytest.raises(CheckpointError, match="give a CTranslate2 folder"):
         imported(Path(__file__))
-    with pytest.raises(CheckpointError, match="there is no"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         imported(tmp_path / "gone")
 
 

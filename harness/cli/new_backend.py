@@ -119,7 +119,7 @@ def _create_in_checkout(name: str, root: Path) -> tuple[list[Path], list[str]]:
     source, test, table = Path("backends") / f"{module}.py", Path("tests") / f"test_{module}.py", root / TABLE
     names = {"name": name, "class_name": _class_name(name), "path": source.as_posix()}
     before = table.read_text(encoding="utf-8")
-    after = _with_line(before, name, f"backends.{module}:{names['class_name']}", table)
+    after = _with_line(before, name, f"asrgate.backends.{module}:{names['class_name']}", table)
     if (root / "backends" / module).exists():
         raise NewBackendError(f"backends/{module} already exists; choose another name")
     files = {
