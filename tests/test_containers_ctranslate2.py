@@ -151,7 +151,7 @@ def test_ctranslate2_lies(copy: Callable[[str], Path]) -> None:
     with refused("a cannot be an alias of gone"):
         read(folder)
     write_ct2(folder / "model.bin", variables, aliases, spec="TransformerSpec")
-    with refused("holds a TransformerSpec, not a WhisperSpec"):
+    with refused("has a TransformerSpec, not a WhisperSpec"):
         read(folder)
     write_ct2(folder / "model.bin", variables, aliases)
     data = bytearray((folder / "model.bin").read_bytes())
@@ -159,7 +159,7 @@ def test_ctranslate2_lies(copy: Callable[[str], Path]) -> None:
     struct.pack_into("<2I", data, place + 1, 51_864, 20_000)
     struct.pack_into("<I", data, place + 10, 51_864 * 20_000 * 2)
     (folder / "model.bin").write_bytes(data)
-    with refused(r"decoder/embeddings/weight needs 2,074,560,000 bytes, [\d,]+ are left"):
+    with refused(r"decoder/embeddings/weight needs 2,074,560,000 bytes, but [\d,]+ are left"):
         read(folder)
     write_ct2(folder / "model.bin", variables, aliases)
     with (folder / "model.bin").open("ab") as file:
