@@ -28,7 +28,7 @@ def test_backend_of_the_docs_works_as_a_package(tmp_path: Path, model: Path) -> 
         [
             sys.executable,
             "-m",
-            "asrgate.harness.cli",
+            "asrgate",
             "run",
             "--backends",
             "plain-whisper",

@@ -72,7 +72,7 @@ def test_an_import_that_fails_is_one_line_and_leaves_nothing(
     with pytest.raises(CheckpointError, match=r"^\S*short\.bin is damaged: .* are left$"):
         containers.import_file(source, tmp_path / "out" / "m.pt")
     assert not list((tmp_path / "out").iterdir())
-    with pytest.raises(CheckpointError, match="give a CTranslate2 folder"):
+    with pytest.raises(CheckpointError, match="pass a CTranslate2 folder"):
         imported(Path(__file__))
     with pytest.raises(CheckpointError, match="does not exist"):
         imported(tmp_path / "gone")
