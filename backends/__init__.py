@@ -1,10 +1,10 @@
-"""The table of backends, and how names become classes. Nothing heavy is imported until a backend is chosen.
+"""The table of backends, and how names become classes. Engines are not imported until a backend is chosen.
 
 To add a backend:
 
 1. write one file here with a class that follows `asrgate.backends.base.Backend`;
-2. add its line to BUILTIN below (another package instead declares the entry point group `asrgate.backends`);
-3. run `asrgate list`, then `asrgate run --backends NAME`: the gate says whether its rows may be ranked.
+2. add a line to BUILTIN below (another package declares an entry point in the group `asrgate.backends`);
+3. run `asrgate list`, then `asrgate run --backends NAME`; the gate decides whether its rows may be ranked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from asrgate.backends.base import REMOTE, BackendError, BackendUnavailable, did_
 old_names.replace(__name__)
 ENTRY_POINT_GROUP = "asrgate.backends"
 
-BUILTIN = {  # name -> "module:class", in the order tables show them
+BUILTIN = {  # name -> "module:class", in the order in which tables show them
     "whisper-cpu": "asrgate.backends.openai_whisper:WhisperCpu",
     "whisper-cuda": "asrgate.backends.openai_whisper:WhisperCuda",
     "faster-whisper": "asrgate.backends.faster_whisper:FasterWhisper",
@@ -36,7 +36,7 @@ BUILTIN = {  # name -> "module:class", in the order tables show them
 
 
 class UnknownBackend(BackendError):
-    """No backend has that name; the message lists the ones there are."""
+    """No backend has that name; the message lists those that exist."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def load(name: str) -> Any:
     """Import and return the backend class called `name`.
 
     Raises:
-        UnknownBackend: nothing is registered under the name.
+        UnknownBackend: no backend is registered under the name.
         BackendUnavailable: the module that defines it cannot be imported.
     """
     target = BUILTIN.get(name)
@@ -82,8 +82,8 @@ def load(name: str) -> Any:
 def parse(text: str, device: str = "auto") -> list[Variant]:
     """Turn one `name[@device[/precision]]` into variants.
 
-    Without a device the backend's own devices are used, narrowed by `device` ("cpu" or "cuda"; "auto"
-    takes every one of them). Without a precision the device's default precision is taken.
+    Without a device, the backend's own devices are used, narrowed by `device` ("cpu" or "cuda"; "auto" keeps
+    all of them). Without a precision, the device's default precision is used.
 
     Raises:
         UnknownBackend, BackendUnavailable: as `load`.
@@ -117,7 +117,7 @@ def every(device: str = "auto") -> list[Variant]:
 
 
 def defaults(device: str = "auto") -> list[Variant]:
-    """What a run takes that names no backends: of each one, every device in its first precision."""
+    """The variants of a run that names no backends: each backend on every device in its first precision."""
     found: dict[tuple[str, str], Variant] = {}
     for variant in every(device):
         found.setdefault((variant.backend, variant.device), variant)

@@ -1,4 +1,4 @@
-"""The seam between the harness and an engine: what a backend is given and what it must give back."""
+"""The interface between the harness and an engine: what a backend is given and what it must return."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 SAMPLE_RATE_HZ = 16_000
-MULTILINGUAL_VOCAB = 51_865  # tokens; the multilingual vocabularies have so many or more
+MULTILINGUAL_VOCAB = 51_865  # tokens; multilingual vocabularies have at least this many
 WINDOW_SECONDS = 30  # Whisper's audio context; longer clips take the engine's sequential long-form path
-LOAD_LOG = "asrgate.load"  # logging.getLogger of it: lines for the user while a backend loads, at INFO
+LOAD_LOG = "asrgate.load"  # the logger's name: lines for the user while a backend loads, at INFO
 REMOTE = "remote"  # the device of an engine behind an address: its weights, memory and energy cannot be seen
 
 
 class AsrgateError(Exception):
-    """A problem the user can act on. `main` prints its message, without a traceback, and exits with 2."""
+    """A problem that the user can act on. `main` prints its message without a traceback and exits with 2."""
 
 
 AsrbenchError = AsrgateError  # its name in version 0.1
 
 
 class BackendError(AsrgateError):
-    """An engine cannot do what it was asked to. The message says what, why and what to do."""
+    """An engine cannot do what was requested. The message says what, why and what to do."""
 
 
 class BackendUnavailable(BackendError):
     """This machine cannot run the backend: a package, a device or a precision is missing.
 
-    `remedy` is the command or action that mends it, or None when nothing can.
+    `remedy` is the command or action that fixes it, or None if nothing can.
     """
 
     def __init__(self, reason: str, remedy: str | None = None):
@@ -41,26 +41,26 @@ class BackendUnavailable(BackendError):
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return ` Did you mean 'X'?` with the choice nearest to a mistyped name; empty where none is near."""
+    """Return ` Did you mean 'X'?` with the choice closest to a mistyped name, or "" if none is close."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The decoding every backend must honour exactly, or refuse by raising BackendError.
+    """The decoding that every backend must honour exactly, or refuse by raising BackendError.
 
-    Windows of clips up to 30 s are decoded once and without timestamps; longer clips go through
-    sequential long-form decoding with timestamps (Radford et al. 2022, section 3.8), one window after
-    the other, from where the last complete segment ended.
+    Clips of up to 30 s are decoded in one window without timestamps. Longer clips use sequential long-form
+    decoding with timestamps (Radford et al. 2022, section 3.8): one window after the other, each starting
+    where the last complete segment ended.
     """
 
     task: str = "transcribe"  # or "translate" (to English; multilingual checkpoints only)
-    language: str | None = None  # None: each clip's own language, English where the clip names none
+    language: str | None = None  # None: each clip's own language, or English if it names none
     beam_size: int = 1  # 1 is greedy
-    threads: int = 1  # CPU threads of the engine, all its pools together
-    temperature: float = 0.0  # a single temperature: no fallback ladder, so equal work for every engine
-    condition_on_previous_text: bool = False  # long-form: is the last window's text the next one's prompt?
+    threads: int = 1  # CPU threads of the engine, over all its pools
+    temperature: float = 0.0  # a single temperature without fallback, so every engine does the same work
+    condition_on_previous_text: bool = False  # long-form: whether a window's text is the next one's prompt
     no_speech_threshold: float = 0.6  # a window above it, and below logprob_threshold, is skipped as silent
     logprob_threshold: float = -1.0  # average log-probability per token
     suppress_blank: bool = True
@@ -75,20 +75,20 @@ class Settings:
 class Checkpoint:
     """One set of weights in OpenAI's format: a torch file with `dims` and `model_state_dict`.
 
-    Its identity is `tensors_sha256` and `dimensions`; `sha256` is of the file, which may hold the same
-    tensors in another order or type.
+    `tensors_sha256` and `dimensions` identify it. `sha256` is that of the file, which may hold the same
+    tensors in a different order or type.
     """
 
     name: str
     path: Path
     sha256: str
     dimensions: Mapping[str, int]  # the fields of whisper.model.ModelDimensions
-    note: str = ""  # what a reader of results must know, e.g. that it understands synthetic English only
-    tensors_sha256: str | None = None  # see checkpoints.tensor_digest; None: nobody has computed it
+    note: str = ""  # what a reader of results must know, e.g. that it understands only synthetic English
+    tensors_sha256: str | None = None  # see checkpoints.tensor_digest; None if not computed
 
     @property
     def is_multilingual(self) -> bool:
-        """Whether the vocabulary is a multilingual one."""
+        """Whether the vocabulary is multilingual."""
         return self.dimensions["n_vocab"] >= MULTILINGUAL_VOCAB
 
 
@@ -98,10 +98,10 @@ class Transcript:
 
     Attributes:
         text: the whole text.
-        tokens: ids of the tokens decoded for it, timestamps included, special start and end tokens not;
-            None when the engine does not tell.
-        stage_seconds: seconds by stage where the engine can tell; the names in use are
-            "log_mel", "encode" and "decode".
+        tokens: ids of the decoded tokens, including timestamps but not special start and end tokens; None
+            if the engine does not report them.
+        stage_seconds: seconds by stage, if the engine reports them; the names in use are "log_mel", "encode"
+            and "decode".
     """
 
     text: str
@@ -114,10 +114,10 @@ class Backend(Protocol):
     """One engine on one device at one precision, loaded. See `backends/__init__.py` for adding one."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]]
-    """Device name ("cpu", "cuda", REMOTE) -> precisions it offers there, the default one first."""
+    """Device name ("cpu", "cuda", REMOTE) -> precisions offered on it, the default first."""
 
     imports: ClassVar[Sequence[str]]
-    """Modules of the engine, imported (and timed) by the worker before `load`."""
+    """Modules of the engine, which the worker imports (and times) before `load`."""
 
     @classmethod
     def check(cls, device: str, precision: str) -> None:
@@ -129,14 +129,14 @@ class Backend(Protocol):
         """Load the checkpoint and return a backend ready to transcribe.
 
         Raises:
-            BackendUnavailable: the machine lacks something.
+            BackendUnavailable: the machine lacks something that is needed.
             BackendError: the checkpoint or a setting cannot be honoured.
         """
         ...
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """Every field of Settings as the engine really runs it, plus anything else worth recording."""
+        """Every field of Settings as the engine really runs it, and anything else worth recording."""
         ...
 
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
@@ -144,53 +144,53 @@ class Backend(Protocol):
 
         Args:
             audio: float32, shape (samples,), mono, 16 kHz, in [-1, 1]. Must not be modified.
-            language: ISO 639-1 code to decode in.
+            language: ISO 639-1 code of the language to decode in.
         """
         ...
 
     def synchronize(self) -> None:
-        """Block until the device is idle. Called by the harness inside the clock, at both ends."""
+        """Block until the device is idle. The harness calls it inside the clock, before and after a call."""
         ...
 
 
 @runtime_checkable
 class TranscribesBatches(Backend, Protocol):
-    """A Backend that also decodes several clips in one call: what `--scenario offline` measures in batches.
+    """A Backend that can also decode several clips in one call, which `--scenario offline` measures.
 
-    The method is optional. Without it a backend is measured clip after clip, at batch size 1 only.
+    The method is optional. A backend without it is measured clip after clip, at batch size 1 only.
     """
 
     def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> Sequence[Transcript]:
         """Transcribe clips together and return only when every final text exists.
 
         Args:
-            audios: one or more as `transcribe` takes them, of at most 30 s each. Must not be modified.
-            language: of all of them.
+            audios: one or more clips as `transcribe` takes them, of at most 30 s each. Must not be modified.
+            language: the language of all of them.
 
         Returns:
-            A list or tuple of one Transcript a clip, in their order: each with the text that `transcribe`
-            gives for the clip, whatever it shares the batch with, up to rounding.
+            A list or tuple with one Transcript per clip, in order. Each has the text that `transcribe`
+            returns for the clip, up to rounding, whatever else is in the batch.
         """
         ...
 
 
 @runtime_checkable
 class Streams(Backend, Protocol):
-    """A Backend that also hears a clip while it is spoken: what `--scenario streaming` measures.
+    """A Backend that can also take a clip while it is spoken, which `--scenario streaming` measures.
 
-    The method is optional. For a backend without it streaming is emulated, and its rows say so.
+    The method is optional. For a backend without it, streaming is emulated, and its rows say so.
     """
 
     def stream(self, chunks: Iterator[np.ndarray], language: str) -> Iterator[Transcript]:
-        """Transcribe a clip that is still going on, and end when its final text exists.
+        """Transcribe a clip while it is being spoken, and end when its final text exists.
 
         Args:
             chunks: its samples in order, float32, shape (samples,), mono, 16 kHz. Asking for the next chunk
-                blocks until it has been spoken. Must not be modified; all must be taken.
+                blocks until it has been spoken. Chunks must not be modified, and all must be taken.
             language: as `transcribe` takes it.
 
         Yields:
-            A Transcript of the whole text so far, as often as there is something new to show; each takes the
-            place of the one before. The last one is the answer to the clip.
+            A Transcript of the whole text so far, whenever there is something new to show; each replaces the
+            previous one. The last one is the answer for the clip.
         """
         ...

@@ -1,7 +1,7 @@
-"""Runs modules of this project in processes of their own, whatever lies in the folder one stands in.
+"""Runs modules of this project in separate processes, whatever files the current folder contains.
 
-`python -m` and `python -c` put the current folder first on the path, so a `numpy.py` there would run in place
-of numpy. PYTHONSAFEPATH prevents it from Python 3.11 on only.
+`python -m` and `python -c` put the current folder first on the path, so a `numpy.py` there would run instead
+of numpy. PYTHONSAFEPATH prevents this, but only from Python 3.11 on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,6 @@ def command(module: str, *arguments: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment, with this checkout or installation first on the path."""
+    """Return this process's environment with this checkout or installation first on the path."""
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), *others])}

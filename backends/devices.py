@@ -1,4 +1,4 @@
-"""What this machine offers an engine, found out without importing the engine."""
+"""What this machine offers an engine, determined without importing the engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asrgate.backends.base import BackendUnavailable
 CUDA_TORCH = "install a CUDA build of PyTorch (https://pytorch.org/get-started/locally)"
 
 
-CUDA_12_LIBRARIES = (  # of the packages nvidia-cublas-cu12 and nvidia-cudnn-cu12, each before what needs it
+CUDA_12_LIBRARIES = (  # from nvidia-cublas-cu12 and nvidia-cudnn-cu12, each before those that need it
     ("nvidia.cublas", "libcublasLt.so.12"),
     ("nvidia.cublas", "libcublas.so.12"),
     ("nvidia.cudnn", "libcudnn.so.9"),
@@ -20,9 +20,9 @@ CUDA_12_LIBRARIES = (  # of the packages nvidia-cublas-cu12 and nvidia-cudnn-cu1
 
 
 def load_cuda_12_libraries() -> list[Path]:
-    """Load CUDA 12's libraries where Python packages brought them; return the files.
+    """Load CUDA 12's libraries from Python packages, if installed; return the files.
 
-    CTranslate2 opens them by name, which finds system-wide ones only, or one that is loaded already.
+    CTranslate2 opens them by name, which finds only system-wide libraries or those already loaded.
     """
     loaded = []
     for package, name in CUDA_12_LIBRARIES:
@@ -52,14 +52,14 @@ def require_package(module: str, distribution: str) -> Path:
 
 
 def require_nvidia_gpu() -> None:
-    """Raise BackendUnavailable unless NVML, the driver's own library, counts at least one GPU."""
+    """Raise BackendUnavailable unless NVML, the driver's own library, finds at least one GPU."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise BackendUnavailable(
-            f"no NVIDIA driver answers (NVML: {error})",
+            f"no NVIDIA driver was found (NVML: {error})",
             "run it on a machine with an NVIDIA GPU and its driver",
         ) from error
     try:
@@ -72,7 +72,7 @@ def require_nvidia_gpu() -> None:
 
 
 def require_cuda_torch() -> None:
-    """Raise BackendUnavailable if the installed torch was built without CUDA, told by its version file."""
+    """Raise BackendUnavailable if the installed torch was built without CUDA, by its version file."""
     text = (require_package("torch", "torch").parent / "version.py").read_text(encoding="utf-8")
     if re.search(r"^cuda\b[^=\n]*=\s*None\b", text, re.MULTILINE):
         found = re.search(r"^__version__\s*=\s*'([^']*)'", text, re.MULTILINE)

@@ -22,9 +22,9 @@ from asrgate.backends.whisper_common.stage_clock import StageClock
 class FasterWhisper:
     """faster_whisper.WhisperModel, without its voice filter, its batching and its temperature fallback.
 
-    Greedy decoding is openai-whisper's, token for token. With beams one rule differs and cannot be set:
-    CTranslate2 takes an end of text as a finished beam only when it is among the beam_size best candidates,
-    openai-whisper also when fewer than beam_size others rank above it. `applied_settings` says so.
+    Greedy decoding is openai-whisper's, token for token. With beams, one rule differs and cannot be changed:
+    CTranslate2 accepts an end of text as a finished beam only if it is among the beam_size best candidates;
+    openai-whisper accepts it if fewer than beam_size others rank above it. `applied_settings` says so.
     """
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -47,7 +47,7 @@ class FasterWhisper:
         self._settings = settings
         suppressed = suppressed_tokens(settings, checkpoint)
         if suppressed:
-            # openai-whisper never samples it; faster-whisper only since 1.2
+            # openai-whisper never samples it; faster-whisper does not since 1.2
             suppressed.append(tokenizer.no_speech)
         self._options = {
             "task": settings.task,
@@ -60,7 +60,7 @@ class FasterWhisper:
             "condition_on_previous_text": settings.condition_on_previous_text,
             "no_speech_threshold": settings.no_speech_threshold,
             "log_prob_threshold": settings.logprob_threshold,
-            "compression_ratio_threshold": None,  # it only triggers the fallback to other temperatures
+            "compression_ratio_threshold": None,  # only triggers the fallback to other temperatures
             "suppress_blank": settings.suppress_blank,
             "suppress_tokens": suppressed,
             "max_initial_timestamp": 1.0,
@@ -75,13 +75,13 @@ class FasterWhisper:
         """Raise BackendUnavailable if a package or the GPU is missing."""
         require_package("faster_whisper", "faster-whisper")
         require_package("ctranslate2", "ctranslate2")
-        require_package("whisper", "openai-whisper")  # the conversion takes its tokenizer
+        require_package("whisper", "openai-whisper")  # the conversion uses its tokenizer
         if device == "cuda":
             require_nvidia_gpu()
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> FasterWhisper:
-        """Convert the checkpoint unless the cache has it, and load it in the precision asked for.
+        """Convert the checkpoint unless the cache has it, and load it in the requested precision.
 
         Raises:
             BackendUnavailable: CTranslate2 cannot use the device or the precision.
@@ -109,13 +109,13 @@ class FasterWhisper:
             ) from error
         computed = model.model.compute_type
         if computed not in (precision, f"{precision}_float32"):  # int8 keeps other layers in float32
-            raise BackendError(f"CTranslate2 would compute in {computed} where {precision} was asked for")
-        model.max_length = checkpoint.dimensions["n_text_ctx"]  # it takes every model's to be 448
+            raise BackendError(f"CTranslate2 would compute in {computed} although {precision} was requested")
+        model.max_length = checkpoint.dimensions["n_text_ctx"]  # it assumes 448 for every model
         return cls(model, checkpoint, device, precision, settings)
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """The settings as WhisperModel.transcribe gets them, and what CTranslate2 really runs with."""
+        """The settings passed to WhisperModel.transcribe, and those with which CTranslate2 really runs."""
         options = {name: value for name, value in self._options.items() if name != "log_prob_threshold"}
         return {
             **self._settings.as_dict(),

@@ -13,17 +13,17 @@ from asrgate.backends.whisper_common.constants import N_SAMPLES
 from asrgate.backends.whisper_common.decoding import require_language
 
 BATCH_SIZE = 8  # BatchedInferencePipeline.transcribe's own default
-FRAME_SAMPLES = 160  # 10 ms; less is no audio, as for openai-whisper
-GRID_FRAMES = 10  # the pipeline rounds a window's first frame down, so by one frame too far at times
+FRAME_SAMPLES = 160  # 10 ms; less counts as no audio, as in openai-whisper
+GRID_FRAMES = 10  # the pipeline rounds a window's first frame down, sometimes by one frame too many
 GRID_SAMPLES = GRID_FRAMES * FRAME_SAMPLES
 
 
 class FasterWhisperBatched(FasterWhisper):
-    """faster_whisper.BatchedInferencePipeline with the windows given, so without its voice filter.
+    """faster_whisper.BatchedInferencePipeline with explicit windows, and so without its voice filter.
 
     A recording is cut every 30 s, wherever that falls, and its windows are decoded together and without
-    timestamps: chunked long-form, not the sequential one of the other engines, at its own cost in quality.
-    The pipeline ignores the two thresholds of silence; they are applied here to what it reports.
+    timestamps. This is chunked long-form, not the sequential one of the other engines, and it costs quality.
+    The pipeline ignores the two silence thresholds; they are applied here to what it reports.
     """
 
     def __init__(self, model: Any, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
@@ -40,13 +40,13 @@ class FasterWhisperBatched(FasterWhisper):
         """As FasterWhisper.load.
 
         Raises:
-            BackendError: a setting cannot be honoured; condition_on_previous_text cannot, for all windows
+            BackendError: a setting cannot be honoured. condition_on_previous_text cannot, because all windows
                 are decoded at once.
         """
         if settings.condition_on_previous_text:
             raise BackendError(
-                "windows that are decoded together cannot be conditioned on one another's text; take "
-                "condition_on_previous_text false, or faster-whisper"
+                "windows that are decoded together cannot be conditioned on each other's text; set "
+                "condition_on_previous_text to false, or use faster-whisper"
             )
         loaded = super().load(checkpoint, device, precision, settings)
         assert isinstance(loaded, cls)
@@ -54,7 +54,7 @@ class FasterWhisperBatched(FasterWhisper):
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """As FasterWhisper's, and how recordings are cut."""
+        """The same as for FasterWhisper, and how recordings are cut."""
         return {
             **super().applied_settings,
             "max_initial_timestamp": None,
@@ -80,10 +80,10 @@ class FasterWhisperBatched(FasterWhisper):
 
         Args:
             audios: each float32, shape (samples,), mono, 16 kHz, at most 30 s. Not modified.
-            language: ISO 639-1 code of all of them.
+            language: ISO 639-1 code for all of them.
 
         Returns:
-            One Transcript a clip, in their order, without stage seconds: a batch shares its stages.
+            One Transcript per clip, in order, without stage seconds, because a batch shares its stages.
 
         Raises:
             BackendError: a clip is longer than 30 s, or the model has no such language.
@@ -101,7 +101,7 @@ class FasterWhisperBatched(FasterWhisper):
         self, windows: Sequence[np.ndarray], language: str, batch_size: int
     ) -> list[tuple[str, tuple[int, ...]]]:
         require_language(self._checkpoint, language, self._languages)
-        # One recording of all windows, each on a grid: the pipeline tells a window by the time it begins.
+        # One recording of all windows, each on a grid: the pipeline identifies a window by its start time.
         lengths = [-(-len(window) // GRID_SAMPLES) * GRID_SAMPLES for window in windows]
         starts = np.cumsum([0, *lengths]).tolist()
         recording = np.zeros(starts[-1], np.float32)

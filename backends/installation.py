@@ -1,4 +1,4 @@
-"""Where this project lies: a checkout, or site-packages after the installation of a wheel."""
+"""Where this project is located: in a checkout, or in site-packages after a wheel was installed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ PROJECT_ROOT = Path(os.path.abspath(__file__)).parents[2]
 
 
 def shipped(name: str, copy: Path) -> Path:
-    """Return a file beside the packages of a checkout; a wheel holds `copy` of it (pyproject.toml)."""
+    """Return a file next to the packages of a checkout; a wheel contains `copy` of it (pyproject.toml)."""
     path = PROJECT_ROOT / name
     return path if path.exists() else copy

@@ -13,7 +13,7 @@ from asrgate.backends.whisper_common.greedy import GreedyBackend, Window, Window
 
 
 class MaxHybrid(GreedyBackend):
-    """Keys and values of the audio go to the decoder of `torch-fast` through DLPack, where they lie."""
+    """Keys and values of the audio go to the decoder of `torch-fast` through DLPack, without copying."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {
         "cpu": ("float32",),
@@ -23,7 +23,7 @@ class MaxHybrid(GreedyBackend):
 
     @classmethod
     def check(cls, device: str, precision: str) -> None:
-        """Raise BackendUnavailable if MAX, a package beside it or the GPU is missing."""
+        """Raise BackendUnavailable if MAX, another required package or the GPU is missing."""
         engine.check(device)
 
     @classmethod

@@ -24,7 +24,7 @@ class MaxWhisper(GreedyBackend):
 
     @classmethod
     def check(cls, device: str, precision: str) -> None:
-        """Raise BackendUnavailable if MAX, a package beside it or the GPU is missing."""
+        """Raise BackendUnavailable if MAX, another required package or the GPU is missing."""
         engine.check(device)
 
     @classmethod

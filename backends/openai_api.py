@@ -3,7 +3,7 @@
     ASRGATE_OPENAI_URL=http://localhost:8000/v1 ASRGATE_OPENAI_MODEL=openai/whisper-tiny.en \\
         asrgate run --backends openai-api
 
-docs/remote.md tells what such a row can show and when it may be ranked.
+docs/remote.md says what such a row can show and when it may be ranked.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from asrgate.backends.openai_server import Server
 from asrgate.backends.whisper_common.decoding import require_honourable, require_language
 
 RETRIED = (408, 429, 500, 502, 503, 504)
-FIRST_WAIT_SECONDS = 0.5  # before the first retry, doubled before each further one
+FIRST_WAIT_SECONDS = 0.5  # before the first retry; doubled for each further one
 LONGEST_HELLO_SECONDS = 30.0
 LONGEST_ANSWER_BYTES = 16 * 2**20
-SHOWN_CHARACTERS = 200  # of what a server says, in a message
+SHOWN_CHARACTERS = 200  # of a server's answer, in a message
 
 
 class OpenAiApi:
     """A server reached through OpenAI's transcription API, each clip sent as 32-bit float WAV.
 
-    The API carries the task and the language; whatever else `Settings` asks for is the server's own affair.
-    `applied_settings` holds of it only what the user states in the environment, and leaves out the rest.
+    The API carries the task and the language; everything else in `Settings` is up to the server. For those
+    fields `applied_settings` has only what the user states in the environment, and leaves out the rest.
     """
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {REMOTE: ("as-served",)}
@@ -58,17 +58,17 @@ class OpenAiApi:
 
     @classmethod
     def check(cls, device: str, precision: str) -> None:
-        """Raise BackendUnavailable if the package or the server's address is missing. Asks no server."""
+        """Raise BackendUnavailable if the package or the server's address is missing. Contacts no server."""
         require_package("httpx2", "httpx2")
         openai_server.from_environment()
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> OpenAiApi:
-        """Connect, and ask the server for its models where it tells them.
+        """Connect, and ask the server for its models if it lists them.
 
         Raises:
             BackendUnavailable: the server cannot be reached.
-            BackendError: it refuses the key, a setting cannot be asked for, or other weights are stated.
+            BackendError: it refuses the key, a setting cannot be requested, or other weights are stated.
         """
         server = openai_server.from_environment()
         require_honourable(checkpoint, settings)
@@ -76,7 +76,7 @@ class OpenAiApi:
         import httpx2
 
         headers = {"Authorization": f"Bearer {server.key.value}"} if server.key.value else {}
-        # redirects stay off: a key must not follow one to another host
+        # redirects stay off, because a key must not follow one to another host
         client = httpx2.Client(headers=headers, follow_redirects=False)
         backend = cls(server, client, checkpoint, settings)
         try:
@@ -88,10 +88,10 @@ class OpenAiApi:
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """What the request carries, what the user states, and who answered; unknown fields are absent."""
+        """What the request carries, what the user states, and the server's name, without unknown fields."""
         stated = self._server.stated(self._settings)
         carried = {"task": self._settings.task}
-        if self._settings.task == "transcribe":  # /audio/translations has no word for the language
+        if self._settings.task == "transcribe":  # /audio/translations has no field for the language
             carried["language"] = self._settings.language  # type: ignore[assignment]
         return {
             **carried,
@@ -111,13 +111,13 @@ class OpenAiApi:
         }
 
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
-        """Send one clip and return the answer, tried again where the server was busy or failed.
+        """Send one clip and return the answer; retry if the server is busy or fails.
 
-        `stage_seconds` has "wav" (encoding), "request" (the try that was answered) and, for each try that
-        failed, "retry_1", "retry_2", … (that try and the wait after it).
+        `stage_seconds` has "wav" (encoding), "request" (the try that was answered) and, for each failed try,
+        "retry_1", "retry_2", … (that try and the wait after it).
 
         Raises:
-            BackendError: the server refused, failed in every try, did not answer in time or not sensibly.
+            BackendError: the server refused, failed every time, did not answer in time, or gave a bad answer.
         """
         require_language(self._checkpoint, language)
         start = time.perf_counter()
@@ -149,7 +149,7 @@ class OpenAiApi:
             if attempt == self._server.retries:
                 break
             if time.perf_counter() + wait >= deadline:
-                failure += f"; it asks to wait {wait:g} s, which the time limit does not allow"
+                failure += f"; it asks for a wait of {wait:g} s, which the time limit does not allow"
                 break
             time.sleep(wait)
             stages[f"retry_{attempt + 1}"] = time.perf_counter() - began
@@ -157,10 +157,10 @@ class OpenAiApi:
         raise BackendError(f"{failure} (given up after {tries} {'try' if tries == 1 else 'tries'})")
 
     def synchronize(self) -> None:
-        """Nothing to wait for: an answer is whole when `transcribe` has read it."""
+        """Nothing to wait for: an answer is complete when `transcribe` has read it."""
 
     def _connect(self) -> None:
-        """Reach the server before anything is measured; learn its models and its name for itself.
+        """Contact the server before anything is measured; get its models and its own name.
 
         Raises:
             BackendUnavailable: it cannot be reached.
@@ -180,7 +180,7 @@ class OpenAiApi:
             try:
                 self._models = sorted(str(model["id"]) for model in json.loads(answer)["data"])[:50]
             except (ValueError, TypeError, KeyError):
-                self._models = None  # it has no list in OpenAI's form: the calls will tell
+                self._models = None  # it has no list in OpenAI's form; the calls will show
 
     def _request(
         self, method: str, address: str, deadline: float, **content: Any
@@ -195,8 +195,8 @@ class OpenAiApi:
 
         left = deadline - time.perf_counter()
         late = BackendError(
-            f"{self._server.url} did not answer in time: it had {max(left, 0.0):.3g} s "
-            f"({openai_server.TIMEOUT} raises the limit)"
+            f"{self._server.url} did not answer within {max(left, 0.0):.3g} s "
+            f"(raise the limit with {openai_server.TIMEOUT})"
         )
         if left <= 0:
             raise late
@@ -207,7 +207,7 @@ class OpenAiApi:
                     parts.append(part)
                     size += len(part)
                     if size > LONGEST_ANSWER_BYTES:
-                        raise BackendError(f"{self._server.url} sent {size} bytes, which no transcript is")
+                        raise BackendError(f"{self._server.url} sent {size} bytes, too many for a transcript")
                     if time.perf_counter() > deadline:  # httpx2 limits each read, not their sum
                         raise late
                 return response.status_code, response.headers, b"".join(parts)
@@ -218,15 +218,15 @@ class OpenAiApi:
             raise _ConnectionFailure(f"the connection to {self._server.url} failed: {said}") from error
 
     def _failure(self, status: int, answer: bytes) -> str:
-        """Say in words why the server did not transcribe."""
+        """Describe why the server did not transcribe."""
         why = {
-            401: f"it wants a valid key in {openai_server.KEY}",
-            403: f"the key in {openai_server.KEY} may not do this",
+            401: f"it needs a valid key in {openai_server.KEY}",
+            403: f"the key in {openai_server.KEY} has no permission for this",
             404: f"it has no model {self._server.model!r} there, or no such address"
             + (f"; its models: {', '.join(self._models)}" if self._models else ""),
-            413: "the clip is larger than it takes",
-            429: "it is asked too often, or has no quota left",
-        }.get(status, "its own failure" if status >= 500 else "it refuses the request")
+            413: "the clip is too large for it",
+            429: "there are too many requests, or no quota is left",
+        }.get(status, "the server failed" if status >= 500 else "it refuses the request")
         return f"{self._server.url} answered {status}: {why}; it says {self._quoted(answer)}"
 
     def _text(self, answer: bytes) -> str:
@@ -246,28 +246,29 @@ class OpenAiApi:
 
 
 class _ConnectionFailure(Exception):
-    """No answer came, for another reason than time."""
+    """No answer came, for a reason other than time."""
 
 
 def _require_stated(server: Server, checkpoint: Checkpoint, settings: Settings) -> None:
-    """Refuse what the user's own statement of the server contradicts, or what cannot be asked of it."""
+    """Refuse anything that contradicts what the user stated about the server, or that cannot be requested."""
     if server.checkpoint_sha256 not in (None, checkpoint.sha256, checkpoint.tensors_sha256):
         raise BackendError(
-            f"{openai_server.CHECKPOINT} states that the server runs {server.checkpoint_sha256:.12}…, this "
-            f"run is of {checkpoint.name} ({checkpoint.sha256:.12}…); choose that --model, or serve these"
+            f"{openai_server.CHECKPOINT} states that the server runs {server.checkpoint_sha256:.12}…, but "
+            f"this run uses {checkpoint.name} ({checkpoint.sha256:.12}…); choose the server's model with "
+            "--model, or serve this one"
         )
     if settings.beam_size != 1 and "beam_size" not in server.stated(settings):
         raise BackendError(
-            f"the API has no word for beam_size {settings.beam_size}; start the server with it and state "
+            f"the API cannot request beam_size {settings.beam_size}; start the server with it and state "
             f"{openai_server.DECODING}='beam_size={settings.beam_size}', or decode greedily"
         )
 
 
 def _wav(audio: np.ndarray) -> bytes:
-    """Return the samples as a WAV file of 32-bit floats: the server is given exactly these.
+    """Return the samples as a WAV file of 32-bit floats, so that the server gets exactly these samples.
 
-    Not by soundfile, which puts the time of writing into the file: the same clip must be the same bytes, or
-    a server that keeps answers by them would not be found out.
+    soundfile is not used, because it writes the time into the file. The same clip must be the same bytes;
+    otherwise a server that caches answers by them would not be detected.
     """
     data = audio.astype("<f4").tobytes()
     IEEE_FLOAT, CHANNELS, WIDTH_BYTES = 3, 1, 4
@@ -287,7 +288,7 @@ def _wav(audio: np.ndarray) -> bytes:
 
 
 def _retry_after_seconds(text: str | None) -> float | None:
-    """Return the wait that a Retry-After header asks for (RFC 9110, section 10.2.3), None without one."""
+    """Return the wait that a Retry-After header requests (RFC 9110, section 10.2.3), or None without one."""
     if text is None:
         return None
     if text.strip().isdecimal():

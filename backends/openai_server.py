@@ -1,4 +1,4 @@
-"""Which OpenAI-compatible server is asked, and what the user states of it: read from the environment."""
+"""Which OpenAI-compatible server to use and what the user states about it, read from the environment."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from asrgate.backends.base import BackendUnavailable, Settings
 
 URL = "ASRGATE_OPENAI_URL"
 MODEL = "ASRGATE_OPENAI_MODEL"
-KEY = "ASRGATE_OPENAI_KEY"  # not OPENAI_API_KEY: a key must never go to a server it was not set for
+KEY = "ASRGATE_OPENAI_KEY"  # not OPENAI_API_KEY: a key must only go to the server that it was set for
 CHECKPOINT = "ASRGATE_OPENAI_CHECKPOINT"
 DECODING = "ASRGATE_OPENAI_DECODING"
 TIMEOUT = "ASRGATE_OPENAI_TIMEOUT"
 RETRIES = "ASRGATE_OPENAI_RETRIES"
 
 AS_ASKED = "as-asked"
-CARRIED = ("task", "language")  # the only fields of Settings that the API has a word for and must obey
+CARRIED = ("task", "language")  # the only fields of Settings that the API can carry and must obey
 LEFT_TO_SERVER = tuple(field.name for field in fields(Settings) if field.name not in CARRIED)
 
 
 @dataclass(frozen=True, repr=False)
 class Secret:
-    """A text that no traceback or log shows."""
+    """A string that no traceback or log shows."""
 
     value: str | None
 
@@ -38,16 +38,16 @@ class Secret:
 
 @dataclass(frozen=True)
 class Server:
-    """One server and what is known of it.
+    """One server and what is known about it.
 
     Attributes:
         url: without a trailing slash, as OpenAI's clients take it: `https://host/v1`.
-        model: the name the server knows the model by.
-        key: sent as a bearer token; None sends none. In no message, record or representation.
-        checkpoint_sha256: of the weights it serves, as the user states; None: unknown.
-        decoding: fields of Settings as the user states that the server runs them; None: all as asked for.
-        timeout_seconds: what one call may take, all its tries and waits together.
-        retries: how often a call is tried again.
+        model: the server's name for the model.
+        key: sent as a bearer token, if not None. It appears in no message, record or representation.
+        checkpoint_sha256: of the weights that it serves, as the user states; None if unknown.
+        decoding: fields of Settings with which the server runs, as the user states; None: all as requested.
+        timeout_seconds: time allowed for one call, including all its tries and waits.
+        retries: how often a call is retried.
     """
 
     url: str
@@ -65,7 +65,7 @@ class Server:
         return dict(self.decoding)
 
     def hide_key(self, text: str) -> str:
-        """Return a text without the key: servers quote it in errors."""
+        """Return a text without the key, because servers quote it in errors."""
         return text.replace(self.key.value, "<key>") if self.key.value else text
 
 
@@ -73,7 +73,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Server:
     """Read the server from the environment.
 
     Raises:
-        BackendUnavailable: a variable is missing or cannot be understood; never quotes the key.
+        BackendUnavailable: a variable is missing or invalid; the message never quotes the key.
     """
     values = os.environ if environment is None else environment
     url = values.get(URL, "").strip()
@@ -104,20 +104,21 @@ def _require_plain(url: str) -> None:
         is_plain = False
     if not is_plain:
         raise BackendUnavailable(
-            f"{URL} is no http:// or https:// address", f"set {URL}, for example to http://localhost:8000/v1"
+            f"{URL} is not an http:// or https:// address",
+            f"set {URL}, for example to http://localhost:8000/v1",
         )
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         # the address is recorded, so nothing secret may be part of it
         raise BackendUnavailable(
-            f"{URL} holds more than scheme, host, port and path",
-            f"leave out user, password, query and fragment; a key goes into {KEY}",
+            f"{URL} has more than scheme, host, port and path",
+            f"leave out user, password, query and fragment; put a key into {KEY}",
         )
 
 
 def _key(values: Mapping[str, str]) -> str | None:
     key = values.get(KEY, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise BackendUnavailable(f"{KEY} holds characters that no header can", f"set {KEY} again")
+        raise BackendUnavailable(f"{KEY} has characters that a header cannot carry", f"set {KEY} again")
     return key or None
 
 
@@ -125,7 +126,7 @@ def _checkpoint(values: Mapping[str, str]) -> str | None:
     text = values.get(CHECKPOINT, "").strip().lower()
     if text and not re.fullmatch(r"[0-9a-f]{64}", text):
         raise BackendUnavailable(
-            f"{CHECKPOINT} is no SHA-256, 64 hexadecimal digits",
+            f"{CHECKPOINT} is not a SHA-256 of 64 hexadecimal digits",
             "take it from `asrgate weights list --json`",
         )
     return text or None
@@ -140,8 +141,8 @@ def _decoding(text: str) -> dict[str, Any] | None:
         name = name.strip()
         if name not in LEFT_TO_SERVER:
             raise BackendUnavailable(
-                f"{DECODING} states {name!r}, which it cannot",
-                f"write {AS_ASKED}, or NAME=VALUE with semicolons between, of {', '.join(LEFT_TO_SERVER)}",
+                f"{DECODING} states {name!r}, which it cannot state",
+                f"write {AS_ASKED}, or NAME=VALUE separated by semicolons, for {', '.join(LEFT_TO_SERVER)}",
             )
         like = type(Settings.__dataclass_fields__[name].default)
         try:
@@ -152,7 +153,7 @@ def _decoding(text: str) -> dict[str, Any] | None:
             found = float(found)
         if type(found) is not like:
             raise BackendUnavailable(
-                f"{DECODING} states {name}={value.strip()!r}, which is no {like.__name__}",
+                f"{DECODING} states {name}={value.strip()!r}, which is not of type {like.__name__}",
                 f"write it as JSON, for example {name}={json.dumps(getattr(Settings(), name))}",
             )
         stated[name] = found

@@ -31,7 +31,7 @@ class _OpenAiWhisper:
         import torch
         from whisper.tokenizer import LANGUAGES
 
-        # the module: the package's attribute of the same name is the function
+        # the module, because the package's attribute of the same name is the function
         self._module: Any = importlib.import_module("whisper.transcribe")
         self._torch: Any = torch
         self._model = model
@@ -47,7 +47,7 @@ class _OpenAiWhisper:
             "condition_on_previous_text": settings.condition_on_previous_text,
             "no_speech_threshold": settings.no_speech_threshold,
             "logprob_threshold": settings.logprob_threshold,
-            "compression_ratio_threshold": None,  # it only triggers the fallback to other temperatures
+            "compression_ratio_threshold": None,  # only triggers the fallback to other temperatures
             "suppress_blank": settings.suppress_blank,
             "suppress_tokens": settings.suppress_tokens,
             "fp16": precision == "float16",
@@ -68,9 +68,9 @@ class _OpenAiWhisper:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> _OpenAiWhisper:
-        """Build the model and load every tensor, none missing and none left over.
+        """Build the model and load every tensor; none may be missing or left over.
 
-        float16 is openai-whisper's own: weights stay float32 and are cast at every use.
+        float16 works as in openai-whisper: weights stay float32 and are cast at every use.
 
         Raises:
             BackendUnavailable: torch cannot use the GPU.
@@ -94,7 +94,7 @@ class _OpenAiWhisper:
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """The settings as whisper.transcribe gets them, and what torch really runs with."""
+        """The settings passed to whisper.transcribe, and those with which torch really runs."""
         torch = self._torch
         return {
             **self._settings.as_dict(),
@@ -122,21 +122,21 @@ class _OpenAiWhisper:
         with self._clock.call(), self._instrumented():
             result = self._transcribe(audio, language)
             tokens = tuple(token for segment in result["segments"] for token in segment["tokens"])
-            # as whisper's own writers print it; result["text"] would also spell out stray special tokens
+            # as whisper's own writers print it; result["text"] would also contain stray special tokens
             text = "".join(segment["text"] for segment in result["segments"]).strip()
         return Transcript(text, tokens, dict(self._clock.seconds))
 
     def decision(
         self, audio: np.ndarray, language: str, tokens: Sequence[int], index: int, other: int | None
     ) -> Decision:
-        """Return the choice where another engine left this one's path; see inspection.token_margins.Decides.
+        """Return the choice at which another engine diverged; see inspection.token_margins.Decides.
 
         Raises:
-            BackendError: it decodes with beams, or as `asrgate.backends.inspection.token_margins.decide`.
+            BackendError: it decodes with beams, or as in `asrgate.backends.inspection.token_margins.decide`.
         """
         require_language(self._checkpoint, language, self._languages)
         if self._settings.beam_size != 1:
-            raise BackendError("beams are chosen by their sums, so no single token has a margin; take beam 1")
+            raise BackendError("beams are chosen by their sums, so no single token has a margin; use beam 1")
         with self._instrumented(), recorded_windows(self._model) as windows:
             segments = self._transcribe(audio, language)["segments"]
         return decide(self._model, windows, segments, tokens, index, other)
@@ -170,8 +170,8 @@ class _OpenAiWhisper:
         self._module.log_mel_spectrogram = self._log_mel
         try:
             with warnings.catch_warnings():
-                # said by the variant's name; answered by the contract that audio is only read; and of no use
-                # to anyone, that whisper's beam search hands numpy 2 a tensor to sort
+                # the first is clear from the variant's name; for the second, the contract says that audio is
+                # only read; the third, that whisper's beam search passes numpy 2 a tensor, helps nobody
                 warnings.filterwarnings("ignore", "Performing inference on CPU when CUDA is available")
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
                 warnings.filterwarnings("ignore", "__array_wrap__", DeprecationWarning)
@@ -181,7 +181,7 @@ class _OpenAiWhisper:
 
 
 class WhisperCpu(_OpenAiWhisper):
-    """openai-whisper on the CPU: the reference the gate compares with."""
+    """openai-whisper on the CPU: the reference that the gate compares with."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {"cpu": ("float32",)}
 

@@ -1,4 +1,4 @@
-"""Whisper in tuned PyTorch: what the framework gives when one takes care, with no other engine behind it."""
+"""Whisper in carefully tuned PyTorch, without any other engine."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from asrgate.backends.whisper_common.greedy import (
 )
 from asrgate.backends.whisper_common.torch_setup import forbid_tf32, set_threads, uses_tf32
 
-WINDOWS_AT_ONCE = 32  # that a GPU encodes
+WINDOWS_AT_ONCE = 32  # encoded at once on a GPU
 
 
 class TorchFast(GreedyBackend):
     """openai-whisper's transcription over TorchEncoder and TorchDecoder.
 
     Precisions are those of the matrices; sums, normalisation and the residual stream stay float32. On the
-    CPU the decoder's steps are float32 always, see TorchDecoder. "+trim" encodes only the clip and a little
-    silence of each window: not the computation Whisper was trained for.
+    CPU the decoder's steps are always float32, see TorchDecoder. "+trim" encodes only the clip and a little
+    silence of each window, which is not the computation that Whisper was trained for.
     """
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -56,7 +56,7 @@ class TorchFast(GreedyBackend):
 
         Raises:
             BackendUnavailable: torch cannot use the GPU, or oneDNN has no bfloat16 on this CPU.
-            BackendError: torch does not run the threads asked for.
+            BackendError: torch does not run the requested number of threads.
         """
         import torch
 
@@ -66,20 +66,20 @@ class TorchFast(GreedyBackend):
             raise BackendUnavailable(f"torch {torch.__version__} cannot use a CUDA device", CUDA_TORCH)
         if device == "cpu" and precision != "float32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             raise BackendUnavailable(
-                f"oneDNN has no bfloat16 arithmetic on this CPU, which {precision} needs; take float32"
+                f"oneDNN has no bfloat16 arithmetic on this CPU, which {precision} needs; use float32"
             )
         return TorchEngine(checkpoint, device, precision)
 
     def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> list[Transcript]:
         """Transcribe clips together: their windows are encoded and decoded as one batch.
 
-        A clip of up to 30 s gives what `transcribe` gives, up to rounding. A longer one is cut every 30 s and
-        the parts are decoded as clips of their own, so words at the cuts may be lost; `applied_settings` says
-        "chunked".
+        For a clip of up to 30 s the result is that of `transcribe`, up to rounding. A longer one is cut every
+        30 s and the parts are decoded as separate clips, so words at the cuts may be lost; `applied_settings`
+        says "chunked".
 
         Args:
             audios: float32 arrays as `transcribe` takes them.
-            language: of all of them.
+            language: the language of all of them.
 
         Raises:
             BackendError: the model has no such language.
@@ -137,7 +137,7 @@ class TorchEngine:
         self._decoder = TorchDecoder(weights, self.dims, matrices, device)
         if self._trims:
             self._decoder.follow_with(self._encoder.encode(torch.zeros(1, self.dims.n_mels, N_FRAMES))[0])
-        # log-mel and first window of the clip that is to be transcribed next, where they are there already
+        # log-mel and first window of the clip to transcribe next, if already computed
         self.ready: tuple[Any, Window] | None = None
 
     def log_mel(self, audio: np.ndarray) -> Any:
@@ -147,7 +147,7 @@ class TorchEngine:
         return self.ready[0] if self.ready else log_mel(audio, self.dims.n_mels, self.device)
 
     def encode(self, mel: Any) -> Any:
-        """See asrgate.backends.whisper_common.greedy.Engine; None for a window that is decoded already."""
+        """See asrgate.backends.whisper_common.greedy.Engine; None for a window that is already decoded."""
         if self.ready:
             return None
         return self._encoder.encode(mel[None, :, : frames_to_encode(mel) if self._trims else None])[0]
@@ -160,7 +160,7 @@ class TorchEngine:
     def decoded(self, chunks: Sequence[np.ndarray], rules: WindowRules) -> list[tuple[Any, Window] | None]:
         """Log-mel and window of clips of up to 30 s, decoded in one batch; None for one without a frame.
 
-        The longest should come first: they are the last to end, and those behind them drop out.
+        The longest should come first: they end last, and those after them drop out earlier.
         """
         from whisper.audio import pad_or_trim
 
@@ -172,7 +172,7 @@ class TorchEngine:
         return [next(done) if len(chunk) >= HOP_LENGTH else None for chunk in chunks]
 
     def _features(self, windows: Sequence[Any]) -> list[Any]:
-        """The encoder's output for each window; one fills the cores of a CPU, but not a GPU."""
+        """The encoder's output for each window; one window keeps a CPU's cores busy, but not a GPU."""
         if self.device.type == "cpu":
             return [self.encode(window) for window in windows]
         parts = self._torch.stack(list(windows)).split(WINDOWS_AT_ONCE)

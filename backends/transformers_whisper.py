@@ -34,16 +34,16 @@ from asrgate.backends.whisper_common.stage_clock import StageClock
 from asrgate.backends.whisper_common.torch_setup import forbid_tf32, uses_tf32
 
 COMPILED = "+compiled"
-FRAME_SAMPLES = 160  # 10 ms; less is no audio, as for openai-whisper
+FRAME_SAMPLES = 160  # 10 ms; less counts as no audio, as in openai-whisper
 
 
 class TransformersWhisper:
     """WhisperForConditionalGeneration.generate, greedy: eager, or with a static cache and torch.compile.
 
-    The two are precisions of one backend (`float32`, `float32+compiled`), so that they stand side by side in
-    a table and only the first is part of a default run: compiling takes minutes. Long clips take its own
-    sequential long-form. In clips up to 30 s its own rule of silence runs the whole model a second time; the
-    same rule is applied here to the states of its first pass instead.
+    The two are precisions of one backend (`float32`, `float32+compiled`), so that a table shows them side by
+    side and only the first is part of a default run, because compiling takes minutes. Long clips use its own
+    sequential long-form. For clips of up to 30 s, its own no-speech rule runs the whole model a second time;
+    here the same rule is applied to the states of the first pass instead.
     """
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -85,7 +85,7 @@ class TransformersWhisper:
     def load(
         cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings
     ) -> TransformersWhisper:
-        """Build the model and load every tensor, none missing and none left over.
+        """Build the model and load every tensor; none may be missing or left over.
 
         Raises:
             BackendUnavailable: torch cannot use the GPU.
@@ -94,19 +94,19 @@ class TransformersWhisper:
         require_honourable(checkpoint, settings)
         if settings.beam_size != 1:
             raise BackendError(
-                "transformers ends and ranks beams by other rules than openai-whisper, so beam_size "
-                f"{settings.beam_size} cannot be honoured; take beam_size 1, or whisper-cpu or faster-whisper"
+                "transformers ends and ranks beams by different rules than openai-whisper, so beam_size "
+                f"{settings.beam_size} cannot be honoured; use beam_size 1, or whisper-cpu or faster-whisper"
             )
         if settings.condition_on_previous_text:
             raise BackendError(
-                "transformers refuses a prompt of 223 tokens with 224 more to come, so "
-                "condition_on_previous_text cannot be honoured; take false, or whisper-cpu or faster-whisper"
+                "transformers refuses a prompt of 223 tokens if 224 more may follow, so "
+                "condition_on_previous_text cannot be honoured; use false, or whisper-cpu or faster-whisper"
             )
         import torch
         from transformers import WhisperForConditionalGeneration
         from transformers.utils import logging
 
-        logging.set_verbosity_error()  # it warns at every call of what Whisper's generate() itself does
+        logging.set_verbosity_error()  # at every call it warns about what Whisper's generate() itself does
         torch.set_num_threads(settings.threads)
         forbid_tf32()
         if device == "cuda" and not torch.cuda.is_available():
@@ -124,13 +124,13 @@ class TransformersWhisper:
 
             model.generation_config.cache_implementation = "static"
             compile_config: Any = CompileConfig(mode="default", fullgraph=True)
-            compile_config._compile_all_devices = True  # else on GPUs alone
+            compile_config._compile_all_devices = True  # otherwise only on GPUs
             model.generation_config.compile_config = compile_config
         return cls(model, checkpoint, device, precision, settings)
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """The settings as generate() gets them, and what torch really runs with."""
+        """The settings passed to generate(), and those with which torch really runs."""
         torch = self._torch
         compiled = self._precision.endswith(COMPILED)
         return {
@@ -171,7 +171,7 @@ class TransformersWhisper:
                 segments = self._long_form(features, options)
             end = self._tokenizer.eot
             kept = [[token for token in segment if token != end] for segment in segments]
-            # as whisper.transcribe.transcribe: a segment without text is none
+            # as in whisper.transcribe.transcribe: a segment without text does not count
             texts = [(self._tokenizer.decode(tokens), tokens) for tokens in kept]
             texts = [(text, tokens) for text, tokens in texts if text.strip()]
         tokens = tuple(token for _, tokens in texts for token in tokens)
@@ -195,7 +195,7 @@ class TransformersWhisper:
             device=self._device,
             return_tensors="pt",
         ).input_features
-        # zeros behind the spectrogram, where the extractor would put silence before it: as openai-whisper
+        # zeros after the spectrogram, as in openai-whisper; the extractor would add silence to the audio
         missing = max(N_FRAMES - found.shape[-1], 0)
         found = self._torch.nn.functional.pad(found, (0, missing))
         return found.to(self._device, self._model.dtype)
@@ -229,9 +229,9 @@ class TransformersWhisper:
         no_speech = logits.softmax(-1)[self._tokenizer.no_speech].item()
         if no_speech <= self._settings.no_speech_threshold:
             return False
-        # greedy: the likeliest token was sampled, the end of the text being the last one
+        # greedy: the likeliest token was sampled, and the last one is the end of the text
         likelihoods = torch.stack([score[0].float().log_softmax(-1).max() for score in scores])
-        # the end counts as sampled even where the window was cut before it
+        # the end counts as sampled even if the window was cut before it
         text = sum(token != self._tokenizer.eot for token in tokens)
         sampled = likelihoods.sum().item() / (text + 1)
         return sampled <= self._settings.logprob_threshold
@@ -248,7 +248,7 @@ class TransformersWhisper:
             **options,
         )
         segments = [segment["tokens"].tolist() for segment in found["segments"][0]]
-        # it leaves the next segment's opening timestamp at the end of a window's last complete one
+        # it leaves the next segment's opening timestamp at the end of a window's last complete segment
         begin = self._tokenizer.timestamp_begin
         return [tokens[:-1] if min(tokens[-2:]) >= begin else tokens for tokens in segments]
 
@@ -256,6 +256,6 @@ class TransformersWhisper:
 @contextmanager
 def _silenced() -> Iterator[None]:
     with warnings.catch_warnings():
-        # answered by the contract that audio is only read
+        # safe, because the contract says that audio is only read
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         yield

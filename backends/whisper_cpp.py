@@ -20,17 +20,17 @@ from asrgate.backends.whisper_common.decoding import (
 TRIM = "+trim"
 POSITION_SAMPLES = 320  # one position of the encoder is 20 ms
 FRAME_SAMPLES = 160
-SHORTEST_SAMPLES = SAMPLE_RATE_HZ // 5  # whisper.cpp drops what is shorter than 0.1 s
+SHORTEST_SAMPLES = SAMPLE_RATE_HZ // 5  # whisper.cpp drops audio shorter than 0.1 s
 NEVER_WITH_TIMESTAMPS = 2  # text layers; see `_require_timestamps`
 
 
 class WhisperCpp:
     """whisper_full() on the CPU: greedy, one temperature, full 30 s context unless the precision says +trim.
 
-    Where its rules cannot be set and differ from openai-whisper's, `applied_settings` says so:
-    at most 220 tokens a window, not 224; timestamps are never sampled in clips up to 30 s, where
-    openai-whisper only does not ask for them; in longer ones a window need not begin with a timestamp,
-    and two timestamps in turn may be equal; a window whose text did not end counts as unlikely, so it is
+    If its rules differ from openai-whisper's and cannot be changed, `applied_settings` says so. It samples at
+    most 220 tokens per window, not 224. It never samples timestamps in clips of up to 30 s, while
+    openai-whisper just does not ask for them. In longer clips a window need not begin with a timestamp, and
+    two successive timestamps may be equal. A window whose text did not end counts as unlikely, so it is
     skipped if its no-speech probability is above the threshold.
     """
 
@@ -57,40 +57,40 @@ class WhisperCpp:
     def check(cls, device: str, precision: str) -> None:
         """Raise BackendUnavailable if a package is missing."""
         require_package("_pywhispercpp", "pywhispercpp")
-        require_package("whisper", "openai-whisper")  # the conversion takes its tokens and mel filters
+        require_package("whisper", "openai-whisper")  # the conversion uses its tokens and mel filters
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> WhisperCpp:
         """Write the ggml file unless the cache has it, and load it.
 
         Raises:
-            BackendError: a setting or the checkpoint cannot be honoured; beams and lists of suppressed
-                tokens other than Whisper's own cannot.
+            BackendError: a setting or the checkpoint cannot be honoured, such as beams, or a list of
+                suppressed tokens other than Whisper's own.
         """
         require_honourable(checkpoint, settings)
         if settings.beam_size != 1:
             raise BackendError(
                 "whisper.cpp's beam search is not openai-whisper's, so "
-                f"beam_size {settings.beam_size} cannot be honoured; take 1, or whisper-cpu or faster-whisper"
+                f"beam_size {settings.beam_size} cannot be honoured; use 1, or whisper-cpu or faster-whisper"
             )
         if suppressed_tokens(settings, checkpoint) not in ([], [-1]):
             raise BackendError(
-                "whisper.cpp suppresses Whisper's own list of tokens or none, not "
-                f"{settings.suppress_tokens!r}; take suppress_tokens -1 or an empty one"
+                "whisper.cpp suppresses either Whisper's own list of tokens or none, not "
+                f"{settings.suppress_tokens!r}; set suppress_tokens to -1 or leave it empty"
             )
         path = ggml_file(checkpoint, precision.removesuffix(TRIM))
         import _pywhispercpp as library
 
         options = library.whisper_context_default_params()
-        options.use_gpu = False  # the default, and a build with CUDA would take it
+        options.use_gpu = False  # a build with CUDA would use one by default
         context = library.whisper_init_from_file_with_params(str(path), options)
         if context is None:
-            raise BackendError(f"whisper.cpp cannot load {path}; delete it, and it is written again")
+            raise BackendError(f"whisper.cpp cannot load {path}; delete it and it will be written again")
         return cls(library, context, checkpoint, precision, settings)
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """The settings as whisper_full gets them, and where its own rules differ."""
+        """The settings passed to whisper_full, and where its own rules differ."""
         full = not self._precision.endswith(TRIM)
         return {
             **self._settings.as_dict(),
@@ -117,7 +117,7 @@ class WhisperCpp:
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
         """Transcribe one clip with whisper_full; see asrgate.backends.base.Backend.
 
-        The tokens of clips over 30 s are not told: whisper.cpp drops the timestamps that open a segment.
+        Tokens of clips over 30 s are not reported: whisper.cpp drops the timestamps that open a segment.
 
         Raises:
             BackendError: the model has no such language, or cannot do long clips.
@@ -129,17 +129,17 @@ class WhisperCpp:
         if len(audio) < FRAME_SAMPLES:
             return Transcript(
                 "", ()
-            )  # no audio, for openai-whisper too; whisper.cpp would answer the last clip
+            )  # no audio, as in openai-whisper; whisper.cpp would return the last clip's text
         library, context = self._library, self._context
         positions = -(-len(audio) // POSITION_SAMPLES)
         if len(audio) < SHORTEST_SAMPLES:
-            # whisper.cpp itself puts 30 s of silence behind the audio, so this changes nothing it computes
+            # whisper.cpp itself appends 30 s of silence to the audio, so this does not change the result
             audio = np.pad(audio, (0, SHORTEST_SAMPLES - len(audio)))
         status = library.whisper_full(
             context, self._parameters(language, is_long, positions), audio, audio.size
         )
         if status != 0:
-            raise BackendError(f"whisper_full failed with status {status}; the worker's log says more")
+            raise BackendError(f"whisper_full failed with status {status}; see the worker's log")
         segments = range(library.whisper_full_n_segments(context))
         text = b"".join(library.whisper_full_get_segment_text(context, index) for index in segments)
         return Transcript(
@@ -157,14 +157,14 @@ class WhisperCpp:
         parameters.n_threads = settings.threads
         parameters.translate = settings.task == "translate"
         parameters.language = language
-        parameters.no_context = True  # nothing of the last clip
+        parameters.no_context = True  # nothing from the last clip
         conditioned = settings.condition_on_previous_text
         parameters.n_max_text_ctx = self._checkpoint.dimensions["n_text_ctx"] // 2 if conditioned else 0
         parameters.no_timestamps = not is_long
         parameters.suppress_blank = settings.suppress_blank
         parameters.suppress_nst = settings.suppress_tokens == "-1"
         parameters.temperature = settings.temperature
-        parameters.temperature_inc = 0.0  # no fallback, so no threshold of entropy either
+        parameters.temperature_inc = 0.0  # no fallback, so no entropy threshold either
         parameters.greedy = {"best_of": 1}
         parameters.no_speech_thold = settings.no_speech_threshold
         parameters.logprob_thold = settings.logprob_threshold
@@ -188,6 +188,7 @@ class WhisperCpp:
         dimensions = self._checkpoint.dimensions
         if dimensions["n_text_layer"] == NEVER_WITH_TIMESTAMPS and dimensions["n_vocab"] != 51_866:
             raise BackendError(
-                "whisper.cpp takes a decoder of 2 layers for a first-release Distil-Whisper and never gives "
-                f"it timestamps, which clips over 30 s need; {self._checkpoint.name} has 2: take shorter ones"
+                "whisper.cpp treats a model with 2 decoder layers as a first-release Distil-Whisper and "
+                "never gives it timestamps, which clips over 30 s need; "
+                f"{self._checkpoint.name} has 2 layers: use shorter clips"
             )

@@ -1,4 +1,4 @@
-"""How engines are measured, scored, gated and reported; knows no backend by name."""
+"""Measures, scores, gates and reports engines; refers to no backend by name."""
 
 from asrgate import old_names
 

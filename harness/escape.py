@@ -1,4 +1,4 @@
-"""Makes text from engines, files and users harmless in a terminal, in Markdown and in a spreadsheet."""
+"""Makes text from engines, files and users safe to show in a terminal, in Markdown and in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ _JOINERS = "\u200c\u200d"  # part of the spelling of Persian, of Indic scripts a
 
 
 def visible(text: str) -> str:
-    """Return the text on one line, each control or invisible character written as its escape."""
+    """Return the text on one line, with each control or invisible character escaped."""
     return "".join(
         _escape(c) if unicodedata.category(c) in _INVISIBLE and c not in _JOINERS else c for c in text
     )
 
 
 def markdown(text: str) -> str:
-    """Return the text so that Markdown shows it as it is: no markup, table cell, link or HTML comes of it."""
+    """Escape the text so that Markdown shows it literally: no markup, table cell, link or HTML."""
     text = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word an underscore marks nothing
-    text = re.sub(r"://", "&#58;//", text)  # what would become a link without brackets
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # an underscore inside a word is not markup
+    text = re.sub(r"://", "&#58;//", text)  # would become a link even without brackets
     text = re.sub(r"(?i)\bwww\.", lambda match: match.group()[:-1] + "&#46;", text)
-    text = re.sub(r"@(?=\w)(?<!\w@)", "&#64;", text)  # a mention; `name@device` is none
+    text = re.sub(r"@(?=\w)(?<!\w@)", "&#64;", text)  # a mention; `name@device` is not one
     return re.sub(r"^(\s*\d*)([-+#.)=]+)(?=\s|$)", r"\1\\\2", text)  # a list, heading or rule
 
 
 def csv_cell(text: str) -> str:
-    """Return the text so that no spreadsheet takes it for a formula (CWE-1236)."""
+    """Escape the text so that no spreadsheet interprets it as a formula (CWE-1236)."""
     text = visible(text)
     # spreadsheets skip white space and fold full-width signs before they look for a formula
     start = unicodedata.normalize("NFKC", text).lstrip()[:1]

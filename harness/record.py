@@ -1,4 +1,4 @@
-"""The run record: one JSON document a run, its schema, and how it is written, read and stripped of texts."""
+"""The run record: one JSON document per run; its schema, and code to write, read and strip it of texts."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ def text_sha256(text: str) -> str:
 
 
 def validate(run: Run) -> None:
-    """Raise RecordError naming the first place where `run` breaks the schema."""
+    """Raise RecordError naming the first place where `run` violates the schema."""
     validator = _validator()
     try:
         errors = list(validator.iter_errors(run))
-    except ValueError:  # values Python can write as JSON but the validator does not know: numpy's floats, say
+    except (
+        ValueError
+    ):  # values that Python can write as JSON but the validator does not know, such as numpy's floats
         try:
             errors = list(validator.iter_errors(json.loads(json.dumps(run))))
         except (TypeError, ValueError) as error:
@@ -48,14 +50,14 @@ def validate(run: Run) -> None:
     first = min(errors, key=lambda error: len(error.instance_path), default=None)
     if first is not None:
         place = "/".join(str(part) for part in first.instance_path) or "the document"
-        raise RecordError(f"the record breaks its schema at {place}: {first.message[:300]}")
+        raise RecordError(f"the record violates its schema at {place}: {first.message[:300]}")
 
 
 def read(path: Path) -> Run:
-    """Read and validate a stored run, one of an older schema version as if it had been written today.
+    """Read and validate a stored run; one with an older schema version is upgraded.
 
     Raises:
-        RecordError: missing, not JSON, of a later schema version, or not a valid record.
+        RecordError: the file is missing, not JSON, of a later schema version, or not a valid record.
     """
     if path.is_dir():
         path = path / "run.json"
@@ -96,9 +98,9 @@ def _upgrade_to_3(run: Run) -> None:
 
 
 def is_same_model(one: Run, other: Run) -> bool:
-    """Whether two runs had the same model: the same tensors and dimensions, in whatever files.
+    """Whether two runs had the same model: the same tensors and dimensions, whatever the files.
 
-    Where one of the runs is older than the digest of tensors, the files must be the same.
+    If one of the runs is older than the digest of tensors, the files must be the same.
     """
     first, second = one["checkpoint"], other["checkpoint"]
     if first["tensors_sha256"] is None or second["tensors_sha256"] is None:
@@ -107,7 +109,7 @@ def is_same_model(one: Run, other: Run) -> bool:
 
 
 def model_digest(run: Run) -> tuple[str, str]:
-    """Return what identifies a run's model and what that is of: ("tensors", digest), or ("file", digest)."""
+    """Return what identifies a run's model: ("tensors", digest) or ("file", digest)."""
     checkpoint = run["checkpoint"]
     digest = checkpoint["tensors_sha256"]
     return ("file", checkpoint["sha256"]) if digest is None else ("tensors", digest)
@@ -119,7 +121,7 @@ def dumps(run: Run) -> str:
 
 
 def write(run: Run, path: Path) -> None:
-    """Validate and write atomically: a reader sees the old file or the whole new one, never a part."""
+    """Validate and write atomically: a reader sees either the old file or the complete new one."""
     validate(run)
     write_text(path, dumps(run))
 
@@ -148,7 +150,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def without_texts(run: Run) -> Run:
-    """Return a copy that keeps hashes and counts in place of references, transcripts and tokens."""
+    """Return a copy with hashes and counts instead of references, transcripts and tokens."""
     run = copy.deepcopy(run)
     run["settings"]["texts"] = False
     for clip in run["clips"]:
@@ -166,5 +168,5 @@ def without_texts(run: Run) -> Run:
 @cache
 def _validator() -> Any:
     schema = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
-    # compiled: a record of 100,000 clips takes jsonschema a minute and this one half a second
+    # compiled: for a record of 100,000 clips jsonschema takes a minute and this half a second
     return jsonschema_rs.validator_for(schema)

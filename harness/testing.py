@@ -1,12 +1,12 @@
-"""The contract of `backends.base.Backend` as a test suite that any backend, ours or not, runs on itself.
+"""The contract of `backends.base.Backend` as a test suite that any backend, ours or not, can run.
 
     from asrgate.harness.testing import BackendContract
 
     class TestMine(BackendContract):
         variant = "mine@cpu/float32"
 
-A variant that cannot run here fails the suite: it would say nothing. What only a measured run shows, cached
-answers and work that goes on after a call, is the gate's to find: `asrgate run --backends mine`.
+A variant that cannot run here fails the suite, because nothing would be tested. Cached answers, and work that
+continues after a call, show only in a measured run; the gate checks for them: `asrgate run --backends mine`.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from asrgate.backends.checkpoints import catalog
 from asrgate.harness.corpus import BUNDLED_MANIFEST, audio
 
 BUNDLED_CLIP = BUNDLED_MANIFEST.with_name("short.flac")
-ENGINES = (  # whatever takes long to import, or memory
+ENGINES = (  # modules that take long to import, or much memory
     *("torch", "whisper", "ctranslate2", "faster_whisper", "transformers", "max", "tensorflow", "jax"),
     *("onnxruntime", "nemo", "mlx", "openvino", "tensorrt"),
 )
-FEW_SAMPLES = SAMPLE_RATE_HZ // 100  # 10 ms, less than one frame: an engine may refuse it
+FEW_SAMPLES = SAMPLE_RATE_HZ // 100  # 10 ms, less than one frame; an engine may refuse it
 CHUNK_SAMPLES = SAMPLE_RATE_HZ // 4  # of a stream
 LONG_SECONDS = 36  # more than a window
 BUSY_SAMPLES, LOOKING_AT_THREADS_SECONDS = 30, 2.0  # whichever comes first
-BUSY_THREADS_LIMIT = 1.5  # on average, with threads=1: one may hand its work to another
+BUSY_THREADS_LIMIT = 1.5  # on average, with threads=1; one thread may hand its work to another
 LOOKING_SECONDS = 60  # importing a module and `check`, on a cold disk
 
 CHANGES: tuple[dict[str, Any], ...] = (  # from the default settings, one at a time
@@ -73,14 +73,14 @@ def _name(settings: dict[str, Any]) -> str:
 
 
 class BackendContract:
-    """Derive from it, name the variant, and run pytest.
+    """Derive a class from this one, name the variant, and run pytest.
 
     Attributes:
         variant: `name@device/precision` as registered.
         model: a checkpoint's name or path, as `--model` takes it.
-        clip: a recording of up to 30 s in which the backend hears words with that checkpoint.
+        clip: a recording of up to 30 s in which the backend recognises words with that checkpoint.
         languages: codes that the backend must decode with that checkpoint.
-        reads_checkpoint: False for a backend whose weights are elsewhere: it cannot refuse a broken file.
+        reads_checkpoint: False if the weights are elsewhere, so that it cannot refuse a broken file.
     """
 
     variant: ClassVar[str]
@@ -104,7 +104,7 @@ class BackendContract:
     def speech(self) -> np.ndarray:
         """Samples of the clip."""
         if not self.clip.is_file():
-            pytest.fail(f"there is no {self.clip}; name a recording of speech as `clip`")
+            pytest.fail(f"{self.clip} does not exist; set `clip` to a recording of speech")
         return audio.decode(self.clip)
 
     @pytest.fixture
@@ -113,19 +113,23 @@ class BackendContract:
         try:
             return _engine(chosen, str(self.model))
         except BackendUnavailable as error:
-            pytest.fail(f"{chosen} cannot run here, so nothing is tested: {error}")
+            pytest.fail(f"{chosen} cannot run here, so nothing was tested: {error}")
 
-    # --- what is known before anything is loaded
+    # --- before anything is loaded
 
     def test_it_names_its_devices_precisions_and_imports(self, chosen: Variant) -> None:
         backend_class = backends.load(chosen.backend)
         assert backend_class.devices, "`devices` is empty"
         for device, precisions in backend_class.devices.items():
-            assert isinstance(device, str), f"the device {device!r} is no text"
-            assert not isinstance(precisions, str), f"the precisions of {device} are one text, not several"
+            assert isinstance(device, str), f"the device {device!r} is not a string"
+            assert not isinstance(precisions, str), (
+                f"the precisions of {device} are a single string; use a tuple of strings"
+            )
             assert precisions, f"{device} has no precision"
             assert all(isinstance(p, str) and "/" not in p and "@" not in p for p in precisions), precisions
-        assert not isinstance(backend_class.imports, str), "`imports` is one text, not several"
+        assert not isinstance(backend_class.imports, str), (
+            "`imports` is a single string; use a tuple of strings"
+        )
         assert all(isinstance(module, str) for module in backend_class.imports), backend_class.imports
 
     def test_it_is_listed_and_checked_without_importing_its_engine(self, chosen: Variant) -> None:
@@ -152,10 +156,10 @@ class BackendContract:
         assert done.returncode == 0, f"check() raised something other than BackendUnavailable: {done.stderr}"
         listed, checked = json.loads(done.stdout.splitlines()[-1])
         assert not listed, f"its module imports {', '.join(listed)}: import engines inside functions"
-        assert not checked, f"check() imports {', '.join(checked)}: look for packages without importing them"
+        assert not checked, f"check() imports {', '.join(checked)}: check for packages without importing them"
 
     def test_check_refuses_what_it_does_not_offer_with_nothing_but_unavailable(self, chosen: Variant) -> None:
-        # the harness asks only for what `devices` offers; a device that is absent is the usual refusal
+        # the harness asks only for what `devices` offers; an absent device is the usual reason to refuse
         backend_class = backends.load(chosen.backend)
         for device, precisions in backend_class.devices.items():
             for precision in precisions:
@@ -167,14 +171,14 @@ class BackendContract:
     # --- settings
 
     def test_it_follows_the_protocol(self, engine: Any) -> None:
-        assert isinstance(engine, Backend), "methods of asrgate.backends.base.Backend are missing"
+        assert isinstance(engine, Backend), "some methods of asrgate.backends.base.Backend are missing"
         engine.synchronize()
 
     def test_applied_settings_name_every_setting_as_asked(self, engine: Any) -> None:
         applied = json.loads(json.dumps(dict(engine.applied_settings)))
         for name, asked in asdict(Settings()).items():
-            assert name in applied, f"applied_settings does not say with which {name} it ran"
-            assert applied[name] == asked, f"ran with {name} {applied[name]!r}, asked {asked!r}"
+            assert name in applied, f"applied_settings does not say which {name} was used"
+            assert applied[name] == asked, f"ran with {name} {applied[name]!r}, but {asked!r} was asked for"
 
     @pytest.mark.parametrize("change", CHANGES, ids=_name)
     def test_settings_are_honoured_or_refused(
@@ -182,11 +186,11 @@ class BackendContract:
     ) -> None:
         found = self._load(chosen, weights, Settings(**change))
         if isinstance(found, Exception):
-            assert isinstance(found, AsrgateError), f"{_name(change)} raised {found!r}, no BackendError"
+            assert isinstance(found, AsrgateError), f"{_name(change)} raised {found!r}, not a BackendError"
             return
         (name,) = change
         assert found.applied_settings.get(name) == change[name], (
-            f"asked for {_name(change)}, ran with {found.applied_settings.get(name)!r} and did not refuse"
+            f"asked for {_name(change)}, it ran with {found.applied_settings.get(name)!r} and did not refuse"
         )
 
     @pytest.mark.parametrize("change", IMPOSSIBLE, ids=_name)
@@ -194,27 +198,29 @@ class BackendContract:
         self, chosen: Variant, weights: Checkpoint, change: dict[str, Any]
     ) -> None:
         found = self._load(chosen, weights, Settings(**change))
-        assert isinstance(found, AsrgateError), f"{_name(change)} must raise BackendError, gave {found!r}"
+        assert isinstance(found, AsrgateError), f"{_name(change)} must raise BackendError, but gave {found!r}"
 
     def test_broken_checkpoint_is_a_backend_error(
         self, chosen: Variant, weights: Checkpoint, tmp_path: Path
     ) -> None:
         if not self.reads_checkpoint:
-            pytest.skip("the class says that its weights are elsewhere")
+            pytest.skip("reads_checkpoint is False: its weights are elsewhere")
         broken = tmp_path / "broken.pt"
         broken.write_bytes(weights.path.read_bytes()[:1000])
         for path in (broken, tmp_path / "absent.pt"):
-            # another hash, so that no conversion of the whole file is taken in its place
+            # a different hash, so that no conversion of the intact file is used instead
             bad = replace(weights, name=path.stem, path=path, sha256="0" * 64)
             found = self._load(chosen, bad, Settings())
             assert isinstance(found, AsrgateError), (
-                f"a checkpoint that is {path.stem} must raise BackendError, gave {found!r}"
+                f"a checkpoint that is {path.stem} must raise BackendError, but gave {found!r}"
             )
 
     # --- answers
 
     def test_it_hears_words(self, engine: Any, speech: np.ndarray) -> None:
-        assert engine.transcribe(speech.copy(), self.languages[0]).text.strip(), "no word in the clip"
+        assert engine.transcribe(speech.copy(), self.languages[0]).text.strip(), (
+            "it recognised no word in the clip"
+        )
 
     def test_answers_are_finished_values(self, engine: Any, speech: np.ndarray) -> None:
         start = time.perf_counter()
@@ -237,7 +243,7 @@ class BackendContract:
         first = engine.transcribe(speech.copy(), language)
         engine.transcribe(np.zeros(SAMPLE_RATE_HZ, np.float32), language)
         again = engine.transcribe(speech.copy(), language)
-        assert again.text == first.text, "the text changed: it depends on the clip before, or on chance"
+        assert again.text == first.text, "the text changed: it depends on the previous clip, or on chance"
         assert _listed(again.tokens) == _listed(first.tokens), "the tokens changed"
 
     def test_batch_is_answered_as_its_clips_alone(self, engine: Any, speech: np.ndarray) -> None:
@@ -248,7 +254,9 @@ class BackendContract:
         alone = [engine.transcribe(clip.copy(), language).text for clip in clips]
         together = engine.transcribe_batch(clips, language)
         assert isinstance(together, (list, tuple)), f"transcribe_batch() returned a {type(together).__name__}"
-        assert [answer.text for answer in together] == alone, "a batch's texts are not its clips' in order"
+        assert [answer.text for answer in together] == alone, (
+            "a batch does not return its clips' texts in order"
+        )
 
     def test_stream_takes_all_audio_and_ends_with_the_answer(self, engine: Any, speech: np.ndarray) -> None:
         if not hasattr(engine, "stream"):
@@ -257,11 +265,11 @@ class BackendContract:
         left = iter(chunks)
         answers = list(engine.stream(left, self.languages[0]))
         assert next(left, None) is None, "stream() ended before it had taken all chunks"
-        assert answers, "stream() gave no Transcript: the last one is the answer"
+        assert answers, "stream() yielded no Transcript; the last one is the answer"
         for answer in answers:
             assert isinstance(answer, Answer), f"stream() gave a {type(answer).__name__}"
             assert type(answer.text) is str, f"a text is a {type(answer.text).__name__}, not a finished str"
-        assert answers[-1].text.strip(), "no word in the stream's last text"
+        assert answers[-1].text.strip(), "the stream's last text has no word"
         assert all(map(np.array_equal, chunks, _chunks(speech))), "stream() changed the samples it was given"
 
     def test_input_is_not_modified(self, engine: Any, speech: np.ndarray) -> None:
@@ -270,7 +278,7 @@ class BackendContract:
         assert np.array_equal(given, speech), "transcribe() changed the samples it was given"
 
     def test_input_may_be_read_only(self, engine: Any, speech: np.ndarray) -> None:
-        # as the worker gives it
+        # as the worker passes it
         given = speech.copy()
         given.setflags(write=False)
         assert type(engine.transcribe(given, self.languages[0]).text) is str
@@ -290,12 +298,12 @@ class BackendContract:
     def test_long_clips_are_heard_to_their_end(self, engine: Any, speech: np.ndarray) -> None:
         window = 30 * SAMPLE_RATE_HZ
         gap = max(0, window - 2 * len(speech)) + SAMPLE_RATE_HZ
-        # three times the clip, so that a model which skips after silence still has the next
+        # three times the clip, so that a model which skips after silence still gets the next one
         long = np.concatenate([speech, np.zeros(gap, np.float32), *[speech] * 3])
         long = np.pad(long, (0, max(0, LONG_SECONDS * SAMPLE_RATE_HZ - len(long))))
         whole = engine.transcribe(long, self.languages[0])
         cut = engine.transcribe(long[:window].copy(), self.languages[0])
-        assert whole.text != cut.text, "what follows the first 30 s changed nothing: the clip is cut off"
+        assert whole.text != cut.text, "audio after the first 30 s changed nothing: the clip is cut off"
 
     def test_every_language_of_the_class_is_decoded(self, engine: Any, speech: np.ndarray) -> None:
         for language in self.languages:
@@ -307,13 +315,13 @@ class BackendContract:
         for language in ("xx",) if weights.is_multilingual else ("xx", "de"):
             error = _error(lambda wanted=language: engine.transcribe(speech.copy(), wanted))  # type: ignore[misc]
             assert isinstance(error, AsrgateError), (
-                f"the language {language!r} must raise BackendError, gave {error!r}"
+                f"the language {language!r} must raise BackendError, but gave {error!r}"
             )
 
     def test_one_thread_keeps_one_core_busy(self, engine: Any, speech: np.ndarray) -> None:
         busy = _busy_threads(lambda: engine.transcribe(speech.copy(), self.languages[0]))
         assert busy <= BUSY_THREADS_LIMIT, (
-            f"{busy:.1f} threads were at work with threads=1: pass the setting on to every pool"
+            f"{busy:.1f} threads were working with threads=1: pass the setting on to every pool"
         )
 
     def _load(self, chosen: Variant, weights: Checkpoint, settings: Settings) -> Any:
@@ -338,10 +346,10 @@ def _engine(chosen: Variant, model: str) -> Any:
 
 
 def _busy_threads(call: Callable[[], Any]) -> float:
-    """Return how many of this process's threads are at work on average while `call` is.
+    """Return how many of this process's threads are working on average during `call`.
 
-    Counts those that run or wait for a core, so that a busy machine hides none. 0 where the system does not
-    tell (it needs Linux's /proc), or when calls are too short to be looked into.
+    Threads that run or wait for a core are counted, so a busy machine hides none. The result is 0 if the
+    system does not tell (it needs Linux's /proc), or if calls are too short to be observed.
     """
     counts: list[int] = []
     done = threading.Event()
@@ -365,7 +373,7 @@ def _busy_threads(call: Callable[[], Any]) -> float:
 
 
 def _is_running(task: Path) -> bool:
-    try:  # the state follows the name, which is in brackets and may hold any character
+    try:  # the state follows the name, which is in brackets and may contain any character
         return (task / "stat").read_text().rpartition(")")[2].split()[0] == "R"
     except (OSError, IndexError):
         return False

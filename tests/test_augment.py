@@ -91,7 +91,7 @@ def test_changed_file_is_refused(clips: list[corpus.Clip], speech: np.ndarray) -
         (["snr=nan"], "'nan'"),
         (["noise=brown", "snr=5"], "noise=white or noise=pink"),
         (["noise=pink"], "needs ratios"),
-        (["reverb=1"], "takes snr="),
+        (["reverb=1"], "use snr="),
     ],
 )
 def test_bad_specifications(specifications: list[str], told: str) -> None:

@@ -76,12 +76,12 @@ def test_without_a_fitting_one_the_others_are_listed(
 ) -> None:
     new = store(measured(host_class="unseen-64c"), tmp_path / "new.json")
     assert cli.main(["compare", "baseline", new, "--baselines", str(folder)]) == 2
-    assert "there are: none" in capsys.readouterr().err
+    assert "existing baselines: none" in capsys.readouterr().err
     baseline.save(folder, measured())
     assert cli.main(["compare", "baseline", new, "--baselines", str(folder)]) == 2
     error = capsys.readouterr().err
     assert "no baseline for tiny.en on hosts of the kind unseen-64c" in error
-    assert "there are: imaginary-8c/tiny.en" in error
+    assert "existing baselines: imaginary-8c/tiny.en" in error
     assert "asrgate baseline save" in error
 
 
@@ -115,7 +115,7 @@ def test_runs_that_show_nothing_are_refused(
     unplaced = measured()
     del unplaced["host"]["host_class"]
     for run, said in (
-        (interrupted, "did not come to its end"),
+        (interrupted, "is not complete; measure again"),
         (empty, "no backend worked"),
         (unplaced, "kind of host"),
     ):
@@ -134,7 +134,7 @@ def test_doubts_are_told_when_saving(
     assert cli.main(["baseline", "save", path, "--baselines", str(folder)]) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("saved ")
-    assert "5 rounds: with fewer than 7" in captured.err
+    assert "5 rounds; with fewer than 7" in captured.err
     assert "80% of the processor" in captured.err
     assert cli.main(["baseline", "save", path, "--baselines", str(folder)]) == 0
     assert capsys.readouterr().out.startswith("replaced ")
@@ -163,4 +163,4 @@ def test_show_prints_the_table(
     monkeypatch.setattr(environment, "describe", lambda: {"host_class": "imaginary-8c"})
     assert cli.main(["baseline", "show", "tiny.en", "--baselines", str(folder)]) == 0
     assert cli.main(["baseline", "show", "large", "--baselines", str(folder)]) == 2
-    assert "there are: imaginary-8c/tiny.en" in capsys.readouterr().err
+    assert "existing baselines: imaginary-8c/tiny.en" in capsys.readouterr().err

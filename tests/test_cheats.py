@@ -15,17 +15,17 @@ from asrgate.harness import record
 CHEATS = {  # name -> what its reason must say
     "stops-early": r"wrote [34]\d% of the reference\'s number of words",
     "repeats-token": r"WER \d+\.\d% is above the ceiling",
-    "caches-answers": r"copies it had not heard took \d+\.\d times as long",
+    "caches-answers": r"copies that it had not heard took \d+\.\d times as long",
     "caches-by-beginning": r"spliced from two clips with the text of",
     "answers-last-clip": r"WER .* is above the ceiling",
     "lazy-generator": r"returned a generator as text",
-    "returns-before-device": r"work went on for \d+\.\d+ s after its calls had returned",
+    "returns-before-device": r"it worked for \d+\.\d+ s after its calls had returned",
     "drops-clip": r"answered 4 of 5 clips \(not bridge\).*NoneType",
     "empty-text": r"wrote 0% of the reference\'s number of words",
-    "other-beam": r"ran with beam_size 5, asked 1",
-    "says-nothing-of-threads": r"does not say with which threads it ran",
-    "works-ahead-at-load": r"copies it had not heard took \d+\.\d times as long|Permission denied",
-    "works-ahead-at-warm-up": r"copies it had not heard took \d+\.\d times as long|Permission denied",
+    "other-beam": r"ran with beam_size 5, but 1 was requested",
+    "says-nothing-of-threads": r"it does not say which threads it used",
+    "works-ahead-at-load": r"copies that it had not heard took \d+\.\d times as long|Permission denied",
+    "works-ahead-at-warm-up": r"copies that it had not heard took \d+\.\d times as long|Permission denied",
     "sends-a-process-away": r"processes that it had sent away while loading would have gone on",
     "goes-bad": r"words changed between its first answers and round [23]",
     "skips-one-clip": r"answered nothing to 2 of 5 clips that the reference understood \(letter, window\)",
@@ -116,4 +116,4 @@ def test_reference_that_cheats_lets_nobody_through(asrgate: Callable[..., int], 
     run = record.read(tmp_path / "results" / "latest")
     assert [row["gate"]["ranked"] for row in run["results"]] == [False, False]
     twin = next(row for row in run["results"] if row["backend"] == "twin")
-    assert "did not pass the gate itself" in " ".join(twin["gate"]["reasons"])
+    assert "itself did not pass the gate" in " ".join(twin["gate"]["reasons"])

@@ -148,7 +148,7 @@ def test_another_file_under_a_catalogue_name_is_refused(weights: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is not tiny\.en: its SHA-256 is"):
         resolve("tiny.en")
     by_path = resolve(str(weights / "tiny.en.pt"))
-    assert by_path.note == "not OpenAI's tiny.en, only called so"
+    assert by_path.note == "has the name of OpenAI's tiny.en, but is a different model"
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_and_the_choices(weights: Path) -> None:
@@ -165,7 +165,7 @@ def test_an_absent_model_says_how_to_fetch_it() -> None:
 
 def test_a_folder_in_asrgate_weights_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASRGATE_WEIGHTS", str(tmp_path / "gone"))
-    with pytest.raises(CheckpointError, match=r"ASRGATE_WEIGHTS names .*gone, which is no folder"):
+    with pytest.raises(CheckpointError, match=r"ASRGATE_WEIGHTS names .*gone, which is not a folder"):
         resolve("mine")
 
 
@@ -207,8 +207,8 @@ def test_a_shipped_model_replaces_the_one_an_older_version_unpacked(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"file_sha256": "0" * 64}, "is not the file its catalog.toml describes"),
-        ({"sha256": "0" * 64}, "is not the nano.en of the catalogue"),
+        ({"file_sha256": "0" * 64}, "is not the file that its catalog.toml describes"),
+        ({"sha256": "0" * 64}, "are not the catalogue's nano.en"),
         ({"sha256": "0"}, "must be 64 lower-case hexadecimal digits"),
         ({"extra": "x"}, "must have exactly"),
     ],

@@ -74,9 +74,9 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, place: str, fun
     [
         (lambda c: c["dims"].pop("n_mels"), r"missing: \['n_mels'\]"),
         (lambda c: c["dims"].update(n_experts=8), r"unknown: \['n_experts'\]"),
-        (lambda c: c["dims"].update(n_text_layer=True), "n_text_layer is True, not a sane"),
-        (lambda c: c["dims"].update(n_text_layer=2.0), "n_text_layer is 2.0, not a sane"),
-        (lambda c: c["dims"].update(n_text_layer=-2), "n_text_layer is -2, not a sane"),
+        (lambda c: c["dims"].update(n_text_layer=True), "n_text_layer is True, not a plausible"),
+        (lambda c: c["dims"].update(n_text_layer=2.0), "n_text_layer is 2.0, not a plausible"),
+        (lambda c: c["dims"].update(n_text_layer=-2), "n_text_layer is -2, not a plausible"),
         (lambda c: c["dims"].update(n_vocab=51_000), "n_vocab is 51000; Whisper has 51864 or 51865 or 51866"),
         (lambda c: c["dims"].update(n_audio_ctx=750), "n_audio_ctx is 750; Whisper has 1500"),
         (lambda c: c["dims"].update(n_text_head=5), "n_text_state is not a multiple of n_text_head"),
@@ -85,13 +85,13 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, place: str, fun
         (lambda c: c["model_state_dict"].update(more=torch.zeros(1)), r"unknown 1: \['more'\]"),
         (
             lambda c: c["model_state_dict"].update({"decoder.ln.bias": torch.zeros(31)}),
-            r"shape \(31,\), its dims",
+            r"shape \(31,\), but its dims",
         ),
         (
             lambda c: c["model_state_dict"].update({"decoder.ln.bias": 0.5}),
-            "holds something that is no tensor",
+            "contains something that is not a tensor",
         ),
-        (lambda c: c.pop("dims"), "is no checkpoint in OpenAI's format"),
+        (lambda c: c.pop("dims"), "is not a checkpoint in OpenAI's format"),
     ],
 )
 def test_a_checkpoint_that_is_not_whispers_is_refused(tmp_path: Path, change: Any, message: str) -> None:
@@ -116,8 +116,8 @@ def test_a_tensor_cut_short_is_refused(model: Path, tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"no checkpoint at all", "is not a checkpoint as torch.save writes it"),
-        (pickle.dumps({"dims": {}}), "is not a checkpoint as torch.save writes it"),
+        (b"no checkpoint at all", "is not a checkpoint in torch.save's format"),
+        (pickle.dumps({"dims": {}}), "is not a checkpoint in torch.save's format"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -130,9 +130,9 @@ def test_a_truncated_file_a_folder_and_a_missing_file_are_refused(model: Path, t
     (tmp_path / "half.pt").write_bytes(model.read_bytes()[: model.stat().st_size // 2])
     with pytest.raises(CheckpointError, match="is truncated or damaged"):
         resolve(str(tmp_path / "half.pt"))
-    with pytest.raises(CheckpointError, match=r"is a folder; give a .pt file; it holds half.pt"):
+    with pytest.raises(CheckpointError, match=r"is a folder; pass a .pt file; it contains half.pt"):
         resolve(str(tmp_path))
-    with pytest.raises(CheckpointError, match="there is no file"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         resolve(str(tmp_path / "gone.pt"))
 
 

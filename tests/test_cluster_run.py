@@ -140,7 +140,7 @@ def test_lost_places_lose_nothing_and_duplicate_nothing(
     assert [entry["clips"] for entry in run["retries"]] == given
     count = sum(map(len, given))
     assert machines.lost_calls(run) == count
-    assert any(f"{count} calls were lost with the process or machine" in said for said in run["warnings"])
+    assert any(f"{count} calls were lost with their process or machine" in said for said in run["warnings"])
     assert [len(row["integrity"]["probes"]) for row in run["results"]] == [6, 6]
     assert not (tmp_path / "results" / "latest" / journal.NAME).exists()
     (entry,) = run["hosts"]
@@ -177,7 +177,7 @@ def test_clips_that_end_every_place_end_the_run_which_then_goes_on(
     ray.lost = poison
     assert on_cluster("--workers", "3") == 2
     said = capsys.readouterr().err
-    assert "4 actors were lost, each with the clips clip4" in said
+    assert "4 actors were lost while they had the clips clip4" in said
     (folder,) = (path for path in (tmp_path / "results").iterdir() if path.name != "latest")
     kept = sum(len(row["samples"]) for row in record.read(folder)["results"])
     assert 0 < kept < 2 * 6
@@ -206,10 +206,11 @@ def test_no_place_left_or_none_given_is_an_error(
     assert "all 2 actors of the cluster are lost" in capsys.readouterr().err
     ray.is_full = True
     assert on_cluster("--timeout", "7") == 2
-    assert "the cluster gave no actor within 7 s" in capsys.readouterr().err
+    assert "the cluster provided no actor within 7 s" in capsys.readouterr().err
     ray.is_full, ray.alive = False, [{"CPU": 1.0, "GPU": 8.0}, {}]
     assert on_cluster("--threads", "2") == 2
-    assert "no node of the cluster has 2 CPUs for one engine; its nodes: 1 CPUs" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no node of the cluster has 2 CPUs for one engine; its nodes have: 1 CPUs" in said
 
 
 def test_a_machine_without_files_is_sent_weights_and_samples(
@@ -300,7 +301,7 @@ def test_unlike_software_is_refused(
     ray.after = other
     assert on_cluster() == 2
     said = capsys.readouterr().err
-    assert "nodes have unlike software (torch " in said
+    assert "nodes have different software (torch " in said
     assert "git_commit" not in said
 
 
@@ -313,10 +314,10 @@ def test_an_engine_that_fails_at_one_place_is_out_and_no_text_stays_anywhere(
         "unavailable",
         "pip install unobtainium",
     )
-    assert "the worker died of SIGKILL while answering" in rows["killed-for-memory"]["error"]
+    assert "the worker was killed by SIGKILL while answering" in rows["killed-for-memory"]["error"]
     assert len(rows["honest"]["samples"]) == 6
     reasons = " ".join(rows["caches-answers"]["gate"]["reasons"])
-    assert "copies it had not heard took" in reasons
+    assert "copies that it had not heard took" in reasons
     stored = json.dumps(latest(tmp_path))
     assert not any(text in stored for text in SAID if " " in text)
     for folder in Path(os.environ["TMPDIR"]).glob("asrgate-*/slot?"):
@@ -334,7 +335,7 @@ def test_a_clip_that_changes_during_the_run_is_an_error(
 
     ray.before = changed
     assert on_cluster() == 2
-    assert "an actor of the cluster cannot go on: " in (said := capsys.readouterr().err)
+    assert "an actor of the cluster cannot continue: " in (said := capsys.readouterr().err)
     assert "changed during the run" in said
 
 
@@ -347,7 +348,7 @@ def test_places_take_what_the_neediest_variant_needs(ray: FakeRay) -> None:
     ray.alive = [{"CPU": 16.0}]
     with pytest.raises(BackendUnavailable, match="no node of the cluster has a GPU"):
         connect.check(GPU)
-    with pytest.raises(ClusterError, match="measured under load"):
+    with pytest.raises(ClusterError, match="would measure it under load"):
         connect.check(Variant("openai-api", "remote", "server"))
 
 
@@ -368,11 +369,11 @@ def test_chunks_hold_every_clip_once_and_no_hour() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workers", "2"], "--workers goes with --executor ray"),
-        (["--ray-address", "auto"], "--ray-address goes with --executor ray"),
-        (["--executor", "ray", "--ray-address", "ray://x:1"], "is not HOST:PORT of a Ray head node"),
+        (["--workers", "2"], "--workers works only with --executor ray"),
+        (["--ray-address", "auto"], "--ray-address works only with --executor ray"),
+        (["--executor", "ray", "--ray-address", "ray://x:1"], "is neither HOST:PORT of a Ray head node"),
         (["--executor", "ray", "--ray-address", "localhost:1"], "no Ray cluster answers at localhost:1"),
-        (["--executor", "ray", "--scenario", "offline"], "offline is of one machine"),
+        (["--executor", "ray", "--scenario", "offline"], "offline runs on one machine"),
     ],
 )
 def test_bad_arguments_are_one_clear_error(

@@ -1,4 +1,4 @@
-"""compare-outputs: rates, word differences, the first other token, and the margin there."""
+"""compare-outputs: rates, word differences, the first differing token, and the margin there."""
 
 from __future__ import annotations
 
@@ -160,12 +160,12 @@ def test_reference_may_be_any_variant_of_the_run(tmp_path: Path, capsys: pytest.
     assert compare_outputs(run, "faster-whisper").reference == OTHER
     assert main(["compare-outputs", str(write(run, tmp_path)), "--reference", "max"]) == 2
     err = capsys.readouterr().err
-    assert f"the run has no 'max'; with answers it has {REFERENCE}, {OTHER}" in err
+    assert f"the run has no 'max'; variants with answers: {REFERENCE}, {OTHER}" in err
 
 
 def test_a_reference_that_answered_nothing_is_an_error() -> None:
     with pytest.raises(
-        transcripts.OutputsError, match=r"answered no clip .* --reference takes another of faster"
+        transcripts.OutputsError, match=r"answered no clip .* choose another with --reference: faster"
     ):
         compare_outputs(run_with([None], ["b"]))
 
@@ -190,7 +190,7 @@ def test_differences_are_marked_side_by_side_without_colour(
     assert "~fin~" in " ".join(right)
     assert "{+more+}" in " ".join(right)
     assert "… 8 words …" in " ".join(" ".join(left).split())
-    assert "first other token" in out or "tokens" in out
+    assert "first differing token" in out or "tokens" in out
 
 
 def test_all_shows_what_is_the_same_too_and_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,7 +294,7 @@ def test_the_end_of_the_other_transcript_is_the_end_of_text(
 def test_other_tokens_than_the_record_holds_are_an_error(
     engine: WhisperCpu, speech: np.ndarray, tokens: list[int]
 ) -> None:
-    with pytest.raises(BackendError, match="gives other tokens than the record holds"):
+    with pytest.raises(BackendError, match="gives different tokens than the record has"):
         engine.decision(speech, "en", [*tokens[:2], tokens[2] + 1, *tokens[3:]], 2, 262)
 
 
@@ -471,5 +471,5 @@ def test_margins_without_audio_weights_or_a_reference_that_can_are_clear_errors(
     (tmp_path / "clip.wav").unlink()
     assert main(asked) == 2
     err = capsys.readouterr().err
-    assert "1 of 1 diverging clips are not on this machine" in err
+    assert "1 of 1 diverging clips cannot be found on this machine" in err
     assert "--audio PATH" in err

@@ -233,7 +233,7 @@ def test_an_export_that_does_not_come_back_is_an_error(
         change_hf(folder, lambda tensors: tensors["model.decoder.layer_norm.bias"].mul_(2))
 
     monkeypatch.setattr(child.huggingface, "write", careless)
-    with pytest.raises(CheckpointError, match="does not come back from huggingface as it was"):
+    with pytest.raises(CheckpointError, match="is not preserved exactly by huggingface"):
         export("huggingface", made("english", "ggml")[0], tmp_path)
 
 

@@ -341,8 +341,8 @@ def test_messages_say_what_is_wrong(failed: dict[str, dict[str, str]]) -> None:
 
     assert "its module imports colorsys: import engines inside functions" in said("ImportsAtTheTop")
     assert "check() imports colorsys" in said("ChecksByImporting")
-    assert "cannot run here, so nothing is tested: no engine" in said("CannotRun")
-    assert "asked for beam_size=3, ran with 1 and did not refuse" in said("IgnoresBeam")
+    assert "cannot run here, so nothing was tested: no engine" in said("CannotRun")
+    assert "asked for beam_size=3, it ran with 1 and did not refuse" in said("IgnoresBeam")
     assert "must raise BackendError" in said("AnyLanguage")
 
 

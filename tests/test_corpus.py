@@ -140,8 +140,8 @@ def test_librispeech_tree(tmp_path):
 
     transcripts.write_text("61-70968-0000 A\n61-70968-0000 B\n61-70968-0009 C\n")
     told = problems_of(tmp_path)
-    assert "61-70968.trans.txt:2: 61-70968-0000 is there twice" in told
-    assert "61-70968.trans.txt:3: there is no audio of 61-70968-0009" in told
+    assert "61-70968.trans.txt:2: 61-70968-0000 is listed twice" in told
+    assert "61-70968.trans.txt:3: there is no audio for 61-70968-0009" in told
 
 
 def test_a_folder_that_has_a_manifest_is_read_by_it(tmp_path):
@@ -187,11 +187,11 @@ def test_every_problem_is_reported_with_its_line(tmp_path):
     )
     for line, reason in {
         2: "not JSON",
-        3: "good.wav was named before, at .*manifest.jsonl:1",
+        3: "good.wav is already listed at .*manifest.jsonl:1",
         4: "cut.wav is truncated",
         5: "empty.wav is empty",
         6: "gone.wav does not exist",
-        7: "duration says 1.9 s, long.wav lasts 2.00 s",
+        7: "duration says 1.9 s, but long.wav lasts 2.00 s",
     }.items():
         assert re.search(rf"manifest\.jsonl:{line}: .*{reason}", told), (line, told)
     assert told.startswith("6 problems")
@@ -203,7 +203,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path):
     [
         ("[1]", "a list, not a JSON object"),
         ("[" * 100_000, "not JSON|nested"),
-        ('{"audio_filepath": "a.wav", "x": NaN}', "NaN is no number"),
+        ('{"audio_filepath": "a.wav", "x": NaN}', "NaN is not a number"),
         ('{"audio_filepath": "a.wav", "text": "\\ud800"}', "surrogate"),
         ({"text": "x"}, "audio_filepath must be a path, not None"),
         ({"audio_filepath": " "}, "audio_filepath must be a path"),
@@ -234,7 +234,7 @@ def test_paths_cannot_leave_the_folder_of_the_manifest(tmp_path):
     os.symlink("circle.wav", inner / "circle.wav")
     for name in ("../outside.wav", str(outside), "link.wav", "linked/outside.wav", str(inner / "sub/a.wav")):
         told = problems_of(manifest=write_manifest(inner, {"audio_filepath": name}))
-        assert "leads out of the manifest's folder" in told
+        assert "is outside the manifest's folder" in told
     assert "circle.wav" in problems_of(manifest=write_manifest(inner, {"audio_filepath": "circle.wav"}))
     assert load_clips(manifest=write_manifest(inner, {"audio_filepath": "sub/../sub/a.wav"}))
 
@@ -249,7 +249,7 @@ def test_many_problems_are_counted_not_all_printed(tmp_path):
 def test_sets_without_clips_are_refused(tmp_path):
     assert "names no clips" in problems_of(manifest=write_manifest(tmp_path))
     (tmp_path / "none").mkdir()
-    assert "holds no audio" in problems_of(tmp_path / "none")
+    assert "contains no audio" in problems_of(tmp_path / "none")
     assert "cannot be read" in problems_of(manifest=tmp_path / "gone.jsonl")
     assert "does not exist" in problems_of(tmp_path / "gone.wav")
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "\xe9"}')
@@ -303,4 +303,4 @@ def test_the_manifest_of_real_recordings_loads(caplog):
     assert len({clip.name for clip in clips}) == 64
     assert sum(clip.language == "en" for clip in clips) == 45
     assert all(clip.reference and clip.tags["license"] for clip in clips)
-    assert caplog.text.count("the MP3 holds") == 3
+    assert caplog.text.count("the MP3 lasts") == 3

@@ -238,11 +238,14 @@ def test_a_misshapen_trace_is_one_clear_error(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--backend", "faster-whisper"], r"faster-whisper cannot show .* These have: whisper-cpu"),
+        (
+            ["--backend", "faster-whisper"],
+            r"faster-whisper cannot show .* Backends that have one: whisper-cpu",
+        ),
         (["--backend", "nothing"], r"no backend is called 'nothing'"),
         (
             ["--backend", "whisper-cpu", "no-such-clip"],
-            r"neither a file nor a bundled clip; those are .*short",
+            r"neither a file nor a bundled clip; the bundled clips are .*short",
         ),
         (["--backend", "whisper-cpu", "--model", "no-such-model"], r"no model is called 'no-such-model'"),
     ],

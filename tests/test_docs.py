@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_backend_of_the_docs_works_as_a_package(tmp_path: Path, model: Path) -> None:
-    text = (ROOT / "docs" / "asrgate.backends.md").read_text()
+    text = (ROOT / "docs" / "backends.md").read_text()
     (source,) = re.findall(r"```python\n(.*?)```", text, re.S)
     (entry_point,) = re.findall(r"^plain-whisper = \"(.*)\"$", text, re.M)
     package = tmp_path / "site"
@@ -28,7 +28,7 @@ def test_backend_of_the_docs_works_as_a_package(tmp_path: Path, model: Path) -> 
         [
             sys.executable,
             "-m",
-            "asrgate.harness.cli",
+            "asrgate",
             "run",
             "--backends",
             "plain-whisper",

@@ -65,7 +65,7 @@ def call(*arguments):
 
 def test_max_is_tried_out_where_it_is_installed(registered, monkeypatch):
     registered(good=Engine)
-    assert lines("max") == [(OK, "not tried: the max backend cannot run here")]
+    assert lines("max") == [(OK, "not tested: the max backend cannot run here")]
     registered(max=Engine)
     for code, expected in (
         ("print('noise'); print('MAX 1 runs')", (OK, "MAX 1 runs")),
@@ -142,13 +142,13 @@ def test_an_engine_that_crashes_or_hangs_is_told_apart(registered, tmp_path, mon
     (tmp_path / "crashing_engine.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
     (tmp_path / "hanging_engine.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert "died of SIGILL" in doctor_checks._import_trouble(["crashing_engine"])
+    assert "was killed by SIGILL" in doctor_checks._import_trouble(["crashing_engine"])
     monkeypatch.setattr(doctor_checks, "IMPORT_SECONDS", 0.5)
     assert "took more than" in doctor_checks._import_trouble(["hanging_engine"])
 
 
 def test_every_codec_is_really_decoded(monkeypatch):
-    assert lines("codecs") == [(OK, "wav, flac, mp3, ogg, opus, m4a decode")]
+    assert lines("codecs") == [(OK, "wav, flac, mp3, ogg, opus, m4a can be decoded")]
     whole = doctor_checks.audio.decode
 
     def half(path):
@@ -158,7 +158,7 @@ def test_every_codec_is_really_decoded(monkeypatch):
     monkeypatch.setattr(doctor_checks.audio, "decode", half)
     found = lines("codecs")
     assert found[0][:2] == (FAIL, "ogg decodes wrongly")
-    assert found[1] == (OK, "wav, flac, mp3, opus, m4a decode")
+    assert found[1] == (OK, "wav, flac, mp3, opus, m4a can be decoded")
 
 
 def test_checkpoints_are_verified(healthy, model, monkeypatch, tmp_path):
@@ -206,7 +206,7 @@ def test_results_that_cannot_be_written_fail(tmp_path):
     blocked.write_text("")
     ((status, detail, remedy),) = lines("results", blocked / "results")
     assert status == FAIL
-    assert "cannot be written" in detail
+    assert "is not writable" in detail
     assert "--results" in remedy
     assert statuses("results", tmp_path / "new" / "folder") == [OK]
     assert os.listdir(tmp_path) == ["file"]

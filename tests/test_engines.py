@@ -208,7 +208,7 @@ def test_a_precision_the_device_lacks_is_unavailable(fake: Callable[..., Path]) 
     ("settings", "message"),
     [
         ({"task": "translate"}, "is English-only and cannot translate"),
-        ({"task": "summarise"}, "there is no task 'summarise'; there are transcribe and translate"),
+        ({"task": "summarise"}, "there is no task 'summarise'; choose transcribe or translate"),
         ({"language": "de"}, "is English-only and cannot decode 'de'"),
         ({"temperature": 0.2}, "temperature 0.2 would sample at random"),
         ({"beam_size": 0}, "beam_size must be 1"),

@@ -122,7 +122,7 @@ def test_a_batch_is_one_call_of_the_encoder(fake: Callable[..., Any]) -> None:
 
 
 def test_what_cannot_be_done_together_is_refused(fake: Callable[..., Any]) -> None:
-    with pytest.raises(BackendError, match="cannot be conditioned on one another's text"):
+    with pytest.raises(BackendError, match="cannot be conditioned on each other's text"):
         load(FasterWhisperBatched, fake(), condition_on_previous_text=True)
     engine = load(FasterWhisperBatched, fake())
     with pytest.raises(BackendError, match=r"a clip of 30\.1 s is longer than the 30 s"):

@@ -125,7 +125,7 @@ def test_change_is_told_between_ranked_points_only() -> None:
     values = [result_of(run, OTHER)["rtfx"]["rtfx"] for run in runs]
     assert f"{values[2] / values[1] - 1:+.1%}" in line
     assert f"{values[3]:.0f}" not in line.replace(f"{values[3]:.1f} ×", "")
-    assert "day-04 is not ranked: ran with beam_size 5" in text
+    assert "day-04 is not ranked: it ran with beam_size 5" in text
 
 
 def printed(runs: list[Run], encoding: str = "utf-8", metric: str = "rtfx") -> str:
@@ -202,7 +202,7 @@ def test_command_reads_folders_and_files_and_leaves_out_what_it_cannot_read(
     [
         (["nowhere"], "nowhere"),
         (["results", "--backend", "fastr-whisper"], "Did you mean 'faster-whisper'?"),
-        (["empty"], "no runs are stored in empty; `asrgate run` stores one"),
+        (["empty"], "no runs are stored in empty; store one with `asrgate run`"),
     ],
 )
 def test_bad_input_is_one_clear_error(

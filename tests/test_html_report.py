@@ -448,7 +448,7 @@ def test_audio_is_embedded_when_asked_and_shown_when_switched_on(opened: Open, t
 def test_recordings_of_other_clips_are_refused(tmp_path: Path) -> None:
     made = judged(make_run(VARIANTS, 4))
     folder = recorded(tmp_path / "clips", make_run(VARIANTS, 4))
-    with pytest.raises(audio.AudioMissing, match="what the run was given with --audio"):
+    with pytest.raises(audio.AudioMissing, match="what the run got with --audio"):
         audio.embed(made, [folder])
 
 

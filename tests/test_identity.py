@@ -150,7 +150,10 @@ def test_a_file_goes_by_the_catalogues_name_if_it_is_that_model(halves: Path, kn
 def test_another_model_does_not_get_the_name(halves: Path) -> None:
     other = rewritten(halves, change_one_bit, "tiny.en.pt")
     found = resolve(str(other))
-    assert (found.name, found.note) == ("tiny.en", "not OpenAI's tiny.en, only called so")
+    assert (found.name, found.note) == (
+        "tiny.en",
+        "has the name of OpenAI's tiny.en, but is a different model",
+    )
     assert resolve(str(rewritten(halves, change_one_bit, "mine.pt"))).name == "mine"
 
 

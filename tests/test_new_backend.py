@@ -122,21 +122,21 @@ def test_elsewhere_it_is_a_package_that_asrgate_finds(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("MyEngine", "'MyEngine' is no name for a backend"),
-        ("My Engine", "'my-engine' would do"),
-        ("my_engine", "'my-engine' would do"),
-        ("2fast", "'fast' would do"),
-        ("a--b", "'a-b' would do"),
-        ("a@cpu", "'a-cpu' would do"),
-        ("../evil", "'evil' would do"),
-        ("émile", "is no name"),
-        ("", "'' is no name for a backend"),
-        ("x" * 26, "has 26 characters; 25 are the most"),
-        ("lambda", "is a word of Python's own"),
-        ("whisper-cpu", "'whisper-cpu' is taken; choose a name that is none of whisper-cpu"),
+        ("MyEngine", "'MyEngine' is not a valid backend name"),
+        ("My Engine", "for example 'my-engine'"),
+        ("my_engine", "for example 'my-engine'"),
+        ("2fast", "for example 'fast'"),
+        ("a--b", "for example 'a-b'"),
+        ("a@cpu", "for example 'a-cpu'"),
+        ("../evil", "for example 'evil'"),
+        ("émile", "is not a valid backend name"),
+        ("", "'' is not a valid backend name"),
+        ("x" * 26, "has 26 characters; at most 25 are allowed"),
+        ("lambda", "is a Python keyword"),
+        ("whisper-cpu", "'whisper-cpu' is taken; choose a name other than whisper-cpu"),
         ("honest", "'honest' is taken"),
-        ("base", "base.py is there already"),
-        ("max-graph", "max_graph is there already"),
+        ("base", "base.py already exists"),
+        ("max-graph", "max_graph already exists"),
     ],
 )
 def test_bad_and_taken_names_are_refused_and_nothing_is_written(
@@ -166,7 +166,7 @@ def test_test_file_that_is_there_stops_it_before_anything_is_changed(
     (checkout / "tests" / "test_mine.py").write_text("keep me")
     before = contents(checkout)
     assert main(["new-backend", "mine", "--directory", str(checkout)]) == 2
-    assert "test_mine.py is there already" in capsys.readouterr().err
+    assert "test_mine.py already exists" in capsys.readouterr().err
     assert contents(checkout) == before
 
 
@@ -186,12 +186,12 @@ def test_table_of_another_form_is_left_alone(
 
 def test_folders_that_will_not_do(checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new-backend", "mine", "--directory", str(tmp_path / "absent")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     assert main(["new-backend", "mine", "--directory", str(checkout / "harness")]) == 2
     assert f"pass --directory {checkout}" in capsys.readouterr().err
     (tmp_path / "asrgate-mine").mkdir()
     assert main(["new-backend", "mine", "--directory", str(tmp_path)]) == 2
-    assert "asrgate-mine is there already" in capsys.readouterr().err
+    assert "asrgate-mine already exists" in capsys.readouterr().err
     assert not list((tmp_path / "asrgate-mine").iterdir())
 
 

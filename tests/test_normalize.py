@@ -67,7 +67,7 @@ def test_another_package_called_whisper_is_not_mistaken_for_it(tmp_path, monkeyp
     (tmp_path / "whisper.py").write_text("")  # such as Graphite's database
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "whisper", raising=False)  # other tests run the engine in this process
-    with pytest.raises(normalizers.NormalizerError, match=r"another one.*pip install"):
+    with pytest.raises(normalizers.NormalizerError, match=r"a different one.*pip install"):
         normalizers.identify("whisper")
 
 

@@ -226,7 +226,7 @@ def test_busy_and_failing_servers_are_asked_again_and_the_tries_are_counted(
     assert len(server.asked) == 3
 
 
-@pytest.mark.parametrize(("status", "why"), [(429, "asked too often"), (500, "its own failure")])
+@pytest.mark.parametrize(("status", "why"), [(429, "too many requests"), (500, "the server failed")])
 def test_failures_without_end_are_given_up(
     server: TonesServer,
     load: Callable[..., OpenAiApi],
@@ -261,7 +261,7 @@ def test_wait_longer_than_the_time_limit_is_not_begun(
 ) -> None:
     server.always = error(429, Retry_After="3600")
     start = time.perf_counter()
-    with pytest.raises(BackendError, match="asks to wait 3600 s, which the time limit does not allow"):
+    with pytest.raises(BackendError, match="asks for a wait of 3600 s, which the time limit does not allow"):
         load().transcribe(AUDIO, "en")
     assert time.perf_counter() - start < 2
 
@@ -273,7 +273,7 @@ def test_silent_server_runs_into_the_time_limit_and_is_not_asked_twice(
     backend = load()
     server.replies = [30.0]
     start = time.perf_counter()
-    with pytest.raises(BackendError, match=r"did not answer in time.*ASRGATE_OPENAI_TIMEOUT"):
+    with pytest.raises(BackendError, match=r"did not answer within.*ASRGATE_OPENAI_TIMEOUT"):
         backend.transcribe(AUDIO, "en")
     assert 0.25 < time.perf_counter() - start < 2
     assert len(server.asked) == 1, "it may be at work on the first"
@@ -300,7 +300,7 @@ def test_answer_that_trickles_runs_into_the_time_limit(
 
     backend = load()
     monkeypatch.setattr(_Handler, "_send", trickle)
-    with pytest.raises(BackendError, match="did not answer in time"):
+    with pytest.raises(BackendError, match="did not answer within"):
         backend.transcribe(AUDIO, "en")
 
 
@@ -326,7 +326,7 @@ def test_answer_without_end_is_cut_off(
 ) -> None:
     monkeypatch.setattr(openai_api, "LONGEST_ANSWER_BYTES", 1000)
     server.replies = [(200, {}, b" " * 5000)]
-    with pytest.raises(BackendError, match="which no transcript is"):
+    with pytest.raises(BackendError, match="too many for a transcript"):
         load().transcribe(AUDIO, "en")
 
 
@@ -407,17 +407,17 @@ def test_openai_key_of_the_user_goes_to_no_other_server(
     ("variable", "value", "message"),
     [
         ("URL", "", "no server is named"),
-        ("URL", "localhost:8000", "no http:// or https:// address"),
-        ("URL", "http://h:port/v1", "no http:// or https:// address"),
-        ("URL", "http://user:pass@host/v1", "holds more than scheme, host, port and path"),
-        ("URL", "https://host/v1?api-key=secret", "holds more than"),
+        ("URL", "localhost:8000", "not an http:// or https:// address"),
+        ("URL", "http://h:port/v1", "not an http:// or https:// address"),
+        ("URL", "http://user:pass@host/v1", "has more than scheme, host, port and path"),
+        ("URL", "https://host/v1?api-key=secret", "has more than"),
         ("MODEL", " ", "model is not named"),
-        ("KEY", "two\nlines", "characters that no header can"),
-        ("CHECKPOINT", "abc", "is no SHA-256"),
+        ("KEY", "two\nlines", "characters that a header cannot carry"),
+        ("CHECKPOINT", "abc", "is not a SHA-256"),
         ("DECODING", "beam=1", "states 'beam', which it cannot"),
         ("DECODING", "task=transcribe", "states 'task', which it cannot"),
-        ("DECODING", "beam_size=many", "which is no int"),
-        ("DECODING", "suppress_blank=1", "which is no bool"),
+        ("DECODING", "beam_size=many", "which is not of type int"),
+        ("DECODING", "suppress_blank=1", "which is not of type bool"),
         ("TIMEOUT", "0", "not a number of seconds"),
         ("TIMEOUT", "inf", "not a number of seconds"),
         ("RETRIES", "1.5", "not a whole number"),
@@ -466,7 +466,7 @@ def test_what_the_user_states_is_recorded_as_stated(
 
 
 def test_beams_that_nobody_states_are_refused(server: TonesServer, load: Callable[..., OpenAiApi]) -> None:
-    with pytest.raises(BackendError, match=r"no word for beam_size 5.*state"):
+    with pytest.raises(BackendError, match=r"cannot request beam_size 5.*state"):
         load(beam_size=5)
 
 
@@ -474,7 +474,7 @@ def test_other_weights_stated_than_measured_are_refused(
     server: TonesServer, load: Callable[..., OpenAiApi], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ASRGATE_OPENAI_CHECKPOINT", "0" * 64)
-    with pytest.raises(BackendError, match="states that the server runs 000000000000…, this run is of"):
+    with pytest.raises(BackendError, match="states that the server runs 000000000000…, but this run uses"):
         load()
 
 
@@ -493,12 +493,12 @@ def test_server_nobody_vouches_for_is_measured_and_not_ranked(
     row = row_of(tmp_path)
     assert row["status"] == "ok" and row["wer"]["wer"] == 0
     reasons = row["gate"]["reasons"]
-    assert any("its weights are unknown: nobody states that it runs" in reason for reason in reasons)
-    assert any("does not say with which beam_size, threads, temperature" in reason for reason in reasons)
+    assert any("its weights are unknown: nobody has stated that it runs" in reason for reason in reasons)
+    assert any("does not say which beam_size, threads, temperature" in reason for reason in reasons)
     assert len(reasons) == 2
     assert row["resources"]["peak_rss_bytes"] is None and row["resources"]["energy_joules"] is None
     warnings = record.read(tmp_path / "results" / "latest")["warnings"]
-    assert any("1 of 5 answers came after failed tries, 1 in all" in text for text in warnings)
+    assert any("1 of 5 answers needed retries, 1 in all" in text for text in warnings)
     for path in (tmp_path / "results" / "latest").rglob("*"):
         assert path.is_dir() or KEY not in path.read_text(), path
 

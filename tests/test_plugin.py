@@ -152,7 +152,7 @@ def test_format_of_another_package_cannot_change_the_record() -> None:
     [
         ("broken", r"'broken' of odd_formats:broken failed: KeyError: 'colour'"),
         ("absent", r"'absent' of no_such_module:render failed: ModuleNotFoundError"),
-        ("bytes", r"'bytes' of odd_formats:data returned a bytes, not a text"),
+        ("bytes", r"'bytes' of odd_formats:data returned a bytes, not a str"),
         ("idz", r"no report format is called 'idz'. Did you mean 'ids'\? Available: html.*broken"),
     ],
 )

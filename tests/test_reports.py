@@ -182,7 +182,7 @@ def test_warnings_and_interruption_are_shown(run):
         assert "other programs were busy" in text
         assert "stopped by the user" in text
     run["interrupted"] = None
-    assert "did not come to its end" in printed(run)
+    assert "the run did not finish" in printed(run)
 
 
 @pytest.mark.parametrize("name", report.FORMATS)
@@ -571,7 +571,7 @@ def test_update_replaces_only_what_stands_between_the_markers(stored, tmp_path):
 def test_a_file_without_one_pair_of_markers_is_left_alone(tmp_path, text):
     path = tmp_path / "README.md"
     path.write_text(text)
-    with pytest.raises(MarkerError, match="must hold `<!-- asrgate:results -->`"):
+    with pytest.raises(MarkerError, match="must have `<!-- asrgate:results -->`"):
         report.update_between_markers(path, "new", "results")
     assert path.read_text() == text
     with pytest.raises(MarkerError, match="cannot read"):

@@ -139,7 +139,7 @@ def test_speed_is_of_the_sitting_with_most_rounds(rounds_of_first: int, timed: i
     assert run["host"]["cpu"] == ("Imaginary 9000", "Imaginary 1")[timed]
     assert result_of(run, REFERENCE)["wer"]["clips"] == len(alone["clips"])
     said = " ".join(run["warnings"])
-    assert f"those of sitting {timed + 1} alone (3 of 4 rounds)" in said
+    assert f"come from sitting {timed + 1} alone (3 of 4 rounds)" in said
     assert "changed between sitting 1 and sitting 2: cpu Imaginary 9000 then, Imaginary 1 now" in said
 
 
@@ -227,20 +227,20 @@ def test_what_a_power_cut_leaves_of_a_file_is_tolerated_at_its_end_only(cut_off:
     assert journal.read(cut_off).size_bytes == len(whole)
     lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:4], b"{torn\n", *lines[4:]]))
-    with pytest.raises(JournalError, match=r"line 5 of .* is damaged and lines follow it"):
+    with pytest.raises(JournalError, match=r"line 5 of .* is damaged and other lines follow it"):
         journal.read(cut_off)
     path.write_bytes(b'{"sam')
-    with pytest.raises(JournalError, match="holds no plan"):
+    with pytest.raises(JournalError, match="contains no plan"):
         journal.read(cut_off)
 
 
 def test_a_variant_that_failed_stays_failed(cut_off: Path) -> None:
     with (cut_off / journal.NAME).open("a") as file:
-        failure = {"status": "error", "error": "the worker died of SIGSEGV", "remedy": None}
+        failure = {"status": "error", "error": "the worker was killed by SIGSEGV", "remedy": None}
         file.write(json.dumps({"failure": failure, "variant": "twin@cpu/float32", "at": "2026"}) + "\n")
     assert resumed(str(cut_off), "--quiet") == 1
     rows = {row["backend"]: row for row in record.read(cut_off)["results"]}
-    assert rows["twin"]["error"] == "the worker died of SIGSEGV"
+    assert rows["twin"]["error"] == "the worker was killed by SIGSEGV"
     assert len(rows["twin"]["samples"]) == 10
     assert len(rows["honest"]["samples"]) == 15
 
@@ -273,7 +273,7 @@ def test_another_run_is_not_resumed(
     capsys.readouterr()
     assert resumed(str(cut_off)) == 2
     said = capsys.readouterr().err
-    assert "cannot be resumed, it would not be the same run" in said
+    assert "cannot be resumed, because it would not be the same run" in said
     assert message in said
     assert (cut_off / journal.NAME).read_bytes() == before
 

@@ -114,7 +114,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory, spoken: Path, model: Path) 
     [
         ("raises", "ok", "ValueError: the | engine"),
         ("aborts", "error", "SIGABRT"),
-        ("killed-for-memory", "error", "want of memory"),
+        ("killed-for-memory", "error", "memory ran out"),
         ("hangs", "error", "no answer within 4 s"),
         ("exits-at-load", "error", "exited with code 7 while loading"),
         ("refuses-setting", "error", "cannot translate; choose --task transcribe"),
@@ -148,11 +148,11 @@ def test_failures_cost_the_others_nothing(broken: tuple[int, dict[str, Any]]) ->
         (["--backends", "fastr-whisper"], "Did you mean 'faster-whisper'?"),
         (["--backends", "honest@tpu"], "has no device 'tpu'; it has cpu"),
         (["--backends", "honest@cpu/int3"], "has no precision 'int3'; it has float32"),
-        (["--backends", " , "], "--backends names none"),
+        (["--backends", " , "], "--backends names no backend"),
         (["--model", "tiny.enn"], "tiny.en"),
         (["--manifest", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--normalizer", "whispr"], "whisper"),
-        (["--where", "lang=xx"], "no clip has lang=xx; their values of 'lang': en"),
+        (["--where", "lang=xx"], "no clip has lang=xx; the clips have these values of 'lang': en"),
         (["--results", "/proc/none"], "/proc/none"),
         (["--output", "report.docx"], "docx"),
     ],
@@ -184,7 +184,7 @@ def test_where_selects_clips_by_a_manifest_field(
         assert asrgate("--backends", "twin", "--rounds", "1", "--where", "style=song", clips=manifest) == 0
         assert [clip["name"] for clip in latest(tmp_path)["clips"]] == ["bridge"]
         assert asrgate("--backends", "twin", "--where", "style=opera", clips=manifest) == 2
-        assert "their values of 'style': read, song" in capsys.readouterr().err
+        assert "these values of 'style': read, song" in capsys.readouterr().err
     finally:
         manifest.unlink()
 

@@ -327,7 +327,7 @@ def test_rescoring_follows_the_normaliser_and_leaves_the_stored_run_alone():
 def test_a_run_stored_without_texts_keeps_its_figures():
     run = record.without_texts(scored())
     before = copy.deepcopy(run)
-    with pytest.raises(score.ScoreError, match=r"without texts.*stay as scored.*'whisper'"):
+    with pytest.raises(score.ScoreError, match=r"without texts.*remain those.*'whisper'"):
         score.score(run)
     assert run == before
     only_references = make_run()

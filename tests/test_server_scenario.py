@@ -28,8 +28,8 @@ from asrgate.harness.scoring import gate, ranking, score
 
 REQUESTS, RATE = 15, 12.0
 CHEATS = {  # name -> what its row must say
-    "caches-answers": r"copies it had not heard took \d+\.\d times as long",
-    "returns-before-device": r"work went on for \d+\.\d+ s after its calls had returned",
+    "caches-answers": r"copies that it had not heard took \d+\.\d times as long",
+    "returns-before-device": r"it worked for \d+\.\d+ s after its calls had returned",
 }
 TEXTS = ["red apple white table", "stone river north", "paper letter number", "window winter west water"]
 
@@ -142,10 +142,10 @@ def test_there_are_enough_requests_for_a_99th_percentile_and_for_every_clip() ->
         ({"rate": None}, "needs either --rate R"),
         ({"find_max_rate": True, "p99": 1.0}, "needs either --rate R"),
         ({"rate": None, "find_max_rate": True}, "needs --p99 S"),
-        ({"p99": 1.0}, "--p99 is the limit of --find-max-rate"),
+        ({"p99": 1.0}, "--p99 is the limit for --find-max-rate"),
         ({"rate": None, "find_max_rate": True, "p99": 1.0, "rounds": 2}, "searches once"),
         ({"requests": 1}, "less than the 2 clips"),
-        ({"rate": 0.1}, "take 1000 s, longer than --server-seconds 300"),
+        ({"rate": 0.1}, "take 1000 s, more than --server-seconds 300"),
         ({"clips": clips(*[3600.0] * 5)}, r"are 1\.1 GiB"),
     ],
 )
@@ -156,7 +156,7 @@ def test_contradictions_are_one_clear_error(changes: dict[str, Any], message: st
 
 def test_options_of_a_server_need_the_scenario(asrgate: Callable[..., int], capsys: Any) -> None:
     assert asrgate("--backends", "twin", "--rate", "2") == 2
-    assert "--rate goes with --scenario server" in capsys.readouterr().err
+    assert "--rate works only with --scenario server" in capsys.readouterr().err
     assert asrgate("--backends", "twin", "--scenario", "server") == 2
     assert "needs either --rate R" in capsys.readouterr().err
 
@@ -336,12 +336,12 @@ def test_an_overloaded_row_is_not_ranked_and_as_reference_is_sound_all_the_same(
     run = server_run({REFERENCE: 0.3, OTHER: 0.05})
     slow, fast = result_of(run, REFERENCE), result_of(run, OTHER)
     assert slow["server"]["is_overloaded"] and not slow["gate"]["ranked"]
-    assert re.search(r"overloaded: it answers 3\.\d+ requests/s and 5 arrive", slow["gate"]["reasons"][0])
+    assert re.search(r"overloaded: it answers 3\.\d+ requests/s but 5 arrive", slow["gate"]["reasons"][0])
     assert fast["gate"]["ranked"], fast["gate"]["reasons"]
     cut = slow["sessions"][0]
     cut.update(is_cut_off=True, answered=30)
     assert list(server_figures.faults(run, slow)) == [
-        "overloaded at 5 requests/s: 10 of 40 were not begun within 60 s"
+        "overloaded at 5 requests/s: 10 of 40 were not started within 60 s"
     ]
 
 
@@ -358,7 +358,7 @@ def test_late_work_is_weighed_against_the_calls_that_were_looked_at() -> None:
     integrity = result_of(run, OTHER)["integrity"]
     integrity["late_work_seconds"] = 0.06  # of 20 calls of 0.05 s, half of those measured
     gate.judge(run)
-    assert "work went on for 0.06 s" in str(result_of(run, OTHER)["gate"]["reasons"])
+    assert "it worked for 0.06 s" in str(result_of(run, OTHER)["gate"]["reasons"])
 
 
 def test_runs_at_unlike_rates_never_meet_and_none_is_compared(tmp_path: Path) -> None:
@@ -367,11 +367,11 @@ def test_runs_at_unlike_rates_never_meet_and_none_is_compared(tmp_path: Path) ->
     assert preconditions.differences(run, other) == []
     other["settings"]["server"]["rate_per_second"] = 6.0
     assert [d.kind for d in preconditions.differences(run, other)] == ["scenario"]
-    with pytest.raises(NotComparable, match="of the scenario server"):
+    with pytest.raises(NotComparable, match="used the scenario server"):
         compare(run, run, Limits())
-    with pytest.raises(RaceError, match="of the scenario server"):
+    with pytest.raises(RaceError, match="used the scenario server"):
         race(run)
-    with pytest.raises(BaselineError, match="save a run of single-stream"):
+    with pytest.raises(BaselineError, match="save a single-stream or offline run"):
         save(tmp_path, run)
     assert not list(tmp_path.iterdir())
 
@@ -394,7 +394,7 @@ def test_latency_columns_say_whose_latency_it_is() -> None:
     run = server_run({REFERENCE: 0.05, OTHER: 0.1})
     built = rows(run)
     shown = {c.heading: c.meaning for c in columns.shown(columns.FIGURES, built)}
-    assert "waiting included" in shown["median s"] and "waiting included" in shown["p99 s"]
+    assert "including waiting" in shown["median s"] and "including waiting" in shown["p99 s"]
     assert "queue" in shown and "max req/s" not in shown and "speed-up" not in shown
     times = [c.heading for c in columns.shown(columns.TIMES, built)]
     assert "p99 s" not in times, "the 99th percentile of a call is another figure"

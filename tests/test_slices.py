@@ -151,7 +151,7 @@ def test_stored_run_without_texts_can_be_sliced(run: Run, tmp_path: Path) -> Non
 def test_wrong_slices_are_one_error(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record.write(run, tmp_path / "run.json")
     assert main(["report", str(tmp_path), "--slice", "rom"]) == 2
-    assert "there are length, lang, licence, room" in capsys.readouterr().err
+    assert "existing fields are length, lang, licence, room" in capsys.readouterr().err
     for number, clip in enumerate(run["clips"]):
         clip["tags"]["id"] = number
     many = [(1.0, "en", {"id": n}) for n in range(60)]

@@ -32,7 +32,7 @@ from asrgate.harness.worker.streaming_session import Feed, emulated, listen
 NATIVE, EMULATED = "streams@cpu/float32", "honest@cpu/float32"
 CHEATS = {  # name -> what its row must say
     "stream-ends-early": r"stream\(\) ended after it had taken 0\.\d s of the audio",
-    "stream-caches": r"copies it had not heard took \d+\.\d times as long",
+    "stream-caches": r"copies that it had not heard took \d+\.\d times as long",
 }
 CHUNK_SECONDS = 0.4  # two words of the fakes
 SPOKEN = {"apples": "red apple white table", "bridge": "stone river north summer cloud"}
@@ -216,13 +216,13 @@ def test_a_word_is_unstable_if_the_next_text_takes_it_back(said: list[str], expe
 
 @pytest.mark.parametrize("asked", [0.001, 31.0])
 def test_impossible_chunks_are_one_clear_error(asked: float) -> None:
-    with pytest.raises(StreamingError, match=r"must be from 0\.01 to 30"):
+    with pytest.raises(StreamingError, match=r"must be between 0\.01 and 30"):
         streaming.chunk_seconds(asked)
 
 
 def test_chunks_need_the_scenario(asrgate: Callable[..., int], capsys: Any) -> None:
     assert asrgate("--backends", "twin", "--chunk-seconds", "2") == 2
-    assert "--chunk-seconds goes with --scenario streaming" in capsys.readouterr().err
+    assert "--chunk-seconds works only with --scenario streaming" in capsys.readouterr().err
 
 
 # --- figures, gate and reports, from a record
@@ -287,7 +287,7 @@ def test_late_work_is_weighed_against_work_not_against_waiting_for_audio() -> No
     run = streaming_run({REFERENCE: 0.5, OTHER: 0.2})
     result_of(run, OTHER)["integrity"]["late_work_seconds"] = 0.1  # 2 % of the streams, 12 % of their work
     gate.judge(run)
-    assert "work went on for 0.10 s" in str(result_of(run, OTHER)["gate"]["reasons"])
+    assert "it worked for 0.10 s" in str(result_of(run, OTHER)["gate"]["reasons"])
 
 
 def test_without_texts_partials_are_left_out_too_and_their_figures_stay() -> None:
@@ -304,7 +304,7 @@ def test_runs_of_unlike_chunks_never_meet_and_none_is_compared() -> None:
     assert preconditions.differences(run, other) == []
     other["settings"]["chunk_seconds"] = 0.5
     assert [d.kind for d in preconditions.differences(run, other)] == ["scenario"]
-    with pytest.raises(NotComparable, match="of the scenario streaming"):
+    with pytest.raises(NotComparable, match="used the scenario streaming"):
         compare(run, run, Limits())
 
 

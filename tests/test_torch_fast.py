@@ -180,7 +180,7 @@ def test_a_trimmed_window_is_its_clip_and_some_silence(checkpoint: Checkpoint, m
 
 
 def test_what_it_cannot_do_is_refused(checkpoint: Checkpoint, fast: Any, monkeypatch: Any) -> None:
-    with pytest.raises(BackendError, match="greedily only, so beam_size 3"):
+    with pytest.raises(BackendError, match="only decodes greedily, so beam_size 3"):
         TorchFast.load(checkpoint, "cpu", "float32", Settings(beam_size=3))
     with pytest.raises(BackendError, match="has no language 'English'"):
         fast.transcribe_batch([noise(1)], "English")

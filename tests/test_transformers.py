@@ -175,7 +175,7 @@ def test_the_compiled_precision_has_a_static_cache(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"beam_size": 2}, "ends and ranks beams by other rules"),
+        ({"beam_size": 2}, "ends and ranks beams by different rules"),
         ({"condition_on_previous_text": True}, "condition_on_previous_text cannot be honoured"),
         ({"temperature": 0.2}, "would sample at random"),
         ({"suppress_tokens": "51864"}, "must lie between 0 and 51863"),

@@ -46,7 +46,7 @@ def test_list_tells_what_is_where(
     assert asrgate_weights("list") == 0
     heading, tiny, mine = capsys.readouterr().out.splitlines()
     assert heading.split() == ["NAME", "SIZE", "SHA-256", "WHERE"]
-    assert tiny.startswith("tiny.en ") and tiny.endswith("not here: asrgate weights fetch tiny.en")
+    assert tiny.startswith("tiny.en ") and tiny.endswith("not here; asrgate weights fetch tiny.en")
     assert mine.startswith("mine ") and "MB" in mine and mine.endswith(str(folder / "mine.pt"))
     assert asrgate_weights("list", "--json") == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
@@ -91,7 +91,7 @@ def test_verify_tells_good_from_bad_by_its_exit_status(
     (folder / "tiny.en.pt").write_bytes(model.read_bytes())
     assert asrgate_weights("verify") == 0
     tiny, mine = capsys.readouterr().out.splitlines()
-    assert "as the catalogue says" in tiny and "known to no catalogue" in mine
+    assert "matches the catalogue" in tiny and "not in the catalogue" in mine
     content = bytearray(model.read_bytes())
     content[-5000] ^= 1
     (folder / "tiny.en.pt").write_bytes(content)
@@ -140,7 +140,7 @@ def test_export_writes_every_tensor_by_name(
 def test_export_into_no_folder_is_refused(
     folder: Path, tmp_path: Path, asrgate_weights: Callable[..., int]
 ) -> None:
-    with pytest.raises(AsrgateError, match="there is no folder"):
+    with pytest.raises(AsrgateError, match="does not exist"):
         asrgate_weights("export", "mine", "--format", "npz", "--output", str(tmp_path / "gone" / "out.npz"))
 
 

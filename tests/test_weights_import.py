@@ -72,14 +72,14 @@ def test_an_import_that_fails_is_one_line_and_leaves_nothing(
     with pytest.raises(CheckpointError, match=r"^\S*short\.bin is damaged: .* are left$"):
         containers.import_file(source, tmp_path / "out" / "m.pt")
     assert not list((tmp_path / "out").iterdir())
-    with pytest.raises(CheckpointError, match="give a CTranslate2 folder"):
+    with pytest.raises(CheckpointError, match="pass a CTranslate2 folder"):
         imported(Path(__file__))
-    with pytest.raises(CheckpointError, match="there is no"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         imported(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(
-    ("ending", "message"), [("exit 1", "^reason$"), ("kill -9 $$", "was killed; is there memory enough")]
+    ("ending", "message"), [("exit 1", "^reason$"), ("kill -9 $$", "was killed; is there enough memory")]
 )
 def test_a_process_that_dies_leaves_nothing(
     ending: str,
@@ -132,12 +132,12 @@ def test_import_as_a_user_types_it(
     assert weights("list") == 0
     assert f"{catalog.imported_folder() / 'mine.pt'}\n" in capsys.readouterr().out
     other = made("english", "ggml")[1]
-    with pytest.raises(CheckpointError, match=r"mine\.pt holds another model; give --name another"):
+    with pytest.raises(CheckpointError, match=r"mine\.pt holds another model; pass another name"):
         weights("import", str(other), "--name", "mine")
     with pytest.raises(CheckpointError, match=r"does not hold tiny\.en, which is a model of the catalogue"):
         weights("import", str(other), "--name", "tiny.en")
     for name in ("a/b", ".hidden", "..", "a\\b"):
-        with pytest.raises(CheckpointError, match="is no plain name of a file"):
+        with pytest.raises(CheckpointError, match="is not a plain file name"):
             weights("import", str(other), "--name", name)
 
 
@@ -154,11 +154,11 @@ def test_export_as_a_user_types_it(
     assert weights(*arguments) == 0
     assert capsys.readouterr().out == f"{target}\n"
     assert_same(path, back(target, tmp_path))
-    with pytest.raises(CheckpointError, match="is there and is no empty folder"):
+    with pytest.raises(CheckpointError, match="already exists and is not an empty folder"):
         weights(*arguments)
     with pytest.raises(CheckpointError, match="is a folder; a whisper"):
         weights("export", str(path), "--format", "ggml", "--output", str(target))
-    with pytest.raises(CheckpointError, match="there is no folder"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         weights("export", str(path), "--format", "ggml", "--output", str(tmp_path / "gone" / "x.bin"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["back.pt", "new"]
 
@@ -174,7 +174,7 @@ def test_an_imported_tiny_en_is_openais(
     assert err.endswith(", the tensors of OpenAI's tiny.en\n")
     assert weights("verify", "tiny.en") == 0
     path = Path(out.splitlines()[-1])
-    assert capsys.readouterr().out.endswith(f"another file of the catalogue's tensors  {path}\n")
+    assert capsys.readouterr().out.endswith(f"another file with the catalogue's tensors  {path}\n")
     content, written = bytearray(path.read_bytes()), path.stat().st_mtime_ns
     content[len(content) // 2] ^= 1
     path.unlink()  # it is a link to the cached one

@@ -271,7 +271,7 @@ def test_a_trimmed_context_is_another_computation(library: Any, fake: Callable[.
 def test_long_clips_take_timestamps_which_two_layers_never_get(
     library: Any, fake: Callable[..., Any]
 ) -> None:
-    with pytest.raises(BackendError, match="decoder of 2 layers"):
+    with pytest.raises(BackendError, match="2 decoder layers"):
         hear(fake(), noise(31))
     heard = hear(fake(n_text_layer=3), noise(31))
     assert heard.tokens is None and heard.text

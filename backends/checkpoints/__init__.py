@@ -1,1 +1,1 @@
-"""From a model's name to a verified checkpoint file on this machine: catalogue, sources, digests, cache."""
+"""Turns a model's name into a verified checkpoint on this machine: catalogue, sources, digests, cache."""

@@ -1,4 +1,4 @@
-"""The cache folder, and the locks that let two processes use it at once."""
+"""The cache folder, and the locks that let two processes use it at the same time."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from asrgate.backends.base import AsrgateError
 
 
 class CacheError(AsrgateError):
-    """The cache folder cannot be used; the message names it and the variable that moves it."""
+    """The cache folder cannot be used; the message names it and the variable that changes it."""
 
 
 def user_cache_dir() -> Path:
-    """Folder of the user's caches: `$XDG_CACHE_HOME`, else `~/.cache`."""
+    """Folder of the user's caches: `$XDG_CACHE_HOME`, or else `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def cache_dir() -> Path:
-    """Folder for downloads and conversions: `$ASRGATE_CACHE`, else `asrgate` in the user's caches."""
+    """Folder for downloads and conversions: `$ASRGATE_CACHE`, or else `asrgate` in the user's caches."""
     return Path(os.environ.get("ASRGATE_CACHE") or user_cache_dir() / "asrgate")
 
 
@@ -36,16 +36,16 @@ def make_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CacheError(
-            f"cannot create the folder {folder}: {error.strerror}. Set ASRGATE_CACHE to a writable one"
+            f"cannot create the folder {folder}: {error.strerror}. Set ASRGATE_CACHE to a writable folder"
         ) from error
     return folder
 
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Hold the lock that goes with `target`; a second process waits here until the first is done.
+    """Hold the lock for `target`; a second process waits here until the first is done.
 
-    The lock is `flock` on a file beside the target, so it goes when its holder dies, however it dies.
+    The lock is `flock` on a file next to the target, so it is released when its holder dies, however it dies.
 
     Raises:
         CacheError: the lock file cannot be opened.
@@ -56,7 +56,7 @@ def locked(target: Path) -> Iterator[None]:
         file = path.open("a")
     except OSError as error:
         raise CacheError(
-            f"cannot open the lock {path}: {error.strerror}. Set ASRGATE_CACHE to one that can be written"
+            f"cannot open the lock {path}: {error.strerror}. Set ASRGATE_CACHE to a writable folder"
         ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -65,7 +65,7 @@ def locked(target: Path) -> Iterator[None]:
 
 @contextmanager
 def replaced_whole(target: Path) -> Iterator[Path]:
-    """Yield a new empty file beside the target; it becomes the target at the end, or goes after an error.
+    """Yield a new empty file next to the target; at the end it becomes the target, or is deleted on an error.
 
     Raises:
         OSError: it cannot be made or renamed.
@@ -75,7 +75,7 @@ def replaced_whole(target: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)  # renaming one link of a file onto another of it does nothing
+        temporary.unlink(missing_ok=True)  # renaming a link onto another link to the same file does nothing
 
 
 def temporary_beside(target: Path) -> Path:

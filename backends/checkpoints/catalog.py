@@ -1,4 +1,4 @@
-"""From a model's name to a verified checkpoint on this machine. Imports no engine."""
+"""Turns a model's name into a verified checkpoint on this machine, without importing an engine."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ __all__ = [
 SHIPPED_FOLDER = shipped(
     "weights/catalog.toml", Path(__file__).resolve().parent / "shipped" / "catalog.toml"
 ).parent
-# The project runs from its checkout, so this is the checkout's folder, also for an editable install. A wheel
-# holds no weights: the folder is absent then, and only OpenAI's models are in the catalogue.
+# The checkout's folder, also for an editable install. A wheel contains no weights: then the folder is absent
+# and only OpenAI's models are in the catalogue.
 CATALOG_VERSION = 2
 DEFAULT_MODEL = "tiny.en"
 FALLBACK_MODEL = "nano.en"
@@ -60,28 +60,28 @@ REVISION = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Entry:
-    """One model the catalogue knows by name.
+    """One model that the catalogue knows by name.
 
     A checkpoint is this model if its file has `sha256`, or if its tensors have `tensors_sha256` and its
     dimensions are `dimensions`.
     """
 
     name: str
-    sha256: str  # of the .pt file that its maker published
-    file_name: str  # what that file is called in the folders that are searched
-    url: str | None = None  # None: shipped with the project
-    archive: Path | None = None  # the shipped .pt.xz
+    sha256: str  # of the .pt file that its author published
+    file_name: str  # that file's name in the folders that are searched
+    url: str | None = None  # None: bundled with the project
+    archive: Path | None = None  # the bundled .pt.xz
     archive_sha256: str | None = None
     licence: str = "MIT"
     source: str = "OpenAI"
     note: str = ""
-    tensors_sha256: str | None = None  # see asrgate.backends.checkpoints.tensor_digest; None: not known
-    dimensions: Mapping[str, int] = field(default_factory=dict)  # known where tensors_sha256 is
+    tensors_sha256: str | None = None  # see asrgate.backends.checkpoints.tensor_digest; None if unknown
+    dimensions: Mapping[str, int] = field(default_factory=dict)  # known if tensors_sha256 is
     hub: tuple[str, str] | None = None  # repository and revision on the Hugging Face hub
-    packages: tuple[str, ...] = ()  # requirements whose wheels hold CTranslate2's model.bin, in parts
+    packages: tuple[str, ...] = ()  # requirements whose wheels contain CTranslate2's model.bin, in parts
 
     def is_model(self, sha256: str, tensors_sha256: str | None, dimensions: Mapping[str, int]) -> bool:
-        """Whether a checkpoint of these digests and dimensions is this model."""
+        """Whether a checkpoint with these digests and dimensions is this model."""
         if sha256 == self.sha256:
             return True
         return (
@@ -92,10 +92,10 @@ class Entry:
 
 
 def catalogue() -> dict[str, Entry]:
-    """Return every model known by name: OpenAI's in openai-whisper's order, then what the project ships.
+    """Return every model known by name: OpenAI's in openai-whisper's order, then the bundled ones.
 
     Raises:
-        CheckpointError: openai-whisper is absent or its table is not what it was, or catalog.toml is broken.
+        CheckpointError: openai-whisper is missing, its table has changed, or catalog.toml is broken.
     """
     content = _catalog_file()
     entries = {}
@@ -111,12 +111,12 @@ def openai_table(variable: str) -> dict[str, Any]:
     """Return a table of `whisper/__init__.py` ("_MODELS" or "_ALIGNMENT_HEADS") without importing whisper.
 
     Raises:
-        CheckpointError: openai-whisper is not installed, or its source no longer holds the table.
+        CheckpointError: openai-whisper is not installed, or its source no longer has the table.
     """
     spec = importlib.util.find_spec("whisper")
     if spec is None or spec.origin is None:
         raise CheckpointError(
-            "openai-whisper is not installed, and the table of models is its own; pip install it"
+            "openai-whisper is not installed, and it provides the table of models; pip install openai-whisper"
         )
     return dict(_openai_table(spec.origin, variable))
 
@@ -125,31 +125,31 @@ def weights_folders() -> list[Path]:
     """Return the folders that `$ASRGATE_WEIGHTS` names, separated as in `$PATH`.
 
     Raises:
-        CheckpointError: one of them is no folder.
+        CheckpointError: one of them is not a folder.
     """
     folders = [Path(text) for text in os.environ.get("ASRGATE_WEIGHTS", "").split(os.pathsep) if text]
     for folder in folders:
         if not folder.is_dir():
-            raise CheckpointError(f"ASRGATE_WEIGHTS names {folder}, which is no folder")
+            raise CheckpointError(f"ASRGATE_WEIGHTS names {folder}, which is not a folder")
     return folders
 
 
 def imported_folder() -> Path:
-    """Where `asrgate weights import` puts what it makes, as NAME.pt."""
+    """Where `asrgate weights import` puts its checkpoints, as NAME.pt."""
     return cache_dir() / "weights" / "imported"
 
 
 def own_files() -> list[Path]:
-    """Return the .pt files in `$ASRGATE_WEIGHTS` and among the imported ones, whatever they hold."""
+    """Return the .pt files in `$ASRGATE_WEIGHTS` and the imported ones, whatever they contain."""
     folders = (*weights_folders(), imported_folder())
     return [path for folder in folders for path in sorted(folder.glob("*.pt"))]
 
 
 def identified(path: Path) -> Entry | None:
-    """Return the catalogue's model that a .pt file holds, by the file's hash or its tensors' digest.
+    """Return the catalogue's model that a .pt file contains, by the file's hash or its tensors' digest.
 
     Raises:
-        CheckpointError: the file is no checkpoint.
+        CheckpointError: the file is not a checkpoint.
     """
     return _known(file_sha256(path), file_tensors_sha256(path), read_dimensions(path))
 
@@ -160,9 +160,9 @@ def _known(sha256: str, tensors_sha256: str | None, dimensions: Mapping[str, int
 
 
 def find(entry: Entry) -> Path | None:
-    """Return where the model's .pt file lies on this machine, its digest not yet checked; None if nowhere.
+    """Return where the model's .pt file is on this machine, before checking its digest; None if nowhere.
 
-    A file of another name counts where its tensors have the model's digest.
+    A file with a different name counts if its tensors have the model's digest.
     """
     places = [folder / name for folder in weights_folders() for name in (f"{entry.name}.pt", entry.file_name)]
     if entry.url is not None:
@@ -176,35 +176,35 @@ def _holds(path: Path, entry: Entry) -> bool:
     if entry.tensors_sha256 is None:
         return False
     try:
-        # dimensions first: they cost nothing, and a file of another size need not be hashed
+        # dimensions first: they cost nothing, and a model of another size need not be hashed
         return read_dimensions(path) == entry.dimensions and file_tensors_sha256(path) == entry.tensors_sha256
     except AsrgateError:
-        return False  # a broken file of another name is no reason to stop
+        return False  # a broken file with another name is no reason to stop
 
 
 def cached_path(entry: Entry) -> Path:
-    """Where asrgate puts the model's file when it downloads or unpacks it."""
+    """Where asrgate puts the model's file after downloading or unpacking it."""
     return cache_dir() / "weights" / entry.file_name
 
 
 def resolve(name_or_path: str, *, download: bool = False, progress: Progress | None = None) -> Checkpoint:
     """Return a verified checkpoint for a name, or for a path to a .pt file or to another container.
 
-    What is in another container is imported on first use, see asrgate.backends.checkpoints.containers.
+    Another container is imported on first use, see asrgate.backends.checkpoints.containers.
 
-    A name is looked for in `$ASRGATE_WEIGHTS`, in openai-whisper's cache and in asrgate's own; a model
-    the project ships is unpacked on first use; a name outside the catalogue may be a file in
-    `$ASRGATE_WEIGHTS` or an imported one. A file under a catalogue name must be that model, by its hash or
-    by its tensors' digest; a file of any name that is a model of the catalogue goes by the catalogue's name.
+    A name is looked for in `$ASRGATE_WEIGHTS`, in openai-whisper's cache and in asrgate's own. A bundled
+    model is unpacked on first use. A name outside the catalogue may be a file in `$ASRGATE_WEIGHTS` or an
+    imported one. A file under a catalogue name must be that model, by its hash or by its tensors' digest. A
+    file that is a model of the catalogue goes by the catalogue's name, whatever its own.
 
     Args:
         name_or_path: "tiny.en", "my-model", "folder/my-model.pt" or "folder/my-huggingface-model".
-        download: fetch one of OpenAI's models, from any source, if it is not on this machine.
-        progress: called with (bytes, bytes in all or None) while it downloads.
+        download: whether to download one of OpenAI's models, from any source, if it is not on this machine.
+        progress: called with (bytes, total bytes or None) while it downloads.
 
     Raises:
-        CheckpointError: unknown, absent, damaged, of the wrong hash, or not Whisper's.
-        DownloadError: it could not be fetched.
+        CheckpointError: unknown, missing, damaged, with the wrong hash, or not Whisper's.
+        DownloadError: it could not be downloaded.
     """
     if os.sep in name_or_path or name_or_path.endswith(".pt"):
         return _from_path(Path(name_or_path).expanduser())
@@ -226,13 +226,13 @@ def resolve(name_or_path: str, *, download: bool = False, progress: Progress | N
 
 
 def default_model(progress: Progress | None = None) -> tuple[Checkpoint, str]:
-    """Return the model to benchmark when none is named, and one line that says which and why.
+    """Return the model to benchmark if none is named, and one line that says which and why.
 
-    tiny.en where it is or where any source has it (asked for five seconds at most), else the bundled
-    nano.en, else the first checkpoint in `$ASRGATE_WEIGHTS`.
+    It is tiny.en if it is on this machine or any source has it (which takes five seconds at most), or else
+    the bundled nano.en, or else the first checkpoint in `$ASRGATE_WEIGHTS`.
 
     Raises:
-        CheckpointError: there is none of them.
+        CheckpointError: none of these exists.
     """
     entries = catalogue()
     default = entries[DEFAULT_MODEL]
@@ -247,7 +247,7 @@ def default_model(progress: Progress | None = None) -> tuple[Checkpoint, str]:
         told = "; ".join(f"{name}: {reason}" for name, reason in error.reasons.items())
         found_none = f"no source gave it ({told})" if told else f"{sources.OFFLINE} is set"
     except AsrgateError as error:
-        found_none = f"could not be kept ({error})"
+        found_none = f"could not be stored ({error})"
     why = f"{DEFAULT_MODEL} is not on this machine and {found_none}"
     if FALLBACK_MODEL in entries:
         note = entries[FALLBACK_MODEL].note
@@ -257,15 +257,15 @@ def default_model(progress: Progress | None = None) -> tuple[Checkpoint, str]:
             return resolve(path.stem), f"model {path.stem}, the first in ASRGATE_WEIGHTS: {why}"
     raise CheckpointError(
         f"no model: {why}. With a connection, run `asrgate weights fetch {DEFAULT_MODEL}`; without one, "
-        "give --model a .pt file, or set ASRGATE_WEIGHTS to a folder that holds one"
+        "pass a .pt file with --model, or set ASRGATE_WEIGHTS to a folder that has one"
     )
 
 
 def unpack(entry: Entry) -> Path:
-    """Unpack a shipped model into the cache, checked before and after, and return the .pt file.
+    """Unpack a bundled model into the cache, checking it before and after, and return the .pt file.
 
     Raises:
-        CheckpointError: the archive or what came out of it is not what the catalogue says.
+        CheckpointError: the archive or its contents are not what the catalogue says.
     """
     target, archive = cached_path(entry), entry.archive
     assert archive is not None
@@ -273,7 +273,9 @@ def unpack(entry: Entry) -> Path:
         if target.is_file() and hash_now(target) == entry.sha256:
             return target  # another process was first
         if file_sha256(archive) != entry.archive_sha256:
-            raise CheckpointError(f"{archive} is not the file its catalog.toml describes; check it out again")
+            raise CheckpointError(
+                f"{archive} is not the file that its catalog.toml describes; check it out again"
+            )
         temporary = temporary_beside(target)
         try:
             with lzma.open(archive) as packed, temporary.open("wb") as file:
@@ -282,7 +284,9 @@ def unpack(entry: Entry) -> Path:
                 file.flush()
                 os.fsync(file.fileno())
             if hash_now(temporary) != entry.sha256:
-                raise CheckpointError(f"what {archive} holds is not the {entry.name} of the catalogue")
+                raise CheckpointError(
+                    f"the contents of {archive} are not the catalogue's {entry.name}; check it out again"
+                )
             os.replace(temporary, target)
         except (OSError, EOFError, lzma.LZMAError) as error:
             raise CheckpointError(f"cannot unpack {archive} to {target}: {error}") from error
@@ -313,7 +317,9 @@ def _from_path(path: Path) -> Checkpoint:
         return replace(checkpoint, name=entry.name, note=entry.note)
     called = catalogue().get(name) if importlib.util.find_spec("whisper") else None
     if called is not None:
-        return replace(checkpoint, note=f"not {called.source}'s {called.name}, only called so")
+        return replace(
+            checkpoint, note=f"has the name of {called.source}'s {called.name}, but is a different model"
+        )
     return checkpoint
 
 
@@ -332,12 +338,12 @@ def _checkpoint(name: str, path: Path, entry: Entry | None = None) -> Checkpoint
 def _not_that_model(path: Path, entry: Entry, why: str) -> CheckpointError:
     return CheckpointError(
         f"{path} is not {entry.name}: {why}. "
-        "Delete a broken copy and fetch it again; rename another model, or give its path"
+        "Delete a broken copy and fetch it again; rename a different model, or pass its path"
     )
 
 
 def unknown(name: str) -> str:
-    """Return what to tell the user about a name that no model has: the nearest one and all there are."""
+    """Return the message for a name that no model has: the closest name and all choices."""
     choices = list(dict.fromkeys([*catalogue(), *(path.stem for path in own_files())]))
     return (
         f"no model is called {name!r}.{did_you_mean(name, choices)} "
@@ -371,7 +377,7 @@ def _openai_table(source: str, variable: str) -> dict[str, Any]:
         IndexError,
     ) as error:
         raise CheckpointError(
-            f"{source} does not hold openai-whisper's {variable} as asrgate knows it (another package "
+            f"{source} does not have openai-whisper's {variable} as asrgate expects it (another package "
             "called whisper, or a newer layout); install openai-whisper 20250625"
         ) from error
     return table
@@ -386,7 +392,7 @@ def _catalog_file() -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if content.get("schema_version") != CATALOG_VERSION:
-        raise CheckpointError(f"{path} has another schema_version than {CATALOG_VERSION}")
+        raise CheckpointError(f"{path} must have schema_version {CATALOG_VERSION}")
     return content
 
 
@@ -396,7 +402,7 @@ def _shipped(name: str, table: Any) -> Entry:
     if not isinstance(table, dict) or set(table) != texts | {"dimensions"}:
         raise CheckpointError(f"{path}: {name} must have exactly {', '.join(sorted(texts))} and dimensions")
     if not all(isinstance(table[key], str) for key in texts):
-        raise CheckpointError(f"{path}: {', '.join(sorted(texts))} of {name} must be texts")
+        raise CheckpointError(f"{path}: {', '.join(sorted(texts))} of {name} must be strings")
     if not all(SHA256.fullmatch(table[key]) for key in ("file_sha256", "sha256", "tensors_sha256")):
         raise CheckpointError(f"{path}: the hashes of {name} must be 64 lower-case hexadecimal digits")
     return Entry(
@@ -414,10 +420,10 @@ def _shipped(name: str, table: Any) -> Entry:
 
 
 def _beside_openai(name: str, table: Any) -> dict[str, Any]:
-    """Return what the catalogue knows of one of OpenAI's models beside its address and its file's hash."""
+    """Return what the catalogue knows about a model of OpenAI's besides its address and its file's hash."""
     path = SHIPPED_FOLDER / "catalog.toml"
     if not isinstance(table, dict) or not set(table) <= {"tensors_sha256", "dimensions", "hub", "packages"}:
-        raise CheckpointError(f"{path}: {name} may have tensors_sha256, dimensions, hub and packages only")
+        raise CheckpointError(f"{path}: {name} may only have tensors_sha256, dimensions, hub and packages")
     found: dict[str, Any] = {}
     if "tensors_sha256" in table:
         if not SHA256.fullmatch(str(table["tensors_sha256"])):

@@ -1,4 +1,4 @@
-"""Downloads that resume, are checked, and are never mistaken for the whole file while they are not."""
+"""Downloads that resume, are verified, and are never mistaken for the whole file before they are complete."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from asrgate.backends.checkpoints.cache import locked
 from asrgate.backends.checkpoints.sha256 import hash_now
 
 BLOCK_BYTES = 1 << 18
-STALL_SECONDS = 30.0  # a server that sends nothing for so long is gone
+STALL_SECONDS = 30.0  # a server that sends nothing for this long counts as gone
 
-Progress = Callable[[int, "int | None"], None]  # bytes so far, bytes in all where the server tells
+Progress = Callable[[int, "int | None"], None]  # bytes so far; total bytes, if the server reports them
 
 
 class DownloadError(AsrgateError):
-    """A file could not be fetched; the message says why and whether running again resumes."""
+    """A file could not be downloaded; the message says why and whether running again resumes."""
 
 
 def download(url: str, target: Path, sha256: str, progress: Progress | None = None) -> Path:
-    """Fetch `url` to `target`, through `<target>.part`, and return the target once its SHA-256 is right.
+    """Download `url` to `target`, through `<target>.part`, and return the target once its SHA-256 is right.
 
-    What an earlier, broken download left in the `.part` file is continued where the server can. Two
-    processes that want the same file take turns, and the second finds it done.
+    A `.part` file left by an interrupted download is continued if the server allows it. Two processes that
+    want the same file take turns, and the second finds it complete.
 
     Raises:
         DownloadError: no connection, an HTTP error, a stalled or short answer, a full disk (the `.part`
-            file stays), or other content than expected (the `.part` file goes).
+            file stays), or unexpected content (the `.part` file is deleted).
     """
     part = target.with_name(target.name + ".part")
     with locked(target), _explained(url, part):
@@ -48,8 +48,8 @@ def download(url: str, target: Path, sha256: str, progress: Progress | None = No
             if found != sha256:
                 part.unlink()
                 raise DownloadError(
-                    f"{url} sent another file than expected (SHA-256 {found[:12]}…, not {sha256[:12]}…). "
-                    "It was deleted. Run again; if it repeats, something on the way changes the file"
+                    f"{url} sent an unexpected file (SHA-256 {found[:12]}…, not {sha256[:12]}…). "
+                    "It was deleted. Run again; if this repeats, something on the way changes the file"
                 )
         os.replace(part, target)
     return target
@@ -58,17 +58,17 @@ def download(url: str, target: Path, sha256: str, progress: Progress | None = No
 def fetch_unverified(
     url: str, target: Path, limit_bytes: int, *, token: str | None = None, progress: Progress | None = None
 ) -> Path:
-    """Fetch `url` to `target`, through `<target>.part` as `download` does; the caller verifies what came.
+    """Download `url` to `target`, through `<target>.part` as `download` does; the caller verifies the file.
 
-    A target that is there is left alone, so the address must be one whose content never changes. The caller
-    holds a lock.
+    An existing target is left alone, so the address must be one whose content never changes. The caller holds
+    a lock.
 
     Args:
         url: the address.
-        target: the file; its folder must be there.
-        limit_bytes: a file that is longer is refused.
-        token: sent as a bearer token to the address's own host, never to another that it redirects to.
-        progress: called with (bytes, bytes in all or None).
+        target: the file; its folder must exist.
+        limit_bytes: a longer file is refused.
+        token: sent as a bearer token to the address's own host, never to one that it redirects to.
+        progress: called with (bytes, total bytes or None).
 
     Raises:
         DownloadError: as `download`, or the file is too long.
@@ -93,8 +93,8 @@ def _explained(url: str, part: Path) -> Iterator[None]:
         raise DownloadError(f"cannot reach {url}: {error.reason}.{_kept(part)}") from error
     except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise DownloadError(f"the connection to {url} broke: {error!r}.{_kept(part)}") from error
-    except ValueError as error:  # what the user set, such as HF_ENDPOINT, made no address of it
-        raise DownloadError(f"{url} is no address that can be asked: {error}") from error
+    except ValueError as error:  # a setting of the user, such as HF_ENDPOINT, made it invalid
+        raise DownloadError(f"{url} is not a valid address: {error}") from error
     except OSError as error:
         raise DownloadError(
             f"cannot write {error.filename or part}: {error.strerror}. Free some space, or set "
@@ -103,9 +103,9 @@ def _explained(url: str, part: Path) -> Iterator[None]:
 
 
 def why_unreachable(url: str, timeout_seconds: float, token: str | None = None) -> str:
-    """Return "" if the server answers a HEAD request in time, else what went wrong.
+    """Return "" if the server answers a HEAD request in time, or else what went wrong.
 
-    Name resolution, which has no timeout of its own, counts too.
+    The time includes name resolution, which has no timeout of its own.
     """
     answers: list[str] = []
 
@@ -128,7 +128,7 @@ def why_unreachable(url: str, timeout_seconds: float, token: str | None = None) 
 
 
 class _TokenStaysHome(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but takes the token only to the host it was meant for."""
+    """Follows redirects, but sends the token only to the host that it was meant for."""
 
     def redirect_request(self, req: urllib.request.Request, *rest: Any) -> urllib.request.Request | None:
         new = super().redirect_request(req, *rest)
@@ -167,13 +167,13 @@ def _fetch(
         if error.code != 416 or not have:
             raise
         error.close()
-        part.unlink()  # the server has no such range: what is here belongs to some other file
+        part.unlink()  # the server has no such range, so this part belongs to some other file
         request.remove_header("Range")
         return _fetch(request, part, 0, progress, limit_bytes)
     with answer:
         resumed = answer.status == 206 and _range_start(answer.headers.get("Content-Range")) == have
         if answer.status == 206 and not resumed:
-            raise DownloadError(f"{url} answered with another range than the one asked for.{_kept(part)}")
+            raise DownloadError(f"{url} answered with a range that was not requested.{_kept(part)}")
         done = have if resumed else 0
         length = answer.headers.get("Content-Length")
         total = done + int(length) if length is not None and length.isdigit() else None
@@ -195,7 +195,7 @@ def _check_length(url: str, part: Path, length: int, limit_bytes: int | None) ->
     if limit_bytes is not None and length > limit_bytes:
         part.unlink(missing_ok=True)
         raise DownloadError(
-            f"{url} sends more than the {limit_bytes:,} bytes that it may have; what came was deleted"
+            f"{url} sends more than the {limit_bytes:,} bytes allowed; the download was deleted"
         )
 
 
@@ -208,4 +208,4 @@ def _range_start(content_range: str | None) -> int | None:
 def _kept(part: Path) -> str:
     if not part.exists() or part.stat().st_size == 0:
         return ""
-    return f" The {part.stat().st_size} bytes that came are kept in {part}; run again to go on from there"
+    return f" The {part.stat().st_size} bytes received are kept in {part}; run again to continue from there"

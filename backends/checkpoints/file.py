@@ -1,4 +1,4 @@
-"""One checkpoint file in OpenAI's format: its dimensions and tensors, read without running its pickle."""
+"""Reads a checkpoint file in OpenAI's format, its dimensions and tensors, without running its pickle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from asrgate.backends.checkpoints.sha256 import file_sha256
 if TYPE_CHECKING:
     import torch
 
-PICKLE_LIMIT_BYTES = 64 << 20  # large-v3's is 0.2 MB; a bigger one is not a checkpoint
+PICKLE_LIMIT_BYTES = 64 << 20  # large-v3's is 0.2 MB; a larger file is not a checkpoint
 
 DIMENSIONS = (  # the fields of whisper.model.ModelDimensions
     "n_mels",
@@ -32,16 +32,18 @@ DIMENSIONS = (  # the fields of whisper.model.ModelDimensions
     "n_text_head",
     "n_text_layer",
 )
-KNOWN = {  # what every Whisper engine takes for granted: the mel filters, 30 s at 20 ms, the two vocabularies
+KNOWN = {  # what every Whisper engine assumes: the mel filters, 30 s at 20 ms, the two vocabularies
     "n_mels": (80, 128),
     "n_audio_ctx": (1500,),
     "n_vocab": (51_864, 51_865, 51_866),
 }
-LAYERS_OR_HEADS_LIMIT = 256  # large-v3 has 32 and 20; keeps a header from asking for a million layers
-STORAGES: dict[str, np.dtype[Any]] = {  # torch's storage class -> how numpy reads its bytes
+LAYERS_OR_HEADS_LIMIT = (
+    256  # large-v3 has 32 and 20; the limit keeps a header from demanding a million layers
+)
+STORAGES: dict[str, np.dtype[Any]] = {  # torch's storage class -> numpy's type for its bytes
     "FloatStorage": np.dtype("<f4"),
     "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype("<u2"),  # bfloat16 is not numpy's: widened to float32, which is exact
+    "BFloat16Storage": np.dtype("<u2"),  # numpy has no bfloat16; it is widened to float32, which is exact
 }
 
 
@@ -50,7 +52,7 @@ class CheckpointError(AsrgateError):
 
 
 class Storage(NamedTuple):
-    """Where a tensor's numbers lie: an inert stand-in for torch's storage."""
+    """Where a tensor's numbers are stored: an inert substitute for torch's storage."""
 
     kind: str  # a key of STORAGES
     key: str  # the zip member is <archive>/data/<key>
@@ -58,7 +60,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A tensor as the file describes it: an inert stand-in for torch's tensor."""
+    """A tensor as the file describes it: an inert substitute for torch's tensor."""
 
     storage: Storage
     offset: int
@@ -67,7 +69,7 @@ class Tensor(NamedTuple):
 
 
 def read_dimensions(path: Path) -> dict[str, int]:
-    """Return the model's dimensions, having checked every tensor's name, type, shape and place in the file.
+    """Check every tensor's name, type, shape and place in the file, and return the model's dimensions.
 
     Raises:
         CheckpointError: not a checkpoint, truncated, incomplete, or a pickle that would run code.
@@ -80,14 +82,14 @@ def read_dimensions(path: Path) -> dict[str, int]:
 
 
 def read_tensors(path: Path, *, by_name: bool = False) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each tensor's name and values, without torch; bfloat16 comes as float32.
+    """Yield each tensor's name and values, without torch; bfloat16 is returned as float32.
 
     Args:
         path: the .pt file.
-        by_name: in the order of the names, not in the file's.
+        by_name: whether to use the order of the names instead of the file's.
 
     Raises:
-        CheckpointError: as `read_dimensions`.
+        CheckpointError: as in `read_dimensions`.
     """
     read_dimensions(path)
     with _open(path) as archive:
@@ -128,7 +130,7 @@ def load_state_dict(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 def expected_tensors(dimensions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of every tensor that a Whisper of these dimensions holds."""
+    """Return name -> shape of every tensor that a Whisper with these dimensions has."""
     d = dimensions
     audio, text = d["n_audio_state"], d["n_text_state"]
     shapes: dict[str, tuple[int, ...]] = {
@@ -162,10 +164,10 @@ def expected_tensors(dimensions: Mapping[str, int]) -> dict[str, tuple[int, ...]
 def _check_is_file(path: Path) -> None:
     if path.is_dir():
         inside = sorted(found.name for found in path.glob("*.pt"))
-        hint = f"; it holds {', '.join(inside)}" if inside else ""
-        raise CheckpointError(f"{path} is a folder; give a .pt file{hint}")
+        hint = f"; it contains {', '.join(inside)}" if inside else ""
+        raise CheckpointError(f"{path} is a folder; pass a .pt file{hint}")
     if not path.exists():
-        raise CheckpointError(f"there is no file {path}")
+        raise CheckpointError(f"the file {path} does not exist")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty; delete it and fetch it again")
 
@@ -181,13 +183,13 @@ def _open(path: Path) -> zipfile.ZipFile:
         if start == b"PK":
             raise CheckpointError(f"{path} is truncated or damaged; delete it and fetch it again") from error
         raise CheckpointError(
-            f"{path} is not a checkpoint as torch.save writes it since version 1.6 (a zip file). An older "
-            "one is converted, if you trust it, by loading it with torch and saving it again"
+            f"{path} is not a checkpoint in torch.save's format since version 1.6 (a zip file). If you trust "
+            "an older one, convert it by loading it with torch and saving it again"
         ) from error
 
 
 class _InertUnpickler(pickle.Unpickler):
-    """Builds the description of a checkpoint and refuses every name but those that tensors need.
+    """Builds the description of a checkpoint and refuses every name except those that tensors need.
 
     Unpickling calls whatever the file names (docs.python.org/3/library/pickle.html#restricting-globals).
     """
@@ -204,18 +206,18 @@ class _InertUnpickler(pickle.Unpickler):
         if module == "torch" and name in (*STORAGES, "BoolStorage"):
             return name
         raise CheckpointError(
-            f"its pickle asks for {module}.{name}, which would run code or is no weight; refused"
+            f"its pickle asks for {module}.{name}, which would run code or is not a weight; refused"
         )
 
     def persistent_load(self, pid: Any) -> Storage:
         _, kind, key, _, count = pid
         if kind not in (*STORAGES, "BoolStorage") or not isinstance(key, str) or not isinstance(count, int):
-            raise CheckpointError("its pickle names a storage that is no tensor's")
+            raise CheckpointError("its pickle names a storage that is not a tensor's")
         return Storage(kind, key, count)
 
 
 class _RebuildTensor:
-    __slots__ = ()  # so that the pickle's BUILD opcode has nothing to change
+    __slots__ = ()  # so that the pickle's BUILD opcode can change nothing
 
     def __call__(self, storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
         numbers = (offset, *shape, *strides)
@@ -224,7 +226,7 @@ class _RebuildTensor:
             or len(shape) != len(strides)
             or any(type(n) is not int or n < 0 for n in numbers)
         ):
-            raise CheckpointError("its pickle describes a tensor that cannot be")
+            raise CheckpointError("its pickle describes an impossible tensor")
         return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -233,7 +235,7 @@ class _Encode:
 
     def __call__(self, text: str, encoding: str) -> bytes:  # how a pickle of protocol 2 writes bytes
         if not isinstance(text, str) or encoding != "latin1":
-            raise CheckpointError("its pickle encodes something that is no bytes")
+            raise CheckpointError("its pickle encodes something that is not bytes")
         return text.encode("latin1")
 
 
@@ -248,7 +250,9 @@ def _describe(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, int], dic
     try:
         entry = archive.getinfo(_member(archive, "data.pkl"))
         if entry.file_size > PICKLE_LIMIT_BYTES:
-            raise CheckpointError(f"its data.pkl has {entry.file_size} bytes, far more than a checkpoint's")
+            raise CheckpointError(
+                f"its data.pkl has {entry.file_size} bytes, far more than that of a checkpoint"
+            )
         with archive.open(entry) as file:
             content = _InertUnpickler(file).load()
         order = [name for name in archive.namelist() if name.endswith("/byteorder")]
@@ -256,12 +260,14 @@ def _describe(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, int], dic
             raise CheckpointError("it was written on a big-endian machine")
         dimensions, tensors = content["dims"], content["model_state_dict"]
         if isinstance(tensors, dict):
-            tensors.pop("alignment_heads", None)  # no weight: which heads follow time, as whisper keeps it
+            tensors.pop(
+                "alignment_heads", None
+            )  # not a weight: the heads that follow time, as whisper stores them
     except CheckpointError as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
-    except Exception as error:  # a hostile pickle can fail in any way; whatever it is, this is no checkpoint
+    except Exception as error:  # a hostile pickle can fail in any way; in any case this is not a checkpoint
         raise CheckpointError(
-            f"{path} is no checkpoint in OpenAI's format (a dict of dims and model_state_dict): "
+            f"{path} is not a checkpoint in OpenAI's format (a dict of dims and model_state_dict): "
             f"{type(error).__name__}: {error}"
         ) from error
     return _sane_dimensions(path, dimensions), tensors
@@ -282,7 +288,9 @@ def _sane_dimensions(path: Path, dims: Any) -> dict[str, int]:
         )
     for name, value in dims.items():
         if type(value) is not int or not 0 < value < 1 << 20:
-            raise CheckpointError(f"{path}: dimension {name} is {value!r}, not a sane positive whole number")
+            raise CheckpointError(
+                f"{path}: dimension {name} is {value!r}, not a plausible positive whole number"
+            )
         if name.endswith(("_layer", "_head")) and value > LAYERS_OR_HEADS_LIMIT:
             raise CheckpointError(f"{path}: dimension {name} is {value}, more than any Whisper's")
         if value not in KNOWN.get(name, (value,)):
@@ -292,7 +300,7 @@ def _sane_dimensions(path: Path, dims: Any) -> dict[str, int]:
     check_heads(str(path), dims)
     if dims["n_audio_state"] != dims["n_text_state"]:
         raise CheckpointError(
-            f"{path}: n_audio_state and n_text_state differ, which Whisper's decoder cannot take"
+            f"{path}: n_audio_state and n_text_state differ, which Whisper's decoder does not allow"
         )
     return {name: dims[name] for name in DIMENSIONS}
 
@@ -307,7 +315,7 @@ def check_heads(where: str, dimensions: Mapping[str, int]) -> None:
 def _check_tensors(path: Path, archive: zipfile.ZipFile, dimensions: dict[str, int], tensors: Any) -> None:
     expected = expected_tensors(dimensions)
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise CheckpointError(f"{path}: its model_state_dict holds something that is no tensor")
+        raise CheckpointError(f"{path}: its model_state_dict contains something that is not a tensor")
     if tensors.keys() != expected.keys():
         missing = sorted(expected.keys() - tensors.keys())
         extra = sorted(map(str, tensors.keys() - expected.keys()))
@@ -319,13 +327,13 @@ def _check_tensors(path: Path, archive: zipfile.ZipFile, dimensions: dict[str, i
     for name, tensor in tensors.items():
         if tensor.shape != expected[name]:
             raise CheckpointError(
-                f"{path}: {name} has shape {tensor.shape}, its dims ask for {expected[name]}"
+                f"{path}: {name} has shape {tensor.shape}, but its dims require {expected[name]}"
             )
         if tensor.storage.kind not in STORAGES:
-            raise CheckpointError(f"{path}: {name} holds no numbers but {tensor.storage.kind}")
+            raise CheckpointError(f"{path}: {name} contains {tensor.storage.kind}, not numbers")
         present = sizes.get(_member(archive, f"data/{tensor.storage.key}"), 0)
         last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
-        # each number must be there: a stride of 0 is small in the file and huge in memory
+        # each number must be in the file: a stride of 0 is small there and huge in memory
         if max(last + 1, math.prod(tensor.shape)) * STORAGES[tensor.storage.kind].itemsize > present:
             raise CheckpointError(
                 f"{path}: {name} is cut short ({math.prod(tensor.shape)} numbers, {present} bytes)"

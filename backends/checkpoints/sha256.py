@@ -1,4 +1,4 @@
-"""SHA-256 of files, a checkpoint's identity: remembered, so that gigabytes are not hashed at every start."""
+"""SHA-256 of files, stored in the cache so that gigabytes are not hashed at every start."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ HASH_BLOCK_BYTES = 1 << 20
 
 
 def file_sha256(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
-    """Return the hex SHA-256 of a file, remembered by path, size and modification time.
+    """Return the hex SHA-256 of a file, stored by path, size and modification time.
 
     Args:
         path: the file.
-        progress: called with (bytes hashed, bytes in all) when the file really is hashed.
+        progress: called with (bytes hashed, total bytes) if the file really is hashed.
 
     Raises:
         AsrgateError: the file cannot be read.
@@ -29,11 +29,11 @@ def file_sha256(path: Path, progress: Callable[[int, int], None] | None = None) 
 def remembered(path: Path, what: str, compute: Callable[[], str]) -> str:
     """Return a digest of a file from the cache, or compute and store it there.
 
-    A stored digest counts while the file's path, size and modification time are the same.
+    A stored digest is valid as long as the file's path, size and modification time are the same.
 
     Args:
         path: the file.
-        what: names the kind of digest; it is the folder of the cache that holds them.
+        what: the kind of digest, which is also the name of its folder in the cache.
         compute: returns the digest of the file as it is now.
 
     Raises:
@@ -49,7 +49,7 @@ def remembered(path: Path, what: str, compute: Callable[[], str]) -> str:
             if stored["file"] == identity:
                 return str(stored[what])
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # never hashed, or the note is damaged: hash it
+            pass  # never hashed, or the stored digest is damaged: hash it
         digest = compute()
     except OSError as error:
         raise AsrgateError(f"cannot read {path}: {error.strerror}") from error
@@ -58,12 +58,12 @@ def remembered(path: Path, what: str, compute: Callable[[], str]) -> str:
         with replaced_whole(note) as temporary:
             temporary.write_text(json.dumps({"file": identity, what: digest}))
     except (OSError, AsrgateError):
-        pass  # the note only saves time; a read-only cache must not stop a run
+        pass  # storing only saves time; a read-only cache must not stop a run
     return digest
 
 
 def hash_now(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
-    """Return the hex SHA-256 of the file's bytes as they are now. Raises OSError when it cannot be read."""
+    """Return the hex SHA-256 of the file's bytes as they are now. Raises OSError if it cannot be read."""
     digest, done, total = hashlib.sha256(), 0, path.stat().st_size
     with path.open("rb") as file:
         while block := file.read(HASH_BLOCK_BYTES):

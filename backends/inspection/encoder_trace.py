@@ -1,6 +1,6 @@
-"""The results of an encoder's layers by name, so that two engines can be compared layer by layer.
+"""The outputs of an encoder's layers by name, so that two engines can be compared layer by layer.
 
-A backend that can show them has the method of `TracesEncoder`; `asrgate debug-encoder` asks for it.
+A backend that can show them implements `TracesEncoder`, which `asrgate debug-encoder` uses.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ LOG_MEL = "log_mel"
 
 @runtime_checkable
 class TracesEncoder(Protocol):
-    """What a backend offers beyond `asrgate.backends.base.Backend` to have its encoder examined."""
+    """What a backend needs beyond `asrgate.backends.base.Backend` so that its encoder can be examined."""
 
     def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        """Return what each layer gives for the clip's first window, as it is while transcribing.
+        """Return each layer's output for the clip's first window, computed as for a transcription.
 
         Args:
             audio: float32, shape (samples,), mono, 16 kHz, in [-1, 1]. Must not be modified. The window is
                 the first one of whisper.transcribe: see `first_window`.
 
         Returns:
-            name -> float32 array, whatever the engine computes in, with the names, shapes and order of
-            `layer_shapes`. Each layer is fed with what the engine itself computed before it.
+            name -> float32 array, whatever precision the engine uses, with the names, shapes and order of
+            `layer_shapes`. Each layer's input is what the engine itself computed before it.
         """
         ...
 
@@ -37,14 +37,14 @@ class TracesEncoder(Protocol):
 def layer_shapes(dimensions: Mapping[str, int]) -> dict[str, tuple[int, int]]:
     """Return layer name -> (rows, columns), in the order of the computation.
 
-    log_mel is (n_mels, 3000); every other layer has a row a position:
+    log_mel is (n_mels, 3000); every other layer has one row per position:
 
         conv1            (3000, n_audio_state)   after its GELU
         conv2            (1500, n_audio_state)   after its GELU, before the positional embedding is added
         block.0, …       (1500, n_audio_state)   the residual stream after the whole block
         ln_post          (1500, n_audio_state)   the encoder's output, whether or not it has such a layer
         cross_key.0,     (1500, n_text_state)    keys and values of each decoder block's cross-attention,
-        cross_value.0, …                         heads side by side, unscaled, bias added where there is one
+        cross_value.0, …                         heads side by side, unscaled, bias added if there is one
 
     Args:
         dimensions: the fields of whisper.model.ModelDimensions.
@@ -66,8 +66,8 @@ def layer_shapes(dimensions: Mapping[str, int]) -> dict[str, tuple[int, int]]:
 def first_window(log_mel: Any) -> Any:
     """Cut the first window from a clip's spectrogram as whisper.transcribe does.
 
-    Frames beyond the end of the audio become zeros, which is not what silence looks like in a log-mel
-    spectrogram, but is what Whisper's decoder gets.
+    Frames beyond the end of the audio become zeros. Silence does not look like that in a log-mel spectrogram,
+    but this is what Whisper's decoder gets.
 
     Args:
         log_mel: torch.Tensor (n_mels, samples // 160 + 3000), as
@@ -83,10 +83,10 @@ def first_window(log_mel: Any) -> Any:
 
 
 def trace_whisper(model: Any, log_mel: Any) -> dict[str, np.ndarray]:
-    """Return the trace of openai-whisper's model by hooks on its own forward pass.
+    """Return the trace of openai-whisper's model, using hooks on its own forward pass.
 
     Args:
-        model: a whisper.model.Whisper, or one changed on purpose.
+        model: a whisper.model.Whisper, or a deliberately changed one.
         log_mel: torch.Tensor (n_mels, 3000) on the model's device, in the precision to run in.
     """
     import torch
@@ -96,7 +96,7 @@ def trace_whisper(model: Any, log_mel: Any) -> dict[str, np.ndarray]:
     convolved: dict[str, Any] = {}
 
     class Activations(TorchFunctionMode):
-        """Keeps what the forward pass makes of a convolution's output: there is no module to hook."""
+        """Records the activation of a convolution's output, for which there is no module to hook."""
 
         def __torch_function__(
             self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -140,7 +140,7 @@ def require_trace(trace: Mapping[str, np.ndarray], dimensions: Mapping[str, int]
     expected = layer_shapes(dimensions)
     if list(trace) != list(expected):
         raise BackendError(
-            f"its encoder_trace has the layers {', '.join(trace)}; it must have {', '.join(expected)}"
+            f"its encoder_trace has the layers {', '.join(trace)}, but must have {', '.join(expected)}"
         )
     for name, array in trace.items():
         if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != expected[name]:

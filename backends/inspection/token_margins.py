@@ -1,7 +1,7 @@
-"""How narrowly openai-whisper chose a token: the margin between it and the token another engine took.
+"""How narrowly openai-whisper chose a token: the margin between it and the token that another engine chose.
 
-Two engines that are both right may still differ where two tokens are as good as equal: the rounding of their
-sums decides. Such a difference has a small margin; one that a fault makes mostly has not.
+Two engines that are both correct may still differ where two tokens are practically equal, because rounding
+decides. Such a difference has a small margin; a difference caused by a fault usually does not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from asrgate.backends.base import BackendError
 
-FRAMES_A_SECOND = 100  # of the spectrogram, in which whisper.transcribe counts
+FRAMES_A_SECOND = 100  # of the spectrogram, the unit in which whisper.transcribe counts
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Decision:
     """One choice of a token.
 
     Attributes:
-        window_start_seconds: where in the clip the window begins that was being decoded.
-        step: how many tokens had been sampled in the window.
-        chosen: the id sampled; the end of text counts.
-        other: the id it is compared with.
-        margin: by how much `chosen` won, in logits (natural logarithm), after Whisper's rules. Where the rule
-            on timestamps decided between text and timestamp, it compares their sum with the best text token,
-            and so does the margin. None when the rules forbid `other` there.
+        window_start_seconds: where in the clip the decoded window begins.
+        step: the number of tokens sampled in the window before.
+        chosen: the sampled id, which may be the end of text.
+        other: the id that it is compared with.
+        margin: by how much `chosen` won, in logits (natural logarithm), after Whisper's rules. If the
+            timestamp rule decided between text and timestamp, it compares the timestamps' sum with the best
+            text token, and so does the margin. None if the rules forbid `other` there.
         timestamp_rule: whether that rule decided.
     """
 
@@ -43,22 +43,22 @@ class Decision:
 
 @runtime_checkable
 class Decides(Protocol):
-    """What a backend offers beyond `asrgate.backends.base.Backend` to have its choices examined."""
+    """What a backend needs beyond `asrgate.backends.base.Backend` so that its choices can be examined."""
 
     def decision(
         self, audio: np.ndarray, language: str, tokens: Sequence[int], index: int, other: int | None
     ) -> Decision:
-        """Transcribe the clip again and return the choice at which another engine left the common path.
+        """Transcribe the clip again and return the choice at which another engine diverged.
 
         Args:
             audio: float32, shape (samples,), mono, 16 kHz, in [-1, 1].
             language: ISO 639-1 code.
-            tokens: what this backend's Transcript held for the clip.
-            index: of the first token of `tokens` that the other engine has not; may be their number.
-            other: the other engine's token there; None where its transcript ended.
+            tokens: the tokens of this backend's Transcript for the clip.
+            index: index of the first token in `tokens` that the other engine lacks; may be their number.
+            other: the other engine's token there; None if its transcript had ended.
 
         Raises:
-            BackendError: the clip does not give these tokens again, or the choice cannot be found.
+            BackendError: the clip does not give the same tokens again, or the choice cannot be found.
         """
         ...
 
@@ -76,7 +76,7 @@ class Window:
 
 @contextmanager
 def recorded_windows(model: Any) -> Iterator[list[Window]]:
-    """Keep every window that whisper.transcribe has the model decode meanwhile, in order."""
+    """Record every window that whisper.transcribe decodes with the model in this context, in order."""
     windows: list[Window] = []
     decode = model.decode
 
@@ -89,7 +89,7 @@ def recorded_windows(model: Any) -> Iterator[list[Window]]:
     try:
         yield windows
     finally:
-        del model.decode  # the class's own shows again
+        del model.decode  # restores the class's own method
 
 
 def decide(
@@ -102,9 +102,9 @@ def decide(
 ) -> Decision:
     """Return the decision at token `index` of a finished transcription; see `Decides.decision`.
 
-    A transcript leaves out what whisper.transcribe drops (the unfinished end of a window, empty segments), so
-    the paths may part at the token after the last common one or at the first one that was kept again. Of
-    these places the one where `other` was possible and closest is taken.
+    A transcript leaves out what whisper.transcribe drops (the unfinished end of a window, empty segments). So
+    the engines may have diverged at the token after the last common one, or at the next one that was kept.
+    Of these places, the one where `other` was possible and closest is returned.
 
     Args:
         model: the whisper.model.Whisper.
@@ -115,8 +115,8 @@ def decide(
     again = [token for segment in segments for token in segment["tokens"]]
     if again[: index + 1] != list(tokens[: index + 1]):
         raise BackendError(
-            "decoded again, the clip gives other tokens than the record holds; the record comes from another "
-            "machine or version, or its engine is not stable"
+            "decoded again, the clip gives different tokens than the record has; the record comes from "
+            "another machine or version, or its engine is not stable"
         )
     candidates = list(places[index : index + 1])
     if index > 0:
@@ -136,19 +136,19 @@ def decide(
 
 
 def _places(windows: Sequence[Window], segments: Sequence[dict[str, Any]]) -> list[tuple[Window, float, int]]:
-    """Return each transcript token's window, the second of the clip where that begins, and its step there."""
+    """Return each transcript token's window, the second at which that begins, and the token's step in it."""
     places = []
     remaining = iter(windows)
     seek, window, step = None, None, 0
     for segment in segments:
         if segment["seek"] != seek:
             seek, step = segment["seek"], 0
-            # windows skipped as silent have no segments; the others' carry these two figures unchanged
+            # windows skipped as silent have no segments; those of the others have these two figures unchanged
             figures = segment["avg_logprob"], segment["no_speech_prob"]
             window = next(w for w in remaining if (w.avg_logprob, w.no_speech_prob) == figures)
         assert window is not None and seek is not None
         kept = list(segment["tokens"])
-        if kept:  # otherwise it is an empty segment, and was dropped
+        if kept:  # otherwise it is an empty segment that was dropped
             ends = range(step, len(window.tokens) - len(kept) + 1)
             step = next(at for at in ends if list(window.tokens[at : at + len(kept)]) == kept)
             places += [(window, seek / FRAMES_A_SECOND, step + i) for i in range(len(kept))]
@@ -168,7 +168,7 @@ def _decision(model: Any, window: Window, start_seconds: float, step: int, other
         features = model.embed_audio(window.log_mel[None].to(model.device))
         logits = model.logits(prefix, features)[:, -1].float()
     begin = tokenizer.timestamp_begin
-    # The rule that weighs timestamps against text must not hide what the others allow: let all text outweigh.
+    # The rule that weighs timestamps against text must not hide what the others allow: let text outweigh.
     weighed = logits.clone()
     weighed[:, :begin] += 1e4
     for rule in task.logit_filters:

@@ -1,4 +1,4 @@
-"""Whisper's text decoder in tuned PyTorch: greedy, with all done once that no token changes."""
+"""Whisper's text decoder in tuned PyTorch: greedy, with everything that no token changes computed once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asrgate.backends.torch_whisper.linear import linear
 from asrgate.backends.torch_whisper.selection import Selection
 from asrgate.backends.whisper_common.greedy import Window, WindowRules
 
-STEPS_BETWEEN_STOP_CHECKS = {"cpu": 1, "cuda": 8}  # asking a GPU whether all have ended makes it idle
+STEPS_BETWEEN_STOP_CHECKS = {"cpu": 1, "cuda": 8}  # asking a GPU whether all have ended leaves it idle
 
 
 class TorchDecoder:
@@ -29,9 +29,9 @@ class TorchDecoder:
         Args:
             weights: the checkpoint's tensors by whisper's names, "decoder.token_embedding.weight" and so on.
             dims: a whisper.model.ModelDimensions.
-            precision: of weights and products, "float32", "bfloat16" or (CUDA) "float16". On the CPU it is
-                the cross-attention's keys and values that "bfloat16" computes so; a step is float32, whose
-                weights take no more memory where the checkpoint's are float16.
+            precision: of weights and products, "float32", "bfloat16" or (CUDA) "float16". On the CPU,
+                "bfloat16" applies only to the cross-attention's keys and values. A step is float32, whose
+                weights take no more memory if the checkpoint's are float16.
             device: "cpu" or "cuda".
             projects_audio: False if `decode` is given cross-attention keys and values, not features.
         """
@@ -43,7 +43,7 @@ class TorchDecoder:
         self._n_layer, self._n_ctx, self._n_vocab = dims.n_text_layer, dims.n_text_ctx, dims.n_vocab
         self._on_cpu = self._device.type == "cpu"
         self._dtype = getattr(torch, precision)
-        # on a CPU PyTorch's attention of one bfloat16 row is 20 times slower than of a float32 one
+        # on a CPU, PyTorch's attention is 20 times slower for one bfloat16 row than for a float32 row
         self._step_dtype = torch.float32 if self._on_cpu else self._dtype
 
         def tensor(name: str) -> Any:
@@ -69,11 +69,11 @@ class TorchDecoder:
         self._graphs: dict[tuple[int, WindowRules], tuple[Selection, Any, Any]] = {}
 
     def follow_with(self, features: Any) -> None:
-        """Set what stands behind features that are shorter than a window.
+        """Set what follows features that are shorter than a window.
 
         Args:
             features: of a whole window, torch.Tensor (n_audio_ctx, n_state), any float type. Shorter ones
-                given to `decode` and `decode_batch` are completed with those of the same positions here.
+                passed to `decode` and `decode_batch` are completed with these, position by position.
         """
         with self._torch.inference_mode():
             self._behind = self._projected(features.to(self._device)).to(self._step_dtype)
@@ -108,7 +108,8 @@ class TorchDecoder:
 
         Args:
             features: the encoder's outputs, torch.Tensor (n_audio_ctx, n_state) each, any float type. On the
-                CPU they drop out as they end, those at the end at once, so the longest should come first.
+                CPU, windows drop out as they end, and those at the end of the list at once, so the longest
+                should come first.
             rules: what may be sampled, the same for all.
         """
         with self._torch.inference_mode():
@@ -124,7 +125,7 @@ class TorchDecoder:
         selection.choose(self._logits(states[:, -1]).float() + selection.first_bias, first=True)
         sampled = [selection.sampled()]
         every = STEPS_BETWEEN_STOP_CHECKS[self._device.type]
-        # as in whisper.decoding._main_loop: the context may be exceeded by the one token that is not fed back
+        # as in whisper.decoding._main_loop: the one token that is not fed back may exceed the context
         for count in range(1, min(rules.sample_limit, rules.n_text_ctx - prompt.shape[1] + 1)):
             if count % every == 0 and selection.ended():
                 break
@@ -133,14 +134,16 @@ class TorchDecoder:
         return selection.windows(torch.stack(sampled, 1), no_speech_prob)
 
     def _step(self, rules: WindowRules, batch: int) -> tuple[Selection, Callable[[int], None]]:
-        """A fresh selection, and what takes its last tokens at a position and samples the next ones."""
+        """Return a fresh selection, and a function that feeds its last tokens and samples the next ones."""
         if self._on_cpu:
             selection = Selection(rules, batch, self._n_vocab, self._device)
 
             def step(position: Any) -> None:
                 running = selection.running()
                 rows = running[-1] + 1
-                if 2 * len(running) <= rows:  # to move a window's keys and values costs a few steps of it
+                if (
+                    2 * len(running) <= rows
+                ):  # moving a window's keys and values takes as long as a few of its steps
                     for source, target in selection.close_ranks():
                         self._cross_cache[:, :, target] = self._cross_cache[:, :, source]
                         self._self_cache[:, :, target] = self._self_cache[:, :, source]
@@ -162,7 +165,7 @@ class TorchDecoder:
         return selection, replay
 
     def _captured(self, rules: WindowRules, batch: int) -> tuple[Selection, Any, Any]:
-        """One step as a CUDA graph: thousands of small kernels launched as one."""
+        """One step as a CUDA graph, which launches thousands of small kernels as one."""
         torch = self._torch
         selection = Selection(rules, batch, self._n_vocab, self._device)
         position = torch.zeros(1, dtype=torch.int64, device=self._device)
@@ -171,7 +174,7 @@ class TorchDecoder:
             states = self._states(selection.token[:, None], position)
             selection.choose(self._logits(states[:, -1]).float() + selection.bias)
 
-        stream = torch.cuda.Stream()  # what libraries set up at their first call cannot be captured
+        stream = torch.cuda.Stream()  # what libraries initialise at their first call cannot be captured
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             step()
@@ -183,7 +186,7 @@ class TorchDecoder:
         return selection, graph, position
 
     def _attend_to(self, features: Sequence[Any]) -> None:
-        """Compute all layers' keys and values of the audio, in one product a window."""
+        """Compute all layers' keys and values of the audio, with one product per window."""
         whole = max(len(one) for one in features) if self._behind is None else self._behind.shape[-1]
         self._reserve(len(features), whole)
         for index, one in enumerate(features):
@@ -194,12 +197,12 @@ class TorchDecoder:
 
     def _projected(self, features: Any) -> Any:
         """(positions, n_state) to cross-attention keys and values (layers, 2, heads, size, positions)."""
-        # rows of time, so that the product itself lays out one matrix a head
+        # rows of time, so that the product itself lays out one matrix per head
         product = self._torch.matmul(self._cross_weight, features.to(self._dtype).mT)
         return product.view(self._n_layer, 2, self._n_head, -1, len(features))
 
     def _reserve(self, batch: int, length: int) -> None:
-        """Have caches for so many windows of so many audio positions."""
+        """Allocate caches for this many windows of this many audio positions."""
         torch = self._torch
         cache = self._cross_cache
         if cache is None or cache.shape[2] < batch or cache.shape[-1] != length:
@@ -217,8 +220,8 @@ class TorchDecoder:
 
         Args:
             tokens: int64 (batch, n).
-            position: where the first of them stands. As a tensor (1,), for a single token, no shape depends
-                on it, so that the step can be captured.
+            position: the position of the first of them. For a single token it may be a tensor (1,); then no
+                shape depends on it, and the step can be captured.
 
         Returns:
             torch.Tensor float32 (batch, n, n_state), after `ln`.
@@ -252,7 +255,7 @@ class TorchDecoder:
         return [part.view(heads).transpose(1, 2) for part in qkv.to(self._step_dtype).chunk(3, -1)]
 
     def _layer(self, tensor: Any, block: str) -> Any:
-        """One whisper.model.ResidualAttentionBlock, its products fused where they share their input."""
+        """One whisper.model.ResidualAttentionBlock; products with the same input are fused."""
         torch = self._torch
 
         def weight(name: str) -> Any:
@@ -266,7 +269,7 @@ class TorchDecoder:
         scale = (self._n_state // self._n_head) ** -0.5
         cross_bias = bias("cross_attn.out")
         if self._projects_audio:
-            # attention weights add up to one, so the bias of the values can be added after them
+            # attention weights sum to one, so the bias of the values can be added afterwards
             cross_bias = cross_bias + weight("cross_attn.out") @ bias("cross_attn.value")
         return SimpleNamespace(
             attn_ln=self._norm(tensor, f"{block}.attn_ln"),

@@ -12,7 +12,7 @@ import numpy as np
 from asrgate.backends.torch_whisper.linear import linear
 from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_AUDIO_CTX, N_FFT, N_SAMPLES
 
-ROWS = N_AUDIO_CTX  # what the packing of the weights is tuned to: one window
+ROWS = N_AUDIO_CTX  # the number of rows that the weights' packing is tuned for: one window
 QUERIES_AT_ONCE = 500
 
 
@@ -69,18 +69,18 @@ class TorchEncoder:
             return self._ln_post(x)
 
     def _attention(self, q: Any, k: Any, v: Any) -> Any:
-        """Softmax(q k^T) v of (batch, heads, positions, width); q is scaled already."""
+        """Softmax(q k^T) v of (batch, heads, positions, width); q is already scaled."""
         torch = self._torch
         if self._dtype != torch.bfloat16 or q.device.type != "cpu":
             return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0)
         # PyTorch's fused kernel gains nothing from bfloat16 on a CPU; oneDNN's products are 8 times faster.
-        # A slice of the queries at a time keeps the weights in the cache.
+        # Taking a slice of the queries at a time keeps the attention weights in the cache.
         keys, values = k.mT.contiguous(), v.contiguous()
         slices = q.split(QUERIES_AT_ONCE, 2)
         return torch.cat([torch.matmul(torch.matmul(part, keys).softmax(-1), values) for part in slices], 2)
 
     def _layer(self, tensor: Any, block: str) -> Any:
-        """One whisper.model.ResidualAttentionBlock, query, key and value in one product."""
+        """One whisper.model.ResidualAttentionBlock, with query, key and value in one product."""
         torch = self._torch
         attn = f"{block}.attn"
         scale = (self._n_state // self._n_head) ** -0.5
@@ -112,9 +112,9 @@ class TorchEncoder:
 
 
 def log_mel(audio: np.ndarray, n_mels: int, device: Any) -> Any:
-    """Log-mel spectrogram as whisper.audio.log_mel_spectrogram(audio, n_mels, padding=N_SAMPLES) gives.
+    """Log-mel spectrogram, equal to whisper.audio.log_mel_spectrogram(audio, n_mels, padding=N_SAMPLES).
 
-    Only frames that overlap the audio are transformed: the log-mel of the 30 s of silence behind it is known.
+    Only frames that overlap the audio are transformed; the log-mel of the 30 s of silence after it is known.
 
     Args:
         audio: float32, shape (samples,), 16 kHz.
@@ -127,7 +127,7 @@ def log_mel(audio: np.ndarray, n_mels: int, device: Any) -> Any:
     import torch
     from whisper.audio import mel_filters
 
-    silence = N_FFT + HOP_LENGTH  # at least one whole frame of it
+    silence = N_FFT + HOP_LENGTH  # at least one whole frame of silence
     signal = torch.nn.functional.pad(torch.from_numpy(audio).to(device), (0, silence))
     window = torch.hann_window(N_FFT, device=device)
     spectrum = torch.stft(signal, N_FFT, HOP_LENGTH, window=window, return_complex=True)

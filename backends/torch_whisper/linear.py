@@ -1,4 +1,4 @@
-"""Linear layers for few rows at a time, where reading the weights is all the work: packed once, at load."""
+"""Linear layers for few rows at a time, where reading the weights is the main work; packed once, at load."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ Linear = Callable[[Any], Any]  # (..., n_in) -> (..., n_out)
 
 
 def linear(weight: Any, bias: Any, gelu: bool = False, rows: int = 1) -> Linear:
-    """A linear layer in the weight's precision, gelu applied if asked for.
+    """A linear layer in the weight's precision, optionally followed by gelu.
 
-    On the CPU the weight is packed once. A float32 one whose numbers are float16's, as those of OpenAI's
-    checkpoints are, is kept as such and widened in registers: the same products, of half the memory.
+    On the CPU the weight is packed once. If a float32 weight has only values that float16 can hold, as in
+    OpenAI's checkpoints, it is kept in float16 and widened in registers: the same products, half the memory.
 
     Args:
         weight: (n_out, n_in), on its device.
         bias: (n_out,) or None.
-        gelu: append the exact gelu.
-        rows: how many rows there will be, usually; the packing is tuned to it.
+        gelu: whether to append the exact gelu.
+        rows: the usual number of rows, for which the packing is tuned.
     """
     import torch
     from torch.nn import functional

@@ -1,6 +1,6 @@
-"""Which token is sampled: the rules of whisper.decoding's logit filters and greedy decoder, on tensors alone.
+"""Selects tokens by the rules of whisper.decoding's logit filters and greedy decoder, on tensors alone.
 
-Nothing here asks the device for a value, so that a step can be captured in a CUDA graph.
+Nothing here reads a value from the device, so that a step can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from asrgate.backends.whisper_common.greedy import Window, WindowRules
 
 
 class Selection:
-    """Greedy choices of a batch of windows under one set of rules, and what they add up to."""
+    """Greedy choices for a batch of windows under one set of rules, and their sums."""
 
     def __init__(self, rules: WindowRules, batch: int, n_vocab: int, device: Any):
         import torch
@@ -32,11 +32,11 @@ class Selection:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all choices, for the next windows under the same rules."""
+        """Reset all choices, for the next windows under the same rules."""
         self.token.fill_(self._eot)
         self._ended.fill_(False)
         self._sum_logprob.zero_()
-        # before the second token the penultimate one counts as a timestamp, hence true here
+        # before the second token, the penultimate one counts as a timestamp, hence True
         self._last_is_timestamp.fill_(True)
         self._penultimate_is_timestamp.fill_(True)
         self._last_timestamp.fill_(-1)
@@ -45,9 +45,9 @@ class Selection:
         """Sample the next token of every window into `token`.
 
         Args:
-            logits: float32 (batch, n_vocab), the bias of this step added already; they are overwritten. Of
-                fewer rows if the last windows have ended.
-            first: whether it is the window's first token, when the bias is all there is to obey.
+            logits: float32 (batch, n_vocab), with the bias of this step already added; they are overwritten.
+                There are fewer rows if the last windows have ended.
+            first: whether it is the window's first token, for which only the bias applies.
         """
         import torch
 
@@ -58,7 +58,7 @@ class Selection:
             text, timestamps = logits[:, : self._begin], logits[:, self._begin :]
             if not first:
                 closes = last & ~penultimate
-                # a segment that was just closed may begin the next one at once, but one has to have a length
+                # a new segment may begin where the last one was closed, but a segment must have a length
                 least = last_timestamp + (~closes)
                 text[:, : self._eot].masked_fill_(closes[:, None], -torch.inf)
                 forbidden = (last & penultimate)[:, None] | (self._numbers < least[:, None])
@@ -82,7 +82,7 @@ class Selection:
         return bool(self._ended.all())
 
     def sampled(self) -> Any:
-        """The last token of every window, int64 (batch,), in the order that the windows came in."""
+        """The last token of every window, int64 (batch,), in the original order of the windows."""
         return self._in_order(self.token)
 
     def running(self) -> list[int]:
@@ -90,10 +90,10 @@ class Selection:
         return [row for row, ended in enumerate(self._ended.tolist()) if not ended]
 
     def close_ranks(self) -> list[tuple[int, int]]:
-        """Have the rows that have not ended come first; waits for the device.
+        """Move the rows that have not ended to the front; waits for the device.
 
         Returns:
-            (from, to) of each row that changed places with one that has ended.
+            (from, to) of each row that was swapped with one that has ended.
         """
         running = self.running()
         behind = [row for row in running if row >= len(running)]
@@ -111,7 +111,7 @@ class Selection:
         """The finished windows.
 
         Args:
-            sampled: int64 (batch, steps), every `sampled()` in turn.
+            sampled: int64 (batch, steps), the results of `sampled()` step by step.
             no_speech_prob: float32 (batch,).
         """
         found = []

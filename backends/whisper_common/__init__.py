@@ -1,1 +1,1 @@
-"""What Whisper engines share: settings, suppressed tokens, greedy transcription around their arithmetic."""
+"""What Whisper engines share: settings, suppressed tokens, and the greedy transcription loop."""

@@ -1,4 +1,4 @@
-"""Whisper's constants, derived as openai-whisper's audio.py derives them; no engine is imported."""
+"""Whisper's constants, derived as in openai-whisper's audio.py, without importing an engine."""
 
 from asrgate.backends.base import SAMPLE_RATE_HZ, WINDOW_SECONDS
 

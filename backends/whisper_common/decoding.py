@@ -1,4 +1,4 @@
-"""What every Whisper engine must honour alike: settings, languages, suppressed tokens."""
+"""What every Whisper engine must honour in the same way: settings, languages, suppressed tokens."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from asrgate.backends.base import BackendError, Checkpoint, Settings, did_you_me
 def require_honourable(checkpoint: Checkpoint, settings: Settings) -> None:
     """Raise BackendError if no Whisper engine could decode this checkpoint with these settings."""
     if settings.task not in ("transcribe", "translate"):
-        raise BackendError(f"there is no task {settings.task!r}; there are transcribe and translate")
+        raise BackendError(f"there is no task {settings.task!r}; choose transcribe or translate")
     if settings.temperature != 0.0:
         raise BackendError(
-            f"temperature {settings.temperature} would sample at random, so engines could not be compared"
+            f"temperature {settings.temperature} would sample at random, so engines would not be comparable"
         )
     if settings.beam_size < 1:
         raise BackendError(f"beam_size must be 1 (greedy) or more, not {settings.beam_size}")
@@ -21,7 +21,7 @@ def require_honourable(checkpoint: Checkpoint, settings: Settings) -> None:
         raise BackendError(f"threads must be 1 or more, not {settings.threads}")
     if settings.task == "translate" and not checkpoint.is_multilingual:
         raise BackendError(
-            f"{checkpoint.name} is English-only and cannot translate; take a multilingual model"
+            f"{checkpoint.name} is English-only and cannot translate; use a multilingual model"
         )
     if settings.language is not None:
         require_language(checkpoint, settings.language)
@@ -34,12 +34,12 @@ def require_language(checkpoint: Checkpoint, language: str, known: Sequence[str]
     Args:
         checkpoint: the model.
         language: an ISO 639-1 code.
-        known: the engine's languages; empty while they cannot be known without importing it.
+        known: the engine's languages; empty if they are unknown without importing it.
     """
     if not checkpoint.is_multilingual:
         if language != "en":
             raise BackendError(
-                f"{checkpoint.name} is English-only and cannot decode {language!r}; take a multilingual "
+                f"{checkpoint.name} is English-only and cannot decode {language!r}; use a multilingual "
                 "model, or only English clips"
             )
         return
@@ -62,9 +62,9 @@ def suppressed_tokens(settings: Settings, checkpoint: Checkpoint) -> list[int]:
         )
     except ValueError as error:
         raise BackendError(
-            f"suppress_tokens must be token ids with commas between, or -1, not {settings.suppress_tokens!r}"
+            f"suppress_tokens must be token ids separated by commas, or -1, not {settings.suppress_tokens!r}"
         ) from error
     n_vocab = checkpoint.dimensions["n_vocab"]
     if any(not -1 <= token < n_vocab for token in tokens):
-        raise BackendError(f"suppress_tokens must lie between 0 and {n_vocab - 1}, or be -1: {tokens}")
+        raise BackendError(f"suppress_tokens must be between 0 and {n_vocab - 1}, or -1, not {tokens}")
     return tokens

@@ -1,7 +1,7 @@
 """Greedy decoding around an engine of our own: openai-whisper's transcription, with the arithmetic replaced.
 
 whisper.transcribe.transcribe runs unchanged, so windows, seeking, silence and long-form are openai-whisper's.
-It is given a stand-in for its model whose `decode` hands each window to an Engine.
+Instead of its model it gets an object whose `decode` passes each window to an Engine.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from asrgate.backends.whisper_common.decoding import require_honourable, require
 from asrgate.backends.whisper_common.stage_clock import StageClock
 
 FRAMES_PER_SECOND = 100  # of a log-mel spectrogram
-TRIM = "+trim"  # ends the names of precisions whose encoder is given only what `frames_to_encode` says
-SILENCE_ENCODED_SECONDS = 10.0  # behind a clip: with less a decoder may not find its end
+TRIM = "+trim"  # suffix of precisions whose encoder gets only the frames that `frames_to_encode` gives
+SILENCE_ENCODED_SECONDS = 10.0  # after a clip; with less, a decoder may not find its end
 TRIMMED = f"the clip and {SILENCE_ENCODED_SECONDS:g} s; behind it the encoding of silence, computed at load"
 
 
@@ -33,14 +33,14 @@ class WindowRules:
 
     Attributes:
         prompt: tokens fed before the first sampled one.
-        sot_index: position in `prompt` of the start-of-transcript token; the logits there give the
-            no-speech probability.
+        sot_index: position of the start-of-transcript token in `prompt`; the logits there give the no-speech
+            probability.
         suppressed: ids that are never sampled, ascending.
-        suppressed_first: ids that are not sampled as the first token either.
-        timestamps: whether the rules of ApplyTimestampRules hold; if not, nothing but the prompt's last
-            token speaks against timestamps, as in openai-whisper.
-        max_initial_timestamp_index: the first timestamp is at most timestamp_begin plus this, or None.
-        sample_limit: at most so many tokens are sampled.
+        suppressed_first: ids that are also never sampled as the first token.
+        timestamps: whether the rules of ApplyTimestampRules apply; if not, only the prompt's last token
+            discourages timestamps, as in openai-whisper.
+        max_initial_timestamp_index: the first timestamp is at most timestamp_begin plus this; None: no limit.
+        sample_limit: the most tokens that are sampled.
         n_text_ctx: sampling also stops when prompt and sampled tokens exceed this together.
     """
 
@@ -58,11 +58,11 @@ class WindowRules:
     n_text_ctx: int
 
     def for_any_prompt(self) -> WindowRules:
-        """The same for all windows of one kind, as a key: without the prompt and what depends on it."""
+        """A key that is the same for all windows of one kind: without the prompt and what depends on it."""
         return replace(self, prompt=(), sot_index=0, sample_limit=0)
 
     def logit_biases(self, n_vocab: int) -> np.ndarray:
-        """What is added to the logits, 0 or -infinity, float32 (2, n_vocab): always, and at first."""
+        """What is added to the logits, 0 or -infinity, float32 (2, n_vocab): always; for the first token."""
         always = np.zeros(n_vocab, np.float32)
         always[list(self.suppressed)] = -np.inf
         if self.timestamps:
@@ -82,8 +82,8 @@ class Window:
 
     Attributes:
         tokens: sampled ids before the end of text.
-        sum_logprob: sum of the sampled tokens' log-probabilities after the rules, end of text included.
-        no_speech_prob: probability of the no-speech token where the transcript starts.
+        sum_logprob: sum of the sampled tokens' log-probabilities after the rules, including the end of text.
+        no_speech_prob: probability of the no-speech token at the start of the transcript.
     """
 
     tokens: Sequence[int]
@@ -98,7 +98,7 @@ class Engine(Protocol):
     device: Any  # the torch.device of what log_mel returns and encode takes
 
     def log_mel(self, audio: np.ndarray) -> Any:
-        """Log-mel spectrogram as whisper.audio.log_mel_spectrogram(audio, n_mels, padding=N_SAMPLES) gives.
+        """Log-mel spectrogram, equal to whisper.audio.log_mel_spectrogram(audio, n_mels, padding=N_SAMPLES).
 
         Args:
             audio: float32, shape (samples,), 16 kHz.
@@ -109,7 +109,7 @@ class Engine(Protocol):
         ...
 
     def encode(self, mel: Any) -> Any:
-        """One window, torch.Tensor float32 (n_mels, 3000), as whatever `decode` takes."""
+        """Encode one window, torch.Tensor float32 (n_mels, 3000), into whatever `decode` takes."""
         ...
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
@@ -117,25 +117,25 @@ class Engine(Protocol):
         ...
 
     def applied(self) -> Mapping[str, Any]:
-        """What the engine really runs with, for the record."""
+        """The settings with which the engine really runs, for the record."""
         ...
 
 
 def frames_to_encode(mel: Any) -> int:
-    """How many frames of a window a trimmed encoder computes: the clip's and SILENCE_ENCODED_SECONDS more.
+    """Return how many frames of a window a trimmed encoder computes: the clip's and SILENCE_ENCODED_SECONDS.
 
     Args:
-        mel: torch.Tensor (n_mels, 3000), as whisper.transcribe pads it: with frames that are exactly zero.
+        mel: torch.Tensor (n_mels, 3000), padded as in whisper.transcribe: with frames that are exactly zero.
 
     Returns:
-        an even number, as two frames make a position.
+        an even number, because two frames make a position.
     """
     filled = int((mel != 0).any(0).sum()) + round(SILENCE_ENCODED_SECONDS * FRAMES_PER_SECOND)
     return min(mel.shape[-1], filled + filled % 2)
 
 
 class GreedyBackend:
-    """A backend made of an Engine; a subclass says which, in `devices`, `check` and `build`."""
+    """A backend made of an Engine; a subclass defines it with `devices`, `check` and `build`."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]]
     imports: ClassVar[Sequence[str]] = ("torch", "whisper")
@@ -145,7 +145,7 @@ class GreedyBackend:
     ):
         from whisper.tokenizer import LANGUAGES
 
-        # the module: the package's attribute of the same name is the function
+        # the module, because the package's attribute of the same name is the function
         self._module: Any = importlib.import_module("whisper.transcribe")
         self._engine = engine
         self._checkpoint = checkpoint
@@ -167,7 +167,7 @@ class GreedyBackend:
             "condition_on_previous_text": settings.condition_on_previous_text,
             "no_speech_threshold": settings.no_speech_threshold,
             "logprob_threshold": settings.logprob_threshold,
-            "compression_ratio_threshold": None,  # it only triggers the fallback to other temperatures
+            "compression_ratio_threshold": None,  # only triggers the fallback to other temperatures
             "suppress_blank": settings.suppress_blank,
             "suppress_tokens": settings.suppress_tokens,
         }
@@ -177,13 +177,13 @@ class GreedyBackend:
         """Build the engine from the checkpoint.
 
         Raises:
-            BackendUnavailable: the machine lacks something.
-            BackendError: the weights do not fit, or a setting cannot be honoured; beams cannot.
+            BackendUnavailable: the machine lacks something that is needed.
+            BackendError: the weights do not fit, or a setting cannot be honoured, such as beams.
         """
         require_honourable(checkpoint, settings)
         if settings.beam_size != 1:
             raise BackendError(
-                f"it decodes greedily only, so beam_size {settings.beam_size} cannot be honoured; take "
+                f"it only decodes greedily, so beam_size {settings.beam_size} cannot be honoured; use "
                 "beam_size 1, or whisper-cpu or faster-whisper"
             )
         return cls(
@@ -192,12 +192,12 @@ class GreedyBackend:
 
     @classmethod
     def build(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> Engine:
-        """Return the loaded engine; raises as `load`."""
+        """Return the loaded engine; raises the same errors as `load`."""
         raise NotImplementedError
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """The settings as whisper.transcribe gets them, and what the engine really runs with."""
+        """The settings passed to whisper.transcribe, and those with which the engine really runs."""
         return {
             **self._settings.as_dict(),
             **self._options,
@@ -226,12 +226,12 @@ class GreedyBackend:
                 **self._options,
             )
             tokens = tuple(token for segment in result["segments"] for token in segment["tokens"])
-            # as whisper's own writers print it; result["text"] would also spell out stray special tokens
+            # as whisper's own writers print it; result["text"] would also contain stray special tokens
             text = "".join(segment["text"] for segment in result["segments"]).strip()
         return Transcript(text, tokens, dict(self._clock.seconds))
 
     def synchronize(self) -> None:
-        """Wait for the device; on the CPU all engines return when they are done."""
+        """Wait for the device; on the CPU, engines return only when they are done."""
         if self._device == "cuda":
             import torch
 
@@ -251,11 +251,11 @@ class GreedyBackend:
 
 
 class _Model:
-    """What whisper.transcribe.transcribe needs of a whisper.model.Whisper."""
+    """The parts of a whisper.model.Whisper that whisper.transcribe.transcribe needs."""
 
     def __init__(self, engine: Engine, encode: Any, is_multilingual: bool):
         self.dims = engine.dims
-        self.device = engine.device  # where transcribe puts the windows it cuts
+        self.device = engine.device  # where transcribe puts its windows
         self.is_multilingual = is_multilingual
         self.num_languages = engine.dims.n_vocab - 51_765 - int(is_multilingual)
         self.decoder = SimpleNamespace(blocks=())  # DecodingTask looks for modules to cache; it finds none
@@ -285,7 +285,7 @@ class _Model:
 
 
 def window_rules(model: Any, options: Any) -> tuple[WindowRules, Any]:
-    """Read the rules off the DecodingTask that openai-whisper would run; return its tokenizer too.
+    """Take the rules from the DecodingTask that openai-whisper would run; also return its tokenizer.
 
     Args:
         model: has `dims`, `is_multilingual`, `num_languages` and `decoder.blocks`.

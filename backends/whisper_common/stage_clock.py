@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class StageClock:
-    """Adds up the time spent in wrapped functions while a call is being measured; the rest is "decode"."""
+    """Adds up the time spent in wrapped functions during a measured call; the rest is "decode"."""
 
     def __init__(self, synchronize: Callable[[], None]):
         """`synchronize` blocks until the device is idle, so that a stage is charged with its own work."""
@@ -21,7 +21,7 @@ class StageClock:
         self._synchronize = synchronize
 
     def timed(self, stage: str, function: Callable[P, T]) -> Callable[P, T]:
-        """Return the function with its time added to `stage`."""
+        """Return the function wrapped so that its time is added to `stage`."""
 
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -36,7 +36,7 @@ class StageClock:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Measure one call: forget the last one's seconds, and book as "decode" what no stage took."""
+        """Measure one call: reset the seconds, and count time outside all stages as "decode"."""
         self.seconds = {}
         start = perf_counter_ns()
         yield

@@ -1,4 +1,4 @@
-"""What every engine on PyTorch sets alike: threads, and float32 that is float32."""
+"""What every engine on PyTorch sets in the same way: threads, and float32 that is really float32."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from asrgate.backends.base import BackendError
 
 
 def set_threads(threads: int) -> None:
-    """Have torch run `threads` threads; raises BackendError if it does not."""
+    """Make torch run `threads` threads; raise BackendError if it does not."""
     import torch
 
     torch.set_num_threads(threads)
     if torch.get_num_interop_threads() != 1:
-        # torch allows it once, before its first parallel work; applied_settings tells what it is
+        # torch allows it once, before its first parallel work; applied_settings has the result
         with suppress(RuntimeError):
             torch.set_num_interop_threads(1)
     if torch.get_num_threads() != threads:
-        raise BackendError(f"torch runs {torch.get_num_threads()} threads where {threads} were asked for")
+        raise BackendError(f"torch runs {torch.get_num_threads()} threads although {threads} were requested")
 
 
 def forbid_tf32() -> None:
-    """Keep TF32 out of matrix products and convolutions: float32 must mean float32."""
+    """Disable TF32 in matrix products and convolutions, because float32 must mean float32."""
     import torch
 
     torch.set_float32_matmul_precision("highest")
@@ -29,7 +29,7 @@ def forbid_tf32() -> None:
 
 
 def uses_tf32() -> bool:
-    """Whether any float32 product of this process may round to TF32."""
+    """Whether any float32 product in this process may round to TF32."""
     import torch
 
     return bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)

@@ -1,6 +1,6 @@
-"""The command line: one file a subcommand, and the arguments they share. `main` is the entry point.
+"""The command line: one file per subcommand, and the arguments they share. `main` is the entry point.
 
-Nothing outside imports from here, so every other package can be used without a command line.
+No other package imports from here, so each can be used without the command line.
 """
 
 from __future__ import annotations

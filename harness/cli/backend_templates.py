@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-BACKEND = '''"""{name}: to be filled in. Which engine, on what, from which weights?"""
+BACKEND = '''"""{name}: to be filled in. Name the engine, what it runs on and which weights it reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from asrgate.backends.whisper_common.decoding import require_honourable, require
 
 
 class {class_name}:
-    """asrgate.backends.base.Backend says what each method must do; docs/backends.md is a whole example."""
+    """asrgate.backends.base.Backend says what each method must do; docs/backends.md has an example."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {{"cpu": ("float32",)}}  # the default precision first
     imports: ClassVar[Sequence[str]] = ()  # modules of the engine; asrgate imports and times them
@@ -27,7 +27,7 @@ class {class_name}:
 
     @classmethod
     def check(cls, device: str, precision: str) -> None:
-        """Raise BackendUnavailable if a package or a device is missing; look, but import no engine."""
+        """Raise BackendUnavailable if a package or a device is missing; do not import the engine."""
         raise BackendUnavailable(
             "{name} is not written yet",
             "fill in {path}",
@@ -35,23 +35,23 @@ class {class_name}:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> Backend:
-        """Load the checkpoint's own weights; raise BackendError for what cannot be honoured."""
+        """Load the checkpoint's own weights; raise BackendError for a setting that cannot be honoured."""
         require_honourable(checkpoint, settings)
-        # import the engine here, load checkpoint.path or a conversion of it, pass every setting on
+        # import the engine here, load checkpoint.path or a conversion of it, and pass on every setting
         raise NotImplementedError("load")
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """Every field of Settings as it really ran, read back from the engine where it can tell."""
+        """Every field of Settings as it really ran, read back from the engine if possible."""
         return self._settings.as_dict()
 
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
-        """Return the finished text; the samples are only read."""
+        """Return the finished text; only read the samples."""
         require_language(self._checkpoint, language)
         raise NotImplementedError("transcribe")
 
     def synchronize(self) -> None:
-        """Wait until the device is idle; nothing to do where calls return when their work is done."""
+        """Wait until the device is idle; do nothing if calls return only when their work is done."""
 '''
 
 TEST = '''"""{name} keeps the contract of a backend.
@@ -65,7 +65,7 @@ from asrgate.harness.testing import BackendContract
 
 
 class Test{class_name}(BackendContract):
-    """What every backend must do. Add tests of your own for what is special about this one."""
+    """What every backend must do. Add your own tests for what is special about this one."""
 
     variant = "{name}@cpu/float32"
 '''
@@ -98,10 +98,10 @@ testpaths = ["tests"]
 README = """# {name} for asrgate
 
 ```sh
-pip install --editable ".[dev]"     # beside asrgate
+pip install --editable ".[dev]"     # in the environment that has asrgate
 pytest                              # asrgate's contract: fails until src/{package}/backend.py is filled in
-asrgate list                       # shows {name}, and why it cannot run yet
-asrgate run --backends {name}      # measured, and judged by the gate
+asrgate list                        # shows {name}, and why it cannot run yet
+asrgate run --backends {name}       # measures it and applies the gate
 ```
 """
 

@@ -1,4 +1,4 @@
-"""`asrgate baseline`: runs kept to compare with, one for each kind of host and model."""
+"""`asrgate baseline`: stored runs to compare with, one for each kind of host and model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def path_of(folder: Path, run: Run) -> Path:
         raise BaselineError(f"run {run['run_id']} does not say on which kind of host it was measured")
     name = _file_name(run["checkpoint"]["name"])
     if registry.of(run) != registry.SINGLE_STREAM:
-        name = f"{name}.{registry.of(run)}"  # unlike scenarios replace one another as little as models do
+        name = f"{name}.{registry.of(run)}"  # a scenario, like a model, has its own baseline
     return folder / _file_name(host_class) / f"{name}.json"
 
 
@@ -48,7 +48,7 @@ def find(folder: Path, run: Run) -> Run:
     """Return the baseline for the run's kind of host and model.
 
     Raises:
-        BaselineError: there is none; the message lists those there are.
+        BaselineError: there is none; the message lists those that exist.
         RecordError: it cannot be read.
     """
     path = path_of(folder, run)
@@ -57,28 +57,30 @@ def find(folder: Path, run: Run) -> Run:
     there_are = [str(other.relative_to(folder).with_suffix("")) for other in _paths(folder)]
     raise BaselineError(
         f"no baseline for {run['checkpoint']['name']} on hosts of the kind {run['host']['host_class']} "
-        f"({path} does not exist); there are: {', '.join(there_are) or 'none'}. "
+        f"({path} does not exist); existing baselines: {', '.join(there_are) or 'none'}. "
         "Save one with `asrgate baseline save RUN` from a run that you trust"
     )
 
 
 def save(folder: Path, run: Run, texts: bool = False) -> Path:
-    """Store a run as the baseline of its kind of host and model, in place of the one before; return its path.
+    """Store a run as the baseline for its kind of host and model; return its path.
+
+    It replaces an earlier baseline.
 
     Raises:
-        BaselineError: it did not come to its end, or no backend in it worked, or none is compared with it.
+        BaselineError: it is not complete, no backend in it worked, or its scenario is never compared.
         RecordError: it cannot be written.
     """
     if not run["complete"]:
-        raise BaselineError(f"run {run['run_id']} did not come to its end; measure again and save that")
+        raise BaselineError(f"run {run['run_id']} is not complete; measure again and save the new run")
     if registry.of(run) in (registry.SERVER, registry.STREAMING):
         raise BaselineError(
-            f"run {run['run_id']} is of the scenario {registry.of(run)}, which `asrgate compare` does not "
-            "judge; save a run of single-stream or offline"
+            f"run {run['run_id']} used the scenario {registry.of(run)}, which `asrgate compare` does not "
+            "judge; save a single-stream or offline run"
         )
     if not any(result["status"] == "ok" for result in run["results"]):
         raise BaselineError(
-            f"no backend worked in run {run['run_id']}; a baseline of it would compare nothing"
+            f"no backend worked in run {run['run_id']}, so there would be nothing to compare with"
         )
     path = path_of(folder, run)
     try:
@@ -90,22 +92,24 @@ def save(folder: Path, run: Run, texts: bool = False) -> Path:
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the `baseline` subcommand and its own."""
-    parser = subparsers.add_parser("baseline", help="keep runs to compare with")
+    """Add `baseline` and its subcommands."""
+    parser = subparsers.add_parser("baseline", help="store runs to compare with")
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument("--baselines", type=Path, default=FOLDER, metavar="FOLDER", help=f"default {FOLDER}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     saving = commands.add_parser(
-        "save", parents=[where], help="make a run the baseline of its model and kind of host"
+        "save", parents=[where], help="make a run the baseline for its model and kind of host"
     )
     saving.add_argument("run", type=Path, metavar="RUN", help="run.json or its folder")
-    saving.add_argument("--texts", action="store_true", help="keep the texts too, not only hashes and counts")
+    saving.add_argument(
+        "--texts", action="store_true", help="store the texts too, not only hashes and counts"
+    )
     saving.set_defaults(func=_save)
-    listing = commands.add_parser("list", parents=[where], help="the baselines there are")
+    listing = commands.add_parser("list", parents=[where], help="list the baselines")
     listing.set_defaults(func=_list)
-    showing = commands.add_parser("show", parents=[where], help="one baseline's table")
+    showing = commands.add_parser("show", parents=[where], help="show the table of one baseline")
     showing.add_argument(
-        "model", metavar="MODEL", help="a model's name, or HOST-CLASS/MODEL as `list` gives it"
+        "model", metavar="MODEL", help="a model's name, or HOST-CLASS/MODEL as `list` prints it"
     )
     showing.set_defaults(func=_show)
 
@@ -122,11 +126,11 @@ def _save(arguments: argparse.Namespace) -> int:
 
 
 def _doubts(run: Run) -> Iterator[str]:
-    """Say what makes the run a poor baseline."""
+    """Yield what makes the run a poor baseline."""
     needed = mann_whitney.rounds_needed(Limits().alpha)
     if run["settings"]["rounds"] < needed:
         yield (
-            f"it has {run['settings']['rounds']} rounds: with fewer than {needed} "
+            f"the run has {run['settings']['rounds']} rounds; with fewer than {needed}, "
             "`asrgate compare` cannot call anything slower"
         )
     for result in run["results"]:
@@ -169,7 +173,7 @@ def _show(arguments: argparse.Namespace) -> int:
     path = folder / _file_name(host_class) / f"{_file_name(model)}.json"
     if not path.is_file():
         there_are = [str(other.relative_to(folder).with_suffix("")) for other in _paths(folder)]
-        raise BaselineError(f"there is no {path}; there are: {', '.join(there_are) or 'none'}")
+        raise BaselineError(f"{path} does not exist; existing baselines: {', '.join(there_are) or 'none'}")
     report.print_table(record.read(path), Console())
     return 0
 
@@ -179,5 +183,5 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def _file_name(text: str) -> str:
-    """Return the text as the name of a file or folder: no separators, nothing hidden, not empty."""
+    """Return the text as a file or folder name that has no separators, is not hidden and is not empty."""
     return re.sub(r"[^0-9A-Za-z._+-]+", "-", text).strip(".-") or "unnamed"

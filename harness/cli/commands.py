@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(parsed, str(error))
         return 2
     except BrokenPipeError:
-        # The reader (`| head`) has left: nobody to tell. Python's own flush at exit must not fail either.
+        # The reader (`| head`) has closed the pipe. Python's own flush at exit must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="asrgate",
         description="Compare speech recognition engines on the same audio, weights and decoding. "
-        "Speed counts only at quality.",
+        "Speed counts only at equal quality.",
     )
     parser.add_argument("--version", action="version", version=f"asrgate {_version()}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -1,4 +1,4 @@
-"""`asrgate compare BASE NEW`: 0 when nothing is worse, 1 on a regression, 2 when they do not compare."""
+"""`asrgate compare BASE NEW`: 0 if nothing is worse, 1 on a regression, 2 if they are not comparable."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ def add_parser(subparsers: Any) -> None:
     """Add the `compare` subcommand."""
     parser = subparsers.add_parser(
         "compare",
-        help="judge a run against an earlier one: slower, or wrong more often?",
-        description="Judge the run NEW against the run BASE, backend by backend. Exits with 0 when none is "
-        "worse, with 1 on a regression, with 2 when the runs cannot be compared.",
+        help="check whether a run is slower or makes more errors than an earlier one",
+        description="Judge the run NEW against the run BASE, backend by backend. Exits with 0 if none is "
+        "worse, with 1 on a regression, and with 2 if the runs cannot be compared.",
     )
     parser.add_argument(
         "base",
         metavar="BASE",
-        help="run.json or its folder; `baseline`: the one saved for NEW's model and kind of host",
+        help="run.json or its folder, or `baseline` for the one saved for NEW's model and kind of host",
     )
     parser.add_argument("new", type=Path, metavar="NEW", help="run.json or its folder, e.g. results/latest")
-    limits = parser.add_argument_group("what still passes")
+    limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--max-slowdown",
         type=_ratio,
         default=DEFAULTS.max_slowdown,
         metavar="RATIO",
-        help=f"time of NEW over BASE of one backend (default {DEFAULTS.max_slowdown})",
+        help=f"allowed ratio of NEW's time to BASE's for one backend (default {DEFAULTS.max_slowdown})",
     )
     limits.add_argument(
         "--max-shared-slowdown",
         type=_ratio,
         default=DEFAULTS.max_shared_slowdown,
         metavar="RATIO",
-        help="the same when every backend is slower at once, as on a slower machine "
+        help="the same if every backend is slower at once, as on a slower machine "
         f"(default {DEFAULTS.max_shared_slowdown})",
     )
     limits.add_argument(
@@ -58,30 +58,30 @@ def add_parser(subparsers: Any) -> None:
         type=_points,
         default=100 * DEFAULTS.max_wer_increase,
         metavar="POINTS",
-        help=f"of the word error rate (default {100 * DEFAULTS.max_wer_increase})",
+        help=f"allowed increase of the word error rate (default {100 * DEFAULTS.max_wer_increase})",
     )
     limits.add_argument(
         "--alpha",
         type=_probability,
         default=DEFAULTS.alpha,
         metavar="P",
-        help=f"a slowdown counts when chance gives it less often (default {DEFAULTS.alpha})",
+        help=f"a slowdown counts if its p-value is below P (default {DEFAULTS.alpha})",
     )
     limits.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="KIND,…",
-        help=f"compare although these differ: {', '.join(KINDS)}",
+        help=f"compare even if these differ: {', '.join(KINDS)}",
     )
-    output = parser.add_argument_group("what comes out")
+    output = parser.add_argument_group("output")
     output.add_argument(
         "--format",
         choices=list(report.FORMATS),
-        help="of --output, else of what is printed (default: by the ending of --output, else text)",
+        help="format of --output, or else of stdout (default: by the ending of --output, or else text)",
     )
     output.add_argument(
-        "--output", type=Path, metavar="FILE", help="write the report there, print it as text besides"
+        "--output", type=Path, metavar="FILE", help="write the report there and also print it as text"
     )
     output.add_argument(
         "--baselines",
@@ -94,7 +94,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare, print, write; return 0 or 1. What cannot be compared is raised.
+    """Compare, print, write; return 0 or 1.
 
     Raises:
         RecordError, BaselineError, NotComparable, CompareError: nothing was compared.
@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
     if format_of_file is not None:
         record.write_text(arguments.output, report.FORMATS[format_of_file](found))
     if on_github:
-        # a document on stdout stays one document: GitHub reads both streams
+        # keep a document on stdout whole; GitHub reads both streams
         stream = sys.stdout if printed == "text" else sys.stderr
         for line in report.github_annotations(found):
             print(line, file=stream)
@@ -139,7 +139,7 @@ def _format_of_file(arguments: argparse.Namespace) -> str | None:
     known = report.ENDINGS.get(arguments.output.suffix.lower())
     if known is None:
         raise CompareError(
-            f"--output {arguments.output}: its ending names no format; use one of "
+            f"--output {arguments.output}: its ending is not a known format; use one of "
             f"{', '.join(report.ENDINGS)} or pass --format"
         )
     return known

@@ -1,4 +1,4 @@
-"""`asrgate compare-outputs RUN`: what each engine wrote beside the reference, word by word, token by token.
+"""`asrgate compare-outputs RUN`: compare what each engine wrote with the reference, by word and by token.
 
 asrgate compare-outputs results/latest --margins
 """
@@ -22,23 +22,23 @@ def add_parser(subparsers: Any) -> None:
     """Add the `compare-outputs` subcommand."""
     parser = subparsers.add_parser(
         "compare-outputs",
-        help="what each engine wrote beside the reference: words, first other token, margin",
-        description="Show what the variants of a stored run wrote beside its reference: the rate of exact "
-        "matches, word differences, the first token that differs and, asked for, how narrowly the reference "
-        "chose its own.",
+        help="compare each engine's text with the reference's: words, first differing token, margin",
+        description="Compare what the variants of a stored run wrote with its reference. Shows the rate of "
+        "exact matches, word differences, the first token that differs and, with --margins, how narrowly the "
+        "reference chose its own.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run.json or its folder, e.g. results/latest")
     parser.add_argument(
         "--reference", metavar="NAME", help="variant or backend of the run (default: the run's own reference)"
     )
     parser.add_argument(
-        "--all", action="store_true", help="also clips that are the same, and every text in full"
+        "--all", action="store_true", help="also show clips that do not differ, and every text in full"
     )
     parser.add_argument(
         "--margins",
         action="store_true",
-        help="decode the clips whose tokens differ again with the reference, for its margin at the first of "
-        "them; needs audio and weights",
+        help="decode the clips whose tokens differ again with the reference, to get its margin at the first "
+        "differing token; needs audio and weights",
     )
     parser.add_argument(
         "--audio",
@@ -48,20 +48,26 @@ def add_parser(subparsers: Any) -> None:
         default=[],
         metavar="PATH",
         help="for --margins: where the clips are, as `asrgate run --audio` takes it (default: where the "
-        "run's command says, and the bundled ones)",
+        "run's command says, and the bundled clips)",
     )
     parser.add_argument(
-        "--model", metavar="NAME|PATH", help="for --margins: the run's weights (default: as the run says)"
+        "--model",
+        metavar="NAME|PATH",
+        help="for --margins: the run's weights (default: those that the run names)",
     )
     parser.add_argument(
         "--timeout",
         type=run_options.positive,
         default=600.0,
         metavar="S",
-        help="for --margins: seconds loading or one clip may take (default 600)",
+        help="for --margins: seconds that loading, or one clip, may take (default 600)",
     )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write it there as Markdown")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write it there as one JSON document")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="also write the comparison there as Markdown"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the comparison there as one JSON document"
+    )
     parser.set_defaults(func=run)
 
 
@@ -69,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare, print, write; return 0.
 
     Raises:
-        RecordError, OutputsError: nothing was compared, for a reason the message tells.
+        RecordError, OutputsError: nothing was compared; the message says why.
     """
     stored = record.read(arguments.run)
     found = compare_outputs(stored, arguments.reference)

@@ -35,23 +35,23 @@ class CorpusCommandError(AsrgateError):
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add `corpus` and its own subcommands."""
+    """Add `corpus` and its subcommands."""
     parser = subparsers.add_parser("corpus", help="list, describe, check, import and make sets of clips")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    command = commands.add_parser("list", help="the corpora on this machine")
+    command = commands.add_parser("list", help="list the corpora on this machine")
     command.add_argument(
         "folders", nargs="*", type=Path, metavar="FOLDER", help=f"where to look; default {CORPORA}/"
     )
     command.add_argument("--json", action="store_true", help="one JSON document")
     command.set_defaults(func=_list)
 
-    command = commands.add_parser("info", help="what is in a corpus: lengths, languages, fields to slice by")
+    command = commands.add_parser("info", help="describe a corpus: lengths, languages, fields to slice by")
     _add_paths(command)
     command.set_defaults(func=_info)
 
     command = commands.add_parser(
-        "validate", help="decode and read everything, tell what is wrong; exit status 1 if anything is"
+        "validate", help="decode and read everything and report problems; exit status 1 if there are any"
     )
     _add_paths(command)
     command.add_argument(
@@ -60,22 +60,20 @@ def add_parser(subparsers: Any) -> None:
         default=[],
         choices=list(check.KINDS),
         metavar="KIND",
-        help=f"do not tell of it; one of {', '.join(check.KINDS)}",
+        help=f"do not report this kind; one of {', '.join(check.KINDS)}",
     )
     command.add_argument(
         "--examples",
         type=at_least(0),
         default=EXAMPLES,
         metavar="N",
-        help=f"of each kind (default {EXAMPLES})",
+        help=f"examples to show of each kind (default {EXAMPLES})",
     )
     command.set_defaults(func=_validate)
 
     _add_import(commands)
 
-    command = commands.add_parser(
-        "make", help="make a corpus from synthesis; the same seed, the same samples"
-    )
+    command = commands.add_parser("make", help="synthesise a corpus; the same seed gives the same samples")
     command.add_argument("kind", choices=["hallucination"], help="sounds in which little or nothing is said")
     command.add_argument("folder", type=Path, metavar="FOLDER")
     command.add_argument("--seed", type=at_least(0), default=0, metavar="N")
@@ -88,7 +86,7 @@ def _add_paths(command: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="PATH",
-        help="manifests, folders or files; default: the bundled",
+        help="manifests, folders or files; default: the bundled set",
     )
     command.add_argument("--json", action="store_true", help="one JSON document")
 
@@ -96,13 +94,13 @@ def _add_paths(command: argparse.ArgumentParser) -> None:
 def _add_import(commands: Any) -> None:
     command = commands.add_parser(
         "import",
-        help="turn somebody's corpus into a manifest.jsonl and its audio",
+        help="convert an existing corpus into a manifest.jsonl with its audio",
         description="Formats: " + ", ".join([*importers.FORMATS, "and Hugging Face datasets with --dataset"]),
     )
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("source", nargs="?", type=Path, metavar="PATH", help="a folder, manifest or table")
     source.add_argument(
-        "--dataset", metavar="ORG/NAME:config:split", help="streamed from the Hugging Face hub"
+        "--dataset", metavar="ORG/NAME:config:split", help="a dataset to stream from the Hugging Face hub"
     )
     command.add_argument(
         "--format", metavar="NAME", help=f"default: detected; {', '.join(importers.FORMATS)}"
@@ -111,19 +109,21 @@ def _add_import(commands: Any) -> None:
         "--output",
         type=Path,
         metavar="FOLDER",
-        help=f"default {CORPORA}/NAME; audio already below it stays where it is",
+        help=f"default {CORPORA}/NAME; audio that is already below it stays where it is",
     )
     command.add_argument(
-        "--split", metavar="NAME", help="of Common Voice (default test), LibriSpeech, a dataset"
+        "--split", metavar="NAME", help="the split of Common Voice (default test), LibriSpeech or a dataset"
     )
-    command.add_argument("--language", metavar="XX", help="of every clip")
+    command.add_argument("--language", metavar="XX", help="the language of every clip")
     for name in ("audio", "text", "language"):
-        command.add_argument(f"--{name}-column", metavar="NAME", help="of a table; default: detected")
+        command.add_argument(
+            f"--{name}-column", metavar="NAME", help="the column of a table; default: detected"
+        )
     command.add_argument(
-        "--revision", metavar="REV", help="of a dataset; default: the newest, which is recorded"
+        "--revision", metavar="REV", help="the revision of a dataset; default: the newest, which is recorded"
     )
-    command.add_argument("--limit", type=at_least(1), metavar="N", help="the first N clips only")
-    command.add_argument("--skip-broken", action="store_true", help="leave clips with problems out")
+    command.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N clips")
+    command.add_argument("--skip-broken", action="store_true", help="leave out clips with problems")
     command.set_defaults(func=_import)
 
 
@@ -182,17 +182,17 @@ def _info(arguments: argparse.Namespace) -> int:
     for name, values in facts["fields"].items():
         shown = list(values.items())[:VALUES_SHOWN]
         rest = len(values) - len(shown)
-        told = ", ".join(f"{value} ({count})" for value, count in shown)
+        listed = ", ".join(f"{value} ({count})" for value, count in shown)
         if len(values) > slices.MOST_VALUES:
-            told, rest = "too many for slices", 0
-        rows.append([name, str(len(values)), told + (f", and {rest} more" if rest > 0 else "")])
-    _print_table(["field", "values", "the values and their clips"], rows, {1})
+            listed, rest = "too many for slices", 0
+        rows.append([name, str(len(values)), listed + (f", and {rest} more" if rest > 0 else "")])
+    _print_table(["field", "values", "each value and its number of clips"], rows, {1})
     console.print(Text("A field with few values can be a slice: asrgate run --slice FIELD", style="dim"))
     return 0
 
 
 def describe(clips: list[corpus.Clip]) -> dict[str, Any]:
-    """Return what is in a set of clips: size, texts, and of each field its values and their counts."""
+    """Describe a set of clips: its size, its texts, and the values of each field with their counts."""
     texts = [clip.reference for clip in clips if clip.reference is not None]
     names = [LENGTH, "lang", *dict.fromkeys(name for clip in clips for name in clip.tags)]
     fields = {}
@@ -262,15 +262,15 @@ def _import(arguments: argparse.Namespace) -> int:
     tags: dict[str, Any] = {}
     if arguments.dataset is not None:
         if arguments.format is not None:
-            raise CorpusCommandError("--format is of a PATH; a --dataset has its own")
+            raise CorpusCommandError("--format applies to a PATH; a --dataset has its own format")
         source, utterances = huggingface.open_dataset(arguments.dataset, options)
         name = "-".join(filter(None, [Path(source.dataset).name, source.config, source.split]))
-        told = f"{source.dataset}, config {source.config or 'default'}, split {source.split}"
+        described = f"{source.dataset}, config {source.config or 'default'}, split {source.split}"
         tags = {
             "dataset": f"{source.dataset}:{source.config or ''}:{source.split}",
             "revision": source.revision,
         }
-        print(f"{told}, revision {source.revision}", file=sys.stderr)
+        print(f"{described}, revision {source.revision}", file=sys.stderr)
     else:
         kind = arguments.format or importers.detect(arguments.source)
         utterances = importers.read(arguments.source, kind, options)

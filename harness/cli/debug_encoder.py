@@ -1,4 +1,4 @@
-"""`asrgate debug-encoder`: hold an engine's encoder against the reference's, layer by layer.
+"""`asrgate debug-encoder`: compare an engine's encoder with the reference's, layer by layer.
 
 asrgate debug-encoder --backend max-hybrid
 """
@@ -69,9 +69,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "debug-encoder",
         help="compare an engine's encoder with the reference's, layer by layer",
-        description="Compare what each layer of two encoders gives on the first 30 s of a clip, and name the "
-        "first that diverges. Exits with 0 when none does, with 1 when one does, with 2 when nothing was "
-        "compared.",
+        description="Compare the output of each layer of two encoders on the first 30 s of a clip, and name "
+        "the first layer that diverges. Exits with 0 if none does, with 1 if one does, and with 2 if nothing "
+        "was compared.",
     )
     parser.add_argument(
         "clips",
@@ -83,46 +83,51 @@ def add_parser(subparsers: Any) -> None:
         "--backend",
         default="max-hybrid",
         metavar="VARIANT",
-        help="the engine to examine, as name[@device[/precision]]; without a device the first one it has "
+        help="the engine to examine, as name[@device[/precision]]; without a device, its first one "
         "(default max-hybrid)",
     )
     parser.add_argument(
-        "--reference", default="whisper-cpu", metavar="VARIANT", help="the right one (default whisper-cpu)"
+        "--reference",
+        default="whisper-cpu",
+        metavar="VARIANT",
+        help="the engine to compare with (default whisper-cpu)",
     )
     parser.add_argument("--model", metavar="NAME|PATH", help="as `asrgate run` takes it")
     parser.add_argument(
         "--tolerance",
         type=run_options.positive,
         metavar="X",
-        help="relative error a layer may have "
+        help="allowed relative error of a layer "
         f"(default {', '.join(f'{x:g} in {p}' for p, x in LAYER_TOLERANCES.items())})",
     )
     parser.add_argument(
         "--log-mel-tolerance",
         type=run_options.positive,
         metavar="X",
-        help="absolute error the log-mel spectrogram may have "
+        help="allowed absolute error of the log-mel spectrogram "
         f"(default {', '.join(f'{x:g} in {p}' for p, x in LOG_MEL_TOLERANCES.items())})",
     )
     parser.add_argument(
-        "--threads", type=run_options.at_least(1), metavar="N", help="default: physical cores"
+        "--threads", type=run_options.at_least(1), metavar="N", help="default: the number of physical cores"
     )
     parser.add_argument(
         "--timeout",
         type=run_options.positive,
         default=600.0,
         metavar="S",
-        help="seconds loading or one clip may take (default 600)",
+        help="seconds that loading, or one clip, may take (default 600)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, as one document")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write all figures there, as one JSON document"
+    )
     parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trace, compare, print; return 0 when no layer diverges, else 1.
+    """Trace, compare, print; return 0 if no layer diverges, else 1.
 
     Raises:
-        AsrgateError: nothing was compared, for a reason the message tells.
+        AsrgateError: nothing was compared; the message says why.
     """
     tested, reference = _variant(arguments.backend), _variant(arguments.reference)
     precision = tested.precision
@@ -175,12 +180,12 @@ def _variant(text: str) -> Variant:
     if not hasattr(backends.load(variant.backend), "encoder_trace"):
         raise DebugEncoderError(
             f"{variant.backend} cannot show its encoder's layers: its class has no method encoder_trace. "
-            f"These have: {', '.join(_traceable()) or 'none'}"
+            f"Backends that have one: {', '.join(_traceable()) or 'none'}"
         )
     try:
         backends.load(variant.backend).check(variant.device, variant.precision)
     except BackendUnavailable as error:
-        remedy = f" (to mend it: {error.remedy})" if error.remedy else ""
+        remedy = f" (to fix this: {error.remedy})" if error.remedy else ""
         raise DebugEncoderError(f"{variant} cannot run on this machine: {error.reason}{remedy}") from error
     return variant
 
@@ -195,7 +200,7 @@ def _traceable() -> Iterator[str]:
 def _default(tolerances: dict[str, float], precision: str, option: str) -> float:
     if precision not in tolerances:
         raise DebugEncoderError(
-            f"nothing says what error {precision} may have; pass {option}, or examine one of "
+            f"there is no default tolerance for {precision}; pass {option}, or examine one of "
             f"{', '.join(tolerances)}"
         )
     return tolerances[precision]
@@ -208,7 +213,7 @@ def _clips(names: Sequence[str]) -> list[Clip]:
     for path in paths:
         if not path.exists():
             raise DebugEncoderError(
-                f"{path} is neither a file nor a bundled clip; those are {', '.join(bundled)}"
+                f"{path} is neither a file nor a bundled clip; the bundled clips are {', '.join(bundled)}"
             )
     return corpus.load_clips(paths)
 
@@ -222,7 +227,7 @@ def _traces(
     timeout: float,
 ) -> dict[str, Trace]:
     """Return clip name -> the variant's trace, made in a worker that has ended when this returns."""
-    print(f"asking {variant}", file=sys.stderr)
+    print(f"tracing the encoder of {variant}", file=sys.stderr)
     worker = client.Worker(variant, folder / "worker.log", settings.threads, timeout)
     try:
         worker.load(model, settings)
@@ -235,7 +240,7 @@ def _traces(
             require_trace(traces[clip.name], model.dimensions)
         return traces
     except client.WorkerError as error:
-        remedy = f" (to mend it: {error.remedy})" if error.remedy else ""
+        remedy = f" (to fix this: {error.remedy})" if error.remedy else ""
         raise DebugEncoderError(f"{variant}: {error}{remedy}") from error
     except BackendError as error:
         raise DebugEncoderError(f"{variant}: {error}") from error
@@ -253,7 +258,9 @@ def _print(
     found: Sequence[ClipErrors], tested: Variant, reference: Variant, model: Checkpoint, console: Console
 ) -> None:
     console.print(
-        Text(visible(f"{tested} beside {reference}, model {model.name} (tensors {model.tensors_sha256:.12})"))
+        Text(
+            visible(f"{tested} against {reference}, model {model.name} (tensors {model.tensors_sha256:.12})")
+        )
     )
     for clip in found:
         console.print()
@@ -263,11 +270,11 @@ def _print(
     console.print()
     bad = [clip for clip in found if clip.first_diverging_layer]
     if len(found) > 1:
-        console.print(Text(f"{len(found) - len(bad)} of {len(found)} clips without a diverging layer"))
+        console.print(Text(f"{len(found) - len(bad)} of {len(found)} clips have no diverging layer"))
     console.print(
         Text(
-            "Above: the engine examined; below it, dimmed, the reference. relative: norm of the difference "
-            "over the reference's norm; absolute: the largest difference of an element.",
+            "Upper line: the examined engine; lower line, dimmed: the reference. relative: norm of the "
+            "difference over the reference's norm; absolute: the largest difference of any element.",
             style="dim",
         )
     )
@@ -295,7 +302,7 @@ def _table(clip: ClipErrors) -> Table:
 
 def _verdict(clip: ClipErrors) -> Text:
     if all(layer.max_absolute_error == 0 for layer in clip.layers):
-        return Text("Every layer is the same to the bit.", style="green")
+        return Text("Every layer is identical to the bit.", style="green")
     if clip.first_diverging_layer is None:
         worst = max((x for x in clip.layers if x.layer != LOG_MEL), key=lambda x: x.relative_error or 0.0)
         return Text(
@@ -308,9 +315,9 @@ def _verdict(clip: ClipErrors) -> Text:
         if first.layer == LOG_MEL
         else ("relative", first.relative_error)
     )
-    said = f"{kind} error {_error(value)}" if value is not None else "its values are not finite"
+    what = f"{kind} error {_error(value)}" if value is not None else "its values are not finite"
     return Text(
-        f"First layer that diverges: {first.layer} ({said}, tolerance {first.tolerance:.0e}).",
+        f"First layer that diverges: {first.layer} ({what}, tolerance {first.tolerance:.0e}).",
         style="bold red",
     )
 

@@ -1,4 +1,4 @@
-"""`asrgate demo`: measure every backend on one clip, then show the race; or show a stored one again."""
+"""`asrgate demo`: measure every backend on one clip and show the race, or replay a stored run."""
 
 from __future__ import annotations
 
@@ -22,36 +22,41 @@ def add_parser(subparsers: Any) -> None:
     """Add the `demo` subcommand."""
     parser = subparsers.add_parser(
         "demo",
-        help="a race of all backends on one clip",
-        description="Measure the backends on one clip, one after the other as in every run, then show them "
-        "side by side at the speed measured, each with its WER and the gate's verdict.",
+        help="show a race of all backends on one clip",
+        description="Measure the backends on one clip, one after the other as in every run. Then show them "
+        "side by side at the measured speed, each with its WER and the gate's verdict.",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--audio", type=Path, metavar="FILE", help="the clip, name.txt beside it; default: a bundled one"
+        "--audio",
+        type=Path,
+        metavar="FILE",
+        help="the clip, with name.txt next to it; default: a bundled one",
     )
-    source.add_argument("--replay", type=Path, metavar="RUN", help="a stored run; nothing is measured")
-    parser.add_argument("--clip", metavar="NAME", help="of a stored run; default: its longest up to 30 s")
+    source.add_argument("--replay", type=Path, metavar="RUN", help="show a stored run; nothing is measured")
+    parser.add_argument(
+        "--clip", metavar="NAME", help="a clip of the stored run; default: its longest of up to 30 s"
+    )
     parser.add_argument(
         "--speed",
         type=run_options.positive,
         default=1.0,
         metavar="X",
-        help="times the true speed (default 1)",
+        help="play at X times the true speed (default 1)",
     )
     parser.add_argument("--backends", metavar="A,B", help="as `asrgate run` takes them; default: all")
     parser.add_argument("--model", metavar="NAME|PATH", help="as `asrgate run` takes it")
-    parser.add_argument("--reference", metavar="VARIANT", help="what the gate compares with")
+    parser.add_argument("--reference", metavar="VARIANT", help="the variant that the gate compares with")
     parser.add_argument("--rounds", type=run_options.at_least(1), default=3, metavar="N", help="default 3")
     parser.add_argument(
-        "--threads", type=run_options.at_least(1), metavar="N", help="default: physical cores"
+        "--threads", type=run_options.at_least(1), metavar="N", help="default: the number of physical cores"
     )
     parser.add_argument("--results", type=Path, default=run_options.RESULTS, metavar="FOLDER")
     parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out `asrgate demo`; return 0, or 1 when a row failed, or 130 when interrupted."""
+    """Carry out `asrgate demo`; return 0, or 1 if a row failed, or 130 if interrupted."""
     console = Console()
     if arguments.replay is not None:
         race.show(race.race(record.read(arguments.replay), arguments.clip), console, arguments.speed)
@@ -64,5 +69,5 @@ def run(arguments: argparse.Namespace) -> int:
     asked.audio = [arguments.audio or CLIP]
     stored, folder = run_command.measure(asked, progress.choose)
     race.show(race.race(stored, arguments.clip), console, arguments.speed)
-    print(f"\nAgain: asrgate demo --replay {folder}    Everything measured: {folder / 'report.html'}")
+    print(f"\nTo see it again: asrgate demo --replay {folder}    Full report: {folder / 'report.html'}")
     return run_command.status(asked, stored)

@@ -1,4 +1,4 @@
-"""`asrgate doctor`: what this machine has, what it lacks for the default benchmark, and how to mend that."""
+"""`asrgate doctor`: what this machine has, what it lacks for the default benchmark, and how to fix that."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ class Finding:
 
 def add_parser(subparsers: Any) -> None:
     """Add the `doctor` subcommand."""
-    parser = subparsers.add_parser("doctor", help="what this machine lacks, and the command that mends it")
-    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser = subparsers.add_parser(
+        "doctor", help="show what this machine lacks, and the command that fixes it"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(
         "--results",
         type=Path,
         default=Path("results"),
         metavar="FOLDER",
-        help="where runs will be kept (default results)",
+        help="where runs will be stored (default results)",
     )
     parser.set_defaults(func=run)
 
@@ -55,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def examine(results: Path) -> list[Finding]:
-    """Run all checks; one that breaks is a finding too."""
+    """Run all checks; a check that fails to run is a finding too."""
     findings = []
     for name, check in CHECKS:
         try:
@@ -63,7 +65,7 @@ def examine(results: Path) -> list[Finding]:
         except AsrgateError as error:
             findings.append(Finding(name, FAIL, str(error)))
         except Exception as error:
-            findings.append(Finding(name, FAIL, f"the check itself broke: {type(error).__name__}: {error}"))
+            findings.append(Finding(name, FAIL, f"the check itself failed: {type(error).__name__}: {error}"))
     return findings
 
 

@@ -1,4 +1,4 @@
-"""The checks of `asrgate doctor`: each yields lines of (status, what was found, what mends it).
+"""The checks of `asrgate doctor`: each yields lines of (status, finding, remedy).
 
 To add a check, write a function here and add its line to CHECKS at the end.
 """
@@ -35,14 +35,14 @@ from asrgate.harness.worker.environment import GIB, PROJECT_ROOT
 OK, WARN, FAIL = "ok", "warn", "fail"  # fail: the default benchmark cannot run
 
 OLDEST_PYTHON = (3, 10)
-SMALL_MEMORY_BYTES = 4 * GIB  # the two default engines side by side, on the smallest models
+SMALL_MEMORY_BYTES = 4 * GIB  # enough for the two default engines side by side, on the smallest models
 SMALL_DISK_BYTES = GIB
-BUSY_SHARE = 0.25  # of the cores, by the load average: above it timings suffer
+BUSY_SHARE = 0.25  # of the cores, by the load average; above it, timings suffer
 IMPORT_SECONDS = 120  # torch takes 2 s on a fast disk and a minute on a cold network one
 COMPILE_SECONDS = 300  # a small MAX graph takes 10 s on two idle cores
 CODECS = ("wav", "flac", "mp3", "ogg", "opus", "m4a")
 
-# Status, what was found and, where something mends it, what does. Checks take the folder for results.
+# Status, finding and, if there is one, the remedy. Checks take the folder for results.
 Line = tuple[str, str] | tuple[str, str, str | None]
 Check = Callable[[Path], Iterator[Line]]
 
@@ -69,7 +69,7 @@ def _machine(results: Path) -> Iterator[Line]:
         yield (
             WARN,
             f"{memory / GIB:.1f} GiB of memory: engines may not fit side by side",
-            "name fewer with --backends",
+            "name fewer of them with --backends",
         )
     cores = found["logical_cores"]
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
@@ -80,7 +80,7 @@ def _machine(results: Path) -> Iterator[Line]:
 def _gpu(results: Path) -> Iterator[Line]:
     found = environment.describe()
     if not found["gpus"]:
-        yield OK, "no NVIDIA GPU answers: CPU variants only"
+        yield OK, "no NVIDIA GPU found: CPU variants only"
         return
     names = ", ".join(f"{gpu['name']} ({(gpu['memory_bytes'] or 0) / GIB:.0f} GiB)" for gpu in found["gpus"])
     yield OK, f"{names}, driver {found['gpu_driver']}, CUDA {found['cuda_driver_version']}"
@@ -120,7 +120,7 @@ def _engines(results: Path) -> Iterator[Line]:
 
 
 def _why_not(backend: Any) -> BackendUnavailable | None:
-    """Return why no variant of the backend can run here, None if one can."""
+    """Return why no variant of the backend can run here, or None if one can."""
     reason = None
     for device, precisions in backend.devices.items():
         for precision in precisions:
@@ -130,17 +130,17 @@ def _why_not(backend: Any) -> BackendUnavailable | None:
                 reason = reason or error
             else:
                 return None
-    return reason or BackendUnavailable("it names no device")
+    return reason or BackendUnavailable("its class names no device")
 
 
 def _import_trouble(modules: Sequence[str]) -> str | None:
-    """Import modules in a process of their own, which may hang or crash; return what went wrong."""
+    """Import modules in a separate process, which may hang or crash; return what went wrong."""
     code = "import " + ", ".join(modules) if modules else "pass"
     return _in_process(code, IMPORT_SECONDS)[0]
 
 
 def _in_process(code: str, timeout_seconds: float) -> tuple[str | None, list[str]]:
-    """Run Python code in a process of its own; return what went wrong and the lines it printed."""
+    """Run Python code in a separate process; return what went wrong and the lines that it printed."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -157,7 +157,7 @@ def _in_process(code: str, timeout_seconds: float) -> tuple[str | None, list[str
     if done.returncode == 0:
         return None, done.stdout.splitlines()
     if done.returncode < 0:
-        return f"`{code}` died of {signal.Signals(-done.returncode).name}", []
+        return f"`{code}` was killed by {signal.Signals(-done.returncode).name}", []
     said = done.stderr.strip().splitlines()
     return f"`{code}` failed: {said[-1] if said else f'exit status {done.returncode}'}", []
 
@@ -170,7 +170,7 @@ def _packages(modules: Sequence[str]) -> str:
 
 def _max(results: Path) -> Iterator[Line]:
     if "max" not in backends.names() or _why_not(backends.load("max")):
-        yield OK, "not tried: the max backend cannot run here"
+        yield OK, "not tested: the max backend cannot run here"
         return
     for device in ["cpu", *(["cuda"] if environment.describe()["gpus"] else [])]:
         code = f"from asrgate.backends.max_graph import session; print(session.try_out({device!r}))"
@@ -189,7 +189,7 @@ def _codecs(results: Path) -> Iterator[Line]:
             try:
                 _write_tone(path)
             except (av.FFmpegError, soundfile.SoundFileError, ValueError) as error:
-                yield WARN, f"{codec} cannot be tried: nothing here writes it ({error})"
+                yield WARN, f"{codec} cannot be tested: nothing here writes it ({error})"
                 continue
             try:
                 samples = audio.decode(path)
@@ -206,7 +206,7 @@ def _codecs(results: Path) -> Iterator[Line]:
             else:
                 good.append(codec)
     if good:
-        yield OK, f"{', '.join(good)} decode"
+        yield OK, f"{', '.join(good)} can be decoded"
 
 
 def _write_tone(path: Path, rate_hz: int = 48_000) -> None:
@@ -235,7 +235,7 @@ def _checkpoints(results: Path) -> Iterator[Line]:
         try:
             found = catalog.resolve(name)
         except AsrgateError as error:
-            # a run without --model takes this one where there is a file of it, and stops at a bad one
+            # a run without --model uses this one if its file exists, and stops if the file is bad
             yield FAIL if name == catalog.DEFAULT_MODEL else WARN, f"{name}: {error}"
             continue
         verified += 1
@@ -251,13 +251,16 @@ def _checkpoints(results: Path) -> Iterator[Line]:
 
 def _clips(results: Path) -> Iterator[Line]:
     clips = corpus.load_clips()
-    yield OK, f"{len(clips)} bundled clips, {sum(clip.audio_seconds for clip in clips):.0f} s, all decode"
+    yield (
+        OK,
+        f"{len(clips)} bundled clips, {sum(clip.audio_seconds for clip in clips):.0f} s, all can be decoded",
+    )
 
 
 def _caches(results: Path) -> Iterator[Line]:
     for folder in (cache_dir(), user_cache_dir() / "whisper"):
         yield OK, f"{folder}: {_size_bytes(folder) / GIB:.2f} GiB"
-    yield from _writable(cache_dir(), WARN, "set ASRGATE_CACHE to a folder that can be written")
+    yield from _writable(cache_dir(), WARN, "set ASRGATE_CACHE to a writable folder")
 
 
 def _results(results: Path) -> Iterator[Line]:
@@ -265,7 +268,7 @@ def _results(results: Path) -> Iterator[Line]:
 
 
 def _writable(folder: Path, bad: str, remedy: str) -> Iterator[Line]:
-    """Try to write in the folder or, where there is none yet, in the one it would be created in."""
+    """Try to write to the folder or, if it does not exist yet, to the one it would be created in."""
     place = folder.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -273,18 +276,18 @@ def _writable(folder: Path, bad: str, remedy: str) -> Iterator[Line]:
         with tempfile.NamedTemporaryFile(dir=place):
             free = shutil.disk_usage(place).free
     except OSError as error:
-        yield bad, f"{folder} cannot be written: {error.strerror}", remedy
+        yield bad, f"{folder} is not writable: {error.strerror}", remedy
         return
     if free < SMALL_DISK_BYTES:
-        yield WARN, f"{folder} can be written, but only {free / GIB:.2f} GiB are free", "free some space"
+        yield WARN, f"{folder} is writable, but only {free / GIB:.2f} GiB are free", "free some space"
     else:
-        yield OK, f"{folder} can be written, {free / GIB:.0f} GiB free"
+        yield OK, f"{folder} is writable, {free / GIB:.0f} GiB free"
 
 
 def _size_bytes(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # another process may delete what it just listed
+        with contextlib.suppress(OSError):  # another process may delete a file after it was listed
             if path.is_file() and not path.is_symlink():
                 total += path.stat().st_size
     return total

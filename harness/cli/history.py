@@ -1,4 +1,4 @@
-"""`asrgate history`: how a figure went over stored runs, as a table or as CSV."""
+"""`asrgate history`: how a figure changed over stored runs, as a table or as CSV."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def add_parser(subparsers: Any) -> None:
     """Add the `history` subcommand."""
     parser = subparsers.add_parser(
         "history",
-        help="how a figure went over stored runs",
-        description="Follow a figure over stored runs. Runs of other checkpoints, audio, settings, hosts or "
-        "normalisers are series of their own; points that are not ranked are marked.",
+        help="show how a figure changed over stored runs",
+        description="Follow a figure over stored runs. Runs with a different checkpoint, audio, settings, "
+        "host or normaliser form separate series. Points that are not ranked are marked.",
     )
     parser.add_argument(
         "runs",
         type=Path,
         nargs="*",
         metavar="RUN",
-        help="run.json files, their folders, or folders of those; default results",
+        help="run.json files, their folders, or folders of such folders; default results",
     )
-    parser.add_argument("--backend", metavar="NAME", help="only this backend, or this one variant of it")
+    parser.add_argument("--backend", metavar="NAME", help="only this backend, or only this variant")
     parser.add_argument(
         "--metric",
         choices=METRICS,
@@ -71,7 +71,7 @@ def run_history(arguments: argparse.Namespace) -> int:
 
 
 def to_csv(found: Sequence[Series]) -> str:
-    """Return one line a point."""
+    """Return one line per point."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -96,7 +96,7 @@ def to_csv(found: Sequence[Series]) -> str:
 
 
 def print_series(found: Sequence[Series], console: Console) -> None:
-    """Print a sparkline a series, under what its runs have in common."""
+    """Print one sparkline per series, below what its runs have in common."""
     is_plain = not _can_write(LEVELS + UNRANKED_MARK, console.encoding)
     levels = PLAIN_LEVELS if is_plain else LEVELS
     mark = PLAIN_UNRANKED_MARK if is_plain else UNRANKED_MARK
@@ -121,14 +121,14 @@ def print_series(found: Sequence[Series], console: Console) -> None:
         console.print()
     legend = (
         f"first, last: {metric}, {METRICS[metric].meaning}; change: from the first to the last ranked run; "
-        f"WER %: of the last run. {mark}: not ranked in that run."
+        f"WER %: in the last run. {mark}: not ranked in that run."
     )
     console.print(_text(legend, console, "dim"))
     _print_unranked(found, console)
 
 
 def _print_unranked(found: Sequence[Series], console: Console) -> None:
-    """Say why the newest point of a series is not ranked: older reasons are in the CSV."""
+    """Say why the newest point of a series is not ranked; older reasons are in the CSV."""
     for one in found:
         last = one.points[-1]
         if last.reason is not None:
@@ -144,15 +144,15 @@ def _cells(one: Series, levels: str, mark: str) -> Iterator[str]:
     yield str(len(one.points))
     for point in (first, last):
         yield write(point.value) + (f" {mark}" if point.reason is not None else "")
-    # of ranked points only: from others it would compare unequal work
+    # of ranked points only, because others did different work
     yield f"{ranked[-1] / ranked[0] - 1:+.1%}" if len(ranked) > 1 and ranked[0] else ""
     yield percent(last.wer_percent) or "unknown"
 
 
 def sparkline(points: Sequence[Point], levels: str = LEVELS, mark: str = UNRANKED_MARK) -> str:
-    """Return one character a point, the newest SHOWN_POINTS: its height, or the mark where it is not ranked.
+    """Return one character for each of the newest SHOWN_POINTS: its height, or the mark if it is not ranked.
 
-    The scale is from the lowest to the highest ranked point; equal ones are drawn in the middle.
+    The scale runs from the lowest to the highest ranked point; if all are equal they are drawn in the middle.
     """
     shown = points[-SHOWN_POINTS:]
     ranked = [point.value for point in shown if point.reason is None]

@@ -1,4 +1,4 @@
-"""`asrgate list`: every registered backend, whether this machine can run it, else what mends it."""
+"""`asrgate list`: every registered backend, and whether this machine can run it or what it lacks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from asrgate.backends.base import BackendUnavailable
 
 def add_parser(subparsers: Any) -> None:
     """Add the `list` subcommand."""
-    parser = subparsers.add_parser("list", help="backends, and whether this machine can run them")
-    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser = subparsers.add_parser("list", help="list backends and whether this machine can run them")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table; always 0: a backend that cannot run here is no error."""
+    """Print the table; always return 0, because a backend that cannot run here is not an error."""
     found = rows()
     if arguments.json:
         json.dump(found, sys.stdout, indent=1)
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     console = Console()
     table = Table(box=None, pad_edge=False)
-    for heading in ("variant", "runs here", "otherwise"):
+    for heading in ("variant", "runs here", "if not, why and what helps"):
         table.add_column(heading, overflow="fold")
     for row in found:
         remedy = f"; {row['remedy']}" if row["remedy"] else ""
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Return one entry a variant: variant, available, reason, remedy."""
+    """Return one entry per variant: variant, available, reason, remedy."""
     found = []
     for name in backends.names():
         try:

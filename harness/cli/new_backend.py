@@ -1,4 +1,4 @@
-"""`asrgate new-backend NAME`: the files of a backend to be filled in, in this project or as a package."""
+"""`asrgate new-backend NAME`: writes the skeleton of a backend, in this project or as a package."""
 
 from __future__ import annotations
 
@@ -21,32 +21,38 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-LONGEST_NAME = 25  # so that its line in the table stays within the line length
+LONGEST_NAME = 25  # keeps its line in the table within the line length
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 TABLE = Path("backends") / "__init__.py"
 
 
 class NewBackendError(AsrgateError):
-    """The name or the folder will not do; the message says why and what will."""
+    """The name or the folder cannot be used; the message says why and what can."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the `new-backend` subcommand."""
     parser = subparsers.add_parser(
         "new-backend",
-        help="write the files of a backend to be filled in, and a test that says when it is",
-        description="In a checkout of asrgate: one file in backends/, its line in the table, and a test. "
-        "Anywhere else: a package of its own that asrgate finds once it is installed.",
+        help="write the skeleton of a backend, and a test that fails until it is complete",
+        description="In a checkout of asrgate, this writes one file in backends/, its line in the table, and "
+        "a test. Anywhere else, it writes a separate package, which asrgate finds once it is installed.",
     )
-    parser.add_argument("name", metavar="NAME", help="as --backends takes it: lower case, words-with-hyphens")
     parser.add_argument(
-        "--directory", type=Path, default=Path(), metavar="FOLDER", help="default: the current one"
+        "name", metavar="NAME", help="the name for --backends: lower case, words-with-hyphens"
+    )
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="where to write it (default: the current folder)",
     )
     parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out `asrgate new-backend`; print what was written and what comes next."""
+    """Carry out `asrgate new-backend`; print what was written and what to do next."""
     written, following = create(arguments.name, arguments.directory)
     for path in written:
         print(path)
@@ -59,22 +65,24 @@ def run(arguments: argparse.Namespace) -> int:
 def create(name: str, directory: Path) -> tuple[list[Path], list[str]]:
     """Write the files for a backend called `name`; return them, and what to do next.
 
-    Either all are written or none is.
+    Either all of them are written or none.
 
     Raises:
-        NewBackendError: the name is bad or taken, or the folder will not do.
+        NewBackendError: the name is bad or taken, or the folder cannot be used.
         OSError, RecordError: a file cannot be written.
     """
     _require_good_name(name)
     if not directory.is_dir():
-        raise NewBackendError(f"there is no folder {directory}; create it, or pass another --directory")
+        raise NewBackendError(
+            f"the folder {directory} does not exist; create it, or pass another --directory"
+        )
     root = next(filter(_is_checkout, [directory.resolve(), *directory.resolve().parents]), None)
     if root is None:
         return _create_package(name, directory)
     if root != directory.resolve():
         raise NewBackendError(
             f"{directory} is inside a checkout of asrgate; pass --directory {root} to add {name} to it, "
-            "or a folder outside for a package of its own"
+            "or a folder outside it to make a separate package"
         )
     return _create_in_checkout(name, directory)
 
@@ -83,19 +91,19 @@ def _require_good_name(name: str) -> None:
     if not NAME.fullmatch(name):
         hint = re.sub(r"[^a-z0-9]+", "-", name.lower()).lstrip("-0123456789").rstrip("-")
         raise NewBackendError(
-            f"{name!r} is no name for a backend: lower-case letters, digits, single hyphens, a letter first"
-            + (f"; {hint!r} would do" if NAME.fullmatch(hint) else "")
+            f"{name!r} is not a valid backend name; use lower-case letters, digits, single hyphens, and "
+            "start with a letter" + (f"; for example {hint!r}" if NAME.fullmatch(hint) else "")
         )
     if len(name) > LONGEST_NAME:
-        raise NewBackendError(f"{name!r} has {len(name)} characters; {LONGEST_NAME} are the most")
+        raise NewBackendError(f"{name!r} has {len(name)} characters; at most {LONGEST_NAME} are allowed")
     if keyword.iskeyword(name):
-        raise NewBackendError(f"{name!r} is a word of Python's own; choose another name")
+        raise NewBackendError(f"{name!r} is a Python keyword; choose another name")
     _require_free(name, backends.names())
 
 
 def _require_free(name: str, taken: list[str]) -> None:
     if name in taken:
-        raise NewBackendError(f"{name!r} is taken; choose a name that is none of {', '.join(taken)}")
+        raise NewBackendError(f"{name!r} is taken; choose a name other than {', '.join(taken)}")
 
 
 def _is_checkout(folder: Path) -> bool:
@@ -111,9 +119,9 @@ def _create_in_checkout(name: str, root: Path) -> tuple[list[Path], list[str]]:
     source, test, table = Path("backends") / f"{module}.py", Path("tests") / f"test_{module}.py", root / TABLE
     names = {"name": name, "class_name": _class_name(name), "path": source.as_posix()}
     before = table.read_text(encoding="utf-8")
-    after = _with_line(before, name, f"backends.{module}:{names['class_name']}", table)
+    after = _with_line(before, name, f"asrgate.backends.{module}:{names['class_name']}", table)
     if (root / "backends" / module).exists():
-        raise NewBackendError(f"backends/{module} is there already; choose another name")
+        raise NewBackendError(f"backends/{module} already exists; choose another name")
     files = {
         root / source: backend_templates.BACKEND.format(**names),
         root / test: backend_templates.TEST.format(**names),
@@ -122,7 +130,7 @@ def _create_in_checkout(name: str, root: Path) -> tuple[list[Path], list[str]]:
         record.write_text(table, after)
     return [*files, table], [
         f"fill in {source}",
-        f"pytest {test}     fails until it keeps the contract",
+        f"pytest {test}     fails until the backend meets the contract",
         f"asrgate run --backends {name}",
     ]
 
@@ -131,14 +139,14 @@ def _with_line(text: str, name: str, target: str, path: Path) -> str:
     """Return the table's source with one more line at the end of BUILTIN.
 
     Raises:
-        NewBackendError: the name is in it, or there is no table of the usual form.
+        NewBackendError: the name is already in it, or there is no table of the usual form.
     """
     try:
         nodes = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
         node = next(n for n in nodes if isinstance(n.targets[0], ast.Name) and n.targets[0].id == "BUILTIN")
         keys = list(ast.literal_eval(node.value))
     except (SyntaxError, StopIteration, ValueError, TypeError) as error:
-        raise NewBackendError(f"{path} holds no table BUILTIN that a line could be added to") from error
+        raise NewBackendError(f"{path} has no table BUILTIN to which a line could be added") from error
     _require_free(name, keys)
     lines = text.splitlines(keepends=True)
     assert node.value.end_lineno is not None
@@ -146,7 +154,7 @@ def _with_line(text: str, name: str, target: str, path: Path) -> str:
     if lines[closing].strip() != "}" or not lines[closing - 1].rstrip().split("#")[0].rstrip().endswith(
         (",", "{")
     ):
-        raise NewBackendError(f"the table BUILTIN of {path} does not end in a line of its own with a brace")
+        raise NewBackendError(f"the table BUILTIN in {path} does not end with a brace on its own line")
     lines.insert(closing, f'    "{name}": "{target}",\n')
     return "".join(lines)
 
@@ -155,7 +163,7 @@ def _create_package(name: str, directory: Path) -> tuple[list[Path], list[str]]:
     package = f"asrgate_{name.replace('-', '_')}"
     folder = directory / f"asrgate-{name}"
     if folder.exists():
-        raise NewBackendError(f"{folder} is there already; choose another name or another --directory")
+        raise NewBackendError(f"{folder} already exists; choose another name or another --directory")
     source = Path("src") / package / "backend.py"
     names = {
         "name": name,
@@ -175,7 +183,7 @@ def _create_package(name: str, directory: Path) -> tuple[list[Path], list[str]]:
     return list(files), [
         f"cd {folder} && pip install --editable '.[dev]'",
         f"fill in {source}",
-        "pytest     fails until it keeps the contract",
+        "pytest     fails until the backend meets the contract",
         f"asrgate run --backends {name}",
     ]
 
@@ -186,7 +194,7 @@ def _class_name(name: str) -> str:
 
 @contextlib.contextmanager
 def _all_or_nothing(files: Mapping[Path, str]) -> Any:
-    """Write files that must not exist, then run the block; whatever fails, none of them stays."""
+    """Write files that must not exist, then run the block; if anything fails, remove them all."""
     written: list[Path] = []
     made: list[Path] = []
     try:
@@ -199,7 +207,7 @@ def _all_or_nothing(files: Mapping[Path, str]) -> Any:
                     written.append(path)
                     file.write(text)
             except FileExistsError as error:
-                raise NewBackendError(f"{path} is there already; choose another name") from error
+                raise NewBackendError(f"{path} already exists; choose another name") from error
         yield
     except BaseException:
         for path in written:

@@ -1,4 +1,4 @@
-"""`asrgate report`, `asrgate rescore` and `asrgate table`: what can be had from stored runs."""
+"""`asrgate report`, `asrgate rescore` and `asrgate table`: output made from stored runs."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from asrgate.harness.scoring import gate, score, slices
 
 def add_parsers(subparsers: Any) -> None:
     """Add the subcommands `report`, `rescore` and `table`."""
-    report = subparsers.add_parser("report", help="any format again from a stored run")
+    report = subparsers.add_parser("report", help="print a stored run in any format")
     report.add_argument("run", type=Path, metavar="RUN", help="a run.json or its folder")
     report.add_argument(
         "--format",
         metavar="FORMAT",
-        help=f"{', '.join(FORMATS)}, or another package's; default: as --output ends, else a table",
+        help=f"{', '.join(FORMATS)}, or a plug-in's; default: by the ending of --output, or else a table",
     )
     report.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
     report.add_argument(
-        "--no-texts", action="store_true", help="hashes and counts in place of references and transcripts"
+        "--no-texts", action="store_true", help="hashes and counts instead of references and transcripts"
     )
     report.add_argument(
         "--slice",
@@ -42,7 +42,7 @@ def add_parsers(subparsers: Any) -> None:
         dest="slices",
         default=[],
         metavar="FIELD",
-        help="divide by length, lang or any field of the clips; repeated; default: as the run did",
+        help="divide by length, lang or any field of the clips; may be repeated; default: as in the run",
     )
     page = report.add_argument_group("for --format html")
     page.add_argument(
@@ -59,29 +59,36 @@ def add_parsers(subparsers: Any) -> None:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="add a chart of RTFx over earlier comparable runs: their folders, or a folder of them",
+        help="add a chart of RTFx over earlier comparable runs: their folders, or a folder of such folders",
     )
     report.set_defaults(func=run_report)
 
-    rescore = subparsers.add_parser("rescore", help="WER and gate again from stored texts, nothing measured")
+    rescore = subparsers.add_parser(
+        "rescore", help="compute WER and apply the gate again from stored texts, without measuring"
+    )
     rescore.add_argument("run", type=Path, metavar="RUN", help="a run.json or its folder")
     rescore.add_argument(
         "--normalizer",
         metavar="NAME[,NAME…]",
-        help=f"of {', '.join(normalizers.NAMES)}; the first judges, the others are shown beside it; default: "
-        "the run's own, as installed now",
+        help=f"{', '.join(normalizers.NAMES)}; the first decides, the others are shown beside it; default: "
+        "the run's own normalisers, as installed now",
     )
     rescore.add_argument(
         "--output", type=Path, metavar="FILE", help="write the record there and leave the run as it is"
     )
     rescore.set_defaults(func=run_rescore)
 
-    table = subparsers.add_parser("table", help="tables for a README, by model and machine")
+    table = subparsers.add_parser("table", help="make tables for a README, by model and machine")
     table.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run.json files or their folders")
     table.add_argument(
-        "--update", type=Path, metavar="FILE", help="put them between the markers of this file, not on stdout"
+        "--update",
+        type=Path,
+        metavar="FILE",
+        help="write them between this file's markers, not to stdout",
     )
-    table.add_argument("--marker", default="results", metavar="NAME", help="default results")
+    table.add_argument(
+        "--marker", default="results", metavar="NAME", help="the markers' name (default results)"
+    )
     table.set_defaults(func=run_table)
 
 
@@ -116,11 +123,11 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 
 def _page(run: Run, arguments: argparse.Namespace) -> str:
-    from asrgate.harness.report import history  # which itself builds on reports
+    from asrgate.harness.report import history  # imported here because it builds on reports
     from asrgate.harness.report.html import audio
 
     addresses = {}
-    if arguments.output is not None:  # a page on stdout has no place that links could start from
+    if arguments.output is not None:  # a page on stdout has no location that links could be relative to
         folder = arguments.run if arguments.run.is_dir() else arguments.run.parent
         for file in (folder / name for name in html.SIBLINGS):
             if file.is_file():
@@ -135,7 +142,7 @@ def _page(run: Run, arguments: argparse.Namespace) -> str:
 
 
 def run_rescore(arguments: argparse.Namespace) -> int:
-    """Carry out `asrgate rescore`: print each variant's WER before and after, write what changed."""
+    """Carry out `asrgate rescore`: print each variant's WER before and after, and write what changed."""
     path = arguments.run / "run.json" if arguments.run.is_dir() else arguments.run
     before = record.read(path)
     asked = arguments.normalizer or ",".join(_normalizers(before))
@@ -146,7 +153,7 @@ def run_rescore(arguments: argparse.Namespace) -> int:
         record.write(after, arguments.output)
     elif path.name == "run.json":
         write_all(after, path.parent)
-    else:  # a record under another name has no derived files of its own beside it
+    else:  # a record under another name has no derived files next to it
         record.write(after, path)
     _print(_changes(before, after))
     return 0
@@ -188,7 +195,7 @@ def _verdict(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def _print(text: str) -> None:
-    """Write to stdout, as UTF-8 where its own encoding lacks a character: reports are UTF-8 as files too."""
+    """Write to stdout, as UTF-8 if its own encoding lacks a character: report files are UTF-8 too."""
     try:
         sys.stdout.write(text)
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""`asrgate run`: from arguments to a checked plan, then the run, its files and the table."""
+"""`asrgate run`: turns arguments into a checked plan, then runs it and writes the files and the table."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out `asrgate run`; return 0, or 1 when a row failed, or 130 when interrupted."""
+    """Carry out `asrgate run`; return 0, or 1 if a row failed, or 130 if interrupted."""
     kept = None
     if arguments.resume is not None:
         kept = journal.read(arguments.resume)
@@ -60,12 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
         report.print_table(stored, Console())
         print(f"\nStored in {folder}/ (run.json, samples.csv, summary.csv, report.md, report.html)")
     if stored["interrupted"]:
-        told = f"{stored['interrupted']}; what was measured is in {folder}/"
+        message = f"{stored['interrupted']}; the results so far are in {folder}/"
         if is_json:
-            json_events.emit("error", message=told)
+            json_events.emit("error", message=message)
         else:
-            further = f"; asrgate run --resume {folder} goes on" if (folder / journal.NAME).exists() else ""
-            print(f"asrgate: {told}{further}", file=sys.stderr)
+            can_go_on = (folder / journal.NAME).exists()
+            further = f"; to continue, run asrgate run --resume {folder}" if can_go_on else ""
+            print(f"asrgate: {message}{further}", file=sys.stderr)
     return status(arguments, stored)
 
 
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def status(arguments: argparse.Namespace, stored: record.Run) -> int:
-    """Return the exit status that a run deserves: 0, 1 when a row failed, 130 when interrupted."""
+    """Return the exit status for a run: 0, 1 if a row failed, 130 if interrupted."""
     if stored["interrupted"]:
         return 130
     asked_for = arguments.backends is not None
@@ -97,14 +98,14 @@ def measure(
     Args:
         arguments: as `add_parser` makes them.
         shown: called when measuring begins.
-        kept: what the journal holds of a run to go on with.
+        kept: the journal of the run to continue.
 
     Raises:
-        AsrgateError: nothing could be measured, for a reason the message tells.
+        AsrgateError: nothing could be measured; the message says why.
     """
     with _one_at_a_time(), _executor(arguments):
         if kept is not None:
-            kept = journal.read(kept.folder)  # again: until now another process may have gone on with it
+            kept = journal.read(kept.folder)  # again: another process may have continued it until now
         plan = _plan(arguments)
         if kept is None:
             run_id = runner.new_run_id()
@@ -123,13 +124,13 @@ def _executor(arguments: argparse.Namespace) -> contextlib.AbstractContextManage
     if arguments.executor == RAY:
         if arguments.scenario != registry.SINGLE_STREAM:
             raise RunError(
-                f"--executor ray measures --scenario {registry.SINGLE_STREAM}; {arguments.scenario} is of "
-                "one machine: use --executor local"
+                f"--executor ray measures only --scenario {registry.SINGLE_STREAM}; {arguments.scenario} "
+                "runs on one machine: use --executor local"
             )
         return connect.connected(arguments.ray_address, arguments.workers, arguments.threads)
     for name, value in (("--ray-address", arguments.ray_address), ("--workers", arguments.workers)):
         if value is not None:
-            raise RunError(f"{name} goes with --executor {RAY}")
+            raise RunError(f"{name} works only with --executor {RAY}")
     return contextlib.nullcontext()
 
 
@@ -140,7 +141,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     variants, unavailable = _variants(arguments)
     if not variants:
         reasons = "\n".join(f"  {v}: {why}{f' ({fix})' if fix else ''}" for v, why, fix in unavailable)
-        raise RunError(f"this machine can run none of the backends asked for:\n{reasons}")
+        raise RunError(f"this machine cannot run any of the requested backends:\n{reasons}")
     clips = corpus.load_clips(arguments.audio, arguments.manifest, language=arguments.language)
     for name, value in arguments.where:
         clips = _only(clips, name, value)
@@ -153,7 +154,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     foreign = sorted({clip.language for clip in clips} - {"en"})
     if foreign and not model.is_multilingual:
         raise RunError(
-            f"{model.name} understands English only, but clips are in {', '.join(foreign)}; "
+            f"{model.name} understands only English, but some clips are in {', '.join(foreign)}; "
             "choose a multilingual --model, other clips, or pass --language en to decode them as English"
         )
     settings = Settings(
@@ -228,7 +229,7 @@ def _server_terms(arguments: argparse.Namespace, clips: list[Clip], rounds: int)
 
 
 def _variants(arguments: argparse.Namespace) -> tuple[list[Variant], list[tuple[Variant, str, str | None]]]:
-    """Return the variants to measure and those that this machine cannot run, with why."""
+    """Return the variants to measure, and those that this machine cannot run with the reason for each."""
     if arguments.backends is None:
         asked = backends.defaults(arguments.device)
     elif arguments.backends == "all":
@@ -236,7 +237,7 @@ def _variants(arguments: argparse.Namespace) -> tuple[list[Variant], list[tuple[
     else:
         names = [name for name in arguments.backends.split(",") if name.strip()]
         if not names:
-            raise RunError(f"--backends names none; available: {', '.join(backends.names())}")
+            raise RunError(f"--backends names no backend; available: {', '.join(backends.names())}")
         asked = [variant for name in names for variant in backends.parse(name, arguments.device)]
     reference = _one_variant(arguments.reference)
     arguments.reference = str(reference)
@@ -263,7 +264,7 @@ def _only(clips: list[Clip], name: str, value: str) -> list[Clip]:
     kept = [clip for clip in clips if field(clip) == value]
     if not kept:
         there = ", ".join(sorted({field(clip) for clip in clips})[:20])
-        raise RunError(f"no clip has {name}={value}; their values of {name!r}: {there}")
+        raise RunError(f"no clip has {name}={value}; the clips have these values of {name!r}: {there}")
     return kept
 
 
@@ -271,7 +272,7 @@ def _one_variant(text: str) -> Variant:
     found = backends.parse(text)
     if len(found) != 1:
         raise BackendError(
-            f"--reference {text!r} is not one variant; say which of {', '.join(map(str, found))}"
+            f"--reference {text!r} is more than one variant; choose one of {', '.join(map(str, found))}"
         )
     return found[0]
 
@@ -303,7 +304,7 @@ def _new_folder(results: Path, run_id: str) -> Path:
 
 
 def _point_latest(results: Path, folder: Path) -> None:
-    """Make results/latest point to the folder, in one step."""
+    """Make results/latest point to the folder, atomically."""
     link = results / f".latest-{folder.name}"
     with contextlib.suppress(OSError):  # a file system without links loses a convenience, not a result
         link.symlink_to(folder.name)
@@ -312,20 +313,20 @@ def _point_latest(results: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Hold the machine-wide lock: two runs at once would measure each other."""
+    """Hold the machine-wide lock, because two runs at once would disturb each other's times."""
     path = Path(tempfile.gettempdir()) / f"asrgate-{os.getuid()}.lock"
     try:
         file = lock.opened(path)
     except OSError as error:
         raise RunError(
-            f"cannot open the lock {path}: {error.strerror}; remove it, or set another TMPDIR"
+            f"cannot open the lock file {path}: {error.strerror}; remove it, or set another TMPDIR"
         ) from error
     with file:
         if not lock.is_taken(file):
             holder = file.read().strip()
             raise RunError(
                 f"another run is measuring on this machine (process {holder or 'unknown'}); "
-                "two at once would disturb each other's times: wait for it or stop it"
+                "two runs at once would disturb each other's times, so wait for it or stop it"
             )
         file.truncate(0)
         file.write(json.dumps(os.getpid()))

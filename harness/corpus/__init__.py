@@ -1,4 +1,4 @@
-"""Where clips come from: found, decoded and checked whole; drawn, made noisy, imported and exported."""
+"""Finds, decodes and checks clips; samples them, adds noise, imports and exports them."""
 
 from asrgate.harness.corpus.clips import (
     BUNDLED_MANIFEST,

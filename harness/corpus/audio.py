@@ -1,11 +1,11 @@
-"""Audio files into the samples every engine is given: float32, mono, 16 kHz, in [-1, 1].
+"""Decodes audio files into the samples that every engine is given: float32, mono, 16 kHz, in [-1, 1].
 
 soundfile, soxr and PyAV are used directly. `librosa.load` gives the same samples for what soundfile reads (a
-test holds it), but importing it costs a second and brings in numba, in a parent that must stay light.
+test checks this), but importing it takes a second and brings in numba, and the parent must stay light.
 
-MP3 goes to PyAV although libsndfile reads it. libsndfile 1.2.2 guesses an MP3's length from its first frame
-when it overlooks the Info header there, and then drops the end of the speech without a word (a quarter of it
-where that frame has 32 kbit/s and the others 24); and it fills up a file that was cut off with silence.
+MP3 goes to PyAV although libsndfile reads it. libsndfile 1.2.2 can overlook the Info header in an MP3's first
+frame. It then guesses the length from that frame and silently drops the end of the speech (a quarter of it if
+that frame has 32 kbit/s and the others 24). It also pads a truncated file with silence.
 """
 
 from __future__ import annotations
@@ -21,34 +21,37 @@ import soxr
 
 from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
 
-EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")  # what folders are searched for
+EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")  # the files that are looked for in folders
 
-MIN_SECONDS = 0.05  # shorter than any syllable, two of Whisper's 25 ms windows: a clip like that is a mistake
+MIN_SECONDS = 0.05  # two of Whisper's 25 ms windows; a clip shorter than any syllable is a mistake
 MAX_PEAK = (
-    4.0  # lossy codecs overshoot full scale a little (clipped); 12 dB above it, the scale is another one
+    4.0  # lossy codecs overshoot full scale a little (clipped); 12 dB above it, the scale must be wrong
 )
 
 MIN_RATE_HZ, MAX_RATE_HZ = (
     1_000,
     1_000_000,
-)  # beyond them the header is wrong, and resampling would fill memory
+)  # outside this range the header is wrong, and resampling would fill memory
 LSB_16BIT = 1 / 32_768
 
 SOUNDFILE_SIGNATURES = (b"RIFF", b"RF64", b"fLaC", b"OggS")  # WAV, FLAC, Vorbis and Opus; PyAV reads the rest
 BLOCK_FRAMES = 1 << 16
-# ffmpeg's playlist formats could read other files or the network: only plain containers are let in.
+# Only plain containers are allowed, because ffmpeg's playlist formats could read other files or the network.
 PYAV_FORMATS = "mp3,aac,mov,matroska,ogg,flac,wav,aiff,caf,asf"
-PYAV_DECLARED_LENGTH = ("mov,mp4", "matroska", "flac", "asf")  # elsewhere ffmpeg guesses from the bit rate
-MP3_SLACK_FRAMES = (
-    5  # the encoder's delay and padding, which decoders cut off, are counted in the Info header
-)
+PYAV_DECLARED_LENGTH = (
+    "mov,mp4",
+    "matroska",
+    "flac",
+    "asf",
+)  # for other formats ffmpeg guesses from the bit rate
+MP3_SLACK_FRAMES = 5  # the Info header counts the encoder's delay and padding, which decoders cut off
 AAC_FRAME_SAMPLES = 1024
-DECLARED_SLACK_SECONDS = 0.1  # of containers that round their duration or count the encoder's delay
-STREAMED_WAV_BYTES = 0x7FFFF000  # from here on, sizes are what programs write that cannot know them
+DECLARED_SLACK_SECONDS = 0.1  # for containers that round their duration or count the encoder's delay
+STREAMED_WAV_BYTES = 0x7FFFF000  # programs that cannot know the size write values from here on
 
 
 class AudioError(AsrgateError):
-    """A file is not the whole, finite audio it should be. The message names the file and says what to do."""
+    """A file is not complete, finite audio. The message names the file and says what to do."""
 
 
 def decode(path: Path) -> np.ndarray:
@@ -61,8 +64,8 @@ def decode(path: Path) -> np.ndarray:
         float32, shape (samples,), mono, 16 kHz, in [-1, 1]; at least MIN_SECONDS long.
 
     Raises:
-        AudioError: missing, not a regular file, empty, not audio, damaged, shorter than its own header says,
-            holding NaN or infinite samples, out of scale, or shorter than MIN_SECONDS.
+        AudioError: the file is missing, not a regular file, empty, not audio, damaged, shorter than its own
+            header says, contains NaN or infinite samples, is out of scale, or is shorter than MIN_SECONDS.
     """
     path = Path(path)
     _check_file(path)
@@ -71,17 +74,17 @@ def decode(path: Path) -> np.ndarray:
     samples, rate_hz = _read(path)
     if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
         raise AudioError(
-            f"{path} claims a rate of {rate_hz} Hz, which no recording has; its header is damaged"
+            f"{path} claims a sample rate of {rate_hz} Hz, which no recording has; its header is damaged"
         )
     if not np.isfinite(samples).all():
-        raise AudioError(f"{path} holds NaN or infinite samples; write it again from its source")
+        raise AudioError(f"{path} contains NaN or infinite samples; export it again from its source")
     seconds = len(samples) / rate_hz
     if seconds < MIN_SECONDS:
         raise AudioError(f"{path} lasts {seconds:.3f} s; a clip needs at least {MIN_SECONDS} s of audio")
     peak = float(np.abs(samples).max())
     if peak > MAX_PEAK:
         raise AudioError(
-            f"{path} has samples up to {peak:g}; scale it, floating-point audio must lie in [-1, 1]"
+            f"{path} has samples up to {peak:g}; scale it, because floating-point audio must be in [-1, 1]"
         )
     if rate_hz != SAMPLE_RATE_HZ:
         samples = soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
@@ -94,13 +97,13 @@ def sha256(samples: np.ndarray) -> str:
 
 
 def dithered(samples: np.ndarray, seed: int) -> np.ndarray:
-    """Return a copy that sounds the same and that no cache has seen: with noise of up to 1 LSB at 16 bit.
+    """Return a copy that sounds the same but that no cache has seen: it has noise of up to 1 LSB at 16 bit.
 
     The noise is uniform in ±1 LSB. With less, rounding to 16 bit would give back the original samples.
 
     Args:
         samples: float32, shape (samples,), in [-1, 1].
-        seed: the same seed gives the same copy, another seed another one.
+        seed: the same seed gives the same copy, and a different seed a different one.
     """
     noise = np.random.default_rng(seed).uniform(-LSB_16BIT, LSB_16BIT, size=len(samples))
     return np.clip(samples + noise, -1.0, 1.0).astype(np.float32)
@@ -112,11 +115,11 @@ def _check_file(path: Path) -> None:
             raise AudioError(f"{path} is a folder; an audio file is needed here")
         if not path.exists():
             raise AudioError(f"{path} does not exist; check the path")
-        if not path.is_file():  # a pipe would block for ever
+        if not path.is_file():  # a pipe would block forever
             raise AudioError(f"{path} is not a regular file; copy the audio into one")
         with path.open("rb") as file:
             if not file.read(1):
-                raise AudioError(f"{path} is empty (0 bytes); fetch or record it again")
+                raise AudioError(f"{path} is empty (0 bytes); download or record it again")
     except OSError as error:
         raise AudioError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -129,7 +132,7 @@ def _read(path: Path) -> tuple[np.ndarray, int]:
         return _read_pyav(path)
     try:
         opened = soundfile.SoundFile(path)
-    except (soundfile.SoundFileError, TypeError):  # TypeError: it asks for the rate of any file named .raw
+    except (soundfile.SoundFileError, TypeError):  # TypeError: it needs the rate of any file named .raw
         return _read_pyav(path)
     with opened:
         return _read_soundfile(opened, path)
@@ -141,7 +144,9 @@ def _read_soundfile(file: soundfile.SoundFile, path: Path) -> tuple[np.ndarray, 
         while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
             blocks.append(block.mean(axis=1))
     except soundfile.SoundFileError as error:
-        if file.frames > 1 << 60:  # a FLAC written to a pipe: libsndfile cannot read one of unknown length
+        if (
+            file.frames > 1 << 60
+        ):  # a FLAC written to a pipe: libsndfile cannot read it if its length is unknown
             return _read_pyav(path)
         raise _damaged(path, str(error).strip() or "its data ends or breaks off early") from error
     samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
@@ -158,7 +163,7 @@ def _read_pyav(path: Path) -> tuple[np.ndarray, int]:
                 raise AudioError(f"{path} has no audio stream")
             stream = container.streams.audio[0]
             if stream.codec_context is None:
-                raise AudioError(f"{path} is coded in a way that cannot be read; convert it to WAV or FLAC")
+                raise AudioError(f"{path} uses a codec that cannot be read; convert it to WAV or FLAC")
             rate_hz = stream.codec_context.sample_rate
             is_mp4 = container.format.name.startswith("mov,mp4")
             declared_seconds = None
@@ -175,8 +180,8 @@ def _read_pyav(path: Path) -> tuple[np.ndarray, int]:
                 raise _damaged(path, error.strerror or "its data cannot be decoded") from error
     except av.FFmpegError as error:
         raise AudioError(
-            f"{path} is not audio that can be read ({error.strerror}): it is damaged, cut off or of another "
-            f"kind; supported are {', '.join(EXTENSIONS)}"
+            f"{path} is not readable audio ({error.strerror}): it is damaged, truncated or in another "
+            f"format; supported formats are {', '.join(EXTENSIONS)}"
         ) from error
     samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     if declared_seconds is not None and len(samples) / rate_hz < declared_seconds - DECLARED_SLACK_SECONDS:
@@ -199,18 +204,20 @@ def _float_blocks(
             layout = frame.layout.name
             to_float = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate_hz)
         if frame.sample_rate != rate_hz or frame.layout.name != layout:
-            raise AudioError(f"{path} changes its sample rate or channels on the way; convert it to one kind")
+            raise AudioError(
+                f"{path} changes its sample rate or channels midway; convert it to a single format"
+            )
         for converted in to_float.resample(frame):
             yield converted.to_ndarray()
 
 
 def _check_wav_length(path: Path) -> None:
-    """Raise if a RIFF header promises more bytes of samples than the file holds; libsndfile does not tell."""
+    """Raise if a RIFF header promises more bytes of samples than the file has; libsndfile does not."""
     with path.open("rb") as file:
         riff = file.read(12)
         if riff[:4] not in (b"RIFF", b"RF64") or riff[8:] != b"WAVE":
             return
-        large_bytes = None  # RF64 keeps the size in a chunk of its own
+        large_bytes = None  # RF64 stores the size in a separate chunk
         bytes_per_second = None
         file_bytes = path.stat().st_size
         while len(chunk := file.read(8)) == 8:
@@ -231,7 +238,7 @@ def _check_wav_length(path: Path) -> None:
 
 
 def _check_ogg_end(path: Path) -> None:
-    """Raise if an Ogg file lacks its marked last page (RFC 3533, section 6); no header tells its length."""
+    """Raise if an Ogg file lacks its marked last page (RFC 3533, section 6); no header gives its length."""
     longest_page = 27 + 255 + 255 * 255
     with path.open("rb") as file:
         if file.read(4) != b"OggS":
@@ -243,11 +250,11 @@ def _check_ogg_end(path: Path) -> None:
     whole = len(page) >= 27 and len(page) >= 27 + page[26] + sum(segments)
     is_last = whole and page[5] & 4
     if not is_last:
-        raise AudioError(f"{path} is truncated: its Ogg stream breaks off without an end; fetch it again")
+        raise AudioError(f"{path} is truncated: its Ogg stream has no end page; download it again")
 
 
 def _mp3_header_seconds(path: Path) -> float | None:
-    """Return the least playing time the Xing or Info header allows; None when the file has none.
+    """Return the shortest playing time that the Xing or Info header allows; None if the file has neither.
 
     Layout: http://gabriel.mp3-tech.org/mp3infotag.html
     """
@@ -266,7 +273,7 @@ def _mp3_header_seconds(path: Path) -> float | None:
     if version == 1 or rate_index == 3:
         return None
     rate_hz = (44_100, 48_000, 32_000)[rate_index] // {3: 1, 2: 2, 0: 4}[version]
-    # by the layout 17 or 32 bytes in (MPEG-1), 9 or 17 (MPEG-2), but old ffmpeg wrote 17 for MPEG-2 mono too
+    # the layout says 17 or 32 bytes (MPEG-1), 9 or 17 (MPEG-2), but old ffmpeg wrote 17 for MPEG-2 mono too
     for side_info_bytes in (9, 17, 32):
         tag = frame[4 + side_info_bytes :][:12]
         if tag[:4] in (b"Xing", b"Info") and tag[7] & 1:
@@ -277,10 +284,10 @@ def _mp3_header_seconds(path: Path) -> float | None:
 
 def _truncated(path: Path, declared_seconds: float, found_seconds: float) -> AudioError:
     return AudioError(
-        f"{path} is truncated: its header promises {declared_seconds:.2f} s, it holds {found_seconds:.2f} s; "
-        "fetch it again"
+        f"{path} is truncated: its header promises {declared_seconds:.2f} s, but it has "
+        f"{found_seconds:.2f} s; download it again"
     )
 
 
 def _damaged(path: Path, why: str) -> AudioError:
-    return AudioError(f"{path} is truncated or damaged: {why}; fetch it again")
+    return AudioError(f"{path} is truncated or damaged: {why}; download it again")

@@ -1,8 +1,8 @@
 """Noisy copies of clips at chosen signal-to-noise ratios, seeded: how an engine's WER grows with noise.
 
-The signal's power is that of its speech, not of its pauses: the mean over those 20 ms frames that lie within
-30 dB of the loudest. Averaging pauses in would make the same number a harder test of slow speakers. (ITU-T
-P.56 measures the active level too, in more steps.)
+The signal's power is that of its speech, not of its pauses: the mean over the 20 ms frames within 30 dB of
+the loudest. If pauses were included, the same ratio would be a harder test for slow speakers. (ITU-T P.56
+also measures the active level, in more steps.)
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ NOISES = ("white", "pink")
 FRAME_SAMPLES = SAMPLE_RATE_HZ // 50
 ACTIVE_RANGE_DB = 30.0
 SNR_LIMITS_DB = (-30.0, 100.0)
-PEAK = 0.999  # a mix that would exceed full scale is scaled down whole, which keeps its ratio
+PEAK = 0.999  # a mix that would exceed full scale is scaled down as a whole, which keeps its ratio
 
 _log = logging.getLogger(__name__)
 
 
 class AugmentError(AsrgateError):
-    """Noise cannot be mixed in as asked; the message says what may be asked."""
+    """Noise cannot be mixed in as requested; the message says what is possible."""
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """Which copies of each clip are made: one at each ratio, in dB."""
+    """The copies to make of each clip: one at each ratio, in dB."""
 
     snrs_db: Sequence[float]
     noise: str = "white"
@@ -43,7 +43,7 @@ class Mixing:
 
 @dataclass(frozen=True)
 class NoisyClip(Clip):
-    """A clip whose samples are those of its file with noise; `sha256` is of the mix."""
+    """A clip whose samples are those of its file plus noise; `sha256` is that of the mix."""
 
     clean_sha256: str = ""
     snr_db: float = 0.0
@@ -61,10 +61,10 @@ class NoisyClip(Clip):
 
 
 def parse(specifications: Sequence[str]) -> Mixing | None:
-    """Return what `snr=20,10,0` and `noise=pink` ask for, None for nothing.
+    """Return what `snr=20,10,0` and `noise=pink` ask for, or None if nothing was given.
 
     Raises:
-        AugmentError: anything else, or a ratio that is no number or out of range.
+        AugmentError: anything else, or a ratio that is not a number or is out of range.
     """
     snrs_db: list[float] = []
     noise = NOISES[0]
@@ -76,17 +76,17 @@ def parse(specifications: Sequence[str]) -> Mixing | None:
             noise = value
         else:
             raise AugmentError(
-                f"--augment {specification}: takes snr=DB,DB,… and noise={' or noise='.join(NOISES)}"
+                f"--augment {specification}: use snr=DB,DB,… and noise={' or noise='.join(NOISES)}"
             )
     if specifications and not snrs_db:
-        raise AugmentError("--augment noise=… needs ratios too, as --augment snr=20,10,0")
+        raise AugmentError("--augment noise=… needs ratios too, such as --augment snr=20,10,0")
     return Mixing(tuple(dict.fromkeys(snrs_db)), noise) if snrs_db else None
 
 
 def with_noise(clips: Sequence[Clip], mixing: Mixing, seed: int) -> list[Clip]:
     """Return the clips, each followed by its noisy copies; `snr_db` is a field of all, "clean" or a number.
 
-    A clip of silence has no signal that noise could be measured by: it stays without copies, with a warning.
+    A silent clip has no signal to set the noise against, so it gets no copies, and a warning is logged.
 
     Raises:
         AudioError: a file is gone or has changed.
@@ -97,7 +97,7 @@ def with_noise(clips: Sequence[Clip], mixing: Mixing, seed: int) -> list[Clip]:
         samples = clip.samples()
         if active_power(samples) == 0:
             _log.warning(
-                "%s is silent: there is no speech to set noise against, it stays as it is", clip.name
+                "%s is silent: there is no speech to set noise against, so it gets no noisy copies", clip.name
             )
             continue
         for snr_db in mixing.snrs_db:
@@ -125,9 +125,9 @@ def mix(samples: np.ndarray, snr_db: float, noise: str, seed: int) -> np.ndarray
 
     Args:
         samples: float32, shape (samples,), 16 kHz, not silent.
-        snr_db: power of the active speech over that of the noise.
+        snr_db: ratio of the power of the active speech to that of the noise.
         noise: one of NOISES.
-        seed: the same seed gives the same noise, at every ratio only louder or softer.
+        seed: the same seed gives the same noise, only louder or softer for each ratio.
     """
     sound = make_noise(noise, len(samples), np.random.default_rng(seed))
     wanted_power = active_power(samples) / 10 ** (snr_db / 10)
@@ -162,11 +162,11 @@ def _ratio(text: str) -> float:
     except ValueError:
         value = float("nan")
     if not low <= value <= high:
-        raise AugmentError(f"--augment snr: {text!r} is no ratio from {low:g} to {high:g} dB")
+        raise AugmentError(f"--augment snr: {text!r} is not a ratio from {low:g} to {high:g} dB")
     return value
 
 
 def _seed(seed: int, clip: Clip, noise: str) -> int:
-    """Derive a clip's own seed, so that its noise depends on no other clip of the run."""
+    """Derive a clip's own seed, so that its noise does not depend on the other clips of the run."""
     text = f"{seed} {clip.sha256} {noise}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

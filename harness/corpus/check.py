@@ -18,21 +18,21 @@ from asrgate.harness.corpus import manifests
 from asrgate.harness.corpus.clips import disagreement
 from asrgate.harness.corpus.manifests import Entry
 
-AUDIBLE_PEAK = 0.001  # -60 dB of full scale: what stays below it is silence, which may well have no text
+AUDIBLE_PEAK = 0.001  # -60 dB of full scale: anything quieter is silence, which may well have no text
 
-KINDS = {  # name -> what it means; the order in which they are told
+KINDS = {  # name -> what it means, in the order in which they are reported
     "unreadable line": "a line of the manifest cannot be used",
-    "missing audio": "the file is not there",
-    "unreadable audio": "the file cannot be decoded whole",
-    "duration disagrees": "the manifest says another length than the audio has",
-    "no reference": "nothing says what is spoken, so the clip has no WER",
+    "missing audio": "the file does not exist",
+    "unreadable audio": "the file cannot be decoded to its end",
+    "duration disagrees": "the manifest's duration is not the audio's",
+    "no reference": "there is no text, so the clip has no WER",
     "empty reference": "the text is empty, but the audio is not silent",
     "duplicate reference": "the same text in the same language as an earlier clip",
     "duplicate audio": "the same samples as an earlier clip",
-    "control character": "tabs, line ends, zero-width or other characters that cannot be seen",
+    "control character": "tabs, line ends, zero-width and other invisible characters",
     "replacement character": "U+FFFD: a text was once decoded wrongly",
     "wrong encoding": "UTF-8 that was read as Latin-1, such as Ã©",
-    "markup": "tags, entities or annotations in brackets, which nobody speaks",
+    "markup": "tags, entities or annotations in brackets, which are not spoken",
 }
 _MARKUP = re.compile(r"</?[^\s<>/][^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|&(?:[a-z]+|#\d+);")
 _WRONG_ENCODING = re.compile("[ÃÂ][\u0080-\u00bf]|â€")
@@ -49,7 +49,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """What a check went through and found."""
+    """What a check covered and found."""
 
     clips: int
     audio_seconds: float
@@ -61,7 +61,7 @@ class Report:
 
 
 def check(paths: Iterable[Path]) -> Report:
-    """Decode every clip of manifests, folders and files, read every text, and tell all that is wrong."""
+    """Decode every clip of manifests, folders and files, read every text, and report all problems."""
     lines: list[str] = []
     entries = [entry for path in paths for entry in manifests.read(path, lines)]
     problems = [_of_line(line) for line in lines]
@@ -93,8 +93,8 @@ def _listen(entry: Entry) -> _Sound:
     except audio_file.AudioError as error:
         return _Sound(0.0, None, None, [Problem("unreadable audio", entry.where, str(error))])
     seconds = len(samples) / SAMPLE_RATE_HZ
-    said = disagreement(entry, seconds)
-    problems = [Problem("duration disagrees", entry.where, said)] if said else []
+    detail = disagreement(entry, seconds)
+    problems = [Problem("duration disagrees", entry.where, detail)] if detail else []
     return _Sound(seconds, float(np.abs(samples).max()), audio_file.sha256(samples), problems)
 
 
@@ -109,8 +109,8 @@ def _of_text(entry: Entry, peak: float | None, texts: dict[tuple[str, str], str]
         yield Problem("no reference", entry.where, entry.path.name)
         return
     if not text.strip():
-        nothing_said = "hallucination" in entry.tags  # made so: noise and music in which nobody speaks
-        if peak is not None and peak > AUDIBLE_PEAK and not nothing_said:
+        is_speechless = "hallucination" in entry.tags  # noise and music made without speech
+        if peak is not None and peak > AUDIBLE_PEAK and not is_speechless:
             yield Problem("empty reference", entry.where, f"{entry.path.name}, peak {peak:.2f}")
         return
     key = (" ".join(text.lower().split()), entry.language or "")

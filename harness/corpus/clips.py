@@ -1,4 +1,4 @@
-"""The clips of a run: found, decoded and checked whole before anything is measured."""
+"""The clips of a run: found, decoded and checked completely before anything is measured."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ BUNDLED_MANIFEST = shipped(
 )
 
 DEFAULT_LANGUAGE = "en"
-DURATION_SLACK_SECONDS = 0.1  # how far a manifest's duration may be off, or
-DURATION_SLACK = 0.01  # this share of it, whichever is more: encoders pad, and tools round
+DURATION_SLACK_SECONDS = 0.1  # how far a manifest's duration may be off, in seconds, or
+DURATION_SLACK = 0.01  # as a share of it, whichever is more: encoders pad, and tools round
 PROBLEMS_SHOWN = 10
 
 _log = logging.getLogger(__name__)
 
 
 class CorpusError(AsrgateError):
-    """Clips cannot be used. The message lists the problems of all of them, not only the first."""
+    """Clips cannot be used. The message lists all their problems, not only the first."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording to transcribe. It holds no samples, so that memory does not grow with the set.
+    """One recording to transcribe. It holds no samples, so memory does not grow with the set.
 
     Attributes:
         name: unique in the set, without characters that would break a table.
@@ -46,8 +46,8 @@ class Clip:
         audio_seconds: length of the decoded audio.
         sha256: of the decoded samples, see asrgate.harness.corpus.audio.sha256.
         language: ISO 639-1 code.
-        reference: what is said; "" where nothing is, None when unknown.
-        tags: everything else the manifest says; its `duration` too where that disagrees with the audio.
+        reference: what is said; "" if nothing is, None if unknown.
+        tags: everything else in the manifest, including its `duration` if that disagrees with the audio.
     """
 
     name: str
@@ -62,11 +62,11 @@ class Clip:
         """Decode the file again: float32, shape (samples,), mono, 16 kHz, in [-1, 1].
 
         Raises:
-            AudioError: the file is gone or is not what it was when the clip was loaded.
+            AudioError: the file is gone or has changed since the clip was loaded.
         """
         samples = audio_file.decode(self.path)
         if audio_file.sha256(samples) != self.sha256:
-            raise audio_file.AudioError(f"{self.path} changed during the run; run again and leave it alone")
+            raise audio_file.AudioError(f"{self.path} changed during the run; run again without changing it")
         return samples
 
 
@@ -76,11 +76,11 @@ def load_clips(
     """Return the clips of a manifest and of files and folders, or the bundled ones if neither is given.
 
     Args:
-        audio: files (`name.txt` beside `name.wav` is its reference), manifests, and folders. A folder with a
-            manifest.jsonl is read by it; any other is searched through for audio, with references from
-            `name.txt` beside it or from a LibriSpeech `*.trans.txt`.
+        audio: files (`name.txt` next to `name.wav` is its reference), manifests, and folders. A folder with a
+            manifest.jsonl is read through it; any other is searched for audio, with references from
+            `name.txt` next to it or from a LibriSpeech `*.trans.txt`.
         manifest: a manifest file.
-        language: replaces every clip's language; without it, English where a manifest names none.
+        language: replaces every clip's language; without it, English if a manifest names none.
 
     Raises:
         CorpusError: any file or line is wrong; the message lists all problems.
@@ -107,12 +107,12 @@ def _without_repeats(entries: list[Entry], problems: list[str]) -> list[Entry]:
     for entry in entries:
         original = first.setdefault(os.path.realpath(entry.path), entry)
         if original is not entry:
-            problems.append(f"{entry.where}: {entry.path.name} was named before, at {original.where}")
+            problems.append(f"{entry.where}: {entry.path.name} is already listed at {original.where}")
     return list(first.values())
 
 
 def _names(entries: Sequence[Entry]) -> list[str]:
-    """Return a unique name for each: as short a path as tells it from the others."""
+    """Return a unique name for each: the shortest path that distinguishes it from the others."""
 
     def safe(path: Path) -> str:
         return re.sub(r"[^\w./+-]+", "_", path.as_posix())
@@ -145,7 +145,7 @@ def _check(entry: Entry, name: str, language: str | None) -> Clip | str:
     if problem:
         return f"{entry.where}: {problem}"
     if declared is not None and abs(seconds - declared) > _slack(declared):
-        _log.warning("%s: duration says %g s, the MP3 holds %.2f s", entry.where, declared, seconds)
+        _log.warning("%s: duration says %g s, but the MP3 lasts %.2f s", entry.where, declared, seconds)
         tags["duration"] = declared
     return Clip(
         name=name,
@@ -159,16 +159,16 @@ def _check(entry: Entry, name: str, language: str | None) -> Clip | str:
 
 
 def disagreement(entry: Entry, seconds: float) -> str | None:
-    """Say how the audio's length contradicts what the manifest declares, None where it does not."""
+    """Say how the audio's length contradicts the manifest's duration; None if it does not."""
     declared = entry.declared_seconds
     if declared is None or abs(seconds - declared) <= _slack(declared):
         return None
-    # Many tools guess an MP3's length from its first frame; what lasts longer than their guess is whole.
+    # Many tools guess an MP3's length from its first frame; one that is longer than the guess is complete.
     if entry.path.suffix.lower() == ".mp3" and seconds > declared:
         return None
     return (
-        f"duration says {declared:g} s, {entry.path.name} lasts {seconds:.2f} s; "
-        "it may be cut off, or another recording"
+        f"duration says {declared:g} s, but {entry.path.name} lasts {seconds:.2f} s; "
+        "it may be cut off, or a different recording"
     )
 
 
@@ -181,4 +181,4 @@ def _listed(problems: Sequence[str]) -> str:
     rest = len(problems) - PROBLEMS_SHOWN
     more = f"\n  and {rest} more" if rest > 0 else ""
     noun = "problem" if len(problems) == 1 else "problems"
-    return f"{len(problems)} {noun} with the clips, nothing was run:{shown}{more}"
+    return f"{len(problems)} {noun} with the clips; nothing was run:{shown}{more}"

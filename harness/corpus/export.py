@@ -1,4 +1,4 @@
-"""Writes utterances as a corpus of the project: audio in its folder, one line each in manifest.jsonl."""
+"""Writes utterances as an asrgate corpus: the audio in one folder, one line each in manifest.jsonl."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROBLEMS_SHOWN = 10
 
 @dataclass(frozen=True)
 class Imported:
-    """What was written: how many clips of what length, and why others were left out."""
+    """What was written: the number and length of the clips, and why others were left out."""
 
     manifest: Path
     clips: int
@@ -43,17 +43,17 @@ def write(
     skip_broken: bool = False,
     tags: dict[str, Any] | None = None,
 ) -> Imported:
-    """Write manifest.jsonl into `folder` and beside it the audio, unless that lies in the folder already.
+    """Write manifest.jsonl into `folder` and copy the audio there, unless it is in the folder already.
 
-    Every file is decoded once: its length goes into the manifest, and what cannot be read is a problem.
+    Every file is decoded once: its length goes into the manifest, and an unreadable file is a problem.
 
     Args:
-        limit: at most so many clips.
+        limit: the maximum number of clips.
         skip_broken: leave clips with problems out instead of writing nothing.
         tags: added to every line, such as where the corpus came from.
 
     Raises:
-        CorpusImportError: a manifest is there already, there are problems, or no clip is left.
+        CorpusImportError: a manifest already exists, there are problems, or no clip is left.
     """
     manifest = folder / FOLDER_MANIFEST
     if manifest.exists():
@@ -75,7 +75,7 @@ def write(
         total_seconds += seconds
         without_text += utterance.text is None
     if (problems and not skip_broken) or not lines:
-        for name in taken:  # only what was brought here, nothing that lay in the folder before
+        for name in taken:  # only what was copied here, nothing that was in the folder before
             (folder / name).unlink(missing_ok=True)
     if problems and not skip_broken:
         raise CorpusImportError(
@@ -83,7 +83,7 @@ def write(
         )
     if not lines:
         raise CorpusImportError(
-            listed(problems, "no clip is left") if problems else "the corpus holds no clips"
+            listed(problems, "no clip is left") if problems else "the corpus contains no clips"
         )
     record.write_text(manifest, "".join(line + "\n" for line in lines))
     return Imported(manifest, len(lines), total_seconds, without_text, tuple(problems))
@@ -95,11 +95,11 @@ def listed(problems: list[str], consequence: str, remedy: str = "") -> str:
     rest = len(problems) - PROBLEMS_SHOWN
     more = f"\n  and {rest} more" if rest > 0 else ""
     noun = "problem" if len(problems) == 1 else "problems"
-    return f"{len(problems)} {noun}, {consequence}{'; mend them, ' + remedy if remedy else ''}:{shown}{more}"
+    return f"{len(problems)} {noun}, {consequence}{'; fix them, ' + remedy if remedy else ''}:{shown}{more}"
 
 
 def _place(utterance: Utterance, folder: Path, taken: set[str]) -> tuple[str, float]:
-    """Bring the audio into the folder; return its path from there and its length in seconds."""
+    """Put the audio into the folder; return its path relative to the folder and its length in seconds."""
     inside = utterance.path is not None and utterance.start_seconds is None
     if inside and Path(os.path.realpath(utterance.path or "")).is_relative_to(os.path.realpath(folder)):
         assert utterance.path is not None

@@ -1,7 +1,7 @@
 """Makes the hallucination suite: sounds in which little or nothing is said, all from seeds.
 
-Silence, white and pink noise, babble, music-like tones, speech cut in the middle of a word and a sentence
-said five times over. Speech is spoken by espeak-ng (Python package `espeakng-loader`); texts are made here.
+It has silence, white and pink noise, babble, music-like tones, speech cut in the middle of a word, and a
+sentence spoken five times. espeak-ng speaks (Python package `espeakng-loader`); the texts are made here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from asrgate.harness.corpus import augment
 from asrgate.harness.corpus.manifests import FOLDER_MANIFEST
 from asrgate.harness.metrics.hallucination import FIELD
 
-LENGTHS_SECONDS = (2.0, 8.0, 25.0)  # of each sound without speech: short, usual, nearly a window
+LENGTHS_SECONDS = (2.0, 8.0, 25.0)  # of each sound without speech: short, typical, nearly a window
 NOISE_RMS = 0.05
 BABBLERS = 6
 REPEATS = 5
@@ -43,7 +43,7 @@ class SuiteError(AsrgateError):
 
 @dataclass(frozen=True)
 class Sound:
-    """One clip to be: float32 samples, shape (samples,), 16 kHz; what is said in it, "" for nothing."""
+    """One clip to write: float32 samples, shape (samples,), 16 kHz; `text` is what is said, or ""."""
 
     name: str
     kind: str
@@ -55,7 +55,7 @@ def write(folder: Path, seed: int = 0) -> list[Sound]:
     """Write the suite's clips and manifest.jsonl into the folder; the same seed gives the same samples.
 
     Raises:
-        SuiteError: espeak-ng is missing, or the folder holds a manifest already.
+        SuiteError: espeak-ng is missing, or the folder already has a manifest.
     """
     manifest = folder / FOLDER_MANIFEST
     if manifest.exists():
@@ -104,7 +104,7 @@ def sounds(seed: int) -> Iterator[Sound]:
 
 
 def babble(length: int, generator: np.random.Generator) -> np.ndarray:
-    """Return many voices at once, each played backwards: speech-like, and nothing can be understood."""
+    """Return many voices at once, each played backwards: speech-like, but unintelligible."""
     mixed = np.zeros(length)
     for voice in VOICES[:BABBLERS]:
         parts: list[np.ndarray] = []
@@ -116,7 +116,7 @@ def babble(length: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def music(length: int, generator: np.random.Generator) -> np.ndarray:
-    """Return plucked chords over a bass, of a minor scale at random: music-like tones without a voice."""
+    """Return random plucked chords in a minor scale over a bass: music-like tones without a voice."""
     mixed = np.zeros(length + SAMPLE_RATE_HZ)
     beat = int(0.4 * SAMPLE_RATE_HZ)
     scale = np.array([0, 2, 3, 5, 7, 8, 10, 12])
@@ -131,7 +131,7 @@ def music(length: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def cut_in_word(generator: np.random.Generator) -> tuple[np.ndarray, str]:
-    """Return a sentence that breaks off within its last word, and the words said in full before it."""
+    """Return a sentence that breaks off within its last word, and the complete words before it."""
     text = _sentence(generator)
     words = text.split()[:-1]
     voice = VOICES[int(generator.integers(len(VOICES)))]
@@ -167,15 +167,15 @@ class _Espeak:
 
             self._lib = ctypes.CDLL(espeakng_loader.get_library_path())
         except (ImportError, OSError) as error:
-            raise SuiteError(f"the speech of the suite needs espeak-ng: {EXTRA} ({error})") from error
+            raise SuiteError(f"the suite's speech needs espeak-ng: {EXTRA} ({error})") from error
         retrieval, no_exit = 1, 0x8000
         data = str(espeakng_loader.get_data_path()).encode()
         self._rate_hz = self._lib.espeak_Initialize(retrieval, 0, data, no_exit)
         if self._rate_hz <= 0:
-            raise SuiteError(f"espeak-ng could not be started; install it again: {EXTRA}")
+            raise SuiteError(f"espeak-ng could not be started; reinstall it: {EXTRA}")
         self._chunks: list[np.ndarray] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        self._callback = kind(self._receive)  # kept: the library holds only a pointer
+        self._callback = kind(self._receive)  # keep a reference, because the library holds only a pointer
         self._lib.espeak_SetSynthCallback(self._callback)
 
     def _receive(self, wave: Any, count: int, events: Any) -> int:

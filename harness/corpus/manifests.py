@@ -1,6 +1,6 @@
-"""Where clips are named: manifests, folders and single files, read into entries that are not decoded yet.
+"""Reads manifests, folders and single files into entries for clips, which are not decoded yet.
 
-A manifest is a JSON object a line with NeMo's field names: `audio_filepath` (relative to the manifest),
+A manifest has one JSON object per line with NeMo's field names: `audio_filepath` (relative to the manifest),
 `text`, `duration` in seconds, `lang`; any other field (`license`, `source`, ...) becomes a tag of the clip.
 """
 
@@ -20,16 +20,16 @@ from asrgate.harness.corpus.audio import EXTENSIONS
 
 MANIFEST_EXTENSIONS = (".jsonl", ".json")  # NeMo names its line-by-line manifests .json
 FOLDER_MANIFEST = "manifest.jsonl"
-TRANSCRIPTS = ".trans.txt"  # LibriSpeech: one file a chapter, "utterance-id TEXT" a line
+TRANSCRIPTS = ".trans.txt"  # LibriSpeech: one file per chapter, "utterance-id TEXT" per line
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A clip that was named but not decoded yet; fields as in Clip, None where nothing was said."""
+    """A clip that is named but not decoded yet; fields as in Clip, None if not given."""
 
     path: Path
-    root: Path  # names are made of the path from here
-    where: str  # how problems point at it
+    root: Path  # names are paths relative to this folder
+    where: str  # where it is named, for messages
     reference: str | None = None
     language: str | None = None
     declared_seconds: float | None = None
@@ -48,7 +48,7 @@ def read(path: Path, problems: list[str]) -> list[Entry]:
 
 
 def _single(path: Path, problems: list[str]) -> Entry:
-    """Return one file's entry: with the text beside it, else as its folder's manifest has it."""
+    """Return one file's entry: with the text next to it, or else as its folder's manifest has it."""
     text = _text_beside(path, problems)
     manifest = path.parent / FOLDER_MANIFEST
     if text is None and manifest.is_file():
@@ -56,7 +56,7 @@ def _single(path: Path, problems: list[str]) -> Entry:
         for entry in read_manifest(manifest, others):
             if os.path.realpath(entry.path) == os.path.realpath(path):
                 return entry
-        problems += others  # one of the wrong lines may be this file's
+        problems += others  # one of the bad lines may be this file's
     return Entry(path, path.parent, str(path), text)
 
 
@@ -70,9 +70,9 @@ def read_manifest(path: Path, problems: list[str]) -> list[Entry]:
         except ValueError as error:
             problems.append(f"{where}: {error}")
         except RecursionError:
-            problems.append(f"{where}: not JSON that can be read: nested too deeply")
+            problems.append(f"{where}: the JSON is nested too deeply to be read")
     if not entries and len(problems) == before:
-        problems.append(f"{path} names no clips; a manifest holds one JSON object a line")
+        problems.append(f"{path} names no clips; a manifest has one JSON object per line")
     return entries
 
 
@@ -84,15 +84,15 @@ def _manifest_entry(line: str, manifest: Path, where: str) -> Entry:
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
     except UnicodeEncodeError as error:
-        raise ValueError("holds half of a surrogate pair, which is no text") from error
+        raise ValueError("contains half of a surrogate pair, which is not valid text") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"a {type(fields).__name__}, not a JSON object")
+        raise ValueError(f"is a {type(fields).__name__}, not a JSON object")
     name = fields.pop("audio_filepath", None)
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise ValueError(f"audio_filepath must be a path, not {reprlib.repr(name)}")
     text = fields.pop("text", None)
     if text is not None and not isinstance(text, str):
-        raise ValueError(f"text must be a string, or absent where unknown, not {reprlib.repr(text)}")
+        raise ValueError(f"text must be a string, or absent if unknown, not {reprlib.repr(text)}")
     language = fields.pop("lang", None)
     if language is not None and not (isinstance(language, str) and is_language(language)):
         raise ValueError(f"lang must be an ISO 639-1 code such as en, not {reprlib.repr(language)}")
@@ -100,18 +100,18 @@ def _manifest_entry(line: str, manifest: Path, where: str) -> Entry:
     if duration is not None and not (_is_number(duration) and duration > 0):
         raise ValueError(f"duration must be a number of seconds above 0, not {reprlib.repr(duration)}")
     if fields.get("offset") not in (None, 0):
-        raise ValueError("offset: parts of files are not supported; cut the audio into one file a clip")
+        raise ValueError("offset: parts of files are not supported; cut the audio into one file per clip")
     return Entry(_inside(manifest.parent, name), manifest.parent, where, text, language, duration, fields)
 
 
 def _inside(folder: Path, name: str) -> Path:
     path = folder / name
-    # realpath, as Path.resolve raises on links that lead in a circle
+    # realpath, because Path.resolve raises an error for circular links
     stays = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
     if Path(name).is_absolute() or not stays:
         raise ValueError(
-            f"audio_filepath {name!r} leads out of the manifest's folder; "
-            "put the audio beside or below the manifest"
+            f"audio_filepath {name!r} is outside the manifest's folder; "
+            "put the audio into that folder or below it"
         )
     return path
 
@@ -127,15 +127,17 @@ def _read_folder(folder: Path, problems: list[str]) -> list[Entry]:
             for where, line in _lines(path, problems):
                 utterance, _, text = line.strip().partition(" ")
                 if path.parent / utterance in references:
-                    problems.append(f"{where}: {utterance} is there twice")
+                    problems.append(f"{where}: {utterance} is listed twice")
                 references[path.parent / utterance] = text.strip()
                 places[path.parent / utterance] = where
         elif path.suffix.lower() in EXTENSIONS:
             found.append(path)
     stems = {path.with_suffix("") for path in found}
-    problems += [f"{where}: there is no audio of {p.name}" for p, where in places.items() if p not in stems]
+    problems += [f"{where}: there is no audio for {p.name}" for p, where in places.items() if p not in stems]
     if not found:
-        problems.append(f"{folder} holds no audio; looked for {', '.join(EXTENSIONS)} and {FOLDER_MANIFEST}")
+        problems.append(
+            f"{folder} contains no audio; looked for {', '.join(EXTENSIONS)} and {FOLDER_MANIFEST}"
+        )
     entries = []
     for path in found:
         reference = references.get(path.with_suffix(""))
@@ -153,7 +155,7 @@ def _text_beside(path: Path, problems: list[str]) -> str | None:
 
 
 def _lines(path: Path, problems: list[str]) -> Iterable[tuple[str, str]]:
-    """Return (place, line) of a UTF-8 file's lines that are not blank; note what keeps it from being read."""
+    """Return (place, line) for each non-blank line of a UTF-8 file; add read errors to `problems`."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -162,7 +164,7 @@ def _lines(path: Path, problems: list[str]) -> Iterable[tuple[str, str]]:
     except UnicodeDecodeError as error:
         problems.append(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8")
         return []
-    # split at newlines only: JSON strings and texts may hold the other separators of str.splitlines
+    # split only at newlines: JSON strings and texts may contain the other separators of str.splitlines
     numbered = enumerate(text.split("\n"), start=1)
     return [(f"{path}:{number}", line) for number, line in numbered if line.strip()]
 
@@ -177,4 +179,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"not JSON: {name} is no number")
+    raise ValueError(f"not JSON: {name} is not a number")

@@ -1,4 +1,4 @@
-"""Draws a part of a set of clips that has its proportions: stratified, seeded, the same on every machine."""
+"""Draws a subset of clips with the same proportions: stratified, seeded, the same on every machine."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from asrgate.harness.corpus.fields import LENGTH, value_of
 
 
 class SampleError(AsrgateError):
-    """More clips are asked for than there are."""
+    """More clips were requested than exist."""
 
 
 def stratified(clips: Sequence[Clip], count: int, seed: int, fields: Sequence[str] = ()) -> list[Clip]:
     """Return `count` of the clips, in their order, in proportion to strata.
 
-    A stratum is the clips of one language, one length bucket and one value of each of `fields`. Shares are
-    rounded by largest remainder, so small strata may get none. Which clips a stratum gives depends on the
-    seed and on its clips' names only.
+    A stratum holds the clips of one language, one length bucket and one value of each of `fields`. Shares are
+    rounded by largest remainder, so small strata may get none. Which clips are drawn from a stratum depends
+    only on the seed and on its clips' names.
 
     Raises:
         SampleError: there are fewer clips than `count`.
     """
     if count > len(clips):
-        raise SampleError(f"--sample {count}: there are only {len(clips)} clips; ask for at most so many")
+        raise SampleError(f"--sample {count}: there are only {len(clips)} clips; ask for at most that many")
     strata: dict[tuple[str, ...], list[Clip]] = {}
     for clip in clips:
         values = (

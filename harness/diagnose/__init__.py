@@ -1,1 +1,1 @@
-"""Looks into engines and answers: transcripts side by side, margins of tokens, errors of encoder layers."""
+"""Examines engines and answers: transcripts side by side, token margins, errors of encoder layers."""

@@ -1,4 +1,4 @@
-"""How far one engine's layers are from another's: statistics, errors, and the first that is too far."""
+"""How far one engine's layers are from another's: statistics, errors, and the first layer that diverges."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from asrgate.backends.inspection.encoder_trace import LOG_MEL
 
-# What rounding alone does, with room to spare, by the precision an engine computes in. log_mel is judged by
+# What rounding alone does, with a margin, by the precision that an engine computes in. log_mel is judged by
 # its largest absolute error (Whisper scales it to about -1 to 1.5), every other layer by its relative error.
 LAYER_TOLERANCES = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}
 LOG_MEL_TOLERANCES = {"float32": 1e-4, "float16": 1e-3, "bfloat16": 1e-2}
@@ -17,7 +17,7 @@ LOG_MEL_TOLERANCES = {"float32": 1e-4, "float16": 1e-3, "bfloat16": 1e-2}
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of all elements of one layer; None where one of them is not finite."""
+    """Statistics over all elements of one layer; None if one of them is not finite."""
 
     mean: float | None
     std: float | None
@@ -27,14 +27,14 @@ class Statistics:
 
 @dataclass(frozen=True)
 class LayerError:
-    """One layer of the tested engine beside the reference's.
+    """One layer of the tested engine compared with the reference's.
 
     Attributes:
         cosine: cosine similarity of the two arrays as vectors; None when one is zero or not finite.
         relative_error: Frobenius norm of the difference over that of the reference; None as above.
         max_absolute_error: None when an element is not finite.
-        tolerance: what the layer's error may be: of log_mel the absolute one, of the others the relative one.
-        diverges: whether it is more, or not a number.
+        tolerance: the limit of the layer's error: absolute for log_mel, relative for the others.
+        diverges: whether the error is above it, or is not a number.
     """
 
     layer: str
@@ -61,11 +61,11 @@ def layer_errors(
 
 
 def first_divergence(layers: Sequence[LayerError]) -> LayerError | None:
-    """Return the first layer whose error is beyond tolerance, None when there is none.
+    """Return the first layer whose error is beyond tolerance, or None.
 
-    The layers form a chain, so every layer behind a fault is wrong too, and none before it. Nothing is fed
-    with the reference's values: an engine is examined as it runs, and a backend needs no entry in its middle.
-    The price: a fault that only adds to the rounding of the layers before it can show one layer late.
+    The layers form a chain, so every layer after a fault is wrong too, and none before it. No layer is fed
+    the reference's values: the engine is examined as it runs, and a backend needs no entry point in its
+    middle. The drawback: a fault that only adds to the rounding of earlier layers can show one layer late.
     """
     return next((layer for layer in layers if layer.diverges), None)
 

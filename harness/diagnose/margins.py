@@ -1,4 +1,4 @@
-"""The reference asked again, in a worker, how narrowly it chose the tokens another engine did not."""
+"""Decodes again with the reference, in a worker, to find how narrowly it chose where an engine differs."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def with_margins(
     """Return the outputs with the reference's decision at every first divergence.
 
     Args:
-        outputs: of the same run.
-        run: must hold tokens.
-        asked: the arguments of the run's own command; None: they are not known.
-        audio: where the clips are, as `asrgate run --audio` takes it; empty: where the run's own command
-            says, and the bundled ones. Clips are known by the hash of their samples.
-        model: name or path of the checkpoint; None: as the run's command or record says.
+        outputs: the outputs of the same run.
+        run: the run; it must have tokens.
+        asked: the arguments of the run's own command; None if unknown.
+        audio: where the clips are, as `asrgate run --audio` takes it; if empty, where the run's own command
+            says, and the bundled clips. Clips are identified by the hash of their samples.
+        model: name or path of the checkpoint; None for the one in the run's command or record.
         timeout_seconds: for loading, and for each clip.
 
     Raises:
-        OutputsError: the reference, the audio or the weights are not there, or the run holds no tokens.
+        OutputsError: the reference, the audio or the weights are missing, or the run has no tokens.
     """
     diverging = [
         answer.clip for output in outputs.outputs for answer in output.differences if answer.divergence
@@ -60,7 +60,7 @@ def with_margins(
     row = find_row(run, outputs.reference)
     if not run["settings"]["texts"]:
         raise OutputsError(
-            "the run was stored with --no-texts and holds no tokens, so no margin can be found; run again "
+            "the run was stored with --no-texts and has no tokens, so no margin can be computed; run again "
             "without --no-texts"
         )
     if not diverging:
@@ -70,7 +70,7 @@ def with_margins(
     weights = _weights(run, model, asked)
     right = first_answers(row)
     languages = {clip["name"]: clip["language"] for clip in run["clips"]}
-    print(f"asking {variant} again about clips: {len(set(diverging))}", file=sys.stderr)
+    print(f"decoding again with {variant}; clips: {len(set(diverging))}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="asrgate-") as temporary:
         folder = Path(temporary)
         settings = Settings(**run["settings"]["decoding"])
@@ -94,7 +94,7 @@ def with_margins(
                 for output in outputs.outputs
             ]
         except WorkerError as error:
-            raise OutputsError(f"{variant} cannot be asked again: {error}") from error
+            raise OutputsError(f"{variant} cannot decode again: {error}") from error
         finally:
             worker.stop()
     return replace(outputs, outputs=rows, has_margins=True)
@@ -137,14 +137,14 @@ def _reference(row: dict[str, Any]) -> Variant:
     try:
         engine.check(variant.device, variant.precision)
     except BackendUnavailable as error:
-        raise OutputsError(f"{variant} cannot be asked again here: {error.reason}") from error
+        raise OutputsError(f"{variant} cannot decode again on this machine: {error.reason}") from error
     return variant
 
 
 def _clips(
     run: Run, wanted: set[str], audio: Sequence[Path], asked: argparse.Namespace | None
 ) -> dict[str, Clip]:
-    """Return clip name -> the clip on this machine that has the samples of the run's."""
+    """Return clip name -> the clip on this machine with the same samples as the run's."""
     sources: list[dict[str, Any]] = [{"audio": audio}] if audio else [{"manifest": BUNDLED_MANIFEST}]
     if not audio and asked is not None and (asked.audio or asked.manifest):
         sources.insert(0, {"audio": asked.audio, "manifest": asked.manifest})
@@ -165,8 +165,8 @@ def _clips(
     missing = sorted(wanted - set(found))
     if missing:
         raise OutputsError(
-            f"{len(missing)} of {len(wanted)} diverging clips are not on this machine with the samples the "
-            f"run had, {missing[0]} for one{trouble}; --audio PATH says where they are"
+            f"{len(missing)} of {len(wanted)} diverging clips cannot be found on this machine with the run's "
+            f"samples, such as {missing[0]}{trouble}; pass their location with --audio PATH"
         )
     return found
 
@@ -178,14 +178,14 @@ def _weights(run: Run, model: str | None, asked: argparse.Namespace | None) -> C
         found = catalog.resolve(named)
     except AsrgateError as error:
         raise OutputsError(
-            f"the run's weights, {recorded['name']}, cannot be found: {error}; --model PATH says "
-            "where they are"
+            f"the run's weights, {recorded['name']}, cannot be found: {error}; pass their location with "
+            "--model PATH"
         ) from error
     what, digest = record.model_digest(run)
     ours = found.sha256 if what == "file" else found.tensors_sha256
     if ours != digest or dict(found.dimensions) != recorded["dimensions"]:
         raise OutputsError(
             f"{found.path} is not the run's {recorded['name']}: the digest of its {what} is {ours:.12}…, the "
-            f"run's was {digest:.12}…; --model PATH names another file"
+            f"run's was {digest:.12}…; pass another file with --model PATH"
         )
     return found

@@ -1,4 +1,4 @@
-"""A token's text, from openai-whisper's vocabulary files alone: nothing heavy is imported."""
+"""A token's text, from openai-whisper's vocabulary files alone, without importing anything heavy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ TIMESTAMPS = 1501  # the last ids of every vocabulary: 0.00 to 30.00 s in steps 
 
 
 def token_text(token: int, n_vocab: int) -> str | None:
-    """Return what a token stands for, the special ones as openai-whisper writes them.
+    """Return the text of a token; special tokens are written as openai-whisper writes them.
 
-    Bytes that are no whole character are written as escapes. None: openai-whisper is not installed, or it
-    is one of the special tokens that are in no transcript.
+    Bytes that do not form a whole character are escaped. The result is None if openai-whisper is not
+    installed, or for special tokens that never occur in a transcript.
     """
     begin = n_vocab - TIMESTAMPS
     if token >= begin:

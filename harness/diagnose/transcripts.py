@@ -1,4 +1,4 @@
-"""What every engine of a run wrote, held against one of them: words, the first other token, exact matches."""
+"""Compares what each engine of a run wrote with one of them: words, first differing token, exact matches."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from asrgate.harness.record import Run
 
 
 class OutputsError(AsrgateError):
-    """Outputs cannot be compared as asked; the message says why and lists the choices."""
+    """Outputs cannot be compared as requested; the message says why and lists the choices."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A run of words that are equal, or that one side has in place of the other's.
+    """A sequence of words that are equal, or that one side has instead of the other's.
 
     `kind` is "equal", "substitute", "insert" (only the engine has it) or "delete" (only the reference).
     """
@@ -33,7 +33,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Token:
-    """A token id and its text; the text is None where it is not known."""
+    """A token id and its text; the text is None if unknown."""
 
     id: int
     text: str | None
@@ -41,13 +41,13 @@ class Token:
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first token two transcripts do not share.
+    """The first token in which two transcripts differ.
 
     Attributes:
         index: how many tokens they share before it.
-        reference, output: the token of each; None where its transcript has ended.
-        decision: the reference's choice there; None until it was looked up, or if it could not be.
-        undecided: why it could not be.
+        reference, output: the token of each; None if its transcript has ended.
+        decision: the reference's choice there; None until it is computed, or if it cannot be.
+        undecided: why it cannot be computed.
     """
 
     index: int
@@ -59,13 +59,13 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Difference:
-    """One clip to which an engine gave another answer than the reference, or (`--all`) the same.
+    """One clip for which an engine's answer differs from the reference's, or (`--all`) is the same.
 
     Attributes:
-        same_text: to the letter.
-        same_tokens: None where one of them did not tell its tokens.
-        words: None where the record holds no texts.
-        divergence: None where tokens are the same or not known.
+        same_text: whether the texts are identical.
+        same_tokens: None if one of them did not report its tokens.
+        words: None if the record has no texts.
+        divergence: None if tokens are the same or unknown.
     """
 
     clip: str
@@ -77,7 +77,7 @@ class Difference:
 
     @property
     def is_same(self) -> bool:
-        """Whether nothing that is known of the two answers differs."""
+        """Whether nothing known about the two answers differs."""
         return self.same_text and self.same_tokens is not False
 
 
@@ -85,8 +85,8 @@ class Difference:
 class Output:
     """One variant against the reference, over the clips that both answered.
 
-    `token_clips` counts the clips for which both told their tokens; `unanswered` names clips that only the
-    reference answered, `unstable` those whose text differs between rounds (the first round's is compared).
+    `token_clips` counts the clips for which both reported their tokens. `unanswered` names clips that only
+    the reference answered, `unstable` those whose text differs between rounds (the first is compared).
     """
 
     variant: str
@@ -100,7 +100,7 @@ class Output:
 
     @property
     def differences(self) -> list[Difference]:
-        """The answers that are not the same."""
+        """The answers that differ."""
         return [answer for answer in self.answers if not answer.is_same]
 
 
@@ -132,7 +132,7 @@ def compare_outputs(run: Run, reference: str | None = None) -> Outputs:
     if not right:
         raise OutputsError(
             f"{row['variant']} answered no clip ({row['error'] or 'no reason given'}), so nothing can be "
-            f"compared with it; --reference takes another of {', '.join(_answering(run)) or 'none'}"
+            f"compared with it; choose another with --reference: {', '.join(_answering(run)) or 'none'}"
         )
     others = [other for other in run["results"] if other is not row and first_answers(other)]
     n_vocab = run["checkpoint"]["dimensions"]["n_vocab"]
@@ -159,8 +159,10 @@ def find_row(run: Run, name: str) -> dict[str, Any]:
         return rows[0]
     if rows:
         choices = ", ".join(row["variant"] for row in rows)
-        raise OutputsError(f"the run has several variants of {name}; say which of {choices}")
-    raise OutputsError(f"the run has no {name!r}; with answers it has {', '.join(_answering(run)) or 'none'}")
+        raise OutputsError(f"the run has several variants of {name}; choose one of {choices}")
+    raise OutputsError(
+        f"the run has no {name!r}; variants with answers: {', '.join(_answering(run)) or 'none'}"
+    )
 
 
 def _answering(run: Run) -> list[str]:
@@ -214,7 +216,7 @@ def word_chunks(reference: str, output: str) -> list[Chunk]:
 
 
 def first_divergence(reference: Sequence[int], output: Sequence[int], n_vocab: int) -> Divergence | None:
-    """Return the first place where two token sequences differ, None where they do not."""
+    """Return the first place where two token sequences differ, or None if they do not."""
     if list(reference) == list(output):
         return None
     shared = (a == b for a, b in zip(reference, output, strict=False))
@@ -229,13 +231,13 @@ def _token(tokens: Sequence[int], index: int, n_vocab: int) -> Token | None:
 def _remarks(run: Run, row: dict[str, Any], others: Sequence[dict[str, Any]]) -> Iterator[str]:
     if not run["settings"]["texts"]:
         yield (
-            "the run was stored with --no-texts: hashes say which texts differ, but words and tokens are not "
-            "there to be shown; run again without --no-texts for them"
+            "the run was stored with --no-texts: hashes say which texts differ, but there are no words or "
+            "tokens to show; to see them, run again without --no-texts"
         )
         return
     silent = [r["variant"] for r in [row, *others] if any(_tells_no_tokens(s) for s in r["samples"])]
     if silent:
-        yield f"no tokens from {', '.join(silent)}: the engine does not tell them, so only texts are compared"
+        yield f"no tokens from {', '.join(silent)}: the engine does not give them, so only texts are compared"
     if not others:
         yield "no other variant of the run answered a clip, so there is nothing to compare"
 

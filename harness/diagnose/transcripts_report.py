@@ -21,26 +21,26 @@ from asrgate.harness.escape import markdown, visible
 SCHEMA_VERSION = 1
 # History: 1 = first version.
 
-NARROW_MARGIN = 1e-3  # logits: within it, float32's rounding over a whole encoder can turn a choice
+NARROW_MARGIN = 1e-3  # logits; below it, float32 rounding over a whole encoder can change a choice
 CONTEXT_WORDS = 8  # kept on each side of a difference
 RULES = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 COLUMNS = Box("    \n  │ \n ─┼ \n  │ \n    \n    \n  │ \n    \n")
 
 STYLES = {"substitute": "yellow", "insert": "green", "delete": "red"}
-MARKS = {"substitute": ("~", "~"), "insert": ("{+", "+}"), "delete": ("[-", "-]")}  # as wdiff has them
+MARKS = {"substitute": ("~", "~"), "insert": ("{+", "+}"), "delete": ("[-", "-]")}  # as in wdiff
 
 
 def as_json(found: Outputs) -> str:
-    """Everything, as one strict document."""
+    """Everything, as one strict JSON document."""
     document = {"schema_version": SCHEMA_VERSION, **asdict(found)}
     return json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 def print_outputs(found: Outputs, console: Console, everything: bool) -> None:
-    """Print the rates, then every clip that differs, reference on the left.
+    """Print the rates, then every clip that differs, with the reference on the left.
 
     Args:
-        everything: also the clips that are the same, and long equal passages whole.
+        everything: also show clips that do not differ, and long equal passages in full.
     """
     console.print(_text(_headline(found), console))
     console.print()
@@ -65,7 +65,7 @@ def print_outputs(found: Outputs, console: Console, everything: bool) -> None:
 
 
 def as_markdown(found: Outputs, everything: bool) -> str:
-    """The same as a document: rates, then a section a clip, each variant beside the reference."""
+    """The same as a document: rates, then a section per clip with each variant next to the reference."""
     headings = _headings(found)
     lines = ["## asrgate: outputs compared", "", markdown(_headline(found)), ""]
     if found.outputs:
@@ -93,9 +93,7 @@ def as_markdown(found: Outputs, everything: bool) -> str:
 
 def _headline(found: Outputs) -> str:
     count = f"{found.clips} clip{'' if found.clips == 1 else 's'}"
-    return (
-        f"Run {found.run_id}, model {found.model}: what {found.reference} wrote for {count}, and the others"
-    )
+    return f"Run {found.run_id}, model {found.model}: each variant compared with {found.reference} on {count}"
 
 
 def _headings(found: Outputs) -> list[str]:
@@ -141,7 +139,8 @@ def _notes(found: Outputs) -> Iterator[str]:
         if output.unanswered:
             yield f"Note: {output.variant} did not answer {', '.join(output.unanswered)}."
         if output.unstable:
-            yield f"Note: {output.variant} answered {', '.join(output.unstable)} otherwise in later rounds."
+            clips = ", ".join(output.unstable)
+            yield f"Note: in later rounds {output.variant} gave different answers for {clips}."
 
 
 def _print_clip(
@@ -165,11 +164,11 @@ def _facts(answer: Difference) -> Iterator[str]:
     if answer.is_same:
         yield "the same text" + (" and tokens" if answer.same_tokens else "")
     elif answer.words is None:
-        yield "another text" if not answer.same_text else "the same text from other tokens"
+        yield "a different text" if not answer.same_text else "the same text from different tokens"
     elif answer.same_text:
-        yield "the same text from other tokens"
+        yield "the same text from different tokens"
     elif all(chunk.kind == "equal" for chunk in answer.words):
-        yield "the same words with other spaces"
+        yield "the same words with different spaces"
     if answer.divergence is not None:
         yield _first_token(answer.divergence)
         yield from _margin(answer.divergence)
@@ -177,7 +176,7 @@ def _facts(answer: Difference) -> Iterator[str]:
 
 def _first_token(divergence: Divergence) -> str:
     there, here = map(_named, (divergence.reference, divergence.output))
-    return f"first other token, at index {divergence.index}: {there} in the reference, {here} here"
+    return f"first differing token, at index {divergence.index}: {there} in the reference, {here} here"
 
 
 def _named(token: Token | None) -> str:
@@ -196,9 +195,9 @@ def _margin(divergence: Divergence) -> Iterator[str]:
     if decision.margin is None:
         yield f"no margin: Whisper's rules forbid that token there ({where})"
         return
-    said = "narrow enough for rounding" if is_narrow(divergence) else "too wide for float32's rounding"
-    rule = "; text or timestamp, by the rule that sums up the timestamps" if decision.timestamp_rule else ""
-    yield f"the reference's margin there: {decision.margin:.2g} logits, {said} ({where}{rule})"
+    width = "narrow enough for rounding" if is_narrow(divergence) else "too wide for float32's rounding"
+    rule = "; text or timestamp, by the rule that sums the timestamps" if decision.timestamp_rule else ""
+    yield f"the reference's margin there: {decision.margin:.2g} logits, {width} ({where}{rule})"
 
 
 def _legend(has_colour: bool) -> Text:
@@ -232,14 +231,14 @@ def _marked_up(words: Sequence[Chunk], side: int, everything: bool) -> Iterator[
 
 
 def _passages(words: Sequence[Chunk], side: int, everything: bool) -> Iterator[tuple[str, str]]:
-    """Yield (kind, text) of one side, 0 the reference's, long equal passages shortened to "elided" ones."""
+    """Yield (kind, text) of one side (0 is the reference), with long equal passages shortened to "elided"."""
     last = len(words) - 1
     for number, chunk in enumerate(words):
         own = chunk.output if side else chunk.reference
         if not own:
             continue
-        head = CONTEXT_WORDS if number > 0 else 0  # what follows a difference
-        tail = CONTEXT_WORDS if number < last else 0  # what leads to the next
+        head = CONTEXT_WORDS if number > 0 else 0  # after a difference
+        tail = CONTEXT_WORDS if number < last else 0  # before the next one
         hidden = len(own) - head - tail
         if chunk.kind != "equal" or everything or hidden <= 4 or len(words) == 1:
             yield chunk.kind, " ".join(own)
@@ -252,6 +251,6 @@ def _passages(words: Sequence[Chunk], side: int, everything: bool) -> Iterator[t
 
 
 def _text(text: str, console: Console, style: str = "") -> Text:
-    """Return text that is never read as markup and that the console's encoding can hold."""
+    """Return text that is never parsed as markup and that the console's encoding can represent."""
     encoding = console.encoding
     return Text(visible(text).encode(encoding, "backslashreplace").decode(encoding), style=style)

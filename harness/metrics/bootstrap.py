@@ -1,4 +1,4 @@
-"""Statistics of a run, numbers in and numbers out: bootstrap intervals, paired probabilities, percentiles.
+"""Statistics on plain numbers: bootstrap intervals, paired probabilities, percentiles.
 
 The bootstrap resamples whole utterances with replacement, because errors inside one utterance depend on each
 other (Bisani & Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP
@@ -15,7 +15,7 @@ import numpy as np
 
 REPLICATES = 10_000
 LEVEL = 0.95
-_BLOCK_COUNTS = 2_000_000  # resampling counts held at once: 16 MB of float64, however many utterances
+_BLOCK_COUNTS = 2_000_000  # resampling counts in memory at once: 16 MB of float64, however many utterances
 
 Interval = tuple[float, float]
 
@@ -24,11 +24,11 @@ def resampled_sums(values: np.ndarray, replicates: int = REPLICATES, seed: int =
     """Return column sums over bootstrap resamples of the rows.
 
     Columns are resampled together, so ratios and differences of the returned columns are paired. The same
-    seed and number of rows give the same resamples whatever the columns hold.
+    seed and number of rows give the same resamples, whatever the columns contain.
 
     Args:
         values: shape (utterances, columns); at least one utterance.
-        replicates: how many resamples, each of as many rows as `values` has.
+        replicates: the number of resamples, each with as many rows as `values`.
         seed: any integer.
 
     Returns:
@@ -57,7 +57,7 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray, level: floa
             denominator is 0 have no ratio and are left out.
 
     Returns:
-        The interval, or None when no resample has a ratio.
+        The interval, or None if no resample has a ratio.
     """
     defined = denominators != 0
     if not defined.any():
@@ -70,8 +70,8 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray, level: floa
 def probability_worse(error_differences: np.ndarray) -> float:
     """Share of resamples in which the system makes more errors than the other one.
 
-    The complement of Bisani & Ney's probability of improvement, but for resamples without any difference,
-    which count for neither.
+    This is the complement of Bisani & Ney's probability of improvement, except that resamples without any
+    difference count for neither.
 
     Args:
         error_differences: shape (replicates,), resampled sums of (its errors - the other's).
@@ -82,7 +82,7 @@ def probability_worse(error_differences: np.ndarray) -> float:
 def probability_different(error_differences: np.ndarray) -> float:
     """One minus the two-sided bootstrap p-value of the hypothesis that both make equally many errors.
 
-    0 for systems with the same errors, near 1 where resamples agree on the sign of the difference
+    It is 0 for systems with the same errors, and near 1 if resamples agree on the sign of the difference
     (Efron & Tibshirani 1993, section 15.4).
     """
     not_worse, not_better = np.mean(error_differences <= 0), np.mean(error_differences >= 0)
@@ -92,7 +92,7 @@ def probability_different(error_differences: np.ndarray) -> float:
 def percentiles(values: Sequence[float], ranks: Sequence[float]) -> list[float]:
     """Percentiles (ranks in 0..100) by linear interpolation between the closest order statistics.
 
-    That is Hyndman & Fan's definition 7, numpy's and R's default. For n values no percentile above
-    100 (1 - 1/n) says more than the maximum does: p99 needs about a hundred values.
+    This is Hyndman & Fan's definition 7, the default of numpy and R. For n values, no percentile above
+    100 (1 - 1/n) says more than the maximum: p99 needs about a hundred values.
     """
     return np.percentile(np.asarray(values, dtype=np.float64), ranks).tolist()

@@ -1,7 +1,7 @@
-"""What engines write though nobody said it: insertions a minute, repeated 5-grams, text on silence.
+"""Text that engines write although nobody said it: insertions per minute, repeated 5-grams, text on silence.
 
-Read from the record of a run whose clips have the field `hallucination`, as those that
-`asrgate corpus make hallucination` writes; its value is the kind of the clip.
+It is counted from the record of a run whose clips have the field `hallucination`, such as those that
+`asrgate corpus make hallucination` writes. The field's value is the kind of the clip.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ GRAM_WORDS = 5
 def rows(run: Run) -> list[dict[str, Any]]:
     """Return one row for each kind and measured variant, then one over all kinds; [] without such clips.
 
-    Columns: kind, variant, clips, audio_seconds, insertions_per_minute, repeated_5grams (None where the
-    texts are left out or cannot be normalised here), silent_clips, text_on_silence. Only answered clips
-    count.
+    Columns: kind, variant, clips, audio_seconds, insertions_per_minute, repeated_5grams (None if the texts
+    are left out or cannot be normalised here), silent_clips, text_on_silence. Only answered clips count.
     """
     clips = [clip for clip in run["clips"] if FIELD in clip["tags"]]
     kinds = list(dict.fromkeys(str(clip["tags"][FIELD]) for clip in clips))
@@ -44,9 +43,9 @@ def rows(run: Run) -> list[dict[str, Any]]:
 
 
 def repeated_grams(text: Sequence[str], reference: Sequence[str], size: int = GRAM_WORDS) -> int:
-    """Count the runs of `size` words that the text holds more than once and more often than the reference.
+    """Count the runs of `size` words that occur more than once, and more often than in the reference.
 
-    Each occurrence beyond the first, and beyond the reference's number, counts one.
+    Each occurrence beyond the first, and beyond the number in the reference, counts as one.
     """
     said = _grams(reference, size)
     return sum(max(0, count - max(1, said[gram])) for gram, count in _grams(text, size).items())

@@ -1,8 +1,8 @@
-"""The exact Mann-Whitney test of two samples, with the estimate and interval of the shift that belong to it.
+"""The exact Mann-Whitney test of two samples, with the corresponding estimate and interval of the shift.
 
 Mann & Whitney, "On a test of whether one of two random variables is stochastically larger than the other",
-1947; Hodges & Lehmann, "Estimates of location based on rank tests", 1963. The samples are small (rounds of a
-run), so nothing is approximated by a normal distribution.
+1947; Hodges & Lehmann, "Estimates of location based on rank tests", 1963. The samples are small (the rounds
+of a run), so nothing is approximated by a normal distribution.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from asrgate.harness.metrics import bootstrap
 
 
 def shift(base: Sequence[float], new: Sequence[float]) -> float:
-    """Hodges-Lehmann estimate: the median of all differences of a value of NEW and one of BASE."""
+    """Hodges-Lehmann estimate: the median of all differences between a value of NEW and one of BASE."""
     return float(np.median(_differences(base, new)))
 
 
@@ -44,12 +44,12 @@ def mann_whitney(base: Sequence[float], new: Sequence[float]) -> float:
 
 
 def smallest_p_value(base: int, new: int) -> float:
-    """The two-sided p-value when all values of one run lie above all of the other: 7 and 7 give 0.0006."""
+    """The two-sided p-value if all values of one run are above all of the other's: 7 and 7 give 0.0006."""
     return min(1.0, 2 / math.comb(base + new, base))
 
 
 def rounds_needed(alpha: float) -> int:
-    """The least number of rounds in each run with which the test can be significant."""
+    """The smallest number of rounds in each run with which the test can be significant."""
     return next(n for n in range(1, 1000) if smallest_p_value(n, n) < alpha)
 
 
@@ -59,10 +59,10 @@ def _differences(base: Sequence[float], new: Sequence[float]) -> np.ndarray:
 
 @cache
 def _u_probabilities(base: int, new: int) -> np.ndarray:
-    """Probability of each value of U, 0 to base * new, when both runs are alike.
+    """Probability of each value of U, 0 to base * new, if both runs have the same distribution.
 
     By the recurrence of Mann & Whitney (1947): the largest of all values belongs to BASE with probability
-    base / (base + new), and then lies above all of NEW.
+    base / (base + new), and is then above all of NEW.
     """
     row = [np.ones(1) for _ in range(new + 1)]
     for i in range(1, base + 1):

@@ -1,4 +1,4 @@
-"""Text normalisers for scoring: Whisper's own, from the installed openai-whisper, without importing it."""
+"""Text normalisers for scoring: Whisper's own, loaded from openai-whisper without importing the package."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from asrgate.backends.base import AsrgateError, did_you_mean
 Normalizer = Callable[[str, str], str]  # (text, ISO 639-1 language) -> words joined by single spaces
 
 NAMES = {
-    "whisper": "Whisper's English normaliser for English clips, its basic one for the others",
+    "whisper": "Whisper's English normaliser for English clips, its basic one for others",
     "whisper-english": "Whisper's English normaliser for every clip",
     "whisper-basic": "Whisper's basic normaliser (lower case, no punctuation) for every clip",
-    "none": "words as they are, split at white space",
+    "none": "leaves words as they are, split at white space",
 }
 
-# Written without spaces between words: each character counts as a word, as Radford et al. 2022 score them
+# Written without spaces between words. Each character counts as a word, as in Radford et al. 2022
 # (https://arxiv.org/abs/2212.04356, section 4.4 and appendix C).
 UNSPACED_LANGUAGES = frozenset({"ja", "lo", "my", "th", "yue", "zh"})
 
 _SOURCES = ("__init__.py", "basic.py", "english.py", "english.json")
-_REMEDY = "install it again with `pip install --force-reinstall openai-whisper`, or pass --normalizer none"
+_REMEDY = "reinstall it with `pip install --force-reinstall openai-whisper`, or pass --normalizer none"
 _MODULE_NAME = "_asrgate_whisper_normalizers"
 
 
@@ -79,7 +79,7 @@ def identify(name: str) -> dict[str, str]:
 
 
 def chosen(names: str) -> list[str]:
-    """Return the normalisers of a comma-separated list, each once; the first is the one that judges.
+    """Return the normalisers in a comma-separated list, each once; the first is the one that decides.
 
     Raises:
         NormalizerError: one is unknown, none is named, or openai-whisper is not installed.
@@ -106,14 +106,14 @@ def _whisper() -> tuple[Callable[[str], str], Callable[[str], str], Callable[[st
     """Return Whisper's English, basic, and letter-splitting basic normalisers."""
     module = _load()
     with warnings.catch_warnings():
-        # openai-whisper leaves the file of its word list to the garbage collector to close
+        # openai-whisper leaves its word list's file for the garbage collector to close
         warnings.simplefilter("ignore", ResourceWarning)
         english = module.EnglishTextNormalizer()
     return english, module.BasicTextNormalizer(), module.BasicTextNormalizer(split_letters=True)
 
 
 def _load() -> ModuleType:
-    """Load whisper/normalizers as a package of its own: `import whisper` would bring torch with it."""
+    """Load whisper/normalizers as a separate package, because `import whisper` would import torch."""
     folder = _folder()
     spec = importlib.util.spec_from_file_location(
         _MODULE_NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -136,8 +136,8 @@ def _folder() -> Path:
     for place in (spec.submodule_search_locations or []) if spec else []:
         if (Path(place) / "normalizers").is_dir():
             return Path(place) / "normalizers"
-    found = f"the package `whisper` at {spec.origin} is another one" if spec else "it is not installed"
-    raise NormalizerError(f"Whisper's normalisers come with openai-whisper, but {found}; {_REMEDY}")
+    cause = f"the package `whisper` at {spec.origin} is a different one" if spec else "it is not installed"
+    raise NormalizerError(f"Whisper's normalisers come with openai-whisper, but {cause}; {_REMEDY}")
 
 
 def _read(path: Path) -> bytes:

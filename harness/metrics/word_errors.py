@@ -1,4 +1,4 @@
-"""Counts word and character errors clip by clip, and over the set."""
+"""Counts word and character errors for each clip and for the whole set."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _COUNTS = (
 
 
 def is_answered(sample: Sample) -> bool:
-    """Whether the engine gave a text for the sample, be it an empty one."""
+    """Whether the engine returned a text for the sample, even an empty one."""
     return sample["error"] is None and sample["text_sha256"] is not None
 
 
 def is_timed(sample: Sample) -> bool:
-    """Whether the sample's time counts: it was answered, in the sitting that speed and latency are of."""
+    """Whether the sample's time counts: it was answered, and in the sitting used for speed and latency."""
     return is_answered(sample) and sample["wall_seconds"] is not None and sample.get("timed", True)
 
 
 def first_answers(result: Result) -> dict[str, Sample]:
-    """Return clip name -> the sample of the first round, where that was answered."""
+    """Return clip name -> the sample of the first round, if that was answered."""
     first: dict[str, Sample] = {}
     for sample in result["samples"]:
         known = first.get(sample["clip"])
@@ -44,7 +44,7 @@ def first_answers(result: Result) -> dict[str, Sample]:
 
 
 class Texts:
-    """The run's texts, normalised, each distinct one once."""
+    """The run's texts, normalised; each distinct text is normalised only once."""
 
     def __init__(self, run: Run, normalizer: str):
         self._run = run
@@ -94,7 +94,7 @@ class Texts:
 
 
 def count(run: Run, result: Result, first: Mapping[str, Sample], texts: Texts) -> Result | None:
-    """Return a result's `wer` without intervals and comparison, None when no clip was answered."""
+    """Return a result's `wer` without intervals and comparison, or None if no clip was answered."""
     if not any(is_answered(sample) for sample in result["samples"]):
         return None
     per_clip = [
@@ -203,7 +203,7 @@ def _clip_errors(clip: Mapping[str, Any], sample: Sample | None, texts: Texts) -
     reference = texts.normalised(clip["reference"], clip["name"])
     text = "" if sample is None else texts.normalised(sample["text"], clip["name"])
     words = jiwer.process_words(reference, text)
-    # where a language has no spaces, those between its letters are the normaliser's
+    # if a language has no spaces, the normaliser added those between its letters
     spelled = texts.is_unspaced(clip["name"])
     letters, heard = (t.replace(" ", "") if spelled else t for t in (reference, text))
     characters = jiwer.process_characters(letters, heard)

@@ -1,1 +1,1 @@
-"""Two runs: may they be compared, what changed, is it worse, and the report of it."""
+"""Compares two runs: whether they are comparable, what changed, whether it is worse, and a report of it."""

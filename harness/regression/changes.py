@@ -1,7 +1,7 @@
 """What changed in one variant from one run to another: its texts, its word errors, its time.
 
-Time is judged by rounds, the independent repeats of a run: one value a round. docs/regression.md says why the
-values are made as they are, and shows by simulation what they find.
+Time is judged by rounds, the independent repeats of a run, with one value per round. docs/regression.md says
+why the values are computed this way, and shows by simulation what they detect.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from asrgate.harness.metrics import bootstrap, mann_whitney
 from asrgate.harness.metrics.word_errors import errors, is_answered, is_timed
 from asrgate.harness.record import Result, Run
 
-SPIKE = 1.25  # a call longer than this times the median of its clip counts as this times the median
+SPIKE = 1.25  # a longer call, as a multiple of its clip's median, is capped at this multiple
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TextChange:
 
     Attributes:
         compared: clips answered in both runs.
-        changed: clips none of whose texts in NEW was among those in BASE.
+        changed: clips none of whose texts in NEW occurs among those in BASE.
         unstable: clips whose text differs between rounds of NEW, but did not in BASE.
         deterministic: whether every compared clip kept one text through all rounds, in both runs.
     """
@@ -55,17 +55,17 @@ class TimeChange:
     """Processing time of NEW over BASE, on the clips answered in both.
 
     Attributes:
-        ratio: NEW over BASE after taking out `machine`; above 1 is slower.
-        interval: 95 % interval of the ratio, None with too few rounds for one.
-        p_value: two-sided, of the hypothesis that the rounds of both runs are alike.
-        smallest_p_value: the least that so many rounds can give.
-        clock_ratio, clock_p_value: the same as the clock showed it, nothing taken out.
-        uncut_ratio, uncut_clock_ratio, uncut_p_value: the same with spikes in their full length.
+        ratio: NEW over BASE with `machine` factored out; above 1 is slower.
+        interval: 95 % interval of the ratio, None if there are too few rounds for one.
+        p_value: two-sided, of the hypothesis that the rounds of both runs have the same distribution.
+        smallest_p_value: the smallest that this number of rounds can give.
+        clock_ratio, clock_p_value: the same by the clock alone, with nothing factored out.
+        uncut_ratio, uncut_clock_ratio, uncut_p_value: the same with spikes at their full length.
         machine: by how much the others in the same rounds changed (median), None without others.
-        others: the variants that `machine` is taken from.
-        base_rounds, new_rounds: how many values were compared.
+        others: the variants from which `machine` is computed.
+        base_rounds, new_rounds: the number of values compared.
         base_spikes, new_spikes: share of calls longer than SPIKE times the median of their clip.
-        stages: NEW over BASE of each stage's total, where the engine tells; as the clock showed them.
+        stages: NEW over BASE of each stage's total by the clock, if the engine reports stages.
     """
 
     ratio: float
@@ -90,7 +90,7 @@ class TimeChange:
 class Rounds:
     """One variant's time by round in both runs: round number -> log of its seconds over the clips.
 
-    Spikes are cut in `base` and `new`, and left in the other two.
+    Spikes are capped in `base` and `new`, and left in the other two.
     """
 
     base: Mapping[int, float]
@@ -120,7 +120,7 @@ def compare_texts(base: Result, new: Result, clips: Sequence[str]) -> TextChange
 
 
 def compare_words(base: Result, new: Result, clips: Sequence[str], seed: int = 0) -> WordChange | None:
-    """Compare word errors from the stored counts of each clip; None when no common clip has any."""
+    """Compare word errors from the stored counts of each clip; None if no common clip has any."""
     before, after = _counts(base), _counts(new)
     both = [clip for clip in clips if clip in before and clip in after]
     values = np.array(
@@ -144,7 +144,7 @@ def compare_words(base: Result, new: Result, clips: Sequence[str], seed: int = 0
 def rounds(base: Result, new: Result, clips: Sequence[str]) -> Rounds | None:
     """Return a variant's time by round, over the clips that it answered in every round of both runs.
 
-    None when there is no such clip.
+    None if there is no such clip.
     """
     before, after = _walls(base), _walls(new)
     numbers = [sorted({number for number, _ in walls}) for walls in (before, after)]
@@ -169,12 +169,12 @@ def rounds(base: Result, new: Result, clips: Sequence[str]) -> Rounds | None:
 
 
 def compare_times(own: Rounds, others: Mapping[str, Rounds], stages: Mapping[str, float]) -> TimeChange:
-    """Compare a variant's rounds, after taking out of each what its neighbours show of the machine.
+    """Compare a variant's rounds after factoring out the machine, as the other backends' rounds show it.
 
     Args:
-        own: the variant's.
+        own: the variant's rounds.
         others: other backends' variants, measured in the same rounds, whose own work did not change.
-        stages: as `compare_stages` gives them.
+        stages: as `compare_stages` returns them.
     """
     base, new = _without_machine(own, others, ("base", "new"))
     uncut = _without_machine(own, others, ("base_uncut", "new_uncut"))
@@ -205,7 +205,7 @@ def compare_times(own: Rounds, others: Mapping[str, Rounds], stages: Mapping[str
 
 
 def compare_stages(base: Result, new: Result, clips: Sequence[str]) -> dict[str, float]:
-    """Return NEW over BASE of the mean seconds a call spends in each stage that both tell."""
+    """Return NEW over BASE of the mean seconds per call in each stage that both report."""
     before, after = _stage_means(base, clips), _stage_means(new, clips)
     return {stage: after[stage] / before[stage] for stage in before if stage in after and before[stage] > 0}
 
@@ -213,10 +213,10 @@ def compare_stages(base: Result, new: Result, clips: Sequence[str]) -> dict[str,
 def _without_machine(
     own: Rounds, others: Mapping[str, Rounds], sides: tuple[str, str]
 ) -> tuple[list[float], list[float]]:
-    """Return the variant's values in both runs less the median of the others in the same round.
+    """Return the variant's values in both runs minus the median of the others in the same round.
 
-    Each other is taken relative to its own median in BASE, so that slow and fast ones weigh the same.
-    `sides` are the fields of Rounds to take, that of BASE first.
+    Each of the others is taken relative to its own median in BASE, so that slow and fast ones weigh the same.
+    `sides` are the fields of Rounds to use, that of BASE first.
     """
     whole = (list(getattr(own, sides[0]).values()), list(getattr(own, sides[1]).values()))
     levels = {name: float(np.median(list(getattr(r, sides[0]).values()))) for name, r in others.items()}
@@ -230,7 +230,7 @@ def _without_machine(
             ]
             if beside:
                 values.append(value - float(np.median(beside)))
-    return found if all(found) else whole  # whole: none was measured in the same rounds
+    return found if all(found) else whole  # whole if none was measured in the same rounds
 
 
 def _hashes(result: Result, clips: Sequence[str]) -> dict[str, set[str]]:

@@ -18,7 +18,7 @@ from asrgate.harness.regression.preconditions import Difference, changed, differ
 from asrgate.harness.regression.verdict import Limits, Row, judge
 from asrgate.harness.scenarios import registry
 
-BUSY_FRACTION = 0.10  # of all cores, used by other programs: beyond it the clock alone proves nothing
+BUSY_FRACTION = 0.10  # of all cores, used by other programs; above it, the clock alone proves nothing
 
 
 class NotComparable(AsrgateError):
@@ -29,8 +29,8 @@ class NotComparable(AsrgateError):
 class Comparison:
     """All verdicts of NEW against BASE.
 
-    `allowed` are differences that the user asked to overlook, `versions` what changed on purpose or by
-    chance: name -> (BASE, NEW). `warnings` concern the comparison as a whole.
+    `allowed` are differences that the user asked to ignore. `versions` are changed versions, deliberate or
+    not: name -> (BASE, NEW). `warnings` concern the comparison as a whole.
     """
 
     base_run: str
@@ -53,8 +53,8 @@ def compare(base: Run, new: Run, limits: Limits, allow: Sequence[str] = ()) -> C
 
     Args:
         base, new: validated records.
-        limits: what still passes.
-        allow: kinds of differences (of KINDS) to overlook.
+        limits: the limits of what passes.
+        allow: kinds of differences (of KINDS) to ignore.
 
     Raises:
         NotComparable: they differ in something else, or have nothing in common.
@@ -62,16 +62,16 @@ def compare(base: Run, new: Run, limits: Limits, allow: Sequence[str] = ()) -> C
     for run in (base, new):
         if registry.of(run) in (registry.SERVER, registry.STREAMING):
             raise NotComparable(
-                f"run {run['run_id']} is of the scenario {registry.of(run)}: its latencies are of whole "
-                "sessions, not of rounds that can be told apart, so nothing is called a regression; "
+                f"run {run['run_id']} used the scenario {registry.of(run)}: its latencies belong to whole "
+                "sessions, not to separate rounds, so nothing can be called a regression; "
                 "`asrgate history --metric latency` shows such runs side by side"
             )
     found = differences(base, new)
     for difference in found:
         if difference.kind == "scenario":
             raise NotComparable(
-                f"the runs {base['run_id']} and {new['run_id']} are of unlike scenarios "
-                f"({difference.what}), so their times are never compared; measure both in one scenario"
+                f"the runs {base['run_id']} and {new['run_id']} used different scenarios "
+                f"({difference.what}), so their times are not comparable; measure both in one scenario"
             )
     refused = [difference for difference in found if difference.kind not in allow]
     if refused:
@@ -79,7 +79,7 @@ def compare(base: Run, new: Run, limits: Limits, allow: Sequence[str] = ()) -> C
         kinds = ",".join(dict.fromkeys(d.kind for d in refused))
         raise NotComparable(
             f"the runs {base['run_id']} and {new['run_id']} are not comparable:\n{lines}\n"
-            f"measure both alike, or pass --allow {kinds} to compare them anyway"
+            f"measure both in the same way, or pass --allow {kinds} to compare them anyway"
         )
     clips = changes.common_clips(base, new)
     before, after = _by_variant(base), _by_variant(new)
@@ -121,8 +121,8 @@ def _rows(
     measured = {name: found for name, found in rounds.items() if found is not None}
     times = {}
     for name, own in measured.items():
-        # Neither the same backend's other variants, which share its code, nor one whose texts changed and
-        # that does other work than before, says anything of the machine.
+        # Other variants of the same backend share its code, and a variant whose texts changed does different
+        # work, so neither says anything about the machine.
         others = {
             n: r
             for n, r in measured.items()
@@ -147,22 +147,27 @@ def _rows(
         elif _works(result):
             yield Row(name, "regression", (_lost(after.get(name)),))
         elif name in after and _works(after[name]):
-            yield Row(name, "better", (f"works now; before: {result['error'] or result['status']}",))
+            yield Row(name, "better", (f"works now; in BASE: {result['error'] or result['status']}",))
         else:
             yield Row(name, "same", (), ("works in neither run",))
     for name, result in after.items():
         if name not in before:
-            yield Row(name, "new", (), ("not in BASE: nothing to compare with",) if _works(result) else ())
+            yield Row(
+                name,
+                "new",
+                (),
+                ("not in BASE, so there is nothing to compare with",) if _works(result) else (),
+            )
 
 
 def _busy(run: Run) -> float | None:
-    """Return the share of the processor that other programs used meanwhile, None where it was little."""
+    """Return the share of the processor that other programs used during the run, None if it was small."""
     shares = [r["foreign_cpu_fraction"] for r in run["rounds"] if r["foreign_cpu_fraction"] is not None]
     return statistics.median(shares) if shares and statistics.median(shares) > BUSY_FRACTION else None
 
 
 def _all_slower(times: Sequence[TimeChange], limits: Limits) -> bool:
-    """Whether even the least affected backend is clearly slower by the clock, beyond what all may be."""
+    """Whether even the least affected backend is clearly slower by the clock, beyond the shared limit."""
     return len(times) > 1 and all(
         time.clock_ratio > max(limits.max_shared_slowdown, limits.max_slowdown)
         and time.clock_p_value < limits.alpha
@@ -171,12 +176,12 @@ def _all_slower(times: Sequence[TimeChange], limits: Limits) -> bool:
 
 
 def _drift(rows: Sequence[Row], limits: Limits) -> Iterator[str]:
-    """Say when all backends moved together: that is more likely the machine than each of them."""
+    """Warn if all backends changed together: the machine is a more likely cause than each of them."""
     ratios = [row.time.clock_ratio for row in rows if row.time is not None]
     if len(ratios) > 1 and (min(ratios) > limits.max_slowdown or max(ratios) < 1 / limits.max_slowdown):
         yield (
             f"all backends together took {statistics.median(ratios):.2f} times as long as in BASE: the "
-            "machine changed, or something they share; each is judged by its change against the others"
+            "machine changed, or something they share; each is judged by its change relative to the others"
         )
 
 

@@ -20,7 +20,7 @@ GATE_SETTINGS = ("reference", "wer_tolerance", "max_wer", "length_tolerance")
 class Difference:
     """A difference that makes two runs not comparable.
 
-    `kind` is one of KINDS, or "scenario", which nobody can overlook: such times measure different things.
+    `kind` is one of KINDS, or "scenario", which cannot be ignored: such times measure different things.
     """
 
     kind: str
@@ -35,11 +35,11 @@ def differences(base: Run, new: Run) -> list[Difference]:
 def _differences(base: Run, new: Run) -> Iterator[tuple[str, str]]:
     for name, run in (("BASE", base), ("NEW", new)):
         if not run["complete"]:
-            yield "incomplete", f"{name} did not come to its end: {run['interrupted'] or 'it was cut short'}"
+            yield "incomplete", f"{name} is not complete: {run['interrupted'] or 'it was cut short'}"
     if not record.is_same_model(base, new):
         yield (
             "checkpoint",
-            " is not ".join(
+            " in BASE; NEW has ".join(
                 "{} ({} {:.12}…)".format(run["checkpoint"]["name"], *record.model_digest(run))
                 for run in (base, new)
             ),
@@ -48,22 +48,22 @@ def _differences(base: Run, new: Run) -> Iterator[tuple[str, str]]:
     if not same == len(base["clips"]) == len(new["clips"]):
         yield (
             "audio",
-            f"{len(base['clips'])} clips in BASE and {len(new['clips'])} in NEW, {same} of them alike "
-            "in name, samples, language and reference text",
+            f"{len(base['clips'])} clips in BASE and {len(new['clips'])} in NEW; {same} of them have the "
+            "same name, samples, language and reference text",
         )
     if registry.conditions(base) != registry.conditions(new):
-        yield "scenario", f"{registry.conditions(base)} is not {registry.conditions(new)}"
+        yield "scenario", f"{registry.conditions(base)} in BASE, {registry.conditions(new)} in NEW"
     asked = [
         run["settings"]["decoding"] | {k: run["settings"][k] for k in GATE_SETTINGS} for run in (base, new)
     ]
     for name, (before, after) in changed(*asked).items():
-        yield "settings", f"{name} {before!r} is not {after!r}"
+        yield "settings", f"{name} is {before!r} in BASE, {after!r} in NEW"
     for name, (before, after) in changed(*(_hardware(run) for run in (base, new))).items():
-        yield "host", f"{name} {before!r} is not {after!r}"
+        yield "host", f"{name} is {before!r} in BASE, {after!r} in NEW"
     if base["scoring"]["normalizer"] != new["scoring"]["normalizer"]:
         yield (
             "normalizer",
-            " is not ".join(
+            " in BASE; NEW has ".join(
                 "{name} {version} ({sha256:.12}…)".format(**run["scoring"]["normalizer"])
                 for run in (base, new)
             ),
@@ -71,7 +71,7 @@ def _differences(base: Run, new: Run) -> Iterator[tuple[str, str]]:
 
 
 def _hardware(run: Run) -> dict[str, Any]:
-    """Return what makes two hosts alike: their class where it is recorded, else processor and devices."""
+    """Return what makes two hosts comparable: their class if recorded, or else processor and devices."""
     host = run["host"]
     if host.get("host_class"):
         return {"host_class": host["host_class"], "engines at once": machines.engines_at_once(run)}

@@ -27,7 +27,7 @@ LABELS = {
 
 
 def as_text(comparison: Comparison) -> str:
-    """One paragraph a backend. Every line begins with the program's own words, never with a name."""
+    """One paragraph per backend. Every line begins with the program's own words, never with a name."""
     width = max(map(len, LABELS.values()))
     lines = [visible(_headline(comparison)), ""]
     for row in comparison.rows:
@@ -42,7 +42,7 @@ def as_text(comparison: Comparison) -> str:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """A table with one line a backend, then the reasons and notes."""
+    """A table with one line per backend, then the reasons and notes."""
     heading = "regression" if comparison.regressed else "no regression"
     lines = [
         f"## asrgate: {heading}",
@@ -74,7 +74,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison) -> str:
-    """Everything, as one document; ratios are NEW over BASE, word error rates are fractions."""
+    """Everything as one document; ratios are NEW over BASE, word error rates are fractions."""
     document = {
         "schema_version": SCHEMA_VERSION,
         "regression": bool(comparison.regressed),
@@ -84,7 +84,7 @@ def as_json(comparison: Comparison) -> str:
 
 
 def as_junit(comparison: Comparison) -> str:
-    """One test case a backend, failed when it is a regression."""
+    """One test case per backend, which fails if it is a regression."""
     suite = ElementTree.Element(
         "testsuite",
         name="asrgate compare",
@@ -118,7 +118,7 @@ ENDINGS = {".txt": "text", ".md": "markdown", ".json": "json", ".xml": "junit"}
 
 
 def github_annotations(comparison: Comparison) -> Iterator[str]:
-    """GitHub's workflow commands: an error a regression, a warning for what a reader should look at."""
+    """GitHub's workflow commands: an error per regression, and warnings for what a reader should look at."""
     for row in comparison.rows:
         if row.verdict == "regression":
             yield annotation("error", f"asrgate: {row.variant}", "\n".join(row.reasons))
@@ -130,7 +130,7 @@ def github_annotations(comparison: Comparison) -> Iterator[str]:
 
 
 def annotation(level: str, title: str, message: str) -> str:
-    """Return one workflow command; what would end it or begin another is escaped.
+    """Return one workflow command; characters that would end it or begin another are escaped.
 
     https://docs.github.com/actions/reference/workflow-commands-for-github-actions
     """

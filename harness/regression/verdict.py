@@ -1,4 +1,4 @@
-"""Judges one variant that worked in two runs: is it slower, are there more errors, is its rank lost?"""
+"""Judges a variant that worked in both runs: compares its speed, its errors and whether it is ranked."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from asrgate.harness.record import Result
 from asrgate.harness.regression import changes
 from asrgate.harness.regression.changes import TextChange, TimeChange, WordChange
 
-SPIKES_RISE = 0.05  # share of calls that may become spikes before it is worth a remark
+SPIKES_RISE = 0.05  # increase in the share of spikes above which a note is added
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What still passes. Times are ratios NEW over BASE, `max_wer_increase` is a fraction."""
+    """The limits of what passes. Times are ratios NEW over BASE; `max_wer_increase` is a fraction."""
 
     max_slowdown: float = 1.05
     max_shared_slowdown: float = 1.15
@@ -28,11 +28,11 @@ class Row:
     """The verdict on one variant.
 
     Attributes:
-        verdict: "regression", "better", "same", "unclear" (it may be slower: too few rounds, or times that
-            vary too much to see) or "new" (not in BASE).
+        verdict: "regression", "better", "same", "unclear" (it may be slower, but there are too few rounds or
+            times vary too much to tell) or "new" (not in BASE).
         reasons: why it is a regression, better or unclear.
         notes: what else a reader should know.
-        texts, words, time: None where there was nothing to compare.
+        texts, words, time: None if there was nothing to compare.
     """
 
     variant: str
@@ -60,9 +60,9 @@ def judge(
     Args:
         base, new: its results.
         texts, words, time: what changed; see harness/regression/changes.py.
-        limits: what still passes.
-        all_slower: every backend is slower by the clock than all together may be.
-        busy: the share of the processor that other programs used in NEW, where that was much.
+        limits: the limits of what passes.
+        all_slower: whether every backend is slower by the clock than the shared limit allows.
+        busy: the share of the processor that other programs used in NEW, if it was large.
     """
     remarks = _Remarks()
     _judge_gate(base["gate"], new["gate"], remarks)
@@ -106,11 +106,11 @@ class _Remarks:
 
 def _judge_gate(base: Result, new: Result, remarks: _Remarks) -> None:
     if base["ranked"] and not new["ranked"]:
-        remarks.worse.append(f"was ranked, now it is not: {'; '.join(new['reasons'])}")
+        remarks.worse.append(f"it was ranked and no longer is: {'; '.join(new['reasons'])}")
     elif new["ranked"] and not base["ranked"]:
-        remarks.better.append("is ranked now")
+        remarks.better.append("it is ranked now")
     elif not new["ranked"]:
-        remarks.notes.append(f"ranked in neither run: {'; '.join(new['reasons'])}")
+        remarks.notes.append(f"it is ranked in neither run: {'; '.join(new['reasons'])}")
 
 
 def _judge_texts(texts: TextChange, remarks: _Remarks) -> None:
@@ -124,10 +124,9 @@ def _judge_texts(texts: TextChange, remarks: _Remarks) -> None:
 
 
 def _judge_words(words: WordChange, texts: TextChange, limits: Limits, remarks: _Remarks) -> None:
-    """Take the increase on these clips as it is: the interval tells whether other speech would show it.
+    """Judge the increase on these clips itself; its interval says whether other speech would show it too.
 
-    Only where decoding is a matter of chance may the increase be chance too; then the interval must
-    exclude zero.
+    Only if decoding is random can the increase be chance; then the interval must also exclude zero.
     """
     if abs(words.difference) <= limits.max_wer_increase + 1e-12:
         return
@@ -140,7 +139,7 @@ def _judge_words(words: WordChange, texts: TextChange, limits: Limits, remarks: 
     elif texts.deterministic or words.interval is None or words.interval[0] > 0:
         remarks.worse.append(f"{said}; allowed: {100 * limits.max_wer_increase:.2f}")
     else:
-        remarks.notes.append(f"{said}; its texts differ between rounds, so this may be chance")
+        remarks.notes.append(f"{said}; its texts differ between rounds, so this may be due to chance")
 
 
 def _judge_time(
@@ -148,45 +147,45 @@ def _judge_time(
 ) -> None:
     said = _time_in_words(time)
     clear = time.p_value < limits.alpha
-    # What takes no longer by the clock is not called slower because its neighbours became faster.
+    # A variant that takes no longer by the clock is not called slower because others became faster.
     half = 1 + (limits.max_slowdown - 1) / 2
     slower = time.ratio > limits.max_slowdown and time.clock_ratio > half
     faster = time.ratio < 1 / limits.max_slowdown and time.clock_ratio < 1 / half
     uncut_slower = time.uncut_ratio > limits.max_slowdown and time.uncut_clock_ratio > half
-    # Beside other programs the clock alone proves nothing; against other backends it still does.
+    # While other programs run the clock alone proves nothing, but a comparison with other backends does.
     excuse = "" if busy is None else f", while other programs used {busy:.0%} of the processor"
     by_clock = remarks.worse if busy is None else remarks.unclear
     judged = by_clock if time.machine is None else remarks.worse
     if slower and clear:
         judged.append(
-            f"takes {said}{excuse if time.machine is None else ''}; allowed: {limits.max_slowdown:.2f}"
+            f"it takes {said}{excuse if time.machine is None else ''}; allowed: {limits.max_slowdown:.2f}"
         )
     elif uncut_slower and time.uncut_p_value < limits.alpha:
         judged.append(
-            f"takes {time.uncut_ratio:.2f} times as long in all (p = {time.uncut_p_value:.2g}) because of "
+            f"it takes {time.uncut_ratio:.2f} times as long in all (p = {time.uncut_p_value:.2g}) because of "
             f"calls far above their clip's median; allowed: {limits.max_slowdown:.2f}"
         )
     elif all_slower:
         by_clock.append(
-            f"takes {time.clock_ratio:.2f} times as long by the clock, and every other backend is slower too"
-            f"{excuse} (allowed for all together: {limits.max_shared_slowdown:.2f}): the machine became "
+            f"it takes {time.clock_ratio:.2f} times as long by the clock, and every other backend is slower "
+            f"too{excuse} (allowed for all together: {limits.max_shared_slowdown:.2f}): the machine became "
             "slower, or something they share did"
         )
     elif faster and clear:
         remarks.better.append(f"takes {said}")
     elif slower or faster:
         doubtful = remarks.unclear if slower else remarks.notes
-        doubtful.append(f"seems to take {said}, but that is not clear at alpha {limits.alpha:g}")
+        doubtful.append(f"it seems to take {said}, but that is not significant at alpha {limits.alpha:g}")
     if time.smallest_p_value >= limits.alpha:
         remarks.unclear.append(
-            f"too few rounds to call anything slower: {time.base_rounds} and {time.new_rounds} give at best "
-            f"p = {time.smallest_p_value:.2g}, not below {limits.alpha:g}; "
+            f"too few rounds to call anything slower: {time.base_rounds} and {time.new_rounds} can at best "
+            f"give p = {time.smallest_p_value:.2g}, which is not below {limits.alpha:g}; "
             f"run both with --rounds {mann_whitney.rounds_needed(limits.alpha)} or more"
         )
     elif time.interval is not None and time.interval[1] / time.ratio > 1 + 2 * (limits.max_slowdown - 1):
         remarks.unclear.append(
             f"its times vary so much that a slowdown of {time.interval[1] / time.ratio - 1:.0%} might not "
-            "have been seen; measure on a quieter machine, or with more rounds"
+            "have been detected; measure on a quieter machine, or with more rounds"
         )
     if time.new_spikes > time.base_spikes + SPIKES_RISE:
         remarks.notes.append(

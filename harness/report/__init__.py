@@ -1,7 +1,7 @@
-"""Reports of a run: one row builder, one file a format, one table (`formats.FORMATS`) that names them.
+"""Reports of a run: one row builder, one file per format, and a table of them (`formats.FORMATS`).
 
-To add a format, write one file with a function from a run to its text and add its line to that table;
-another package declares the entry point group `asrgate.reports` instead.
+To add a format, write a file with a function from a run to text and add a line to that table; another package
+declares an entry point in the group `asrgate.reports` instead.
 """
 
 from asrgate.harness.report.console import print_table

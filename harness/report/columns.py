@@ -1,4 +1,4 @@
-"""The columns of tables for people: heading, meaning, and how a row's figure is written."""
+"""The columns of tables: heading, meaning, and how a row's figure is written."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from asrgate.harness.scenarios import registry
 
 @dataclass(frozen=True)
 class Column:
-    """One column; `cell` returns "" where the row has no such figure."""
+    """One column; `cell` returns "" if the row has no such figure."""
 
     heading: str
     meaning: str
     cell: Callable[[Row], str]
     is_number: bool = True
-    importance: int = 0  # a narrow terminal loses the least important first; 0 is never dropped
+    importance: int = 0  # on a narrow terminal the least important are dropped first; 0 is never dropped
 
 
 def figure(value: float | None) -> str:
-    """Write a figure with three significant digits, more only before the decimal point."""
+    """Write a figure with three significant digits, or more if they come before the decimal point."""
     if value is None:
         return ""
     if value != 0 and abs(value) < 0.1:
@@ -46,7 +46,7 @@ def mebibytes(value: int | None) -> str:
 
 
 def _latency_of(name: str, of_scenario: str) -> Callable[[Row], str]:
-    """Latency means another thing in each scenario, so each has columns of its own."""
+    """Latency means something different in each scenario, so each has its own columns."""
     return lambda row: figure(row[name]) if row["scenario"] == of_scenario else ""
 
 
@@ -69,13 +69,13 @@ WER = Column(
 _SERVER = (
     Column(
         "max req/s",
-        "the largest rate found at which 99 in 100 requests are answered within the limit",
+        "the highest rate found at which 99 of 100 requests are answered within the limit",
         lambda r: figure(r["max_rate_per_second"]),
         importance=10,
     ),
     Column(
         "median s",
-        "median seconds from a request's arrival to its answer, waiting included",
+        "median seconds from a request's arrival to its answer, including waiting",
         _latency_of("latency_median_seconds", registry.SERVER),
         importance=7,
     ),
@@ -87,20 +87,20 @@ _SERVER = (
     ),
     Column(
         "p99 s",
-        "99th percentile of the seconds from arrival to answer, waiting included",
+        "99th percentile of the seconds from arrival to answer, including waiting",
         _latency_of("latency_p99_seconds", registry.SERVER),
         importance=10,
     ),
-    Column("req/s", "requests answered a second", lambda r: figure(r["achieved_per_second"]), importance=8),
+    Column("req/s", "requests answered per second", lambda r: figure(r["achieved_per_second"]), importance=8),
     Column(
         "busy %",
-        "share of the time in which a request was being answered",
+        "share of the time during which a request was being answered",
         lambda r: "" if r["utilisation"] is None else f"{100 * r['utilisation']:.0f}",
         importance=7,
     ),
     Column(
         "queue",
-        "the most requests that one found waiting before it",
+        "the most requests that were waiting when another arrived",
         lambda r: _count(r["largest_queue"]),
         importance=6,
     ),
@@ -109,8 +109,8 @@ _SERVER = (
 _STREAMING = (
     Column(
         "streams",
-        "native: the engine hears while it is spoken to; emulated: it transcribes all audio so far, anew "
-        "whenever it is free",
+        "native: the engine takes audio while it is spoken; emulated: whenever it is free, it transcribes "
+        "all audio so far again",
         lambda r: "" if r["is_emulated"] is None else "emulated" if r["is_emulated"] else "native",
         is_number=False,
         importance=10,
@@ -135,7 +135,7 @@ _STREAMING = (
     ),
     Column(
         "UPWR",
-        "unstable partial word ratio: words shown and taken back, a word of the final texts",
+        "unstable partial word ratio: words shown and taken back, per word of the final texts",
         lambda r: figure(r["unstable_partial_word_ratio"]),
         importance=9,
     ),
@@ -147,16 +147,16 @@ _STREAMING = (
     ),
     Column(
         "at work %",
-        "share of the time in which the engine did not wait for audio",
+        "share of the time during which the engine was not waiting for audio",
         lambda r: "" if r["busy_fraction"] is None else f"{100 * r['busy_fraction']:.0f}",
         importance=6,
     ),
 )
 
-FIGURES = (  # of speed and cost, in the order shown
+FIGURES = (  # figures of speed and cost, in the order shown
     Column(
         "batch",
-        "clips handed over in one call, at most; (single): it takes one at a time only",
+        "most clips handed over in one call; (single): the engine takes only one at a time",
         lambda r: _count(r["batch_size"]) + (" (single)" if r["takes_batches"] is False else ""),
         importance=10,
     ),
@@ -181,13 +181,13 @@ FIGURES = (  # of speed and cost, in the order shown
     Column("speed-up", "RTFx over the reference backend's", lambda r: figure(r["speedup"]), importance=8),
     Column(
         "median s",
-        "median seconds a clip",
+        "median seconds per clip",
         _latency_of("latency_median_seconds", registry.SINGLE_STREAM),
         importance=7,
     ),
     Column(
         "p90 s",
-        "nine in ten clips took at most so long",
+        "90th percentile of the seconds per clip",
         _latency_of("latency_p90_seconds", registry.SINGLE_STREAM),
         importance=6,
     ),
@@ -198,7 +198,7 @@ FIGURES = (  # of speed and cost, in the order shown
     Column("RSS MiB", "peak memory of the process", lambda r: mebibytes(r["peak_rss_bytes"]), importance=5),
     Column(
         "VRAM MiB",
-        "peak device memory of the process, or of torch's allocator where only that is known",
+        "peak device memory of the process, or of torch's allocator if only that is known",
         lambda r: mebibytes(_vram(r)),
         importance=5,
     ),
@@ -217,12 +217,12 @@ QUALITY = (
     Column("I", "inserted words", lambda r: _count(r["insertions"])),
     Column(
         "exact",
-        "clips without any error, of those with a reference text",
+        "clips without any error, out of those with a reference text",
         lambda r: _of(r, "exact_clips", "scored_clips"),
     ),
     Column(
         "same text",
-        "clips with the reference backend's text to the letter",
+        "clips whose text is identical to the reference backend's",
         lambda r: _of(r, "same_text_clips", "compared_clips"),
     ),
     Column("WER points", "WER minus the reference backend's", lambda r: percent(r["wer_difference_points"])),
@@ -250,27 +250,35 @@ TIMES = (
     Column("min s", "quickest call", _latency_of("latency_min_seconds", registry.SINGLE_STREAM)),
     Column(
         "IQR s",
-        "interquartile range of all calls, clips of all lengths together",
+        "interquartile range over all calls, with clips of all lengths together",
         _latency_of("latency_iqr_seconds", registry.SINGLE_STREAM),
     ),
     Column("p99 s", "99th percentile", _latency_of("latency_p99_seconds", registry.SINGLE_STREAM)),
-    Column("log-mel s", "median seconds in the features", lambda r: figure(r["log_mel_median_seconds"])),
+    Column(
+        "log-mel s", "median seconds computing the features", lambda r: figure(r["log_mel_median_seconds"])
+    ),
     Column("encode s", "median seconds in the encoder", lambda r: figure(r["encode_median_seconds"])),
     Column("decode s", "median seconds in the decoder", lambda r: figure(r["decode_median_seconds"])),
-    Column("import s", "importing the engine", lambda r: figure(r["import_seconds"])),
-    Column("first call s", "first call on the warm-up clip", lambda r: figure(r["first_call_seconds"])),
-    Column("warm call s", "last call on the same clip", lambda r: figure(r["warm_call_seconds"])),
+    Column("import s", "seconds importing the engine", lambda r: figure(r["import_seconds"])),
+    Column(
+        "first call s",
+        "seconds of the first call on the warm-up clip",
+        lambda r: figure(r["first_call_seconds"]),
+    ),
+    Column(
+        "warm call s", "seconds of the last call on the same clip", lambda r: figure(r["warm_call_seconds"])
+    ),
     Column("CPU s", "processor seconds of all measured calls", lambda r: figure(r["cpu_seconds"])),
 )
 
 
 def rank(by: str) -> Column:
-    """Return the column of ranks with what it ranks by in its meaning."""
+    """Return the rank column, whose meaning says what it ranks by."""
     return replace(RANK, meaning=f"rank by {by} among rows of equal quality")
 
 
 def shown(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
-    """Return the columns that say something of at least one row."""
+    """Return the columns that are not empty for at least one row."""
     return [column for column in columns if any(column.cell(row) for row in rows)]
 
 

@@ -1,4 +1,4 @@
-"""The Markdown page of a run with every transcript below it: what each engine wrote of each clip."""
+"""The Markdown page of a run followed by every transcript: what each engine wrote for each clip."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ HEADINGS = ("variant", "WER %", "S", "D", "I", "s", "text")
 
 
 def render(run: Run) -> str:
-    """Return the whole page. Texts that were left out of the record are told by their hash."""
+    """Return the whole page. Texts that were left out of the record are shown as hashes."""
     results = {result["variant"]: result for result in run["results"]}
     ordered = [_Answers(results[row["variant"]]) for row in rows(run) if row["group"] != UNAVAILABLE]
-    parts = ["## Transcripts", "Seconds are those of the call beside the text."]
+    parts = ["## Transcripts", "Seconds are those of the call that gave the text."]
     if not run["settings"]["texts"]:
-        parts.append("This run was stored without texts: the first digits of their SHA-256 stand for them.")
+        parts.append(
+            "This run was stored without texts; the first digits of their SHA-256 are shown instead."
+        )
     for clip in run["clips"]:
         parts += _clip(clip, ordered)
     return page.render(run) + "\n" + "\n\n".join(parts) + "\n"
@@ -48,7 +50,7 @@ def _clip(clip: Mapping[str, Any], ordered: Sequence[_Answers]) -> Iterator[str]
 
 
 def _lines(clip: str, answers: _Answers) -> Iterator[list[str]]:
-    """Yield the first round's answer with its errors, then those of later rounds that differ from it."""
+    """Yield the first round's answer with its errors, then differing answers of later rounds."""
     seen: set[str | None] = set()
     for sample in answers.samples.get(clip, []):
         answer = sample["text_sha256"] if is_answered(sample) else sample["error"]

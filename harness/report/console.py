@@ -1,4 +1,4 @@
-"""A run as a table in the terminal, as wide as the terminal is."""
+"""A run as a table in the terminal, fitted to its width."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ BESIDE = ("model", "scenario", "audio", "decoding", "machine", "scoring", "gate"
 
 
 def print_table(run: Run, console: Console) -> None:
-    """Print what was measured with what, the table, and in words why rows are not ranked.
+    """Print what was measured and how, the table, and the reasons why rows are not ranked.
 
-    Columns that do not fit are left out, the least important first; never the WER, nor whether a row
-    is ranked.
+    Columns that do not fit are left out, the least important first, but never the WER or whether a row is
+    ranked.
     """
     built = rows(run)
     measured = [row for row in built if row["group"] != UNAVAILABLE]
@@ -90,7 +90,9 @@ def _print_legend(shown: Sequence[Column], run: Run, console: Console) -> None:
     legend = "; ".join(f"{c.heading}: {c.meaning}" for c in told if c is not columns.VARIANT)
     console.print(_text(f"{legend}.", console, "dim"))
     if not any(result["gate"]["ranked"] for result in run["results"]):
-        console.print(Text("No row passed the gate: no engine here is faster than another at equal quality."))
+        console.print(
+            Text("No row passed the gate, so no engine here can be called faster at equal quality.")
+        )
 
 
 def _print_reasons(group: Sequence[Row], title: str, console: Console) -> None:
@@ -98,7 +100,7 @@ def _print_reasons(group: Sequence[Row], title: str, console: Console) -> None:
         return
     console.print(Text(f"{title}:", style="bold"))
     for row in group:
-        remedy = f" (to mend it: {row['remedy']})" if row["remedy"] else ""
+        remedy = f" (to fix this: {row['remedy']})" if row["remedy"] else ""
         line = _text(f"{row['variant']}: {row['reason']}{remedy}", console)
         console.print(Padding(line, (0, 0, 0, 2), expand=False))
 
@@ -124,6 +126,6 @@ def _print_part(part: Part, console: Console) -> None:
 
 
 def _text(text: str, console: Console, style: str = "") -> Text:
-    """Return text that is never read as markup and that the console's encoding can hold."""
+    """Return text that is never parsed as markup and that the console's encoding can represent."""
     encoding = console.encoding
     return Text(visible(text).encode(encoding, "backslashreplace").decode(encoding), style=style)

@@ -1,4 +1,4 @@
-"""What must stand beside every figure: checkpoint, audio, decoding, machine, versions, scoring and gate."""
+"""The context of every figure: checkpoint, audio, decoding, machine, versions, scoring and gate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from asrgate.harness.record import Run
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import ranking
 
-SHORT_HASH = 12  # hex digits of a SHA-256 that readers are shown
+SHORT_HASH = 12  # hex digits of a SHA-256 that are shown to readers
 
 
 def describe(run: Run) -> dict[str, str]:
-    """Return label -> plain text, unescaped, in the order reports show them."""
+    """Return label -> plain text, unescaped, in the order in which reports show them."""
     settings = run["settings"]
     return {
         "model": model(run),
@@ -37,7 +37,7 @@ def warnings(run: Run) -> list[str]:
     if run["interrupted"]:
         found.insert(0, f"interrupted: {run['interrupted']}")
     elif not run["complete"]:
-        found.insert(0, "incomplete: the run did not come to its end")
+        found.insert(0, "incomplete: the run did not finish")
     return found
 
 
@@ -50,7 +50,7 @@ def model(run: Run) -> str:
 
 
 def told_scenario(run: Run) -> str:
-    """How the clips were handed over, and what RTFx means for it."""
+    """How the clips were handed over, and what RTFx then means."""
     if registry.of(run) == registry.SERVER:
         return _told_server(run)
     if registry.of(run) == registry.STREAMING:
@@ -74,12 +74,12 @@ def _told_server(run: Run) -> str:
     asked = (
         f"{rate:g} requests/s"
         if rate is not None
-        else f"the largest rate at which 99 in 100 are answered within {limit:g} s"
+        else f"the highest rate at which 99 of 100 are answered within {limit:g} s"
     )
     return (
-        f"{registry.SERVER}: requests arrive by chance (Poisson, seed {run['settings']['seed']}), {asked}, "
-        f"{terms['requests']} a session of at most {terms['limit_seconds']:g} s; one is answered at a time, "
-        f"latency counts from the arrival; ranked by {ranking.order(run).by}"
+        f"{registry.SERVER}: requests arrive at random (Poisson, seed {run['settings']['seed']}), {asked}, "
+        f"{terms['requests']} per session of at most {terms['limit_seconds']:g} s; one is answered at a "
+        f"time, latency counts from the arrival; ranked by {ranking.order(run).by}"
     )
 
 
@@ -96,7 +96,7 @@ def audio(run: Run) -> str:
 
 
 def decoding(run: Run) -> str:
-    """The decoding asked for: what runs usually vary, and whatever else is not the default."""
+    """The requested decoding: settings that runs usually vary, and any others that are not the default."""
     asked = dict(run["settings"]["decoding"])
     beams = asked.pop("beam_size", None)
     parts = ["greedy" if beams == 1 else f"beam {beams}", asked.pop("task", "transcribe")]
@@ -110,9 +110,9 @@ def decoding(run: Run) -> str:
 
 
 def machine(run: Run) -> str:
-    """The host in one line: what is known of it, names first."""
+    """The host in one line: what is known about it, names first."""
     host = run["host"]
-    if "host_class" in host:  # it holds CPU, cores, GPU and memory
+    if "host_class" in host:  # it includes CPU, cores, GPU and memory
         host = {name: host.get(name) for name in ("host_class", "gpu_driver", "os", "python", "container")}
     told = ", ".join(_facts(host)) or "unknown"
     if run.get("hosts"):
@@ -135,7 +135,7 @@ def scoring(run: Run) -> str:
 
 
 def gate(run: Run) -> str:
-    """What a row must keep to be ranked, in numbers."""
+    """The limits that a row must meet to be ranked."""
     settings = run["settings"]
     points, ceiling, length = (
         f"{100 * settings[name]:g}" for name in ("wer_tolerance", "max_wer", "length_tolerance")

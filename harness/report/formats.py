@@ -1,4 +1,4 @@
-"""The table of formats a run can be written in: our own, then those of other packages."""
+"""The table of formats in which a run can be written: our own, then those of other packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asrgate.harness import record
 from asrgate.harness.record import Run
 from asrgate.harness.report import complete, html, markdown, tables
 
-ENTRY_POINT_GROUP = "asrgate.reports"  # name -> a function from a run to its text
+ENTRY_POINT_GROUP = "asrgate.reports"  # name -> a function from a run to text
 
 FORMATS: dict[str, Callable[[Run], str]] = {
     "html": html.render,
@@ -24,7 +24,7 @@ FORMATS: dict[str, Callable[[Run], str]] = {
     "slices-csv": tables.by_slice,
     "json": record.dumps,
 }
-ENDINGS = {  # of file names, the longest first
+ENDINGS = {  # of file names, longest first
     "samples.csv": "samples-csv",
     "slices.csv": "slices-csv",
     "complete.md": "complete",
@@ -37,7 +37,7 @@ ENDINGS = {  # of file names, the longest first
 
 
 class FormatError(AsrgateError):
-    """No format has that name or ending, or another package's fails; the message says which."""
+    """No format has that name or ending, or another package's format fails; the message says which."""
 
 
 def names() -> list[str]:
@@ -49,7 +49,7 @@ def render(run: Run, name: str) -> str:
     """Return the run in the format called `name`.
 
     Raises:
-        FormatError: no format is called so, or another package's fails.
+        FormatError: no format has that name, or another package's format fails.
     """
     if name in FORMATS:
         return FORMATS[name](run)
@@ -60,23 +60,23 @@ def render(run: Run, name: str) -> str:
             f"Available: {', '.join(names())}"
         )
     try:
-        text = plugin.load()(copy.deepcopy(run))  # a copy: the record is what is stored afterwards
-    except Exception as error:  # whatever a stranger's code raises; ours must go on
+        text = plugin.load()(copy.deepcopy(run))  # a copy, because the record is stored afterwards
+    except Exception as error:  # whatever another package's code raises; ours must continue
         raise FormatError(
             f"the report format {name!r} of {plugin.value} failed: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(text, str):
         raise FormatError(
-            f"the report format {name!r} of {plugin.value} returned a {type(text).__name__}, not a text"
+            f"the report format {name!r} of {plugin.value} returned a {type(text).__name__}, not a str"
         )
     return text
 
 
 def format_of(path: Path) -> str:
-    """Return the name of the format that a file name asks for; another package's ends as it is called.
+    """Return the format chosen by a file name's ending; the ending of another package's format is its name.
 
     Raises:
-        FormatError: its ending is none that is known.
+        FormatError: the ending is unknown.
     """
     for ending, name in ENDINGS.items():
         if path.name.lower().endswith(ending):

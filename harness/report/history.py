@@ -1,4 +1,4 @@
-"""How a figure went over stored runs: comparable runs only in one series."""
+"""How a figure changed over stored runs; each series has only comparable runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from asrgate.harness.report.rows import RANKED, UNAVAILABLE, Row, rows
 
 
 class HistoryError(AsrgateError):
-    """There is no such history; the message says what there is."""
+    """There is no such history; the message says what exists."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that can be followed; `value` returns None where a row lacks it."""
+    """A figure that can be followed; `value` returns None if a row lacks it."""
 
     meaning: str
     value: Callable[[Row], float | None]
@@ -48,7 +48,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Point:
-    """One run's figure of one variant. `reason` says why it is not ranked; None: it is."""
+    """One run's figure for one variant. `reason` says why it is not ranked, or is None if it is."""
 
     run_id: str
     started_at: str
@@ -61,7 +61,7 @@ class Point:
 class Series:
     """One variant over runs of one checkpoint, audio, decoding, gate, host and normaliser.
 
-    `first` is the earliest of those runs; `group` numbers what belongs together, from 1.
+    `first` is the earliest of those runs; `group` numbers the groups of comparable runs, from 1.
     """
 
     group: int
@@ -72,12 +72,13 @@ class Series:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Return the runs at the paths, the earliest first, each run id once.
+    """Return the runs at the paths, earliest first, each run id once.
 
-    A record that cannot be read is an error where it was named, and told on stderr where its folder was.
+    If a record cannot be read, that is an error if the record was named, and a line on stderr if it was found
+    in a named folder.
 
     Raises:
-        RecordError: a path named is no record.
+        RecordError: a named path is not a record.
         HistoryError: there are no runs.
     """
     found: dict[str, Run] = {}
@@ -95,8 +96,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             found[run["run_id"]] = run
     if not found:
         raise HistoryError(
-            f"no runs are stored in {', '.join(map(str, paths))}; `asrgate run` stores one, "
-            "or name run.json files, their folders, or a folder of those"
+            f"no runs are stored in {', '.join(map(str, paths))}; store one with `asrgate run`, "
+            "or name run.json files, their folders, or a folder of such folders"
         )
     return sorted(found.values(), key=lambda run: (run["started_at"], run["run_id"]))
 
@@ -105,12 +106,12 @@ def series(runs: Sequence[Run], metric: str = "rtfx", backend: str | None = None
     """Return one series for each variant of each group of comparable runs.
 
     Args:
-        runs: the earliest first.
+        runs: earliest first.
         metric: one of METRICS.
         backend: only that backend, or that variant (`name@device/precision`).
 
     Raises:
-        HistoryError: nothing of that backend, or no such figure, was stored.
+        HistoryError: no stored run has that backend or that figure.
     """
     found = [one for number, group in enumerate(_groups(runs), 1) for one in _of_group(number, group, metric)]
     if backend is not None:
@@ -119,7 +120,7 @@ def series(runs: Sequence[Run], metric: str = "rtfx", backend: str | None = None
         if not found:
             raise HistoryError(
                 f"no stored run has {backend!r}.{did_you_mean(backend, names)} "
-                f"There are: {', '.join(names) or 'none'}"
+                f"Stored: {', '.join(names) or 'none'}"
             )
     if not found:
         raise HistoryError(f"no stored run has the figure {metric}; choose one of {', '.join(METRICS)}")
@@ -127,7 +128,7 @@ def series(runs: Sequence[Run], metric: str = "rtfx", backend: str | None = None
 
 
 def comparable_with(run: Run, past: Sequence[Run], metric: str = "rtfx") -> list[Series]:
-    """Return the series of the runs comparable with `run`, which is among them."""
+    """Return the series of runs comparable with `run`, including `run` itself."""
     runs = {other["run_id"]: other for other in past if _is_comparable(run, other)} | {run["run_id"]: run}
     ordered = sorted(runs.values(), key=lambda other: (other["started_at"], other["run_id"]))
     return list(_of_group(1, ordered, metric))
@@ -146,7 +147,7 @@ def _groups(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _is_comparable(base: Run, other: Run) -> bool:
-    """Whether both measured the same; an incomplete run did too, and its rows say so themselves."""
+    """Whether both measured the same thing; an incomplete run counts too, and its rows say so themselves."""
     return all(difference.kind == "incomplete" for difference in preconditions.differences(base, other))
 
 

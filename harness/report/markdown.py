@@ -1,4 +1,4 @@
-"""A run as a Markdown page: what was measured on what, then the ranked rows, then the others with reasons."""
+"""A run as a Markdown page: what was measured and where, the ranked rows, then the others with reasons."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def table(ranked: Sequence[Row], importance: int = 0) -> str:
 
 
 def grid(shown: Sequence[Column], body: Sequence[Row]) -> str:
-    """Return a Markdown table of the columns, every cell escaped."""
+    """Return a Markdown table of the columns with every cell escaped."""
     lines = [
         _line([column.heading for column in shown]),
         _line(["---:" if column.is_number else "---" for column in shown], escaped=True),
@@ -61,7 +61,7 @@ def _part(part: parts_of_run.Part) -> str:
 
 REASON = Column("not ranked because", "", lambda row: row["reason"] or "", is_number=False)
 WHY = Column("why", "", lambda row: row["reason"] or "", is_number=False)
-REMEDY = Column("what mends it", "", lambda row: row["remedy"] or "", is_number=False)
+REMEDY = Column("how to fix it", "", lambda row: row["remedy"] or "", is_number=False)
 
 
 def _unranked(unranked: Sequence[Row]) -> str:

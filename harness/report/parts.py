@@ -1,4 +1,4 @@
-"""Tables of parts of a run, built once for every format: slices, machines, normalisers, hallucinations."""
+"""Tables for parts of a run, built once for every format: slices, machines, normalisers, hallucinations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asrgate.harness.scoring import machines, slices
 
 @dataclass(frozen=True)
 class Part:
-    """One table in words: `rows` holds a text for each heading; `numbers` are the places of figures."""
+    """One table as text: `rows` has a text for each heading; `numbers` are the columns that hold figures."""
 
     title: str
     note: str
@@ -25,9 +25,9 @@ class Part:
 
 
 def parts(run: Run, only_asked: bool = False) -> list[Part]:
-    """Return the tables that the run has something for, in the order reports show them.
+    """Return the tables for which the run has data, in the order in which reports show them.
 
-    With `only_asked` those slices are left out that reports show of every run: a terminal is small.
+    With `only_asked`, the slices that reports show for every run are left out, because a terminal is small.
     """
     fields = slices.chosen(run)
     if only_asked and not run["settings"].get("slices"):
@@ -47,9 +47,9 @@ _SLICE_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("median s", lambda row: figure(row["latency_median_seconds"])),
 )
 _SLICE_NOTES = {
-    LENGTH: "Whisper pads every window to 30 s, so short clips cost more a second of audio. ",
-    "lang": "Chinese, Japanese and others written without spaces count characters as words. ",
-    "snr_db": "Noise mixed in at these signal-to-noise ratios in dB. ",
+    LENGTH: "Whisper pads every window to 30 s, so short clips cost more per second of audio. ",
+    "lang": "In Chinese, Japanese and others written without spaces, characters count as words. ",
+    "snr_db": "Noise was mixed in at these signal-to-noise ratios in dB. ",
 }
 
 
@@ -63,7 +63,7 @@ def _slices(run: Run, fields: Sequence[str]) -> list[Part]:
             Part(
                 f"By {field}",
                 f"{_SLICE_NOTES.get(field, '')}{_normalizer(run['scoring']['normalizer'])}. Intervals by "
-                "resampling the slice's clips, none where fewer than two count.",
+                "resampling the slice's clips; none where fewer than two count.",
                 *_shown(headings, body, first_figure=2),
             )
         )
@@ -94,9 +94,9 @@ def _machines(run: Run) -> list[Part]:
     headings = ["machine", "variant", "machines", "calls", "audio s", "RTFx", "median s", "counts"]
     lost = machines.lost_calls(run)
     note = (
-        "Times of unlike machines are never mixed: all other figures of speed are of the kind that comes "
+        "Times of different machines are never mixed: all other speed figures are from the kind that comes "
         "first. "
-        f"Calls lost with a machine and made again elsewhere: {lost}."
+        f"Calls lost with a machine and repeated elsewhere: {lost}."
     )
     return [Part("By machine", note, *_shown(headings, body, first_figure=2))]
 
@@ -124,12 +124,12 @@ def _normalizers(run: Run) -> list[Part]:
                 ]
             )
     headings = ["normaliser", "version", "variant", "WER %", "WER 95 % CI", "CER %"]
-    note = f"The same texts under each; {main['normalizer']['name']} is the one that the gate judges by."
+    note = f"The same texts under each; the gate uses {main['normalizer']['name']}."
     return [Part("By normaliser", note, *_shown(headings, body, first_figure=3))]
 
 
 def _sessions(run: Run) -> list[Part]:
-    """The sessions of a server scenario, in the order they were held."""
+    """The sessions of a server scenario, in the order in which they were run."""
     body = [
         [
             result["variant"],
@@ -158,7 +158,7 @@ def _sessions(run: Run) -> list[Part]:
         "queue",
         "kept limit",
     ]
-    note = "Each was really held. Figures of the ranking are of those that are kept; the others led to them."
+    note = "Each was really run. The ranking uses those that are kept; the others led to them."
     return [Part("Sessions", note, *_shown(headings, body, first_figure=2))]
 
 
@@ -188,9 +188,9 @@ def _hallucinations(run: Run) -> list[Part]:
         "text on silence",
     ]
     note = (
-        "ins/min: inserted words, which nobody said, a minute of audio; 5-gram repeats: five words in a row "
-        "that come again and more often than in the reference; text on silence: clips in which nobody "
-        f"speaks that got words, of all such clips. {_normalizer(run['scoring']['normalizer'])}."
+        "ins/min: inserted words, which nobody said, per minute of audio; 5-gram repeats: five words in a "
+        "row that repeat more often than in the reference; text on silence: clips without speech that got "
+        f"words, of all such clips. {_normalizer(run['scoring']['normalizer'])}."
     )
     return [Part("Hallucination", note, *_shown(headings, body, first_figure=2))]
 
@@ -198,7 +198,7 @@ def _hallucinations(run: Run) -> list[Part]:
 def _shown(
     headings: Sequence[str], body: Sequence[Sequence[str]], first_figure: int
 ) -> tuple[list[str], list[list[str]], frozenset[int]]:
-    """Leave out columns that say nothing of any row."""
+    """Leave out columns that are empty for every row."""
     kept = [n for n in range(len(headings)) if any(row[n] for row in body)]
     numbers = frozenset(place for place, n in enumerate(kept) if n >= first_figure)
     return [headings[n] for n in kept], [[row[n] for n in kept] for row in body], numbers

@@ -1,4 +1,4 @@
-"""A race on one clip, replayed from a record: every variant's measured call, side by side in time."""
+"""A race on one clip, replayed from a record: every variant's measured call, side by side."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from asrgate.harness.scenarios import registry
 FRAMES_A_SECOND = 20
 BAR_CELLS = 16
 HOW = (
-    "Each was measured alone, one after the other, and is shown here from one start{pace}. Engines give "
+    "Each was measured alone, one after the other; here all start together{pace}. Engines return "
     "their text when they are done; here it appears evenly over the time it took."
 )
 NOT_STORED = "(text not stored)"
 
 
 class RaceError(AsrgateError):
-    """The record holds no such race; the message says what it holds."""
+    """The record has no such race; the message says what it has."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Lane:
     """One variant's answer to the clip.
 
     Attributes:
-        seconds: median wall time of its calls; None: it gave no answer, and `text` says why.
+        seconds: median wall time of its calls; None if it gave no answer (`text` then says why).
         text: the first round's answer, or why there is none to show.
-        wer_percent: of this clip; None where it cannot be told.
-        is_ranked: of the whole run, as is the verdict.
+        wer_percent: for this clip; None if unknown.
+        is_ranked: for the whole run, like the verdict.
     """
 
     variant: str
@@ -58,32 +58,32 @@ class Lane:
 
 @dataclass(frozen=True)
 class Race:
-    """A clip and its lanes: those that answered, the ranked ones first, then the others."""
+    """A clip and its lanes: first those that answered, ranked ones before others, then the rest."""
 
     clip: str
     audio_seconds: float
     reference: str | None
     lanes: Sequence[Lane]
-    absent: Sequence[str]  # variants that this machine could not run, with why
-    facts: Sequence[str]  # model, decoding and machine: no speed without them
+    absent: Sequence[str]  # variants that this machine could not run, and why
+    facts: Sequence[str]  # model, decoding and machine; a speed means nothing without them
     warnings: Sequence[str]  # what may have disturbed the times
 
     @property
     def seconds(self) -> float:
-        """How long the slowest took."""
+        """The time that the slowest took."""
         return max((lane.seconds for lane in self.lanes if lane.seconds is not None), default=0.0)
 
 
 def race(run: Run, clip: str | None = None) -> Race:
-    """Return the race on a clip of a run, on its longest of at most 30 s if none is named.
+    """Return the race on a clip of a run; by default on its longest of at most 30 s.
 
     Raises:
-        RaceError: the run has no such clip, or none at all.
+        RaceError: the run has no such clip, or no clips.
     """
     if not registry.times_clips(run):
         raise RaceError(
-            f"run {run['run_id']} is of the scenario {registry.of(run)}: its times are not those of single "
-            f"clips, so there is no race on one; take a run of {registry.SINGLE_STREAM}"
+            f"run {run['run_id']} used the scenario {registry.of(run)}: its times are not those of single "
+            f"clips, so there is no race to show; choose a run of {registry.SINGLE_STREAM}"
         )
     clips = {entry["name"]: entry for entry in run["clips"]}
     if not clips or (clip is not None and clip not in clips):
@@ -106,7 +106,9 @@ def race(run: Run, clip: str | None = None) -> Race:
         wer = None if counted is None else counted["wer"]
         is_ranked = row["group"] == RANKED
         has_answer = bool(walls) and first is not None
-        error = next((s["error"] for s in calls if s["error"]), None) or row["reason"] or "it was not asked"
+        error = (
+            next((s["error"] for s in calls if s["error"]), None) or row["reason"] or "it was not measured"
+        )
         seconds = statistics.median(walls) if has_answer else None
         lanes.append(
             Lane(
@@ -142,7 +144,7 @@ def show(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Show the race: live on a terminal, at `speed` times the true speed; elsewhere one line a finish."""
+    """Show the race: live on a terminal, at `speed` times the true speed; elsewhere one line per finish."""
     if not console.is_terminal:
         _print_lines(shown, console)
         return
@@ -156,7 +158,7 @@ def show(
 
 
 def frame(shown: Race, elapsed: float, speed: float, console: Console) -> Group:
-    """Return what is seen `elapsed` seconds of measured time after the start."""
+    """Return the view at `elapsed` seconds of measured time after the start."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
     table.add_column("variant", no_wrap=True)
     table.add_column("")
@@ -191,7 +193,7 @@ def frame(shown: Race, elapsed: float, speed: float, console: Console) -> Group:
 
 
 def _head(shown: Race, speed: float, console: Console) -> list[Text]:
-    pace = ", at true speed" if speed == 1 else f", {speed:g} times as fast as it was"
+    pace = ", at true speed" if speed == 1 else f", {speed:g} times as fast as measured"
     return [
         _text(f"{shown.clip}, {shown.audio_seconds:.1f} s of audio; {'; '.join(shown.facts)}", console),
         _text(HOW.format(pace=pace), console, "dim"),
@@ -210,9 +212,7 @@ def _foot(shown: Race, console: Console) -> list[Text]:
 
 def _print_lines(shown: Race, console: Console) -> None:
     console.print(_head(shown, 1.0, console)[0], soft_wrap=True)
-    console.print(
-        "Each was measured alone, one after the other; in the order of their times:", soft_wrap=True
-    )
+    console.print("Each was measured alone, one after the other. Fastest first:", soft_wrap=True)
     for lane in sorted(shown.lanes, key=lambda lane: (lane.seconds is None, lane.seconds or 0.0)):
         seconds, rtfx, wer = _figures(lane)
         figures = "" if lane.seconds is None else f"{seconds} s, RTFx {rtfx}, WER {wer} %, "

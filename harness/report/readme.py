@@ -1,4 +1,4 @@
-"""Results tables for a README: generated from stored runs, put between two marker comments."""
+"""Results tables for a README, generated from stored runs and written between two marker comments."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from asrgate.harness.report.markdown import table
 from asrgate.harness.report.rows import RANKED, UNRANKED, rows
 from asrgate.harness.scenarios import registry
 
-MAIN = 3  # importance of the columns a README has room for
+MAIN = 3  # importance of the columns for which a README has room
 
 
 class MarkerError(AsrgateError):
-    """A file cannot be updated: its markers are missing, doubled or in the wrong order."""
+    """A file cannot be updated: its markers are missing, repeated or in the wrong order."""
 
 
 def readme_table(run: Run, names_place: bool = True) -> str:
-    """Return the table of a run's ranked rows and, below, one line with what they were measured with.
+    """Return the table of a run's ranked rows and, below it, one line about how they were measured.
 
-    Rows that are not ranked are named below the table with their reason: leaving them out silently would
+    Rows that are not ranked are named below the table with their reasons; leaving them out silently would
     hide what was tried. Without `names_place` the line leaves out model and machine.
     """
     built = rows(run)
@@ -49,10 +49,10 @@ def readme_tables(runs: Sequence[Run]) -> str:
 
 
 def update_between_markers(path: Path, text: str, name: str) -> None:
-    """Replace what stands between `<!-- asrgate:NAME -->` and `<!-- /asrgate:NAME -->` in a file.
+    """Replace the text between `<!-- asrgate:NAME -->` and `<!-- /asrgate:NAME -->` in a file.
 
     Raises:
-        MarkerError: the file does not hold each marker once, the opening one first.
+        MarkerError: the file does not have each marker once, the opening one first.
         RecordError: the file cannot be written.
     """
     try:
@@ -65,8 +65,8 @@ def update_between_markers(path: Path, text: str, name: str) -> None:
     once = before.count(opening) == before.count(closing) == 1
     if not once or before.index(opening) > before.index(closing):
         raise MarkerError(
-            f"{path} must hold `{opening}` and after it `{closing}`, each once; "
-            f"it has {_found(before)}. Add the two lines where the tables belong"
+            f"{path} must have `{opening}` and after it `{closing}`, once each; "
+            f"it has {_found(before)}. Add these two lines where the tables belong"
         )
     start, end = before.index(opening) + len(opening), before.index(closing)
     record.write_text(path, f"{before[:start]}\n{text.strip()}\n{before[end:]}")

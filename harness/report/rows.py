@@ -1,4 +1,4 @@
-"""Builds the rows that every report shows, so that formats cannot disagree."""
+"""Builds the rows that all reports show, so that formats cannot disagree."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ RANKED, UNRANKED, UNAVAILABLE = "ranked", "unranked", "unavailable"
 
 
 def rows(run: Run) -> list[Row]:
-    """Return one flat row a variant: the ranked ones by rank, then the unranked, then the unavailable.
+    """Return one flat row per variant: the ranked ones by rank, then the unranked, then the unavailable.
 
-    A row is ranked only when the gate says so and the record holds both its WER and the figure that its
-    scenario is ranked by. Units are in the names, percent where the record has fractions; what is unknown is
-    None. Speed-up is told where RTFx ranks, of ranked rows only: of others it would compare unequal work.
+    A row is ranked only if the gate says so and the record has both its WER and the figure by which its
+    scenario is ranked. Units are in the names; values are in percent where the record has fractions; unknown
+    values are None. Speed-up is given only for ranked rows, where RTFx ranks, because others did different
+    work.
     """
     built = [_row(run, result) for result in run["results"]]
     reference = next((r for r in built if r["variant"] == run["settings"]["reference"]), None)

@@ -1,4 +1,4 @@
-"""A run as comma-separated values: one line a variant, or one line a measured call."""
+"""A run as comma-separated values: one line per variant, or one line per measured call."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STAGES = ("log_mel", "encode", "decode")
 
 
 def summary(run: Run) -> str:
-    """Return one line a variant with all its figures, and on each line what they were measured with."""
+    """Return one line per variant with all its figures and, on each line, how they were measured."""
     beside = {
         "run_id": run["run_id"],
         "model": run["checkpoint"]["name"],
@@ -45,7 +45,7 @@ def summary(run: Run) -> str:
 
 
 def samples(run: Run) -> str:
-    """Return one line a measured call of every variant."""
+    """Return one line per measured call of every variant."""
     clips = {clip["name"]: clip for clip in run["clips"]}
     lines = []
     for result in run["results"]:
@@ -90,7 +90,7 @@ def _write(names: Sequence[str], lines: Iterable[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Texts are made harmless; numbers stay numbers, without the last digits, which are rounding noise."""
+    """Make texts safe; numbers stay numbers, without the last digits, which are rounding noise."""
     if isinstance(value, str):
         return csv_cell(value)
     return f"{value:.10g}" if isinstance(value, float) else value

@@ -148,11 +148,11 @@ def read(folder: Path) -> Kept:
     good = [line for line in lines if line is not None]
     if len(good) < len(lines):
         raise JournalError(
-            f"line {lines.index(None) + 1} of {path} is damaged and lines follow it, so it is unknown what "
-            "was measured; run again, or remove that line and all that follow it"
+            f"line {lines.index(None) + 1} of {path} is damaged and other lines follow it, so it is unknown "
+            "what was measured; run again, or remove that line and all lines after it"
         )
     if not good or "plan" not in good[0]:
-        raise JournalError(f"{path} holds no plan: the run ended before it began to measure; run again")
+        raise JournalError(f"{path} contains no plan: the run ended before it started measuring; run again")
     if good[0].get("journal_version") != VERSION:
         raise JournalError(
             f"{path} has journal_version {good[0].get('journal_version')!r}; this asrgate reads {VERSION}"
@@ -189,7 +189,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 def _nothing_to_resume(folder: Path) -> str:
     if not folder.is_dir():
-        return f"there is no run at {folder}; give the folder of a run, results/NAME"
+        return f"there is no run at {folder}; pass the folder of a run, results/NAME"
     try:
         is_complete = record.read(folder)["complete"]
     except record.RecordError:
@@ -197,8 +197,8 @@ def _nothing_to_resume(folder: Path) -> str:
     if is_complete:
         return f"the run in {folder} is complete: there is nothing to resume"
     return (
-        f"{folder} has no {NAME}, so its run cannot be resumed: it ended before it began to measure, is of "
-        "an older asrgate, of the scenario server, or was asked to keep no texts (--no-texts); run again"
+        f"{folder} has no {NAME}, so its run cannot be resumed: it ended before it started measuring, was "
+        "made by an older asrgate, used the scenario server, or kept no texts (--no-texts); run again"
     )
 
 

@@ -29,10 +29,10 @@ from typing import Any
 EVENTS = {
     "note": "something happened; the message says what",
     "start": "measuring begins",
-    "stage": "a variant begins to work on what the message says",
+    "stage": "a variant begins the work that the message describes",
     "answer": "a measured call is over",
     "failure": "a variant is out of the run",
-    "close": "nothing more is measured",
+    "close": "measuring is over",
     "warning": "something a reader of the figures should know",
     "error": "the command ends without a result",
 }

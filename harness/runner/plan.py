@@ -136,7 +136,7 @@ def _blank_row(variant: Variant, asked: str, refusal: str | None, remedy: str | 
         "precision": variant.precision,
         **registry.row_fields(variant, asked),
         "status": "unavailable" if refusal else "error",
-        "error": refusal or "the run ended before it was measured",
+        "error": refusal or "the run ended before this variant was measured",
         "remedy": remedy,
         "gate": {"ranked": False, "rank": None, "reasons": [refusal or "not judged yet"]},
         "applied_settings": None,

@@ -46,13 +46,15 @@ def arguments(kept: Kept, asked: argparse.Namespace, parser: argparse.ArgumentPa
     ]
     if changed:
         raise ResumeError(
-            f"--resume takes everything from the run it resumes; leave out {', '.join(changed)}, "
+            f"--resume takes all arguments from the run that it resumes; leave out {', '.join(changed)}, "
             "or start a new run"
         )
     argv = kept.head["argv"]
     if argv[:1] != ["run"]:
         command = " ".join(["asrgate", *argv[:1]])
-        raise ResumeError(f"{kept.folder} is not of `asrgate run` but of `{command}`; start that again")
+        raise ResumeError(
+            f"{kept.folder} was made by `{command}`, not by `asrgate run`; start that command again"
+        )
     before = parser.parse_args(argv)
     for name in CHOICES:
         setattr(before, name, getattr(asked, name) or getattr(before, name))
@@ -81,8 +83,8 @@ def check(kept: Kept, blank: Run) -> None:
     if found:
         listed = "".join(f"\n  {line}" for line in found)
         raise ResumeError(
-            f"{kept.folder} cannot be resumed, it would not be the same run:{listed}\n"
-            "put back what changed, or start a new run"
+            f"{kept.folder} cannot be resumed, because it would not be the same run:{listed}\n"
+            "undo these changes, or start a new run"
         )
 
 

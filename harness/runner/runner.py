@@ -118,7 +118,7 @@ class _Session:
         strangers = meters.foreign_gpu_pids([worker.pid for worker in self.workers.values()])
         if strangers and any(worker.variant.device == "cuda" for worker in self.workers.values()):
             pids = ", ".join(map(str, strangers))
-            self.record["warnings"].append(f"other processes use the GPU ({pids}): times are disturbed")
+            self.record["warnings"].append(f"other processes are using the GPU ({pids}): times are disturbed")
         self._save()
         seed = secrets.randbits(32)  # now that the engines are loaded, so that none of them can know it
         copies = cache_probes.prepare(self.plan.clips, audio, seed)
@@ -351,13 +351,13 @@ def _disturbances(run: record.Run) -> Iterator[str]:
     """Say in words what may have disturbed the timing."""
     busy = [r["foreign_cpu_fraction"] for r in run["rounds"] if r["foreign_cpu_fraction"] is not None]
     if busy and max(busy) > BUSY_FRACTION:
-        yield f"other programs used up to {max(busy):.0%} of the processor meanwhile: times are disturbed"
+        yield f"other programs used up to {max(busy):.0%} of the processor: times are disturbed"
     for row in run["results"]:
         tries = [sum(stage.startswith("retry_") for stage in s["stage_seconds"]) for s in row["samples"]]
         if any(tries):
             yield (
-                f"{row['variant']}: {sum(map(bool, tries))} of {len(tries)} answers came after failed tries, "
-                f"{sum(tries)} in all; the waiting is in their times"
+                f"{row['variant']}: {sum(map(bool, tries))} of {len(tries)} answers needed retries, "
+                f"{sum(tries)} in all; their times include the waiting"
             )
         times: dict[str, list[float]] = {}
         for sample in row["samples"]:
@@ -370,7 +370,7 @@ def _disturbances(run: record.Run) -> Iterator[str]:
         ]
         if spreads and statistics.median(spreads) > SPREAD_LIMIT:
             yield (
-                f"{row['variant']}: times of one clip spread by {statistics.median(spreads):.0%} "
+                f"{row['variant']}: times of the same clip vary by {statistics.median(spreads):.0%} "
                 f"between {'requests' if 'sessions' in row else 'rounds'} (interquartile range over median)"
             )
 

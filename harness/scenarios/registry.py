@@ -84,7 +84,7 @@ def conditions(run: Run) -> str:
     if terms is None:
         return of(run)
     rate, limit = terms["rate_per_second"], terms["p99_seconds"]
-    asked = f"at {rate:g} requests/s" if rate is not None else f"for the largest rate with p99 of {limit:g} s"
+    asked = f"at {rate:g} requests/s" if rate is not None else f"for the highest rate with p99 of {limit:g} s"
     return f"{of(run)} {asked}, {terms['requests']} requests"
 
 
@@ -94,7 +94,7 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         if not part.strip().isdecimal() or not 1 <= int(part) <= LARGEST_BATCH:
             raise argparse.ArgumentTypeError(
-                f"must be whole numbers from 1 to {LARGEST_BATCH} with commas between, not {text!r}"
+                f"must be whole numbers from 1 to {LARGEST_BATCH} separated by commas, not {text!r}"
             )
         sizes.append(int(part))
     return tuple(dict.fromkeys(sizes))
@@ -105,7 +105,7 @@ def check(arguments: argparse.Namespace) -> None:
     for name, scenario in OPTIONS.items():
         if scenario != arguments.scenario and getattr(arguments, name) not in (None, False):
             raise ScenarioError(
-                f"--{name.replace('_', '-')} goes with --scenario {scenario}; this is {arguments.scenario}"
+                f"--{name.replace('_', '-')} works only with --scenario {scenario}, not {arguments.scenario}"
             )
 
 

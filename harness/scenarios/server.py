@@ -161,7 +161,7 @@ class Server:
         yield from requests
 
     def _tell(self, worker: Worker, held: _Held) -> None:
-        told = "all at once" if held.rate is None else f"at {held.rate:.3g} a second"
+        told = "all at once" if held.rate is None else f"at {held.rate:.3g} requests/s"
         self._told(str(worker.variant), f"{held.purpose}: {self._terms.requests} requests {told}")
 
     def _hold(self, worker: Worker, held: _Held) -> Iterator[Request]:

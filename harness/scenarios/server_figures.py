@@ -54,7 +54,7 @@ def faults(run: Run, result: Mapping[str, Any]) -> Iterator[str]:
     if asked["rate_per_second"] is None:
         if found["max_rate_per_second"] is None:
             yield (
-                "no rate was found at which 99 in 100 requests are answered within "
+                "no rate was found at which 99 of 100 requests are answered within "
                 f"{asked['p99_seconds']:g} s ({_tried(result)})"
             )
         return
@@ -63,18 +63,18 @@ def faults(run: Run, result: Mapping[str, Any]) -> Iterator[str]:
             done = session["answered"] + session["failed"]
             yield (
                 f"overloaded at {asked['rate_per_second']:g} requests/s: {session['requests'] - done} of "
-                f"{session['requests']} were not begun within {asked['limit_seconds']:g} s"
+                f"{session['requests']} were not started within {asked['limit_seconds']:g} s"
             )
             return
     if found["is_overloaded"]:
         yield (
-            f"overloaded: it answers {found['achieved_per_second']:.3g} requests/s and "
-            f"{asked['rate_per_second']:g} arrive, so its latency is that of a queue which only grows"
+            f"overloaded: it answers {found['achieved_per_second']:.3g} requests/s but "
+            f"{asked['rate_per_second']:g} arrive, so the queue and the latency only grow"
         )
 
 
 def _tried(result: Mapping[str, Any]) -> str:
     rates = [s["rate_per_second"] for s in result["sessions"] if s["rate_per_second"] is not None]
     if not rates:
-        return "even without any queue it takes longer"
-    return f"{len(rates)} sessions were held, at {min(rates):.3g} to {max(rates):.3g} requests/s"
+        return "it takes longer even without a queue"
+    return f"{len(rates)} sessions were run, at {min(rates):.3g} to {max(rates):.3g} requests/s"

@@ -63,31 +63,31 @@ def terms(
     """
     if (rate is None) == (not find_max_rate):
         raise ServerError(
-            "--scenario server needs either --rate R, requests a second, or --find-max-rate with --p99 S"
+            "--scenario server needs either --rate R (requests per second) or --find-max-rate with --p99 S"
         )
     if find_max_rate and p99 is None:
         raise ServerError(
-            "--find-max-rate needs --p99 S: 99 in 100 requests are to be answered within S seconds"
+            "--find-max-rate needs --p99 S: 99 of 100 requests must be answered within S seconds"
         )
     if p99 is not None and not find_max_rate:
-        raise ServerError("--p99 is the limit of --find-max-rate; with --rate the p99 is what is measured")
+        raise ServerError("--p99 is the limit for --find-max-rate; with --rate, the p99 is measured")
     if find_max_rate and rounds != 1:
-        raise ServerError("--find-max-rate searches once and confirms what it found; leave --rounds out")
+        raise ServerError("--find-max-rate searches once and confirms the result; leave out --rounds")
     if requests is not None and requests < len(clips):
         raise ServerError(
             f"--server-requests {requests} is less than the {len(clips)} clips, and each must be answered; "
-            "ask for more, or take fewer clips with --sample N"
+            "request more, or use fewer clips with --sample N"
         )
     size_bytes = 4 * SAMPLE_RATE_HZ * sum(clip.audio_seconds for clip in clips)
     if size_bytes > MOST_AUDIO_BYTES:
         raise ServerError(
-            f"a server's clips are kept in memory, and these are {size_bytes / 2**30:.1f} GiB (at most "
-            f"{MOST_AUDIO_BYTES / 2**30:g}); take fewer with --sample N"
+            f"a server's clips are kept in memory, and these need {size_bytes / 2**30:.1f} GiB (at most "
+            f"{MOST_AUDIO_BYTES / 2**30:g}); use fewer with --sample N"
         )
     found = Terms(rate, p99, requests or max(REQUESTS, len(clips)), limit_seconds or LIMIT_SECONDS)
     if rate is not None and found.requests / rate > found.limit_seconds:
         raise ServerError(
-            f"{found.requests} requests at {rate:g} a second take {found.requests / rate:.0f} s, longer than "
+            f"{found.requests} requests at {rate:g} per second take {found.requests / rate:.0f} s, more than "
             f"--server-seconds {found.limit_seconds:g}; ask for fewer --server-requests or allow more seconds"
         )
     return found

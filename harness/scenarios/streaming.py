@@ -38,7 +38,7 @@ def chunk_seconds(asked: float | None) -> float:
     found = CHUNK_SECONDS if asked is None else asked
     if not SHORTEST_CHUNK_SECONDS <= found <= LONGEST_CHUNK_SECONDS:
         raise StreamingError(
-            f"--chunk-seconds is {found:g}; it must be from {SHORTEST_CHUNK_SECONDS:g} to "
+            f"--chunk-seconds is {found:g}; it must be between {SHORTEST_CHUNK_SECONDS:g} and "
             f"{LONGEST_CHUNK_SECONDS:g}"
         )
     return found

@@ -1,1 +1,1 @@
-"""Raw samples into figures and a verdict: which samples count, what they say, may the row be ranked."""
+"""Turns raw samples into figures and a verdict: which samples count, and whether a row may be ranked."""

@@ -1,8 +1,9 @@
-"""Checks that a worker's speed is the speed of doing the work: nothing cached, nothing done early or late.
+"""Checks that a worker's speed is that of doing the work: nothing is cached or done early or late.
 
-After the measured rounds every worker answers a few clips once more (seen) and, beside each, a copy it was
-never given (unseen): the clip with noise of one 16-bit step added, which sounds the same, costs an honest
-engine the same and matches no cache key; and a splice of two clips, whose words are those of neither.
+After the measured rounds every worker answers a few clips once more (seen) and, with each, a copy that it was
+never given (unseen). One kind is the clip with noise of one 16-bit step added: it sounds the same, costs an
+honest engine the same, and matches no cache key. The other is a splice of two clips, whose words are those of
+neither.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from asrgate.harness import record
 from asrgate.harness.corpus.audio import dithered
 from asrgate.harness.corpus.clips import Clip
 
-UNSEEN_OVER_SEEN_LIMIT = 1.5  # a copy never given before may take this much longer than the clip itself
-# A machine whose other work comes and goes can slow just the copies once; a cache is slower every time.
+UNSEEN_OVER_SEEN_LIMIT = 1.5  # an unseen copy may take this much longer than the clip itself
+# Other work on the machine may by chance slow only the copies once; with a cache they are slower every time.
 ATTEMPTS = 3
 PROBED_CLIPS = 5
-LONGEST_PROBE_SECONDS = 30.0  # one window: a longer clip costs much and shows no more
+LONGEST_PROBE_SECONDS = 30.0  # one window; a longer clip costs much and shows no more
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ class Caller(Protocol):
 def run(
     caller: Caller, probes: Sequence[Probe], normalize: Callable[[str, str], str]
 ) -> list[dict[str, Any]]:
-    """Put the probes to one worker; return one record entry each.
+    """Run the probes on one worker; return one record entry each.
 
-    Where the copies took too long they are made anew and asked for again, ATTEMPTS times at most; the times
-    are those of the attempt in which they took least beside the clips.
+    If the copies took too long, new ones are made and tried, up to ATTEMPTS times in all. The times are those
+    of the attempt in which the copies took least relative to the clips.
 
     Raises:
         WorkerError: the worker died or hung.
@@ -102,7 +103,7 @@ def run(
 def _wall_ratio(entries: Sequence[Mapping[str, Any]]) -> float:
     dithered_entries = [entry for entry in entries if entry["kind"] == "dithered"]
     if any(entry["text"] is None for entry in dithered_entries):
-        return math.inf  # to fail is quick: such times must not stand for answers
+        return math.inf  # failing is quick, so such times must not count as answers
     return _unseen_over_seen(dithered_entries, "seconds") if dithered_entries else 0.0
 
 
@@ -117,7 +118,7 @@ def _attempt(
     for number, probe in enumerate(probes):
         asked = [("seen", probe.seen), ("unseen", probe.copy)]
         if number % 2:
-            asked.reverse()  # so that a machine that drifts favours neither
+            asked.reverse()  # so that a drifting machine favours neither
         what = f"answering a {probe.kind} copy of clip {probe.clip.name}"
         answers = {kind: caller.ask(probe.clip, samples, kind == "unseen", what) for kind, samples in asked}
         texts = {kind: answer["text"] for kind, answer in answers.items()}
@@ -149,10 +150,10 @@ def summarise(
     """Return a result's `integrity` from its probes and its measured samples.
 
     Args:
-        is_remote: the work is a server's, so that the worker's processor time tells nothing of it.
+        is_remote: a server does the work, so the worker's processor time says nothing about it.
     """
     dithered_probes = [p for p in probes if p["kind"] == "dithered" and p["text"] is not None]
-    # A cache saves wall time and processor time; other work on the machine disturbs wall time alone.
+    # A cache saves wall time and processor time; other work on the machine disturbs only wall time.
     ratios = [
         _unseen_over_seen(dithered_probes, kind)
         for kind in (("seconds",) if is_remote else ("seconds", "cpu_seconds"))
@@ -169,7 +170,7 @@ def summarise(
 
 
 def _splice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Start as `first` and end as `second`, as long as `first`: words of both, answers of neither."""
+    """Start like `first` and end like `second`, as long as `first`: words of both, the text of neither."""
     half = len(first) // 2
     tail = second[-(len(first) - half) :]
     copy = np.concatenate([first[:half], tail])

@@ -1,9 +1,9 @@
-"""The gate: which rows may be ranked by speed, and for the others the reason in words.
+"""The gate: decides which rows may be ranked by speed, and gives the reasons for the others.
 
 A row is ranked only if every clip was answered, its word error rate is within tolerance of the reference
-backend's and under the ceiling, its output is as long as the reference's, it ran with the settings asked for,
-and its times are those of doing the work. Everything here is judged from the record alone, so a stored run
-can be judged again.
+backend's and below the ceiling, its output is as long as the reference's, it ran with the requested settings,
+and its times are those of doing the work. Everything is judged from the record alone, so a stored run can be
+judged again.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ def judge(run: Run) -> None:
         if result["status"] == "ok" and result is not reference:
             if reference is None:
                 reasons.append(
-                    f"quality unchecked: the reference {run['settings']['reference']} is not in this run"
+                    f"its quality was not checked: the reference {run['settings']['reference']} "
+                    "is not in this run"
                 )
             elif not fit:
-                reasons.append(f"the reference {reference['variant']} did not pass the gate itself")
+                reasons.append(f"the reference {reference['variant']} itself did not pass the gate")
             reasons += _differences(run, result, reference)
         if result["status"] == "ok":
-            # as a reference a row without a figure of speed is sound all the same
+            # a row without a speed figure is still valid as a reference
             reasons += server_figures.faults(run, result)
             if not reasons and order.figure(result) is None:
                 reasons.append(f"it has no {order.by}")
@@ -50,14 +51,14 @@ def judge(run: Run) -> None:
 
 
 def find_reference(run: Run) -> Result | None:
-    """Return the reference backend's result, None when the run has none that finished."""
+    """Return the reference backend's result, or None if the run has none that finished."""
     wanted = run["settings"]["reference"]
     found = (r for r in run["results"] if r["variant"] == wanted and r["status"] == "ok")
     return next(found, None)
 
 
 def _own_faults(run: Run, result: Result) -> Iterator[str]:
-    """Reasons that need no comparison with another row."""
+    """Yield the reasons that need no comparison with another row."""
     if result["status"] != "ok":
         yield result["error"] or result["status"]
         return
@@ -91,22 +92,23 @@ def _settings(run: Run, result: Result) -> Iterator[str]:
     unsaid = [name for name in asked if name not in applied]
     if unsaid:
         values = ", ".join(repr(asked[name]) for name in unsaid)
-        yield f"does not say with which {', '.join(unsaid)} it ran (asked: {values})"
+        yield f"it does not say which {', '.join(unsaid)} it used (requested: {values})"
     for name, value in asked.items():
         if name in applied and applied[name] != value:
-            yield f"ran with {name} {applied[name]!r}, asked {value!r}"
+            yield f"it ran with {name} {applied[name]!r}, but {value!r} was requested"
 
 
 def _weights(run: Run, result: Result) -> Iterator[str]:
-    """A backend that does not load the checkpoint itself says which one ran; None if it cannot know."""
+    """Check the weights of a backend that does not load the checkpoint itself; None if unknown to it."""
     applied = result["applied_settings"] or {}
     if "checkpoint_sha256" not in applied:
         return
     ran, asked = applied["checkpoint_sha256"], run["checkpoint"]
     if ran is None:
-        yield f"its weights are unknown: nobody states that it runs {asked['name']} ({asked['sha256']:.12}…)"
+        which = f"{asked['name']} ({asked['sha256']:.12}…)"
+        yield f"its weights are unknown: nobody has stated that it runs {which}"
     elif ran not in (asked["sha256"], asked["tensors_sha256"]):
-        yield f"ran other weights ({ran:.12}…) than {asked['name']} ({asked['sha256']:.12}…)"
+        yield f"it ran other weights ({ran:.12}…) than {asked['name']} ({asked['sha256']:.12}…)"
 
 
 def _quality_ceiling(run: Run, result: Result) -> Iterator[str]:
@@ -140,24 +142,24 @@ def _worst(result: Result, excess: Callable[[Result], float]) -> Result | None:
 def _timing(run: Run, result: Result) -> Iterator[str]:
     rounds = timed_samples.complete_rounds(run, result)
     if rounds == 0:
-        yield "no complete round in the timed session: its speed would be that of some clips only"
+        yield "no complete round in the timed session, so its speed would cover only some clips"
     integrity = result["integrity"]
     if integrity is None or not any(map(word_errors.is_timed, result["samples"])):
         yield "its timing was not checked for cached answers"
         return
     ratio = integrity["unseen_over_seen"]
     if ratio is not None and ratio > UNSEEN_OVER_SEEN_LIMIT:
-        yield f"copies it had not heard took {ratio:.1f} times as long: answers were cached or prepared"
+        yield f"copies that it had not heard took {ratio:.1f} times as long: answers were cached or prepared"
     looked_at = [s for s in result["samples"] if s["late_work_seconds"] is not None]
-    # of a stream most of the wall time is waiting for audio
+    # a stream spends most of the wall time waiting for audio
     wall = sum(s.get("busy_seconds") or s["wall_seconds"] for s in looked_at if word_errors.is_timed(s))
     late = integrity["late_work_seconds"] or 0.0
     if late > LATE_WORK_LIMIT * wall:
-        yield f"work went on for {late:.2f} s after its calls had returned ({wall:.2f} s were measured)"
+        yield f"it worked for {late:.2f} s after its calls had returned ({wall:.2f} s were measured)"
 
 
 def _differences(run: Run, result: Result, reference: Result | None) -> Iterator[str]:
-    """Reasons that compare with the reference backend's row."""
+    """Yield the reasons that compare the row with the reference backend's."""
     if reference is None:
         return
     wer, reference_wer = _wer(result), _wer(reference)
@@ -203,7 +205,7 @@ def _copies(result: Result, reference: Result) -> Iterator[str]:
         if other is None or other["changed_words"] is None:
             continue
         if probe["changed_words"] is None:
-            yield f"gave no answer to a {probe['kind']} copy of {probe['clip']}"
+            yield f"it gave no answer to a {probe['kind']} copy of {probe['clip']}"
         elif probe["kind"] == "dithered" and _share(probe) > CHANGED_WORDS_LIMIT >= _share(other):
             yield (f"inaudible noise changes {probe['changed_words']} words of its answer to {probe['clip']}")
         elif probe["kind"] == "spliced" and probe["changed_words"] == 0 and _share(other) > 0.25:

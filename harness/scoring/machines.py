@@ -1,9 +1,9 @@
 """A run on many machines: where each sample was taken, whose times count, and what a reader must know.
 
-Texts, the gate's coverage and WER use the samples of all machines. Times of unlike machines are no one
-distribution: every figure of speed and latency is of the one kind of machine (`host_class`) with the most
-samples, the same for all rows; samples of the others are kept with `timed` false and shown by themselves.
-All variants answer a clip at the same actor, so their times are of the same clips and machines.
+Texts, the gate's coverage and WER use the samples of all machines. Times from different kinds of machine do
+not form one distribution. So every figure of speed and latency comes from the one kind (`host_class`) with
+the most samples, the same for all rows. Samples from other kinds are kept with `timed` false and shown
+separately. All variants answer a clip at the same actor, so their times cover the same clips and machines.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from asrgate.harness.record import Result, Run
 def settle(run: Run) -> None:
     """Choose the kind of machine whose times count, mark the others' samples, and say so in the warnings.
 
-    Sets `host` and `versions` to those of its first machine. A run on one machine is left as it is. To be
-    called after timed_samples.settle: a sample counts only if its sitting does, too.
+    This sets `host` and `versions` to those of its first machine. A run on one machine is left unchanged.
+    Call it after timed_samples.settle: a sample counts only if its sitting counts too.
     """
     hosts = run.get("hosts")
     if not hosts:
@@ -45,7 +45,7 @@ def class_of(run: Run) -> dict[int, str]:
 
 
 def choice(run: Run) -> str:
-    """Return the kind of machine with the most samples of the sitting that counts; the first of equals."""
+    """Return the kind of machine with the most samples in the sitting that counts; the first one if tied."""
     kinds = class_of(run)
     samples = Counter(dict.fromkeys(kinds.values(), 0))
     for result in run["results"]:
@@ -54,19 +54,19 @@ def choice(run: Run) -> str:
 
 
 def engines_at_once(run: Run) -> int:
-    """Return how many engines at most were busy on one machine whose times count: 1 without a cluster."""
+    """Return the most engines that were busy at once on a machine whose times count: 1 without a cluster."""
     return max((entry["places"] for entry in run.get("hosts", []) if entry.get("timed", True)), default=1)
 
 
 def lost_calls(run: Run) -> int:
-    """Return how many times a clip was given to an actor that was lost with it, and again to another."""
+    """Return how often an actor was lost while it had a clip, which then went to another actor."""
     return sum(len(entry["clips"]) for entry in run.get("retries", []))
 
 
 def rows(run: Run) -> list[dict[str, Any]]:
-    """Return one row for each kind of machine and variant that has samples there: where it ran, how fast.
+    """Return one row for each kind of machine and variant with samples there: where it ran, how fast.
 
-    Samples of a sitting whose times do not count are left out. The first kind is the one that counts.
+    Samples from a sitting whose times do not count are left out. The first kind is the one that counts.
     """
     if not run.get("hosts"):
         return []
@@ -108,32 +108,32 @@ def _warnings(run: Run, chosen: str) -> Iterator[str]:
     kinds = set(class_of(run).values())
     if len(kinds) > 1:
         yield (
-            f"measured on {len(kinds)} kinds of machine: speed and latency are those of {chosen} alone "
+            f"measured on {len(kinds)} kinds of machine: speed and latency come from {chosen} alone "
             f"({sum(sample['timed'] for sample in samples)} of {len(samples)} calls); texts and WER "
-            "are of all"
+            "come from all"
         )
     at_once = engines_at_once(run)
     if at_once > 1:
         yield (
-            f"up to {at_once} engines were busy at once on one machine: its memory and caches were shared, "
-            "and times are those of a full machine"
+            f"up to {at_once} engines were busy at once on one machine: they shared its memory and caches, "
+            "so times are those of a fully loaded machine"
         )
     lost = lost_calls(run)
     if lost:
         yield (
-            f"{lost} calls were lost with the process or machine that had them and made again at another "
-            f"actor ({len(run['retries'])} losses); what was lost is in no figure"
+            f"{lost} calls were lost with their process or machine and repeated at another actor "
+            f"({len(run['retries'])} losses); no figure includes the lost calls"
         )
 
 
 def resources(run: Run, result: Result, of_actors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a row's resources from those of its actors: peaks of the largest, energy of all together.
+    """Return a row's resources from those of its actors: the largest peaks, and the sum of the energy.
 
-    Energy is unknown where an actor was lost with its count, where actors share the meter of one machine, and
-    where the times of some machines do not count but their energy would.
+    Energy is unknown if an actor was lost with its count, if actors share the meter of one machine, or if the
+    times of some machines do not count but their energy would.
 
     Args:
-        of_actors: of every actor that measured; {} of one that was lost.
+        of_actors: the resources of every actor that measured; {} for one that was lost.
     """
 
     def largest(name: str) -> int | None:

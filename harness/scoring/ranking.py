@@ -29,7 +29,7 @@ def order(run: Run) -> Order:
     """Return what the rows of a run are ranked by."""
     if registry.of(run) == registry.SERVER:
         if run["settings"]["server"]["rate_per_second"] is None:
-            return Order("the largest rate that keeps the limit", _of("server", "max_rate_per_second"), True)
+            return Order("the highest rate that meets the limit", _of("server", "max_rate_per_second"), True)
         return Order("p99 latency", _of("latency", "p99_seconds"))
     if registry.of(run) == registry.STREAMING:
         return Order("median final latency", _of("latency", "median_seconds"))

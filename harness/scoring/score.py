@@ -113,7 +113,7 @@ def _require_texts(run: Run) -> None:
     if stripped:
         raise ScoreError(
             f"run {run['run_id']} was stored without texts (--no-texts), so its answers cannot be scored "
-            f"again; its figures stay as scored with the normaliser {name!r}. "
+            f"again; its figures remain those of the normaliser {name!r}. "
             "Score a run that was stored with texts, or measure again without --no-texts"
         )
 

@@ -1,6 +1,6 @@
 """Parts of a run's clips, by a field of the manifest or by length: their WER and RTFx, with intervals.
 
-Everything is derived from the record, so any stored run can be sliced by any field its clips have.
+Everything is derived from the record, so any stored run can be sliced by any field of its clips.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from asrgate.harness.metrics.word_errors import errors, is_timed, ratio
 from asrgate.harness.record import Run
 from asrgate.harness.scenarios import registry
 
-MOST_VALUES = 50  # more rows than this are a listing, not a comparison
-AUTOMATIC = (LENGTH, "lang", "snr_db", "hallucination")  # shown unasked where they divide the clips
-REPLICATES = 2_000  # enough for a row's interval, and a fifth of the time of the whole run's
+MOST_VALUES = 50  # with more rows than this it is a listing, not a comparison
+AUTOMATIC = (LENGTH, "lang", "snr_db", "hallucination")  # shown by default if they divide the clips
+REPLICATES = 2_000  # enough for a row's interval, in a fifth of the time of the whole run's
 
 Slice = dict[str, Any]
 
 
 class SliceError(AsrgateError):
-    """Clips cannot be divided as asked; the message lists the fields there are."""
+    """Clips cannot be divided as requested; the message lists the fields that exist."""
 
 
 def order(value: str) -> tuple[int, float, str]:
-    """Sort key of values: buckets and numbers by size, then texts, then what is absent."""
+    """Sort key for values: buckets and numbers by size, then texts, then absent values."""
     if value == ABSENT:
         return 2, 0.0, value
     number = value.removeprefix("over ").split(" ")[0] if value.endswith(" s") else value
@@ -41,13 +41,13 @@ def order(value: str) -> tuple[int, float, str]:
 
 
 def fields_of(run: Run) -> list[str]:
-    """Return every field the run's clips can be divided by."""
+    """Return every field by which the run's clips can be divided."""
     tags = dict.fromkeys(name for clip in run["clips"] for name in clip["tags"])
     return [LENGTH, "lang", *(name for name in tags if name not in (LENGTH, "lang"))]
 
 
 def chosen(run: Run) -> list[str]:
-    """Return the fields that the run's reports divide it by: those asked for, else the automatic ones."""
+    """Return the fields by which the run's reports divide it: those requested, or else the automatic ones."""
     asked = run["settings"].get("slices")
     if asked:
         return [field for field in asked if field in fields_of(run)]
@@ -63,21 +63,22 @@ def check(clips: Sequence[tuple[float, str, Mapping[str, Any]]], fields: Sequenc
     there = [LENGTH, "lang", *dict.fromkeys(name for _, _, tags in clips for name in tags)]
     for field in fields:
         if field not in there:
-            raise SliceError(f"no clip has a field {field!r}; there are {', '.join(dict.fromkeys(there))}")
+            raise SliceError(
+                f"no clip has a field {field!r}; existing fields are {', '.join(dict.fromkeys(there))}"
+            )
         count = len({value_of(*clip, field) for clip in clips})
         if count > MOST_VALUES:
-            raise SliceError(
-                f"{field!r} has {count} values; slices are shown of fields with at most {MOST_VALUES}"
-            )
+            raise SliceError(f"{field!r} has {count} values; a slice can have at most {MOST_VALUES}")
 
 
 def rows(run: Run, fields: Sequence[str] | None = None) -> list[Slice]:
     """Return a row for each field, value and measured variant, in that order; unknown figures are None.
 
     The columns: field, value, variant, is_ranked, clips, audio_seconds, reference_words, errors by kind,
-    wer_percent and its interval, cer_percent, rtfx and its interval, latency_median_seconds. Percent where
-    the record has fractions; speed of a single stream only, elsewhere a call's time is not its clip's alone.
-    Intervals are of bootstrap resamples of the slice's clips; None for one clip.
+    wer_percent and its interval, cer_percent, rtfx and its interval, latency_median_seconds. Values are in
+    percent where the record has fractions. Speed is given for single-stream only, because elsewhere the time
+    of a call is not that of one clip. Intervals come from bootstrap resamples of the slice's clips; None for
+    one clip.
     """
     found = []
     for field in chosen(run) if fields is None else fields:
@@ -158,7 +159,7 @@ def _row(
 
 
 def _interval(values: np.ndarray, sums: np.ndarray, column: int) -> tuple[float | None, float | None]:
-    """Interval of a column's sum over the next one's; Nones where fewer than two clips count."""
+    """Interval of the ratio of a column's sum to the next one's; Nones if fewer than two clips count."""
     if np.count_nonzero(values[:, column + 1]) < 2:
         return None, None
     return bootstrap.ratio_interval(sums[:, column], sums[:, column + 1]) or (None, None)

@@ -1,9 +1,9 @@
-"""A run of several sittings: whose times count, and what a reader must know of the others.
+"""A run of several sittings: whose times count, and what a reader must know about the others.
 
 A sitting is one process that measured; `asrgate run --resume` adds one. Texts, the gate's coverage and WER
-use the samples of all. Times of different sittings are no one distribution: the machine was warmer, busier or
-another. Every figure of speed and latency is of the one sitting with the most complete rounds; samples of the
-others are kept with `timed` false.
+use the samples of all sittings. Times from different sittings do not form one distribution: the machine may
+have been warmer, busier or a different one. Every figure of speed and latency comes from the one sitting with
+the most complete rounds. Samples of the others are kept with `timed` false.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from asrgate.harness.record import Run
 def settle(run: Run) -> None:
     """Choose the sitting whose times count, mark the others' samples, and say so in the run's warnings.
 
-    Sets `host` and `versions` to what they were in that sitting. A run of one sitting is left as it is.
+    This sets `host` and `versions` to those of that sitting. A run of one sitting is left unchanged.
     """
     sittings = run.get("sittings")
     if not sittings:
@@ -27,21 +27,23 @@ def settle(run: Run) -> None:
     for result in run["results"]:
         for sample in result["samples"]:
             sample["timed"] = sample["sitting"] == chosen
-        if chosen != len(sittings) - 1:  # meters of a worker count from its start, so they are of the last
+        if (
+            chosen != len(sittings) - 1
+        ):  # a worker's meters count from its start, so they belong to the last sitting
             result["resources"].update(energy_joules=None, energy_source=None)
     for sitting in sittings:
         sitting["timed"] = sitting["number"] == chosen
     run["host"], run["versions"] = sittings[chosen]["host"], sittings[chosen]["versions"]
     rounds = max((n for (_, sitting), n in _complete_rounds(run).items() if sitting == chosen), default=0)
     run["warnings"] += [
-        f"measured in {len(sittings)} sittings: speed and latency are those of sitting {chosen + 1} alone "
-        f"({rounds} of {run['settings']['rounds']} rounds); texts and WER are of all",
+        f"measured in {len(sittings)} sittings: speed and latency come from sitting {chosen + 1} alone "
+        f"({rounds} of {run['settings']['rounds']} rounds); texts and WER come from all",
         *_changes(sittings),
     ]
 
 
 def complete_rounds(run: Run, result: Mapping[str, Any]) -> int | None:
-    """Return how many whole rounds the timed samples of a row hold; None in a run of one sitting."""
+    """Return how many complete rounds a row's timed samples cover; None in a run of one sitting."""
     if not run.get("sittings"):
         return None
     (chosen,) = [sitting["number"] for sitting in run["sittings"] if sitting["timed"]]
@@ -49,7 +51,7 @@ def complete_rounds(run: Run, result: Mapping[str, Any]) -> int | None:
 
 
 def _choice(run: Run) -> int:
-    """One sitting for all rows, so that they were measured in turn: most complete rounds, then samples."""
+    """Choose one sitting for all rows, so that they were interleaved: most complete rounds, then samples."""
     whole, samples = Counter[int](), Counter[int]()
     for (_, sitting), rounds in _complete_rounds(run).items():
         whole[sitting] += rounds
@@ -60,7 +62,7 @@ def _choice(run: Run) -> int:
 
 
 def _complete_rounds(run: Run) -> Counter[tuple[str, int]]:
-    """Count, by variant and sitting, the rounds in which every clip was asked in that sitting."""
+    """Count, by variant and sitting, the rounds in which every clip was measured in that sitting."""
     found: Counter[tuple[str, int]] = Counter()
     for result in run["results"]:
         asked = Counter((sample["round"], sample["sitting"]) for sample in result["samples"])

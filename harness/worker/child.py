@@ -238,7 +238,7 @@ def _finished(transcript: Any) -> dict[str, Any]:
         raise TypeError(f"transcribe() returned a {type(transcript).__name__}, not a Transcript")
     if type(transcript.text) is not str:
         raise TypeError(
-            f"transcribe() returned a {type(transcript.text).__name__} as text; it must return a finished str"
+            f"the text from transcribe() is a {type(transcript.text).__name__}; it must be a finished str"
         )
     tokens = transcript.tokens
     return {

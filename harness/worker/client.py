@@ -1,4 +1,4 @@
-"""The parent's end of one worker process: start it, ask it, and say in words how it died."""
+"""The parent's side of one worker process: starts it, sends requests, and describes how it died."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from asrgate.harness.worker.messages import Channel, Ended, MessageError, Sample
 from asrgate.harness.worker.process_tree import ProcessTree
 from asrgate.harness.worker.spoken import Spoken
 
-# Every pool an engine may own is told the same number of threads.
+# Every thread pool that an engine may have is set to the same number of threads.
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -39,8 +39,8 @@ THREAD_VARIABLES = (
     "RAYON_NUM_THREADS",
 )
 
-# Idle threads of these pools spin for longer than a short call takes, in case another task comes. To whoever
-# looks that is work that goes on after the call, and it takes the processor from the engine's other pools.
+# Idle threads of these pools spin for longer than a short call takes, in case another task comes. That looks
+# like work that continues after the call, and it takes the processor from the engine's other pools.
 SPIN_VARIABLES = {
     "KMP_BLOCKTIME": "10",  # Intel's OpenMP, in ms; its default is 200
     "OPENBLAS_THREAD_TIMEOUT": "22",  # numpy's OpenBLAS, 2**22 ticks are 1 to 2 ms; its default is 100 ms
@@ -48,7 +48,7 @@ SPIN_VARIABLES = {
 
 
 class WorkerError(Exception):
-    """The worker refused, hung or died; the message is what the row's `error` says."""
+    """The worker refused, hung or died; the message becomes the row's `error`."""
 
     def __init__(self, message: str, unavailable: bool = False, remedy: str | None = None):
         super().__init__(message)
@@ -57,7 +57,7 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """One engine in one process, paused whenever it is not its turn."""
+    """One engine in one process, which is paused when it is not its turn."""
 
     def __init__(
         self,
@@ -92,11 +92,11 @@ class Worker:
             self._process = subprocess.Popen(
                 child_process.command("asrgate.harness.worker.child", theirs.fileno()),
                 stdin=subprocess.DEVNULL,
-                stdout=log,  # an engine's prints must not reach the user's stdout, which may be JSON
+                stdout=log,  # an engine's output must not reach the user's stdout, which may be JSON
                 stderr=log,
                 pass_fds=[theirs.fileno()],
                 env=environment,
-                start_new_session=True,  # Ctrl-C reaches the parent alone; the group can be killed whole
+                start_new_session=True,  # Ctrl-C reaches only the parent; the whole group can be killed
             )
         if cores is not None:
             with contextlib.suppress(OSError):
@@ -117,7 +117,7 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process still runs."""
+        """Whether the process is still running."""
         return self._process.poll() is None
 
     def load(
@@ -126,8 +126,8 @@ class Worker:
         """Shut the worker in and load the engine; return isolation, times of both, and applied_settings.
 
         Args:
-            said: called with each line that the backend logs to backends.base.LOAD_LOG meanwhile; None
-                prints it to stderr.
+            said: called with each line that the backend logs to backends.base.LOAD_LOG while it loads; if
+                None, lines are printed to stderr.
 
         Raises:
             WorkerError: the backend refused, or the worker died or hung.
@@ -169,7 +169,7 @@ class Worker:
             what: how messages name the clip.
 
         Raises:
-            WorkerError: the worker died or hung; an engine's exception is an answer with `error` set.
+            WorkerError: the worker died or hung. An engine's exception is an answer with `error` set.
         """
         return self._prepared([samples], language, what)
 
@@ -328,7 +328,7 @@ class Worker:
             self._paused = True
 
     def resume(self) -> None:
-        """Let a paused process go on."""
+        """Let a paused process continue."""
         if self._paused:
             self._tree.resume()
             self._paused = False
@@ -342,7 +342,7 @@ class Worker:
         shutil.rmtree(self._private, ignore_errors=True)
 
     def _last_words(self, characters: int = 300) -> str:
-        """Return the last line the worker printed, empty when it printed nothing."""
+        """Return the last line that the worker printed, or "" if it printed nothing."""
         with contextlib.suppress(OSError):
             lines = self._log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             return lines[-1][-characters:] if lines else ""
@@ -397,11 +397,11 @@ class Worker:
             return f"the worker exited with code {code} while {what}{last_words}"
         name = signal.Signals(-code).name
         why = {
-            "SIGKILL": ": something killed it, most often the system for want of memory",
+            "SIGKILL": ": something killed it, most often the system because memory ran out",
             "SIGABRT": ": it called abort()",
             "SIGSEGV": ": it crashed on a bad memory access",
         }.get(name, "")
-        return f"the worker died of {name} while {what}{why}{last_words}"
+        return f"the worker was killed by {name} while {what}{why}{last_words}"
 
 
 @functools.cache
@@ -430,7 +430,7 @@ def _refusal(reply: Mapping[str, Any]) -> WorkerError:
 
 
 def default_threads() -> int:
-    """Return the number of physical cores this process may use."""
+    """Return the number of physical cores that this process may use."""
     allowed = _allowed_cores()
     if allowed is None:
         return psutil.cpu_count(logical=False) or 1
@@ -438,7 +438,7 @@ def default_threads() -> int:
 
 
 def pinned_cores(threads: int) -> list[int] | None:
-    """Return the cores a worker is pinned to: one a physical core first; None where pinning is unknown."""
+    """Return the cores to pin a worker to, one per physical core first; None if pinning is not supported."""
     allowed = _allowed_cores()
     if allowed is None:
         return None
@@ -456,7 +456,7 @@ def _allowed_cores() -> list[int] | None:
 
 
 def _siblings(cores: Sequence[int]) -> Mapping[int, str]:
-    """Map each logical core to a name of its physical one."""
+    """Map each logical core to a name for its physical core."""
     found = {}
     for core in cores:
         path = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")

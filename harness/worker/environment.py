@@ -1,6 +1,6 @@
 """What a run's figures depend on besides the engine: machine, limits, system and versions.
 
-No host name, user name, address or path is recorded. What cannot be found out is None; nothing here raises.
+No host name, user name, address or path is recorded. Unknown values are None; nothing here raises an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from asrgate import old_names
 from asrgate.backends.installation import PROJECT_ROOT
 from asrgate.harness.worker.meters import load_nvml
 
-# What a result depends on: changes elsewhere in the checkout do not make it dirty.
+# What a result depends on. Changes elsewhere in the checkout do not make it dirty.
 VERSIONED_PATHS = ("backends", "harness", "weights", "audio_samples", "pyproject.toml")
 
 DISTRIBUTIONS = (
@@ -61,11 +61,11 @@ def describe(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]:
 
     `host_class` is the same string on machines whose speeds may be compared: CPU model, usable cores, GPU
     models and memory in GiB. Clouds give processors of several generations one model name, so the class also
-    says where AVX-512 is lacking.
+    says if AVX-512 is missing.
 
     Args:
-        root: where /proc, /sys and /run are looked for.
-        nvml: stands in for the pynvml module.
+        root: the folder in which to look for /proc, /sys and /run.
+        nvml: a replacement for the pynvml module.
     """
     limits = _quietly(lambda: _container(root)) or {}
     host: dict[str, Any] = {
@@ -93,7 +93,7 @@ def describe(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Return distribution -> version (None: not installed), and the checkout's commit.
+    """Return distribution -> version (None if not installed), and the checkout's commit.
 
     `git_dirty` is "yes" or "no"; both git entries are None outside a checkout.
     """
@@ -135,7 +135,7 @@ def _cpu_model(root: Path) -> str | None:
     if sys.platform == "darwin":
         return _run("sysctl", "-n", "machdep.cpu.brand_string")
     text = (root / "proc/cpuinfo").read_text()
-    # x86 says "model name"; some ARM kernels say "Model" or "Hardware", most only an id of the part
+    # x86 has "model name"; some ARM kernels have "Model" or "Hardware", most only a part number
     for name in ("model name", "Model", "Hardware"):
         if found := re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE):
             return " ".join(found[1].split())
@@ -144,7 +144,7 @@ def _cpu_model(root: Path) -> str | None:
 
 
 def _cpu_instructions(root: Path) -> list[str] | None:
-    """Return the vector instructions of an x86 processor that engines choose their kernels by."""
+    """Return the vector instructions of an x86 processor by which engines choose their kernels."""
     found = re.search(r"^flags\s*:\s*(.+)$", (root / "proc/cpuinfo").read_text(), re.MULTILINE)
     if found is None:
         return None
@@ -160,11 +160,11 @@ def _governor(root: Path) -> str | None:
 def _frequency_hz(limit: str) -> int | None:
     frequency = psutil.cpu_freq()
     megahertz = getattr(frequency, limit) if frequency else 0
-    return round(megahertz * 1e6) or None  # virtual machines say 0
+    return round(megahertz * 1e6) or None  # virtual machines report 0
 
 
 def _gpus(nvml: Any) -> dict[str, Any]:
-    """Return what NVML knows; `gpus` is [] where it counts none and None where there is no NVML."""
+    """Return what NVML knows; `gpus` is [] if it counts none and None if there is no NVML."""
     unknown: dict[str, Any] = {"gpus": None, "gpu_driver": None, "cuda_driver_version": None}
     if nvml is None:
         return unknown
@@ -204,11 +204,11 @@ def _container(root: Path) -> dict[str, Any]:
 
 
 def _cgroup_folders(root: Path) -> Iterator[Path]:
-    """Yield the cgroups this process is in, up to the top: the tightest limit holds."""
+    """Yield the cgroups of this process, up to the root; the tightest limit applies."""
     base = root / "sys/fs/cgroup"
     for line in (_quietly((root / "proc/self/cgroup").read_text) or "").splitlines():
         _, controllers, path = line.split(":", 2)
-        # version 2 has one tree, version 1 one a controller
+        # version 2 has one tree, version 1 one per controller
         top = base / controllers if controllers else base
         folder = top / path.lstrip("/")
         while folder.is_relative_to(top):
@@ -252,7 +252,7 @@ def _plugin_distributions() -> list[str]:
 
 
 def _git(*arguments: str) -> str:
-    # status would otherwise take the lock of the index, and a commit made meanwhile would fail
+    # otherwise status locks the index, and a commit made at the same time would fail
     return _run("git", "--no-optional-locks", "-C", str(PROJECT_ROOT), *arguments)
 
 
@@ -277,7 +277,7 @@ def _text(value: str | bytes) -> str:
 
 
 def _quietly(ask: Callable[[], Any]) -> Any:
-    """Return what `ask` returns, None if it raises: a fact that cannot be had must not stop a run."""
+    """Return what `ask` returns, or None if it raises: a missing fact must not stop a run."""
     try:
         return ask()
     except Exception:

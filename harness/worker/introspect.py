@@ -1,4 +1,4 @@
-"""A worker's part of the tools that look into an engine, `debug-encoder` and `compare-outputs`."""
+"""The worker's part of the tools that examine an engine, `debug-encoder` and `compare-outputs`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def answer(backend: Any, message: Mapping[str, Any], audio: np.ndarray) -> dict[str, Any]:
-    """Carry out an "examine" message; return a JSON-ready reply, `error` None in it.
+    """Carry out an "examine" message; return a JSON-ready reply with `error` None.
 
     Messages, by `method`:
 

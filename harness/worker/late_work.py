@@ -1,9 +1,9 @@
-"""Whether work goes on in a worker after a call has returned: such work was left out of the call's time.
+"""Detects work that continues in a worker after a call has returned, which the call's time leaves out.
 
-Two kinds are looked for: threads of any kind that use the CPU, here or in child processes, and Python threads
-that the call started and that outlive it, whatever they do. An engine's thread pool spins on for a few
-milliseconds after its last task, in case another comes. That is no work, so a thread's own CPU time is what
-counts, which a busy machine does not stretch, and only above SPIN_SECONDS.
+Two kinds are detected: threads of any kind that use the CPU, here or in child processes, and Python threads
+that the call started and that outlive it, whatever they do. An engine's thread pool keeps spinning for a few
+milliseconds after its last task, in case another comes. That is not work. So a thread's own CPU time is
+measured, which a busy machine does not inflate, and it counts only above SPIN_SECONDS.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-# libgomp, under torch's and CTranslate2's wheels, spins for up to 11 ms of CPU time a thread (measured with 1
-# to 8 threads on a busy machine); the least that must be found is 50 ms.
+# libgomp, in torch's and CTranslate2's wheels, spins for up to 11 ms of CPU time per thread (measured with 1
+# to 8 threads on a busy machine). Late work of 50 ms and more must be detected.
 SPIN_SECONDS = 0.03
-LOOK_SECONDS = 0.0015  # between looks: longer than the scheduler's tick of 1 ms, by which CPU times advance
-# A thread that only looks whether there is something to do uses less than both. Work is not throttled:
-# between looks a thread that has some is seen running, or ran for most of the time.
+LOOK_SECONDS = 0.0015  # between checks: longer than the scheduler's tick of 1 ms, by which CPU times advance
+# A thread that only polls for tasks uses less than both. Real work is not throttled: between checks, a thread
+# that has work is seen running, or ran for most of the time.
 NOTICED_SECONDS = 0.0001
-POLLING_SHARE = 0.3  # of a core; MAX 26.7 has a thread that polls for ever, with 3 to 13 % of one
-LIMIT_SECONDS = 2.0  # what lasts longer is known to be late; waiting on would only cost time
-# Where a thread of an idle pool waits for its next task (file and function): one that still waits there at
-# the limit does no late work. An engine starts such threads once, in its first calls.
+POLLING_SHARE = 0.3  # of a core; MAX 26.7 has a thread that polls forever and uses 3 to 13 % of one
+LIMIT_SECONDS = 2.0  # longer work is certainly late; waiting longer would only waste time
+# Where a thread of an idle pool waits for its next task (file and function). A thread that is still waiting
+# there at the limit does no late work. An engine starts such threads once, in its first calls.
 WAITING_PLACES = (
     ("threading.py", "wait"),
     ("queue.py", "get"),
@@ -36,30 +36,30 @@ WAITING_PLACES = (
 
 
 class LateWorkDetector:
-    """Tells for how long a process worked on after a call. Costs about 3 ms a call when nothing goes on."""
+    """Measures how long a process keeps working after a call; about 3 ms per call if nothing runs."""
 
     def __init__(self) -> None:
         self._known: set[threading.Thread] = set()
         self._tasks: list[str] = []
 
     def before(self) -> None:
-        """Note the threads there are, right before the call."""
+        """Record the existing threads, right before the call."""
         self._known = set(threading.enumerate())
         self._tasks = os.listdir("/proc/self/task") if sys.platform == "linux" else []
 
     def after(self) -> float:
-        """Wait until nothing goes on any more, LIMIT_SECONDS at most, right after the call.
+        """Right after the call, wait until all work has stopped, for at most LIMIT_SECONDS.
 
         Returns:
-            seconds of work found: the CPU time of the busiest thread or the life of the longest-living new
-            Python thread, whichever is more; 0.0 for what is not above SPIN_SECONDS.
+            seconds of late work: the CPU time of the busiest thread or the lifetime of the longest-living new
+            Python thread, whichever is more; 0.0 if it is not above SPIN_SECONDS.
         """
         start = time.perf_counter()
-        # At once and without a file: a Python thread that works on takes the interpreter's lock for 5 ms
-        # whenever this one lets go of it, so reading /proc takes longer than such work may last.
+        # At once and without reading a file: a Python thread that keeps working takes the interpreter's lock
+        # for 5 ms whenever this one releases it, so reading /proc takes longer than such work may last.
         cpu_seconds = {}
         for task in self._tasks:
-            with contextlib.suppress(OSError):  # it ended meanwhile
+            with contextlib.suppress(OSError):  # it has ended
                 cpu_seconds[task] = _cpu_seconds(task)
         started = [thread for thread in threading.enumerate() if thread not in self._known]
         worked = _wait_for_idle(start, cpu_seconds)
@@ -77,7 +77,7 @@ def _wait_for_idle(start: float, cpu_seconds_at_start: dict[str, float]) -> floa
 
     Args:
         start: when the call returned, by time.perf_counter().
-        cpu_seconds_at_start: of the threads for which it is known what they had used by then.
+        cpu_seconds_at_start: the CPU seconds used by then, for the threads for which they are known.
     """
     last = {thread: cpu_seconds for thread, (cpu_seconds, _) in _other_threads()} | cpu_seconds_at_start
     used = dict.fromkeys(last, 0.0)
@@ -89,7 +89,7 @@ def _wait_for_idle(start: float, cpu_seconds_at_start: dict[str, float]) -> floa
         elapsed = time.perf_counter() - looked
         looked += elapsed
         for thread, (cpu_seconds, runnable) in _other_threads():
-            spent = cpu_seconds - last.get(thread, 0.0)  # of a thread started meanwhile all counts
+            spent = cpu_seconds - last.get(thread, 0.0)  # for a new thread all of it counts
             last[thread] = cpu_seconds
             if runnable or spent > max(NOTICED_SECONDS, POLLING_SHARE * elapsed):
                 idle_looks = 0
@@ -98,15 +98,15 @@ def _wait_for_idle(start: float, cpu_seconds_at_start: dict[str, float]) -> floa
 
 
 def _other_threads() -> Iterator[tuple[str, tuple[float, bool]]]:
-    """Yield (name, (CPU seconds, is running or ready to)) of all threads but the calling one."""
+    """Yield (name, (CPU seconds, whether running or ready)) for all threads except the calling one."""
     if sys.platform != "linux":
-        # Only the sum can be had without more privileges; it is never called ready to run.
+        # Without more privileges only the sum is available; it is never reported as ready to run.
         yield "process", (time.process_time() - time.thread_time(), False)
         return
     own = str(threading.get_native_id())
     processes = ["self"]
     for process in processes:
-        with contextlib.suppress(OSError):  # it ended meanwhile
+        with contextlib.suppress(OSError):  # it has ended
             for task in os.listdir(f"/proc/{process}/task"):
                 folder = f"/proc/{process}/task/{task}"
                 with contextlib.suppress(OSError):
@@ -121,14 +121,14 @@ def _other_threads() -> Iterator[tuple[str, tuple[float, bool]]]:
 
 
 def _cpu_seconds(task: str) -> float:
-    """Return the CPU time of a thread of this process; OSError where there is none of that number."""
-    return time.clock_gettime(~int(task) << 3 | 6)  # a thread's own clock, as Linux numbers them
+    """Return the CPU time of a thread of this process; raise OSError if it has no such thread."""
+    return time.clock_gettime(~int(task) << 3 | 6)  # a thread's own clock, in Linux's numbering
 
 
 def _cpu_seconds_of_a_child(folder: str, stat: list[str]) -> float:
     try:
         return int(_read(f"{folder}/schedstat").split()[0]) * 1e-9
-    except OSError:  # a kernel without it tells CPU time in ticks of 10 ms only
+    except OSError:  # a kernel without it gives CPU time only in ticks of 10 ms
         return (int(stat[10]) + int(stat[11])) / os.sysconf("SC_CLK_TCK")
 
 

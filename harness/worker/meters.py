@@ -1,7 +1,7 @@
-"""What a process costs and what disturbs it: memory, CPU time, energy, video memory, and other work's load.
+"""What a process uses and what disturbs it: memory, CPU time, energy, video memory, and the load of others.
 
-Figures that this machine cannot give are None. GPU figures come from NVML, which counts by device and by
-process whatever engine allocates; `nvml` parameters take a stand-in for the pynvml module.
+Figures that this machine cannot provide are None. GPU figures come from NVML, which counts by device and by
+process, whichever engine allocates. `nvml` parameters take a replacement for the pynvml module.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ MILLIJOULE = 1e-3
 
 
 def peak_rss_bytes() -> int | None:
-    """Return the largest resident memory this process ever had."""
+    """Return the largest resident memory that this process has had."""
     try:
-        # VmHWM and not ru_maxrss, which a child starts with its parent's value of
+        # VmHWM and not ru_maxrss, which a child inherits from its parent
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -51,12 +51,12 @@ def peak_rss_bytes() -> int | None:
 
 
 def process_cpu_seconds() -> float:
-    """Return user and system time of all threads of this process so far; child processes are not in it."""
+    """Return user and system time of all threads of this process so far, without child processes."""
     return time.process_time()
 
 
 def torch_peak_allocated_bytes() -> int | None:
-    """Return the peak of torch's CUDA allocator, all devices; None where torch or CUDA is not in use."""
+    """Return the peak of torch's CUDA allocator over all devices; None if torch or CUDA is not in use."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
@@ -76,25 +76,25 @@ def load_nvml() -> Any:
 
 
 def process_vram_bytes(pid: int, nvml: Any = None) -> int | None:
-    """Return the video memory a process holds now, on all GPUs; None if NVML does not list the process.
+    """Return the video memory that a process holds now on all GPUs; None if NVML does not list the process.
 
-    In a container NVML may know the process under another id: then this is None too, not 0.
+    In a container NVML may know the process by a different id; then the result is None too, not 0.
     """
     used = _gpu_processes(nvml or load_nvml())
     return None if used is None else used.get(pid)
 
 
 def foreign_gpu_pids(own: Iterable[int], nvml: Any = None) -> list[int] | None:
-    """Return the processes that use a GPU and are not in `own`; None where that cannot be told."""
+    """Return the processes that use a GPU and are not in `own`; None if that is unknown."""
     used = _gpu_processes(nvml or load_nvml())
-    # Ids that do not exist here are those of the machine around a container: ours could be among them.
+    # Ids that do not exist here belong to the machine outside the container; ours could be among them.
     if used is None or not all(map(psutil.pid_exists, used)):
         return None
     return sorted(set(used) - set(own))
 
 
 def _gpu_processes(nvml: Any) -> dict[int, int | None] | None:
-    """Return process id -> bytes over all GPUs (None: NVML does not know how many)."""
+    """Return process id -> bytes over all GPUs (None if NVML does not know)."""
     if nvml is None:
         return None
     used: dict[int, int | None] = {}
@@ -110,9 +110,9 @@ def _gpu_processes(nvml: Any) -> dict[int, int | None] | None:
 
 
 class EnergyMeter:
-    """Counts the energy of the device an engine runs on: the whole GPU, or all CPU packages.
+    """Measures the energy of the device that an engine runs on: the whole GPU, or all CPU packages.
 
-    `source` names the counter ("nvml" or "rapl"); None when this machine lets nobody read one.
+    `source` names the counter ("nvml" or "rapl"); None if no counter is readable on this machine.
     """
 
     def __init__(
@@ -129,14 +129,14 @@ class EnergyMeter:
             self._nvml = nvml or load_nvml()
             self._gpu = _first_gpu(self._nvml, environment) if self._nvml is not None else None
             self.source = "nvml" if self._gpu is not None else None
-        elif device != REMOTE:  # what a server spends is counted on its own machine
+        elif device != REMOTE:  # a server uses its energy on its own machine
             self._packages = _rapl_packages(powercap)
             self.source = "rapl" if self._packages else None
         if self.read_joules() is None:
             self.source = None
 
     def read_joules(self) -> float | None:
-        """Return a count of joules that only grows; the difference of two readings is what was used."""
+        """Return a count of joules that only grows; subtract two readings to get the energy used."""
         if self.source == "nvml":
             assert self._nvml is not None
             try:
@@ -152,7 +152,7 @@ class EnergyMeter:
 
 
 class _RaplCounter:
-    """One package's counter, which starts again at 0 every few minutes to hours: read it more often."""
+    """One package's counter, which wraps to 0 every few minutes to hours; it must be read more often."""
 
     def __init__(self, folder: Path):
         self._path = folder / "energy_uj"
@@ -171,7 +171,7 @@ class _RaplCounter:
 def _rapl_packages(powercap: Path) -> list[_RaplCounter]:
     packages = []
     try:
-        for folder in sorted(powercap.glob("intel-rapl:*")):  # AMD's counters carry that name too
+        for folder in sorted(powercap.glob("intel-rapl:*")):  # AMD's counters have that name too
             if (folder / "name").read_text().startswith("package"):
                 packages.append(_RaplCounter(folder))
     except (OSError, ValueError):  # since 2020 kernels let only root read them (CVE-2020-8694)
@@ -180,7 +180,7 @@ def _rapl_packages(powercap: Path) -> list[_RaplCounter]:
 
 
 def _first_gpu(nvml: Any, environment: Mapping[str, str]) -> Any:
-    """Return NVML's handle of the GPU that CUDA calls 0, None if there is none."""
+    """Return NVML's handle for the GPU that CUDA calls 0, or None if there is none."""
     chosen = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     try:
         if chosen.isdecimal():
@@ -193,21 +193,21 @@ def _first_gpu(nvml: Any, environment: Mapping[str, str]) -> Any:
 
 
 class LoadMonitor:
-    """Measures, from its creation to finish(), how much of the machine other programs took."""
+    """Measures, from its creation to finish(), how much of the machine other programs used."""
 
     def __init__(self, pids: Iterable[int]):
         """Start.
 
         Args:
-            pids: this run's workers. This process and all descendants of it count as the run's too.
+            pids: this run's workers. This process and all its descendants also count as the run's.
         """
         self._pids = list(pids)
         self._before = self._read()
 
     def finish(self) -> dict[str, float | None]:
-        """Return `foreign_cpu_fraction`, the share of all cores' time since, and `load_average_1min`."""
+        """Return `foreign_cpu_fraction`, the share of all cores' time, and `load_average_1min`."""
         total, busy, ours = (now - then for now, then in zip(self._read(), self._before, strict=True))
-        # CPU times come in ticks of 10 ms: over a few of them their difference says nothing
+        # CPU times come in ticks of 10 ms, so over a few ticks their difference says nothing
         known = total > 0.1
         return {
             "foreign_cpu_fraction": min(1.0, max(0.0, (busy - ours) / total)) if known else None,
@@ -215,9 +215,11 @@ class LoadMonitor:
         }
 
     def _read(self) -> tuple[float, float, float]:
-        """Return CPU seconds of all cores: in all, spent on anything, spent on this run."""
+        """Return CPU seconds of all cores: total, busy, and used by this run."""
         times = psutil.cpu_times()
-        guest = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # is in user and nice too
+        guest = getattr(times, "guest", 0.0) + getattr(
+            times, "guest_nice", 0.0
+        )  # is also included in user and nice
         total = sum(times) - guest
         busy = total - times.idle - getattr(times, "iowait", 0.0)
         return total, busy, _cpu_seconds_of([os.getpid(), *self._pids])
@@ -226,8 +228,8 @@ class LoadMonitor:
 def _cpu_seconds_of(pids: Iterable[int]) -> float:
     """Return the CPU seconds of processes and of all their descendants.
 
-    A descendant that ends and is waited for adds its whole time to its parent's `children_*`, so the sum
-    does not jump when one ends.
+    A descendant that ends and is waited for adds all its time to its parent's `children_*`, so the sum does
+    not jump when one ends.
     """
     processes: dict[int, psutil.Process] = {}
     for pid in pids:

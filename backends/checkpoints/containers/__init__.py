@@ -1,11 +1,11 @@
-"""Other programs' files of Whisper weights, in and out.
+"""Imports and exports other programs' files of Whisper weights.
 
-`imported` brings a CTranslate2 folder, a Hugging Face folder, a whisper.cpp file or a .pt file to an
-ordinary checkpoint in OpenAI's format, kept in the cache; `export` writes a checkpoint as any of the first
-three. Both are exact: every value comes back as it was, or there is an error that names the tensor. Nothing
-in a source is run, and no size in it is believed before it is held against the file's.
+`imported` converts a CTranslate2 folder, a Hugging Face folder, a whisper.cpp file or a .pt file to an
+ordinary checkpoint in OpenAI's format in the cache; `export` writes a checkpoint as any of the first three.
+Both are exact: every value is preserved, or there is an error that names the tensor. Nothing in a source is
+run, and every size in it is checked against the size of the file.
 
-The work is done in a process of its own (`__main__` here): the caller never holds torch.
+The work is done in a separate process (`__main__` here), so the caller never loads torch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ START_BYTES = 512
 
 
 def kind_of(source: Path) -> str | None:
-    """Return which of KINDS a file or a folder is, by what it holds; None if it is none of them."""
+    """Return which of KINDS a file or a folder is, by its contents; None if it is none of them."""
     if (
         source.name in huggingface.PICKLES
         or source.name == huggingface.INDEX
@@ -62,7 +62,7 @@ def kind_of(source: Path) -> str | None:
 
 
 def default_name(source: Path) -> str:
-    """Return what to call a model that nobody named: its folder, or its file without the ending."""
+    """Return the default name of a model: its folder's name, or its file's without the ending."""
     source = source.absolute()
     if source.is_file() and (source.name == "model.bin" or huggingface.is_own_name(source.name)):
         return source.parent.name
@@ -73,7 +73,7 @@ def imported(source: Path) -> Path:
     """Return the source as a checkpoint of OpenAI's format in the cache, imported on first use.
 
     Raises:
-        CheckpointError: it cannot come back exactly.
+        CheckpointError: it cannot be converted exactly.
         AsrgateError: it cannot be read.
     """
     key = _key(source)
@@ -81,7 +81,7 @@ def imported(source: Path) -> Path:
     if target.is_file():
         return target
     with locked(target):
-        if not target.is_file():  # else another process was first
+        if not target.is_file():  # otherwise another process was first
             import_file(source, target)
             if _key(source) != key:
                 target.unlink()
@@ -90,10 +90,10 @@ def imported(source: Path) -> Path:
 
 
 def import_file(source: Path, target: Path) -> None:
-    """Write the source as a checkpoint of OpenAI's format; atomically, in a process of its own.
+    """Write the source as a checkpoint of OpenAI's format, atomically and in a separate process.
 
     Raises:
-        CheckpointError: it cannot come back exactly, or the target cannot be written.
+        CheckpointError: it cannot be converted exactly, or the target cannot be written.
     """
     _known(source)
     try:
@@ -104,25 +104,28 @@ def import_file(source: Path, target: Path) -> None:
 
 
 def export(checkpoint: Checkpoint, kind: str, target: Path) -> None:
-    """Write the checkpoint as another container, read it back and compare; atomically.
+    """Write the checkpoint as another container, atomically; read it back and compare.
 
     Args:
         checkpoint: the weights.
         kind: one of EXPORTS; "ggml" is a file, the others are folders.
-        target: the file; or the folder, absent or empty.
+        target: the file, or the folder, which must be absent or empty.
 
     Raises:
-        CheckpointError: there is something in the way, or the container cannot hold the weights exactly.
+        CheckpointError: the target exists, or the container cannot hold the weights exactly.
     """
     if not target.absolute().parent.is_dir():
-        raise CheckpointError(f"there is no folder {target.absolute().parent} to write {target.name} into")
+        raise CheckpointError(
+            f"cannot write {target.name}: the folder {target.absolute().parent} does not exist; "
+            "create it first"
+        )
     is_file = kind == "ggml"
     if is_file and target.is_dir():
         raise CheckpointError(
             f"{target} is a folder; a whisper.cpp model is a file, such as {target}/{kind}.bin"
         )
     if not is_file and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} is there and is no empty folder; give a new one")
+        raise CheckpointError(f"{target} already exists and is not an empty folder; choose a new one")
     target = target.absolute()
     work = None
     try:
@@ -142,9 +145,9 @@ def _known(source: Path) -> str:
     if kind is not None:
         return kind
     if not source.exists():
-        raise CheckpointError(f"there is no {source}")
+        raise CheckpointError(f"{source} does not exist; check the path")
     raise CheckpointError(
-        f"{source} holds no Whisper weights that can be read: give {', '.join(KINDS.values())}"
+        f"{source} has no Whisper weights that can be read; pass {', '.join(KINDS.values())}"
     )
 
 
@@ -156,7 +159,7 @@ def _key(source: Path) -> str:
         files = huggingface.files(source)
     else:
         files = [source]
-    # an index names its shards; elsewhere one file under another name is the same model
+    # an index names its shards; otherwise a file under another name is the same model
     names = [path.name if kind == "huggingface" else "" for path in files]
     hashes = [f"{name} {file_sha256(path)}" for name, path in zip(names, files, strict=True)]
     parts = [str(IMPORT_VERSION), kind, *hashes]
@@ -170,5 +173,5 @@ def _run(*arguments: object) -> None:
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
-        killed = "the process that reads the weights was killed; is there memory enough?"
+        killed = "the process that reads the weights was killed; is there enough memory?"
         raise CheckpointError(lines[-1] if lines and done.returncode == 1 else killed)

@@ -1,4 +1,4 @@
-"""Imports or exports in this process, which may hold torch; the reason why not is one line on stderr.
+"""Imports or exports in this process, which may load torch; a failure is one line on stderr.
 
 python -m asrgate.backends.checkpoints.containers import SOURCE TARGET.pt
 python -m asrgate.backends.checkpoints.containers export KIND CHECKPOINT.pt <SHA-256 of it> TARGET
@@ -36,16 +36,16 @@ def import_source(source: Path, target: Path) -> None:
             openai_format.in_one_type({name: stored.load for name, stored in contents.tensors.items()}),
         )
     else:
-        raise CheckpointError(f"{source} holds no Whisper weights that can be read")
+        raise CheckpointError(f"{source} has no Whisper weights that can be read")
 
 
 def contents_of(kind: str, source: Path) -> Contents:
-    """Return what a container that is not OpenAI's holds."""
+    """Return the contents of a container that is not OpenAI's."""
     return {"ctranslate2": ctranslate2.read, "huggingface": huggingface.read, "ggml": ggml.read}[kind](source)
 
 
 def export(kind: str, path: Path, sha256: str, target: Path) -> None:
-    """Write the checkpoint as a container and hold what can be read of it against the checkpoint."""
+    """Write the checkpoint as a container, read it back, and compare it with the checkpoint."""
     if file_sha256(path) != sha256:
         raise CheckpointError(f"{path} changed after it was checked; export it again")
     dimensions, tensors = openai_format.read(path)
@@ -62,7 +62,7 @@ def export(kind: str, path: Path, sha256: str, target: Path) -> None:
     back = contents_of(kind, target)
     same = tensors_sha256(back.by_name()) == file_tensors_sha256(path)
     if back.dimensions != read_dimensions(path) or not same:
-        raise CheckpointError(f"{path} does not come back from {kind} as it was; please report it")
+        raise CheckpointError(f"{path} is not preserved exactly by {kind}; please report this")
 
 
 def _loaders(tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, Callable[[], np.ndarray]]:
@@ -70,7 +70,7 @@ def _loaders(tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, Callable[[]
 
 
 def _refuse_inexact(path: Path) -> None:
-    # the float16 file keeps vectors in float32; there is no float32 file, see ggml_model.FileType
+    # the float16 file has vectors in float32; there is no float32 file, see ggml_model.FileType
     for name, values in openai_format.read(path)[1]:
         is_matrix = values.ndim == 3 or (values.ndim == 2 and name.endswith(".weight"))
         if is_matrix and as_float16(values) is None:
@@ -81,7 +81,7 @@ def _refuse_inexact(path: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Do one of the two; print the reason in one line and return 1 where that cannot be."""
+    """Import or export; if that fails, print the reason in one line and return 1."""
     try:
         if arguments[0] == "import":
             import_source(Path(arguments[1]), Path(arguments[2]))
@@ -91,9 +91,9 @@ def main(arguments: list[str]) -> int:
         print(_line(error), file=sys.stderr)
         return 1
     except MemoryError:
-        print("there is not memory enough for the weights; close other programs", file=sys.stderr)
+        print("there is not enough memory for the weights; close other programs", file=sys.stderr)
         return 1
-    except Exception as error:  # a hostile file can fail in any way; whatever it is, it holds no model
+    except Exception as error:  # a hostile file can fail in any way; in any case it has no model
         print(_line(f"{arguments[1]} cannot be read: {type(error).__name__}: {error}"), file=sys.stderr)
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""Reads a CTranslate2 model of Whisper: `model.bin`, without ctranslate2 and without believing its header."""
+"""Reads a CTranslate2 model of Whisper, `model.bin`, without ctranslate2 and without trusting its header."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from asrgate.backends.checkpoints.containers.contents import (
 )
 from asrgate.backends.checkpoints.file import CheckpointError, expected_tensors
 
-VERSIONS = (5, 6)  # of the file; both are laid out as below
+VERSIONS = (5, 6)  # of the file; both have the layout below
 REVISION = 3  # of WhisperSpec
 VARIABLES_LIMIT = 1 << 16  # large-v3 has about 1,300
 RANK_LIMIT = 8
@@ -44,7 +44,7 @@ FLOATS = ("float32", "float16", "bfloat16")
 EMBEDDING = "decoder/embeddings/weight"
 SETTINGS = {"decoder/activation": 3, "decoder/pre_norm": 1}  # Whisper's GELU, and its norms before each block
 ANY = {"encoder/num_heads", "decoder/num_heads", "decoder/alignment_heads", "decoder/alignment_layer"}
-ANY |= {"decoder/alibi_use_positive_positions"}  # says nothing while alibi is off
+ANY |= {"decoder/alibi_use_positive_positions"}  # has no effect while alibi is off
 
 
 class Variable(NamedTuple):
@@ -58,7 +58,7 @@ class Variable(NamedTuple):
 
 
 def is_ctranslate2(start: bytes) -> bool:
-    """Whether a file that begins so is CTranslate2's, of any kind of model."""
+    """Whether a file with this beginning is CTranslate2's, for any kind of model."""
     if len(start) < 8 or not 1 <= int.from_bytes(start[:4], "little") <= 99:
         return False
     length = int.from_bytes(start[4:6], "little")
@@ -73,10 +73,10 @@ def files(source: Path) -> list[Path]:
 
 
 def read(source: Path) -> Contents:
-    """Return what the model holds.
+    """Return the contents of the model.
 
     Raises:
-        CheckpointError: truncated, lying, quantised, or not Whisper's.
+        CheckpointError: it is truncated, inconsistent, quantised, or not Whisper's.
     """
     path, *vocabulary = files(source)
     try:
@@ -121,30 +121,32 @@ def _header(file: BinaryIO, where: str) -> tuple[dict[str, Variable], dict[str, 
             raise CheckpointError(f"{where} is damaged: a name near byte {file.tell():,} has no end")
         name = data[:-1].decode("ascii", "replace")
         if not NAME.fullmatch(name):
-            raise CheckpointError(f"{where} is damaged: {name[:40]!r} is no name of a variable")
+            raise CheckpointError(f"{where} is damaged: {name[:40]!r} is not the name of a variable")
         return name
 
     version = number("I")
     if version not in VERSIONS:
-        raise CheckpointError(f"{where} has version {version} of CTranslate2's format; 5 and 6 are read")
+        raise CheckpointError(
+            f"{where} has version {version} of CTranslate2's format; only 5 and 6 are supported"
+        )
     spec, revision = text(), number("I")
     if spec != "WhisperSpec":
-        raise CheckpointError(f"{where} holds a {spec}, not a WhisperSpec: its decoder is not Whisper's")
+        raise CheckpointError(f"{where} has a {spec}, not a WhisperSpec: its decoder is not Whisper's")
     if revision != REVISION:
         raise CheckpointError(
-            f"{where} has revision {revision} of WhisperSpec; {REVISION} is read. Convert again"
+            f"{where} has revision {revision} of WhisperSpec; only {REVISION} is supported. Convert it again"
         )
     variables: dict[str, Variable] = {}
     for _ in range(_count(where, number("I"))):
         name, rank = text(), number("B")
         if name in variables:
-            raise CheckpointError(f"{where} is damaged: {name} comes twice")
+            raise CheckpointError(f"{where} is damaged: {name} occurs twice")
         if rank > RANK_LIMIT:
             raise CheckpointError(f"{where} is damaged: {name} has {rank} dimensions")
         shape = tuple(number("I") for _ in range(rank))
         dtype_number, stated = number("B"), number("I")
         if dtype_number >= len(DTYPES):
-            raise CheckpointError(f"{where}: {name} has a type that is not known, number {dtype_number}")
+            raise CheckpointError(f"{where}: {name} has an unknown type, number {dtype_number}")
         kind, dtype = DTYPES[dtype_number]
         offset, needed = file.tell(), math.prod(shape) * dtype.itemsize
         if stated != needed:
@@ -153,7 +155,7 @@ def _header(file: BinaryIO, where: str) -> tuple[dict[str, Variable], dict[str, 
             )
         if offset + needed > size:
             raise CheckpointError(
-                f"{where} is cut short: {name} needs {needed:,} bytes, {size - offset:,} are left"
+                f"{where} is cut short: {name} needs {needed:,} bytes, but {size - offset:,} are left"
             )
         variables[name] = Variable(name, kind, dtype, shape, offset)
         file.seek(needed, os.SEEK_CUR)
@@ -161,7 +163,7 @@ def _header(file: BinaryIO, where: str) -> tuple[dict[str, Variable], dict[str, 
     for _ in range(_count(where, number("I"))):
         alias, name = text(), text()
         if name not in variables or alias in variables or alias in aliases:
-            raise CheckpointError(f"{where} is damaged: {alias} cannot stand for {name}")
+            raise CheckpointError(f"{where} is damaged: {alias} cannot be an alias of {name}")
         aliases[alias] = name
     if file.tell() != size:
         raise CheckpointError(f"{where} is damaged: {size - file.tell():,} bytes follow its end")
@@ -199,7 +201,7 @@ def _dimensions(path: Path, variables: dict[str, Variable]) -> dict[str, int]:
     for side, name in (("encoder", "audio"), ("decoder", "text")):
         found[f"n_{name}_ctx"] = size(f"{side}/position_encodings/encodings", 0)
         found[f"n_{name}_state"] = size(f"{side}/position_encodings/encodings", 1)
-        # counted, not the largest number: a name may say layer_4000000000
+        # counted, because the largest number may be false: a name can say layer_4000000000
         layers = {key.split("/")[1] for key in variables if key.startswith(f"{side}/layer_")} - {"layer_norm"}
         found[f"n_{name}_layer"] = len(layers)
         heads = variables.get(f"{side}/num_heads")
@@ -229,7 +231,7 @@ def _stored(path: Path, variable: Variable, part: int, shape: tuple[int, ...]) -
 
 
 def _place(name: str) -> tuple[str, int, int]:
-    """Return where OpenAI's tensor lies: the variable, which part of its rows, and how many parts it has."""
+    """Return where OpenAI's tensor is: the variable, which part of its rows, and how many parts it has."""
     side, *inner, last = name.split(".")
     if last == "positional_embedding":
         return f"{side}/position_encodings/encodings", 0, 1
@@ -265,7 +267,7 @@ def _key_biases(dimensions: dict[str, int]) -> Iterator[tuple[str, int]]:
 
 
 def _check_rest(path: Path, variables: dict[str, Variable], used: set[str]) -> None:
-    # what is left may be the projection, which is the embedding, and scalars that switch something off
+    # the rest may be the projection, which is the embedding, and scalars that switch something off
     strange = []
     for name in sorted(variables.keys() - used):
         variable = variables[name]
@@ -276,7 +278,9 @@ def _check_rest(path: Path, variables: dict[str, Variable], used: set[str]) -> N
                 and np.array_equal(_numbers(path, variable), _numbers(path, embedding))
             )
             if not same:
-                raise CheckpointError(f"{path}: {name} differs from {EMBEDDING}; in Whisper they are one")
+                raise CheckpointError(
+                    f"{path}: {name} differs from {EMBEDDING}; in Whisper they are the same"
+                )
         elif name in ANY and not variable.shape:
             continue
         elif variable.shape or _scalar(path, variable) != SETTINGS.get(name, 0):

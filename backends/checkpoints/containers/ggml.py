@@ -1,4 +1,4 @@
-"""Reads a whisper.cpp model in ggml's format (float16 or float32), without believing its header."""
+"""Reads a whisper.cpp model in ggml's format (float16 or float32), without trusting its header."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class Tensor(NamedTuple):
 
 
 def is_ggml(start: bytes) -> bool:
-    """Whether a file that begins so is a ggml model."""
+    """Whether a file with this beginning is a ggml model."""
     return start[:4] == struct.pack("<I", MAGIC)
 
 
 def read(path: Path) -> Contents:
-    """Return what the file holds.
+    """Return the contents of the file.
 
     Raises:
-        CheckpointError: truncated, lying, quantised, or not Whisper's.
+        CheckpointError: it is truncated, inconsistent, quantised, or not Whisper's.
     """
     try:
         with path.open("rb") as file:
@@ -82,12 +82,14 @@ def _header(file: BinaryIO, where: str) -> tuple[dict[str, int], dict[str, Tenso
     def skip(count: int, what: str) -> None:
         left = size - file.tell()
         if not 0 <= count <= left:
-            raise CheckpointError(f"{where} is damaged: {what} needs {count:,} bytes, {left:,} are left")
+            raise CheckpointError(f"{where} is damaged: {what} needs {count:,} bytes, but {left:,} are left")
         file.seek(count, os.SEEK_CUR)
 
     if numbers(1) != (MAGIC,):
-        raise CheckpointError(f"{where} is no ggml model of whisper.cpp")
-    *hyperparameters, _ = numbers(len(HYPERPARAMETERS) + 1)  # the file type says no more than the tensors do
+        raise CheckpointError(f"{where} is not a ggml model of whisper.cpp")
+    *hyperparameters, _ = numbers(
+        len(HYPERPARAMETERS) + 1
+    )  # the file type adds nothing to the tensors' types
     dimensions = checked_dimensions(
         where, dict(zip(HYPERPARAMETERS, hyperparameters, strict=True)), EMBEDDING
     )
@@ -101,7 +103,7 @@ def _header(file: BinaryIO, where: str) -> tuple[dict[str, int], dict[str, Tenso
     (words,) = numbers(1)
     if not 0 < words <= dimensions["n_vocab"]:
         raise CheckpointError(
-            f"{where}: it lists {words:,} tokens, {EMBEDDING} has {dimensions['n_vocab']:,} rows"
+            f"{where}: it lists {words:,} tokens, but {EMBEDDING} has {dimensions['n_vocab']:,} rows"
         )
     for _ in range(words):
         skip(numbers(1)[0], "a token's text")
@@ -109,7 +111,7 @@ def _header(file: BinaryIO, where: str) -> tuple[dict[str, int], dict[str, Tenso
     while file.tell() < size and len(tensors) <= TENSORS_LIMIT:
         name, tensor, count = _tensor(file, where, numbers)
         if name in tensors:
-            raise CheckpointError(f"{where} is damaged: {name} comes twice")
+            raise CheckpointError(f"{where} is damaged: {name} occurs twice")
         skip(count, name)
         tensors[name] = tensor
     return dimensions, tensors

@@ -1,4 +1,4 @@
-"""Reads and writes Whisper as transformers stores it: safetensors and config.json. No transformers needed."""
+"""Reads and writes Whisper as transformers stores it, safetensors and config.json, without transformers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ADAPTER = "adapter_config.json"
 HEADER_LIMIT_BYTES = 100_000_000  # safetensors' own
 EMBEDDING, PROJECTION = "model.decoder.embed_tokens.weight", "proj_out.weight"
 FLOATS = ("F32", "F16", "BF16")  # safetensors' names
-CONFIG = {  # our dimension -> config.json's
+CONFIG = {  # our dimension -> its name in config.json
     "n_mels": "num_mel_bins",
     "n_audio_ctx": "max_source_positions",
     "n_audio_state": "d_model",
@@ -45,17 +45,17 @@ CONFIG = {  # our dimension -> config.json's
     "n_text_head": "decoder_attention_heads",
     "n_text_layer": "decoder_layers",
 }
-FIXED = {"activation_function": "gelu", "scale_embedding": False}  # absent means so in transformers too
+FIXED = {"activation_function": "gelu", "scale_embedding": False}  # also transformers' defaults
 ARCHITECTURE = "WhisperForConditionalGeneration"
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Whether a file that begins so is safetensors'."""
+    """Whether a file with this beginning is in safetensors' format."""
     return len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= HEADER_LIMIT_BYTES
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether the folder is laid out as transformers does, readable here or not."""
+    """Whether the folder has transformers' layout, readable here or not."""
     return any((folder / name).is_file() for name in (WEIGHTS, INDEX, ADAPTER, *PICKLES))
 
 
@@ -65,12 +65,12 @@ class Parts:
 
     config: Path
     weights: tuple[Path, ...]
-    index: Path | None  # says which shard holds which tensor
-    tokens: tuple[Path, ...]  # lists of special tokens, none of which need be there
+    index: Path | None  # says which shard has which tensor
+    tokens: tuple[Path, ...]  # lists of special tokens, all of them optional
 
 
 def is_own_name(name: str) -> bool:
-    """Whether transformers gives every model's weights this file name."""
+    """Whether this is transformers' usual file name for weights."""
     return name in (WEIGHTS, INDEX, *PICKLES) or SHARD.fullmatch(name) is not None
 
 
@@ -78,17 +78,17 @@ def files(source: Path) -> list[Path]:
     """Return the files that an import reads.
 
     Raises:
-        CheckpointError: they are not all there, lie elsewhere, or are of a kind that is not read.
+        CheckpointError: some are missing, are outside the folder, or are of an unsupported kind.
     """
     parts = _parts(source)
     return [parts.config, *parts.tokens, *filter(None, [parts.index]), *parts.weights]
 
 
 def read(source: Path) -> Contents:
-    """Return what the folder holds.
+    """Return the contents of the folder.
 
     Raises:
-        CheckpointError: not whole, lying, quantised, or not Whisper's.
+        CheckpointError: it is incomplete, inconsistent, quantised, or not Whisper's.
     """
     parts = _parts(source)
     folder = str(parts.config.parent)
@@ -114,8 +114,8 @@ def write(folder: Path, dimensions: Mapping[str, int], tensors: Mapping[str, np.
     """Write model.safetensors, config.json, preprocessor_config.json and tokenizer.json. Imports whisper.
 
     Args:
-        folder: exists and is empty.
-        dimensions: the ten.
+        folder: an existing empty folder.
+        dimensions: the ten dimensions.
         tensors: all of one type, under OpenAI's names.
     """
     from safetensors.numpy import save_file
@@ -137,14 +137,14 @@ def write(folder: Path, dimensions: Mapping[str, int], tensors: Mapping[str, np.
     tokenizer_json(dimensions["n_vocab"]).save(str(folder / "tokenizer.json"))
     named = {parameter_name(name): np.ascontiguousarray(values) for name, values in tensors.items()}
     save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes the file readable only to its owner
 
 
 def _parts(source: Path) -> Parts:
     folder = source if source.is_dir() else source.parent
     if (folder / ADAPTER).is_file():
         raise CheckpointError(
-            f"{folder} holds an adapter ({ADAPTER}), which is a part of a model; merge it into its base "
+            f"{folder} has an adapter ({ADAPTER}), which is only part of a model; merge it into its base "
             "model first (peft's merge_and_unload), save that, and import the result"
         )
     index, weights = None, [folder / WEIGHTS]
@@ -153,14 +153,14 @@ def _parts(source: Path) -> Parts:
     elif source.name in PICKLES or not weights[0].is_file():
         if not (folder / INDEX).is_file() or source.name in PICKLES:
             raise CheckpointError(
-                f"{folder}: pytorch_model.bin is not read: it is a pickle, which can run code. Take the "
+                f"{folder}: pytorch_model.bin is not read: it is a pickle, which can run code. Use the "
                 f"model's {WEIGHTS}; or, if you trust the pickle, load it with transformers and call "
                 "save_pretrained(FOLDER, safe_serialization=True)"
             )
         index, weights = folder / INDEX, _shards(folder)
     config = folder / "config.json"
     if not config.is_file():
-        raise CheckpointError(f"there is no {config}, which says how many heads the model has; copy it there")
+        raise CheckpointError(f"{config} is missing, which says how many heads the model has; copy it there")
     lists = [folder / name for name in ("added_tokens.json", "tokenizer.json")]
     return Parts(config, tuple(weights), index, tuple(path for path in lists if path.is_file()))
 
@@ -170,25 +170,25 @@ def _shards(folder: Path) -> list[Path]:
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError(f"{index} has no weight_map that says which file holds which tensor")
+        raise CheckpointError(f"{index} has no weight_map that says which file has which tensor")
     shards = []
     for name in sorted(set(names.values())):
         if not name.endswith(".safetensors") or re.search(r"[/\\\0]", name):
             raise CheckpointError(
-                f"{index} names {name[:80]!r}; a shard must be a .safetensors file beside it"
+                f"{index} names {name[:80]!r}; a shard must be a .safetensors file next to it"
             )
         path = folder / name
         try:
             lies_in = path.resolve(strict=True).parent
         except OSError as error:
-            raise CheckpointError(f"{path}, which {INDEX} names, is not there; download it too") from error
+            raise CheckpointError(f"{path}, which {INDEX} names, is missing; download it too") from error
         # the hub's cache links a snapshot's files into the same model's blobs
         own = {folder.resolve()}
         if folder.resolve().parent.name == "snapshots":
             own.add(folder.resolve().parents[1] / "blobs")
         if lies_in not in own:
             raise CheckpointError(
-                f"{path}, which {INDEX} names, is a link out of the folder; copy the file in"
+                f"{path}, which {INDEX} names, is a link out of the folder; copy the file into the folder"
             )
         shards.append(path)
     return shards
@@ -204,10 +204,10 @@ def _open(parts: Parts) -> dict[str, Stored]:
             handle = safe_open(str(path), framework="pt")
             names = list(handle.keys())
         except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+            raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
         for name in names:
             if name in tensors:
-                raise CheckpointError(f"{path}: {name} is also in {homes[name]}; which one counts?")
+                raise CheckpointError(f"{path}: {name} is also in {homes[name]}; keep only one of them")
             described = handle.get_slice(name)
             kind = described.get_dtype()
             if kind not in FLOATS:
@@ -217,9 +217,7 @@ def _open(parts: Parts) -> dict[str, Stored]:
     if parts.index is not None:
         for name, home in read_json(parts.index)["weight_map"].items():
             if homes.get(name) != home:
-                raise CheckpointError(
-                    f"{parts.index}: {name} is said to be in {home}, which does not hold it"
-                )
+                raise CheckpointError(f"{parts.index}: {name} should be in {home}, but is not")
     return tensors
 
 
@@ -262,7 +260,7 @@ def _check_rest(where: str, rest: dict[str, Stored], embedding: Stored) -> None:
     if projection is not None and not (
         projection.shape == embedding.shape and np.array_equal(projection.load(), embedding.load())
     ):
-        raise CheckpointError(f"{where}: {PROJECTION} differs from {EMBEDDING}; in Whisper they are one")
+        raise CheckpointError(f"{where}: {PROJECTION} differs from {EMBEDDING}; in Whisper they are the same")
     for name in [name for name in rest if name.endswith("attn.k_proj.bias")]:
         if rest.pop(name).load().any():
             raise key_bias(where, name)
@@ -278,5 +276,5 @@ def _token_ids(path: Path) -> dict[str, int]:
             raise CheckpointError(f"{path} has no list of added_tokens")
         content = {str(token.get("content")): token.get("id") for token in added}
     if not isinstance(content, dict) or not all(type(number) is int for number in content.values()):
-        raise CheckpointError(f"{path} is no list of tokens and their ids")
+        raise CheckpointError(f"{path} is not a list of tokens and their ids")
     return content

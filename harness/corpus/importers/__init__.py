@@ -1,4 +1,4 @@
-"""Corpora as others store them, read into utterances. One file a format, one table that names them.
+"""Reads corpora in other formats into utterances. There is one file per format, and one table of them.
 
 To add a format, write one file with `recognises(path)` and `read(path, options)` and add its line to FORMATS.
 """
@@ -28,7 +28,7 @@ def detect(path: Path) -> str:
     """Return the name of the first format that recognises the path.
 
     Raises:
-        CorpusImportError: it does not exist, or none does.
+        CorpusImportError: it does not exist, or no format recognises it.
     """
     if not path.exists():
         raise CorpusImportError(f"{path} does not exist; check the path")
@@ -36,7 +36,7 @@ def detect(path: Path) -> str:
         if module.recognises(path):
             return name
     raise CorpusImportError(
-        f"{path} is no corpus that asrgate knows; say which with --format, one of {', '.join(FORMATS)}"
+        f"{path} is not a corpus that asrgate recognises; name its format with --format: {', '.join(FORMATS)}"
     )
 
 
@@ -44,10 +44,10 @@ def read(path: Path, name: str | None, options: Options) -> Iterator[Utterance]:
     """Yield the utterances of a corpus on disk.
 
     Args:
-        name: of its format, None: detect it.
+        name: the name of its format; None to detect it.
 
     Raises:
-        CorpusImportError: no such format, or the corpus's own files are wrong.
+        CorpusImportError: there is no such format, or the corpus's own files are wrong.
     """
     if name is not None and name not in FORMATS:
         raise CorpusImportError(

@@ -1,4 +1,4 @@
-"""Common Voice trees: a folder a language with clips/ and one TSV a split (test.tsv, validated.tsv, …)."""
+"""Common Voice trees: a folder per language with clips/ and one TSV per split (test.tsv, …)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, options: Options) -> Iterator[Utterance]:
-    """Yield the utterances of one split: the table given, else `options.split`, else test.
+    """Yield the utterances of one split: the given table, or else `options.split`, or else test.
 
     Raises:
         CorpusImportError: there is no such split, or its table lacks the columns path and sentence.
@@ -37,9 +37,9 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
     folder = path if path.is_dir() else path.parent
     table = path if path.is_file() else folder / f"{options.split or DEFAULT_SPLIT}.tsv"
     if not table.is_file():
-        there = ", ".join(sorted(file.stem for file in folder.glob("*.tsv"))) or "no .tsv at all"
+        there = ", ".join(sorted(file.stem for file in folder.glob("*.tsv"))) or "no .tsv file"
         raise CorpusImportError(f"{folder} has no split {table.stem!r}; it has {there}. Choose with --split")
-    # read without quoting: sentences may begin with a quote that nothing closes
+    # read without quoting: sentences may begin with a quotation mark that is never closed
     rows = read_table(table, "\t", is_quoted=False)
     missing = [name for name in ("path", "sentence") if name not in rows[0]]
     if missing:
@@ -61,7 +61,7 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
 
 
 def _unquoted(text: str) -> str:
-    """Undo the quoting that some releases have and others have not."""
+    """Undo the quoting that some releases use and others do not."""
     text = text.strip()
     inner = text[1:-1]
     if len(text) > 1 and text[0] == text[-1] == '"' and '"' not in inner.replace('""', ""):

@@ -1,4 +1,4 @@
-"""Folders of audio files, each with its text beside it: `name.wav` and `name.txt`."""
+"""Folders of audio files, each with its text next to it: `name.wav` and `name.txt`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, options: Options) -> Iterator[Utterance]:
-    """Yield the folder's recordings, by name; one without a text beside it has none.
+    """Yield the folder's recordings by name; one without a text file has no text.
 
     Raises:
         CorpusImportError: there is no audio, or a text is not UTF-8.
     """
     files = sorted(_audio(path)) if path.is_dir() else []
     if not files:
-        raise CorpusImportError(f"{path} holds no audio; looked for {', '.join(EXTENSIONS)}")
+        raise CorpusImportError(f"{path} contains no audio; looked for {', '.join(EXTENSIONS)}")
     for file in files:
         beside = file.with_suffix(".txt")
         text = " ".join(read_text(beside).split()) if beside.is_file() else None

@@ -1,4 +1,4 @@
-"""Hugging Face datasets, streamed: nothing but the rows asked for is downloaded, nothing of theirs is run."""
+"""Hugging Face datasets, streamed: only the requested rows are downloaded, and no dataset code is run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def parse(text: str) -> tuple[str, str | None, str | None]:
 
 
 def open_dataset(text: str, options: Options) -> tuple[Source, Iterator[Utterance]]:
-    """Return what is read, its revision pinned, and its utterances as they come.
+    """Return the source with its revision pinned, and an iterator over its utterances.
 
     Args:
         text: `ORG/NAME:config:split` on the hub, or a local folder in place of `ORG/NAME`.
@@ -59,7 +59,7 @@ def open_dataset(text: str, options: Options) -> tuple[Source, Iterator[Utteranc
     try:
         import datasets
     except ImportError as error:
-        raise CorpusImportError(f"Hugging Face datasets need a package more: {EXTRA}") from error
+        raise CorpusImportError(f"Hugging Face datasets need another package: {EXTRA}") from error
     name, config, split = parse(text)
     split = split or options.split
     try:
@@ -70,14 +70,14 @@ def open_dataset(text: str, options: Options) -> tuple[Source, Iterator[Utteranc
         if split is None:
             splits = datasets.get_dataset_split_names(name, config, **pinned)
             if len(splits) != 1:
-                raise CorpusImportError(f"{name} has several splits; say which of {', '.join(splits)}")
+                raise CorpusImportError(f"{name} has several splits; choose one of {', '.join(splits)}")
             split = splits[0]
         rows = datasets.load_dataset(name, config, split=split, streaming=True, **pinned)
         if rows.features is None:
             rows = rows._resolve_features()
     except CorpusImportError:
         raise
-    except Exception as error:  # of a dozen libraries, when offline, private, misspelt or not a dataset
+    except Exception as error:  # from a dozen libraries: offline, private, misspelt or not a dataset
         raise CorpusImportError(f"cannot open {text}: {_first_line(error)}") from error
     source = Source(name, config, split, revision)
     there = list(rows.features)
@@ -116,12 +116,12 @@ def _utterances(
             raise CorpusImportError(f"{where}: {_first_line(error)}") from error
         cell, text = row[audio], row[texts]
         if text is not None and not isinstance(text, str):
-            raise CorpusImportError(f"{where}: the column {texts} holds {type(text).__name__}, not texts")
+            raise CorpusImportError(f"{where}: the column {texts} contains {type(text).__name__}, not text")
         content, path = cell.get("bytes"), cell.get("path")
         if content is None and path and Path(path).is_file():
             content = Path(path).read_bytes()
         if content is None:
-            raise CorpusImportError(f"{where}: the column {audio} holds no audio")
+            raise CorpusImportError(f"{where}: the column {audio} contains no audio")
         yield Utterance(
             name=f"{number:06}{_ending(content, path)}",
             where=where,
@@ -148,7 +148,7 @@ def _hub_revision(name: str, revision: str | None) -> str:
 
     sha = HfApi().dataset_info(name, revision=revision).sha
     if sha is None:
-        raise CorpusImportError(f"the hub names no revision of {name}; pass --revision")
+        raise CorpusImportError(f"the hub does not give a revision for {name}; pass --revision")
     return sha
 
 

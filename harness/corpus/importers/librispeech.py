@@ -1,6 +1,6 @@
-"""LibriSpeech trees: SPLIT/SPEAKER/CHAPTER/*.flac with one *.trans.txt a chapter, and SPEAKERS.TXT above.
+"""LibriSpeech trees: SPLIT/SPEAKER/CHAPTER/*.flac with one *.trans.txt per chapter, and SPEAKERS.TXT above.
 
-The layout is told in the corpus's own README: https://www.openslr.org/12
+The corpus's own README describes the layout: https://www.openslr.org/12
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
     files = sorted(path.rglob(TRANSCRIPTS))
     if not files:
         raise CorpusImportError(
-            f"{path} holds no {TRANSCRIPTS}; give the folder that LibriSpeech was unpacked to"
+            f"{path} contains no {TRANSCRIPTS}; pass the folder that LibriSpeech was unpacked to"
         )
     splits = sorted({_split(file) for file in files})
     if options.split is not None and options.split not in splits:

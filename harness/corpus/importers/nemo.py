@@ -1,4 +1,4 @@
-"""NeMo manifests: a JSON object a line with audio_filepath, duration, text, perhaps offset and lang.
+"""NeMo manifests: a JSON object per line with audio_filepath, duration, text, perhaps offset and lang.
 
 Paths may be absolute or relative to the manifest, as NeMo reads them. The fields:
 https://docs.nvidia.com/nemo-framework/user-guide/latest/nemotoolkit/asr/datasets.html
@@ -36,7 +36,7 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
     """Yield the manifest's utterances.
 
     Raises:
-        CorpusImportError: a line is not a JSON object with a path, or a number is none.
+        CorpusImportError: a line is not a JSON object with a path, or a number is not valid.
     """
     if path.is_dir():
         path = path / FOLDER_MANIFEST
@@ -46,13 +46,13 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
         if line.strip()
     ]
     if not lines:
-        raise CorpusImportError(f"{path} names no clips; a manifest holds one JSON object a line")
+        raise CorpusImportError(f"{path} names no clips; a manifest has one JSON object per line")
     items = [(where, _fields(line, where)) for where, line in lines]
     files = [Path(os.path.abspath(path.parent / fields["audio_filepath"])) for _, fields in items]
     root = Path(os.path.commonpath([file.parent for file in files]))
     for (where, fields), file in zip(items, files, strict=True):
         start, seconds = _number(fields, "offset", where), _number(fields, "duration", where)
-        is_part = bool(start)  # NeMo writes offset 0 of whole files
+        is_part = bool(start)  # NeMo writes offset 0 for whole files
         name = file.relative_to(root).as_posix()
         if is_part:
             name = f"{os.path.splitext(name)[0]}-{start:.3f}.flac"

@@ -1,4 +1,4 @@
-"""CSV and TSV tables with one row a recording; their columns are named by the user or by common sense."""
+"""CSV and TSV tables with one row per recording; columns are named by the user or recognised."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
     """Yield the table's utterances; paths in it are relative to it.
 
     Raises:
-        CorpusImportError: no table, or no column of audio paths or of texts can be told.
+        CorpusImportError: there is no table, or the column of audio paths or of texts is not recognised.
     """
     table = _table(path)
     if table is None:
-        raise CorpusImportError(f"{path} is no table and no folder with one; expected {' or '.join(ENDINGS)}")
+        raise CorpusImportError(
+            f"{path} is neither a table nor a folder with exactly one; expected {' or '.join(ENDINGS)}"
+        )
     rows = read_table(table, "\t" if table.suffix.lower() == ".tsv" else None)
     there = list(rows[0])
     audio = choose_column(options.audio_column, AUDIO_COLUMNS, there, "--audio-column", str(table))

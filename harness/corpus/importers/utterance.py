@@ -1,4 +1,4 @@
-"""What every importer gives: one utterance a recording, and the mistakes it met on the way."""
+"""What every importer yields, one utterance per recording, and the errors that it raises."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class CorpusImportError(AsrgateError):
 
 @dataclass(frozen=True)
 class Options:
-    """What the user said about a corpus; None where it is to be detected."""
+    """What the user said about a corpus; None means detect it."""
 
     split: str | None = None
     language: str | None = None
     audio_column: str | None = None
     text_column: str | None = None
     language_column: str | None = None
-    limit: int | None = None  # at most so many utterances
+    limit: int | None = None  # the maximum number of utterances
     revision: str | None = None  # of a dataset on a hub
 
 
@@ -38,12 +38,12 @@ class Utterance:
 
     Attributes:
         name: path of the audio inside the corpus, without a leading slash; unique.
-        where: how a problem points at it, such as file:line.
-        path: the audio file; None where `content` holds its bytes.
+        where: where it is named, for messages, such as file:line.
+        path: the audio file; None if `content` holds its bytes.
         content: the bytes of an audio file, of any format that `asrgate.harness.corpus.audio` reads.
-        text: what is said; "" where nothing is, None when unknown.
-        language: ISO 639 code, None when unknown.
-        start_seconds, seconds: the part of the file that is meant; None: all of it.
+        text: what is said; "" if nothing is, None if unknown.
+        language: ISO 639 code, None if unknown.
+        start_seconds, seconds: the part of the file that is used; None for all of it.
         tags: plain values only.
     """
 
@@ -59,11 +59,11 @@ class Utterance:
 
 
 def read_table(path: Path, delimiter: str | None, is_quoted: bool = True) -> list[dict[str, str]]:
-    """Return a table's rows by column; "" where a row is short.
+    """Return a table's rows by column; missing cells are "".
 
     Args:
         is_quoted: whether a quote character begins a quoted cell.
-        delimiter: None: whichever of comma, tab, semicolon and bar the heading has most of.
+        delimiter: None for whichever of comma, tab, semicolon and bar is most frequent in the heading.
 
     Raises:
         CorpusImportError: it cannot be read, has no rows or a row has more cells than the heading.
@@ -88,7 +88,7 @@ def read_table(path: Path, delimiter: str | None, is_quoted: bool = True) -> lis
                 f"{path}: row {number} has more cells than the heading; is a quote missing?"
             )
     if not rows:
-        raise CorpusImportError(f"{path} holds no rows; a table has a heading and one row a recording")
+        raise CorpusImportError(f"{path} has no rows; a table has a heading and one row per recording")
     return rows
 
 
@@ -109,10 +109,10 @@ def read_text(path: Path) -> str:
 def choose_column(
     named: str | None, candidates: Sequence[str], there: Iterable[str], option: str, where: str
 ) -> str | None:
-    """Return the column that holds something: the one named, else the first candidate there is, else None.
+    """Return the named column, or else the first candidate that exists, or else None.
 
     Raises:
-        CorpusImportError: the column named is not there.
+        CorpusImportError: the named column does not exist.
     """
     there = list(there)
     if named is not None:
@@ -124,13 +124,13 @@ def choose_column(
 
 
 def language_of(text: str | None) -> str | None:
-    """Return the ISO 639 code of a locale such as `sv-SE` or `pt_br`; None where there is none in it."""
+    """Return the ISO 639 code of a locale such as `sv-SE` or `pt_br`; None if it has none."""
     code = re.split(r"[-_]", (text or "").strip().lower(), maxsplit=1)[0]
     return code if is_language(code) else None
 
 
 def plain(tags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tags that a manifest can hold and that say something."""
+    """Return the tags that a manifest can hold and that are not empty."""
     kept: dict[str, Any] = {}
     for name, value in tags.items():
         if isinstance(value, str) and value.strip():
@@ -141,7 +141,7 @@ def plain(tags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_extension(path: Path) -> Path:
-    """Return the path, or the audio file of that name where the extension was left out."""
+    """Return the path, or the audio file of that name if the extension was left out."""
     if path.is_file():
         return path
     found = [Path(f"{path}{ending}") for ending in EXTENSIONS]

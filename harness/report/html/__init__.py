@@ -1,4 +1,4 @@
-"""A run as one HTML file that needs nothing else: tables, charts, every clip's errors, audio if asked."""
+"""A run as one self-contained HTML file: tables, charts, every clip's errors and, on request, audio."""
 
 from asrgate.harness.report.html.page import SIBLINGS, render
 

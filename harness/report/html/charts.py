@@ -1,4 +1,4 @@
-"""The pictures of a run: quality against speed, latency, stages, speed by clip length."""
+"""The charts of a run: quality against speed, latency, stages, speed by clip length."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 BAR_INCHES = 0.27
 TIMES = "the table of times in detail"
-LATENCIES = {  # scenario -> of what the seconds are, and what is counted
-    registry.SINGLE_STREAM: ("seconds a call", "all measured calls"),
-    registry.SERVER: ("seconds from arrival to answer", "all requests, their waiting included"),
+LATENCIES = {  # scenario -> what the seconds measure, and what is counted
+    registry.SINGLE_STREAM: ("seconds per call", "all measured calls"),
+    registry.SERVER: ("seconds from arrival to answer", "all requests, including their waiting"),
     registry.STREAMING: ("seconds from the end of the audio to the final text", "all measured streams"),
 }
 STAGES = ("log_mel", "encode", "decode")
@@ -35,10 +35,10 @@ STAGE_COLOURS = (PALETTE[2], PALETTE[0], PALETTE[1])
 
 
 def draw(run: Run, rows: Sequence[Row]) -> list[Chart]:
-    """Return the charts that the run has figures for.
+    """Return the charts for which the run has figures.
 
     Args:
-        rows: as asrgate.harness.report.rows makes them; a variant's place there is its number in the page.
+        rows: as asrgate.harness.report.rows makes them; a variant's index there is its number in the page.
     """
     import matplotlib
 
@@ -75,7 +75,7 @@ def _latency(run: Run, measured: Measured) -> Chart:
         box.set_gid(f"box-{n}")
         marks[f"box-{n}"] = Mark(
             n,
-            f"{row['variant']}: median {written(median)} s, half of {len(walls)} between "
+            f"{row['variant']}: median {written(median)} s, half of {len(walls)} calls between "
             f"{written(first)} and {written(third)} s, p99 {written(high)} s",
         )
     axes.set_xscale("log")
@@ -85,8 +85,8 @@ def _latency(run: Run, measured: Measured) -> Chart:
     return Chart(
         "latency",
         "Latency",
-        f"Box: the middle half of {every}; stroke: the median; line: from the quickest to the 99th "
-        "percentile. Paler: not ranked. Clips of all lengths together, so width is mostly theirs.",
+        f"Box: the middle half of {every}; stroke: the median; line: from the fastest to the 99th "
+        "percentile. Paler: not ranked. Clips of all lengths are together, which explains most of the width.",
         to_svg(
             figure,
             "latency",
@@ -116,18 +116,18 @@ def _stages(measured: Measured) -> Chart | None:
             if width > 0:
                 (bar,) = axes.barh(place, width, left=left, height=0.62, color=own)
                 bar.set_gid(f"stage-{n}-{nth}")
-                text = f"{row['variant']}, {stage.replace('_', '-')}: {written(width)} ms a second of audio"
+                text = f"{row['variant']}, {stage.replace('_', '-')}: {written(width)} ms per second of audio"
                 marks[f"stage-{n}-{nth}"] = Mark(n, text)
                 left += width
-    for stage, own in zip((*STAGES, "other, or not told"), (*STAGE_COLOURS, RULE), strict=True):
+    for stage, own in zip((*STAGES, "other, or not reported"), (*STAGE_COLOURS, RULE), strict=True):
         axes.bar(0, 0, color=own, label=stage.replace("_", "-"))
     figure.legend(loc="outside upper left", ncols=4, handlelength=1, handleheight=1)
     axes.set_xlim(left=0)
-    axes.set_xlabel("milliseconds a second of audio")
+    axes.set_xlabel("milliseconds per second of audio")
     return Chart(
         "stages",
         "Where the time goes",
-        "All calls together, as the engines tell their stages. What they do not tell is grey.",
+        "All calls together, as the engines report their stages. Time that they do not report is grey.",
         to_svg(
             figure, "stages", f"Time by stage of {len(measured)} variants, as in the table of times.", marks
         ),
@@ -171,7 +171,7 @@ def _by_length(run: Run, measured: Measured) -> Chart:
     axes.set_yscale("log")
     plain_log_ticks(axes, vertical=True)
     axes.grid(True, axis="y")
-    axes.set_xlabel("length of the clip")
+    axes.set_xlabel("clip length")
     axes.set_ylabel("RTFx (log scale)")
     handles, labels = axes.get_legend_handles_labels()
     shown = len(PALETTE)
@@ -179,15 +179,15 @@ def _by_length(run: Run, measured: Measured) -> Chart:
     return Chart(
         "by-length",
         "Speed by clip length",
-        "Whisper pads every window to 30 s, so short clips cost more a second. Dotted: not ranked."
+        "Whisper pads every window to 30 s, so short clips cost more per second. Dotted: not ranked."
         + (f" The first {shown} rows are coloured." if len(measured) > shown else ""),
-        to_svg(figure, "by-length", "RTFx by clip length; the table below it holds the figures.", marks),
+        to_svg(figure, "by-length", "RTFx by clip length; the table below has the figures.", marks),
         (["variant", *names], lines[::-1]),
     )
 
 
 def _bars(measured: Measured) -> tuple[Figure, Axes]:
-    """Return axes with one horizontal place a variant, the first on top."""
+    """Return axes with one horizontal slot per variant, the first on top."""
     figure, axes = new_figure(1.1 + BAR_INCHES * max(len(measured), 2))
     axes.set_yticks(range(len(measured)), [visible(row["variant"]) for _, row, _ in measured])
     axes.set_ylim(len(measured) - 0.4, -0.6)

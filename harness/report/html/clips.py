@@ -1,4 +1,4 @@
-"""The per-clip data of the page, compact: figures by variant, and each distinct text of a clip once."""
+"""The page's per-clip data, compact: figures by variant, and each distinct text of a clip once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from asrgate.harness.record import Run
 from asrgate.harness.report.rows import Row
 from asrgate.harness.scenarios import registry
 
-CHUNK_CLIPS = 100  # texts are parsed when shown, so many clips at a time
+CHUNK_CLIPS = 100  # texts are parsed when shown, this many clips at a time
 _CODES = {"substitute": 0, "delete": 1, "insert": 2}
 
 Json = Any
@@ -32,8 +32,8 @@ class ClipData:
             (median over rounds), the text's number among the clip's distinct ones, and {clip number: error}.
         texts: chunks of CHUNK_CLIPS clips, each clip [reference, normalised reference, [[text, edits], ...]].
             `edits` is flat: code, start, end (word numbers of the normalised reference), words heard; [] for
-            a text without errors, null where there is nothing to compare with.
-        note: why differences are missing or may disagree with the table, None where they are sound.
+            a text without errors, null if there is nothing to compare with.
+        note: why differences are missing or may disagree with the table; None if they are reliable.
     """
 
     index: Json
@@ -43,11 +43,11 @@ class ClipData:
 
 
 def collect(run: Run, rows: Sequence[Row]) -> ClipData:
-    """Return the data of all clips; `rows` gives the variants their numbers."""
+    """Return the data of all clips; `rows` determines the variants' numbers."""
     results = {result["variant"]: result for result in run["results"]}
     ordered = [results[row["variant"]] for row in rows]
     firsts = [first_answers(result) for result in ordered]
-    numbers: list[dict[str, int]] = []  # a clip: text -> its number
+    numbers: list[dict[str, int]] = []  # for each clip: text -> its number
     for clip in run["clips"]:
         known: dict[str, int] = {}
         for first in firsts:
@@ -73,7 +73,7 @@ def collect(run: Run, rows: Sequence[Row]) -> ClipData:
 
 
 def dumps(value: Json) -> str:
-    """Return JSON that a `<script>` element can hold: nothing in it ends the element or a line of script."""
+    """Return JSON that is safe in a `<script>` element: it ends neither the element nor a line of script."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -81,10 +81,10 @@ def dumps(value: Json) -> str:
 
 
 def edits(reference: Sequence[str], heard: Sequence[str]) -> list[int | str]:
-    """Return the word edits that turn one into the other, flat: code, start, end, words heard; …"""
+    """Return the word edits that turn one text into the other, flat: code, start, end, words heard, …"""
     if reference == heard:
         return []
-    if not reference:  # jiwer would call it one empty word
+    if not reference:  # jiwer would count it as one empty word
         return [_CODES["insert"], 0, 0, " ".join(heard)]
     found: list[int | str] = []
     for chunk in jiwer.process_words([" ".join(reference)], [" ".join(heard)]).alignments[0]:

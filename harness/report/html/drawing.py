@@ -1,4 +1,4 @@
-"""What the page's charts share: a figure of its width, its colours, plain ticks."""
+"""What the page's charts share: a figure of the page's width, its colours, plain ticks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture with its words. `table` holds its figures where no other table of the page does."""
+    """One chart with its text. `table` has its figures if no other table on the page does."""
 
     name: str
     title: str
@@ -26,7 +26,7 @@ class Chart:
 
 
 def colour(number: int) -> str:
-    """Return the stand-in colour of the page's variant with that number."""
+    """Return the placeholder colour for the page's variant with that number."""
     return PALETTE[number] if number < len(PALETTE) else OTHER
 
 
@@ -39,7 +39,7 @@ def new_figure(height_inches: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
-    FigureCanvasSVG(figure)  # no pyplot: it keeps every figure it ever made
+    FigureCanvasSVG(figure)  # not pyplot, which keeps every figure that it ever made
     return figure, figure.add_subplot()
 
 

@@ -1,4 +1,4 @@
-"""The picture of quality against speed, with its Pareto front."""
+"""The chart of quality against speed, with its Pareto front."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ABOVE = 11.0  # points: where a name goes if it can; beside its point the interval would strike it through
-LABELLED = 10  # more points than this cannot all have their name beside them
+ABOVE = 11.0  # points: preferred place of a name; beside its point, the interval would cross it
+LABELLED = 10  # with more points than this, not all can have their names next to them
 
 
 def chart(run: Run, measured: Measured) -> Chart | None:
-    """Return the chart, None when no row has a WER."""
+    """Return the chart, or None if no row has a WER."""
     drawn = [(n, row) for n, row, _ in measured if row["wer_percent"] is not None]
     if not drawn:
         return None
@@ -74,8 +74,8 @@ def chart(run: Run, measured: Measured) -> Chart | None:
     axes.set_ylim(max(low, -0.06 * high), high)
     axes.grid(True)
     axes.set_axisbelow(True)
-    axes.set_xlabel("RTFx, seconds of audio a second (log scale): faster to the right")
-    axes.set_ylabel("WER %: better below")
+    axes.set_xlabel("RTFx, seconds of audio per second (log scale): faster to the right")
+    axes.set_ylabel("WER %: lower is better")
     named = drawn if len(drawn) <= LABELLED else _unique([*front, *_reference(run, drawn)])
     _label(figure, axes, named, drawn, top)
     names = ", ".join(row["variant"] for _, row in front) or "none, as no row is ranked"
@@ -83,9 +83,9 @@ def chart(run: Run, measured: Measured) -> Chart | None:
     return Chart(
         "quality-speed",
         "Quality against speed",
-        "Bars are the bootstrap intervals. Dashed: the Pareto front of the ranked rows; for every other one "
-        "some row on it is at least as good in both. A cross is not ranked: its speed was not had at equal "
-        "quality." + (" A triangle's WER is beyond the chart." if top < math.inf else ""),
+        "Bars are the bootstrap intervals. Dashed: the Pareto front of the ranked rows; for each other row, "
+        "some row on the front is at least as good in both. A cross is not ranked, because its speed does "
+        "not come at equal quality." + (" A triangle's WER is off the chart." if top < math.inf else ""),
         to_svg(figure, "quality-speed", description, marks),
     )
 
@@ -99,7 +99,7 @@ def _unique(items: Sequence[tuple[int, Row]]) -> list[tuple[int, Row]]:
 
 
 def _top(drawn: Sequence[tuple[int, Row]]) -> float:
-    """Return the WER in percent above which unranked rows would squeeze the ranked ones into a line."""
+    """Return the WER in percent above which unranked rows would compress the ranked ones into a line."""
     ranked = [row["wer_high_percent"] or row["wer_percent"] for _, row in drawn if row["group"] == RANKED]
     limit = max(5.0, 3 * max(ranked)) if ranked else math.inf
     return limit if any(row["wer_percent"] > limit for _, row in drawn) else math.inf
@@ -108,8 +108,8 @@ def _top(drawn: Sequence[tuple[int, Row]]) -> float:
 def _label(
     figure: Figure, axes: Axes, named: Sequence[tuple[int, Row]], drawn: Sequence[tuple[int, Row]], top: float
 ) -> None:
-    """Write names beside their points, moved where they would cover another, left out without room."""
-    figure.draw_without_rendering()  # settles the layout, which the distances below depend on
+    """Write names next to their points; move them if they overlap, and leave them out if there is no room."""
+    figure.draw_without_rendering()  # fixes the layout, on which the distances below depend
     line_points, pixels_a_point = 11.0, figure.dpi / 72
     taken: list[tuple[float, float, float]] = []  # left, right, y in points
     for _, row in drawn:
@@ -151,9 +151,9 @@ def _label(
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of points (RTFx, WER) that no other beats in one without losing in the other.
+    """Return the indices of points (RTFx, WER) that no other point beats in one without losing in the other.
 
-    Fastest first; of equal points all are kept.
+    Fastest first; equal points are all kept.
     """
     order = sorted(range(len(points)), key=lambda i: (-points[i][0], points[i][1]))
     front: list[int] = []

@@ -1,4 +1,4 @@
-"""The picture of WER against noise: one line a variant over the signal-to-noise ratios of its clips."""
+"""The chart of WER against noise: one line per variant over the signal-to-noise ratios of its clips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asrgate.harness.scoring import slices
 
 
 def chart(run: Run, measured: Measured) -> Chart | None:
-    """Return the chart, None when the clips have no two ratios."""
+    """Return the chart, or None if the clips have fewer than two ratios."""
     rows = slices.rows(run, [FIELD]) if any(FIELD in clip["tags"] for clip in run["clips"]) else []
     ratios = sorted({row["value"] for row in rows if _is_number(row["value"])}, key=float, reverse=True)
     values = [*([CLEAN] if any(row["value"] == CLEAN for row in rows) else []), *ratios]
@@ -51,7 +51,7 @@ def chart(run: Run, measured: Measured) -> Chart | None:
     axes.set_ylim(bottom=0)
     axes.grid(True, axis="y")
     axes.set_xlabel("signal-to-noise ratio: noisier to the right")
-    axes.set_ylabel("WER %: better below")
+    axes.set_ylabel("WER %: lower is better")
     handles, labels = axes.get_legend_handles_labels()
     shown = len(PALETTE)
     figure.legend(handles[::-1][:shown], labels[::-1][:shown], loc="outside upper left", ncols=2)
@@ -59,9 +59,9 @@ def chart(run: Run, measured: Measured) -> Chart | None:
     return Chart(
         "noise",
         "WER by noise",
-        f"The same clips with {' and '.join(noises) or 'some'} noise of growing strength; bars are bootstrap "
+        f"The same clips with increasing {' and '.join(noises) or 'some'} noise; bars are bootstrap "
         "intervals over clips. Dotted: not ranked.",
-        to_svg(figure, "noise", "WER by signal-to-noise ratio; the table below it holds the figures.", marks),
+        to_svg(figure, "noise", "WER by signal-to-noise ratio; the table below has the figures.", marks),
         (["variant", *names], lines[::-1]),
     )
 

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
-  const PRINTED_CLIPS = 200; // more would be a book; the page says how many it left out
-  const MARGIN_ROWS = 12; // drawn above and below what is seen
+  const PRINTED_CLIPS = 200; // more would be too long; the page says how many it left out
+  const MARGIN_ROWS = 12; // drawn above and below the visible rows
   const byId = (id) => document.getElementById(id);
   const read = (id) => JSON.parse(byId(id).textContent);
   const once = (make) => { const kept = new Map(); return (key) => { if (!kept.has(key)) kept.set(key, make(key)); return kept.get(key); }; };
@@ -20,7 +20,7 @@
   const textsOf = (n) => chunkOf(Math.floor(n / index.chunk))[n % index.chunk];
   const playersOf = once(() => (byId("audio") ? read("audio") : {}));
 
-  // ---- figures as people read them; the same digits as the tables made by the report
+  // ---- figures for people; the same digits as in the report's tables
   const figure = (value) => {
     if (value == null) return "";
     if (value !== 0 && Math.abs(value) < 0.1) return Number(value.toPrecision(2)).toString();
@@ -42,11 +42,11 @@
     };
   };
 
-  // ---- colours: as the system says unless the reader says otherwise
+  // ---- colours: those of the system unless the reader chooses others
   const theme = byId("theme");
   const remembered = (value) => {
     try { return value === undefined ? localStorage.getItem("asrgate-theme") || "" : localStorage.setItem("asrgate-theme", value); }
-    catch { return ""; } // files may not be allowed to remember
+    catch { return ""; } // a page opened from a file may not be allowed to store this
   };
   const paint = (value) => { if (value) document.documentElement.dataset.theme = value; else delete document.documentElement.dataset.theme; };
   theme.value = remembered();
@@ -66,7 +66,7 @@
       sort(isAscending ? -1 : 1);
     });
   };
-  const compare = (a, b, direction) => { // what is missing comes last either way
+  const compare = (a, b, direction) => { // missing values come last in both directions
     const emptyA = a == null || a === "", emptyB = b == null || b === "";
     if (emptyA || emptyB) return emptyA - emptyB;
     return direction * (typeof a === "number" && typeof b === "number" ? a - b : collator.compare(a, b));
@@ -82,7 +82,7 @@
         return Number.isNaN(number) ? null : number;
       };
       makeSortable(heading, (direction) => {
-        for (const body of table.tBodies) { // ranked and unranked stay apart
+        for (const body of table.tBodies) { // ranked and unranked rows stay apart
           const rows = [...body.rows].filter((row) => row.className !== "why").map((row) => [value(row), row]);
           rows.sort((a, b) => compare(a[0], b[0], direction));
           for (const [, row] of rows) {
@@ -94,7 +94,7 @@
     });
   }
 
-  // ---- a row under the pointer or with the focus stands out in the charts, and the other way round
+  // ---- a row under the pointer or with the focus is highlighted in the charts, and vice versa
   const charts = document.querySelector(".charts");
   const pick = (variant) => {
     charts.classList.toggle("picked", variant != null);
@@ -129,7 +129,7 @@
     plain(place, words.length);
     return made;
   };
-  const said = (n, a, asWritten) => { // what a variant answered, as nodes
+  const said = (n, a, asWritten) => { // a variant's answer, as nodes
     if (!a.answered) return [element("span", { className: "failed", textContent: a.error ? `no answer: ${a.error}` : "no answer" })];
     if (a.text == null) return [element("span", { textContent: index.texts ? "" : "(text not stored)" })];
     const [, normal, texts] = textsOf(n), [written, edits] = texts[a.text];
@@ -138,7 +138,7 @@
     return nodes.length ? nodes : [element("em", { textContent: "(empty)" })];
   };
 
-  // ---- clips: only the rows that are seen exist
+  // ---- clips: only the visible rows exist
   const scroll = byId("clip-scroll"), table = byId("clip-table"), body = table.tBodies[0], detail = byId("clip-detail");
   const choice = byId("variant"), find = byId("find"), wrong = byId("wrong"), asWritten = byId("as-written"), players = byId("players");
   const KEYS = ["seconds", "words", "wer", "s", "d", "i", "wall", "rtfx"];

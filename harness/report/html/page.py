@@ -1,4 +1,4 @@
-"""Puts the page together: the template, its style and script, the tables, charts and data of one run."""
+"""Assembles the page: the template, its style and script, and the tables, charts and data of one run."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ SIBLINGS = (
     "samples.csv",
     "summary.csv",
     "report.md",
-)  # beside it in a run's folder
+)  # next to it in a run's folder
 
-LEADING = ("model", "audio", "decoding", "machine")  # facts above the ranking; the others are below
+LEADING = ("model", "audio", "decoding", "machine")  # facts shown above the ranking; the others are below it
 
 
 def render(
@@ -46,7 +46,7 @@ def render(
     Args:
         audio: clip name -> an MP3 to embed; see asrgate.harness.report.html.audio.
         history: series of runs comparable with this one, drawn after the run's own charts.
-        raw_data: name -> relative address of the files the figures come from.
+        raw_data: name -> relative address of the files from which the figures come.
     """
     built = rows(run)
     measured = [row for row in built if row["group"] != UNAVAILABLE]
@@ -103,7 +103,7 @@ def _groups(measured: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def _tables(measured: Sequence[Row]) -> list[dict[str, Any]]:
-    """The main table and the ones that go into detail, all with the WER."""
+    """The main table and the detailed ones, all with the WER."""
     if not measured:
         return []
     return [
@@ -136,7 +136,7 @@ def _pretty(value: Any) -> str:
 
 
 def visible_lines(text: str) -> str:
-    """Return the text with its line ends kept and everything else that cannot be seen escaped."""
+    """Return the text with its line ends kept and all other invisible characters escaped."""
     return "\n".join(visible(line) for line in text.split("\n"))
 
 

@@ -1,4 +1,4 @@
-"""Turns a matplotlib figure into SVG for a page: its colours and font, tooltips, no stray ids."""
+"""Turns a matplotlib figure into SVG for a page, with the page's colours and font, tooltips and safe ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asrgate.harness.escape import visible
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Stand-ins that a figure is drawn in; the page's style sheet gives each its light and its dark colour.
+# Placeholder colours for drawing; the page's style sheet gives each its light and its dark colour.
 INK, MUTED, RULE, PAPER = "#fe0100", "#fe0101", "#fe0102", "#fe0103"
 PALETTE = tuple(f"#fe02{number:02x}" for number in range(8))
 OTHER = "#fe0300"
@@ -38,9 +38,9 @@ STYLE: dict[Any, Any] = {  # matplotlib's rcParams
     "legend.fontsize": 8.5,
     "legend.frameon": False,
     "legend.labelcolor": INK,
-    "svg.fonttype": "none",  # text stays text: selectable, in the page's font, read aloud
+    "svg.fonttype": "none",  # text stays text: selectable, in the page's font, readable by screen readers
     "text.color": INK,
-    "text.parse_math": False,  # a $ in a name is a $
+    "text.parse_math": False,  # a $ in a name is literal
     "xtick.color": RULE,
     "xtick.labelcolor": MUTED,
     "ytick.color": RULE,
@@ -50,7 +50,7 @@ STYLE: dict[Any, Any] = {  # matplotlib's rcParams
 
 @dataclass(frozen=True)
 class Mark:
-    """What the page knows of one drawn artist, by its gid: whose it is, and its tooltip."""
+    """What the page knows about one drawn artist, by its gid: its variant and its tooltip."""
 
     variant: int | None
     text: str
@@ -61,19 +61,19 @@ def to_svg(figure: Figure, name: str, description: str, marks: Mapping[str, Mark
 
     Args:
         name: unique in the page; prefixes every id.
-        description: what a screen reader says in place of the picture.
-        marks: gid -> what belongs to it.
+        description: what a screen reader says instead of the picture.
+        marks: gid -> its mark.
     """
     import matplotlib
 
     file = io.BytesIO()
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):  # the same figure, the same bytes
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):  # makes the output reproducible
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     root = ElementTree.fromstring(file.getvalue())
     for parent in list(root.iter()):
-        for tag in ("metadata", "style"):  # a style element would hold for the whole page
+        for tag in ("metadata", "style"):  # a style element would apply to the whole page
             for unwanted in parent.findall(f"{{{_SVG}}}{tag}"):
                 parent.remove(unwanted)
     _name_elements(root, name, marks)
@@ -86,7 +86,7 @@ def to_svg(figure: Figure, name: str, description: str, marks: Mapping[str, Mark
 
 
 def _name_elements(root: ElementTree.Element, name: str, marks: Mapping[str, Mark]) -> None:
-    """Prefix the ids that are referred to, turn those of marks into classes and tooltips, drop the others."""
+    """Prefix the ids that are referenced, turn those of marks into classes and tooltips, drop the others."""
     used = set()
     for element in root.iter():
         for value in element.attrib.values():

@@ -1,4 +1,4 @@
-"""The picture of a figure over stored runs."""
+"""The chart of a figure over stored runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from asrgate.harness.report.html.svg import MUTED, OTHER, PALETTE, PAPER, STYLE,
 if TYPE_CHECKING:
     from asrgate.harness.report.history import Series
 
-TICKS = 6  # run ids do not fit beside each other
+TICKS = 6  # run ids do not fit next to each other
 
 
 def chart(series: Sequence[Series], numbers: Mapping[str, int]) -> Chart:
-    """Return the chart of series that share their runs' conditions and their metric; at least one.
+    """Return the chart of one or more series whose runs have the same conditions and metric.
 
     Args:
-        numbers: the page's number of each variant that is in its tables too.
+        numbers: the page's number for each variant that is also in its tables.
     """
     import matplotlib
 
@@ -81,7 +81,7 @@ def chart(series: Sequence[Series], numbers: Mapping[str, int]) -> Chart:
         "trend",
         f"Over stored runs: {series[0].metric}",
         f"{metric.meaning[0].upper()}{metric.meaning[1:]}. Only runs of this checkpoint, audio, decoding, "
-        "gate, host and normaliser; a cross is not ranked.",
+        "gate, host and normaliser are included; a cross is not ranked.",
         svg,
         (["variant", *run_ids], table),
     )

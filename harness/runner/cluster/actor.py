@@ -280,7 +280,7 @@ def _on_this_machine(wanted: Checkpoint, weights: np.ndarray | None) -> Checkpoi
         try:
             weights.tofile(temporary)
             if hash_now(temporary) != wanted.sha256:
-                raise CheckpointError(f"the weights sent are not those of {wanted.name}; run again")
+                raise CheckpointError(f"the weights that were sent are not those of {wanted.name}; run again")
             os.replace(temporary, cached)
         except OSError as error:
             raise CheckpointError(f"cannot write {cached}: {error.strerror}") from error

@@ -121,19 +121,20 @@ class ActorPool(Generic[Work]):
         """
         if not self._asked:
             raise ClusterError(
-                f"all {len(self.all)} actors of the cluster are lost; see to its nodes (`ray status`), then "
-                "go on with --resume"
+                f"all {len(self.all)} actors of the cluster are lost; check its nodes (`ray status`), then "
+                "continue with --resume"
             )
         homeless = all(doing == "begin" for _, doing, _ in self._asked.values())
         timeout = self._timeout_seconds if homeless else None
         try:
             ready, _ = self._ray.wait(list(self._asked), num_returns=1, timeout=timeout)
         except self._ray.exceptions.RayError as error:
-            raise ClusterError(f"the cluster does not answer any more: {error}") from error
+            raise ClusterError(f"the cluster no longer answers: {error}") from error
         if not ready:
             raise ClusterError(
-                f"the cluster gave no actor within {timeout:g} s: its CPUs or GPUs are taken by others, or "
-                "the nodes that had them are gone (`ray status`); --timeout waits longer, --resume goes on"
+                f"the cluster provided no actor within {timeout:g} s: its CPUs or GPUs are in use, or the "
+                "nodes that had them are gone (`ray status`); wait longer with --timeout, or continue later "
+                "with --resume"
             )
         handle, doing, work = self._asked.pop(ready[0])
         reply = self._reply(handle, ready[0])
@@ -162,7 +163,7 @@ class ActorPool(Generic[Work]):
             return self._ray.get(ref)
         except exceptions.RayTaskError as error:  # raised in the actor: it stands, but cannot do this
             cause = error.cause if isinstance(error.cause, (AsrgateError, OSError)) else error
-            raise ClusterError(f"an actor of the cluster cannot go on: {cause}") from error
+            raise ClusterError(f"an actor of the cluster cannot continue: {cause}") from error
         except exceptions.RayError as error:
             self._bring_up(handle, for_good=isinstance(error, exceptions.ActorDiedError))
             return None
@@ -176,7 +177,7 @@ class ActorPool(Generic[Work]):
         handle.pids = []
         handle.losses += 1
         if for_good or handle.losses >= LOSSES_IN_VAIN:
-            self._hooks.note("an actor of the cluster is lost for good")
+            self._hooks.note("an actor of the cluster is permanently lost")
             self._ray.kill(handle.actor)
         else:
             self._begin(handle)
@@ -188,8 +189,8 @@ class ActorPool(Generic[Work]):
         if unlike:
             listed = ", ".join(f"{name} {first.get(name)} and {own.get(name)}" for name in unlike)
             raise ClusterError(
-                f"nodes have unlike software ({listed}), so their answers would be of different engines; "
-                "install the same on all"
+                f"nodes have different software ({listed}), so their answers would come from different "
+                "engines; install the same versions on all nodes"
             )
         handle.machine = found["machine"]
         self._hooks.up(handle, found)

@@ -78,8 +78,8 @@ def check(variant: Variant) -> None:
     """
     if variant.device == REMOTE:
         raise ClusterError(
-            f"{variant} is one server: asked from many actors at once it would be measured under load. "
-            "Leave it out, or measure it with --executor local"
+            f"{variant} is a single server, and requests from many actors at once would measure it under "
+            "load. Leave it out, or measure it with --executor local"
         )
     if variant.device == "cuda" and not any(node.get("GPU", 0) >= 1 for node in _nodes()):
         raise BackendUnavailable(
@@ -105,7 +105,7 @@ def room(variants: Sequence[Variant], threads: int, most: int | None) -> tuple[i
         there = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise ClusterError(
             f"no node of the cluster has {threads} CPUs{' and a GPU' if gpus else ''} for one engine; "
-            f"its nodes: {there or 'none'}. Lower --threads, choose other --backends, or add a node"
+            f"its nodes have: {there or 'nothing'}. Lower --threads, choose other --backends, or add a node"
         )
     return min(room, most or room), {"num_cpus": threads, "num_gpus": gpus}
 
@@ -114,7 +114,7 @@ def _knock(address: str) -> None:
     """Raise ClusterError unless somebody listens at `host:port`: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdecimal():
-        raise ClusterError(f"--ray-address {address!r} is not HOST:PORT of a Ray head node, nor auto")
+        raise ClusterError(f"--ray-address {address!r} is neither HOST:PORT of a Ray head node nor auto")
     try:
         socket.create_connection((host.strip("[]"), int(port)), KNOCKING_SECONDS).close()
     except (OSError, OverflowError) as error:

@@ -93,7 +93,7 @@ class _ClusterRun:
         prepared = cache_probes.prepare(plan.clips, Decoded(plan.clips, kept_bytes=0), secrets.randbits(32))
         copies = [dataclasses.replace(probe, clip=_absolute(probe.clip)) for probe in prepared]
         count, needs = connect.room(plan.variants, plan.settings.threads, plan.most_workers)
-        progress.note(f"asking the cluster for {count} actor{'s' if count > 1 else ''}")
+        progress.note(f"requesting {count} actor{'s' if count > 1 else ''} from the cluster")
         hooks = Hooks(self._names, self._came_up, self._opened, progress.note)
         self.pool: ActorPool[Chunk] = ActorPool(self._job(), count, needs, plan.timeout_seconds, hooks)
         try:
@@ -190,9 +190,9 @@ class _ClusterRun:
         if chunk.tries >= MOST_TRIES:
             more = " …" if len(names) > 3 else ""
             raise ClusterError(
-                f"{MOST_TRIES} actors were lost, each with the clips {', '.join(names[:3])}{more}: most "
-                "often a machine has too little memory for them. Leave them out or give the actors more "
-                "memory, then run again"
+                f"{MOST_TRIES} actors were lost while they had the clips {', '.join(names[:3])}{more}. The "
+                "usual cause is a machine with too little memory for them. Leave these clips out or give the "
+                "actors more memory, then run again"
             )
 
     def _probe(self, copies: Sequence[cache_probes.Probe]) -> None:
@@ -268,7 +268,9 @@ class _ClusterRun:
                 row.update(told, status="ok", error=None)
             elif row["applied_settings"] != told["applied_settings"]:
                 unlike = f"{row['applied_settings']} at one actor and {told['applied_settings']} at another"
-                self.keeping.failure(name, "loading", WorkerError(f"it ran with {unlike}: not one engine"))
+                self.keeping.failure(
+                    name, "loading", WorkerError(f"it ran with {unlike}, so the engines are not the same")
+                )
         self._fail(reply["failures"], "loading")
 
     def _fail(self, failures: Mapping[str, Reply], doing: str) -> None:

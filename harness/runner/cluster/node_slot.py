@@ -58,7 +58,7 @@ def _private_folder(parent: Path) -> Path:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise SlotError(
-            f"{folder} is not a folder that only this user can open; remove it, or set another TMPDIR"
+            f"{folder} must be a folder that only this user can open; remove it, or set another TMPDIR"
         )
     return folder
 
