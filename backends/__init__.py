@@ -154,12 +154,8 @@ def every(device: str = "auto") -> list[Variant]:
     Remote ones are left out: audio goes to a server only when the user names the backend that sends it.
     """
     described = [one for one in describe_all(names()).values() if isinstance(one, Description)]
-    return [
-        v
-        for one in described
-        for v in variants_of(one)
-        if device in ("auto", v.device) and v.device != REMOTE
-    ]
+    found = [variant for one in described for variant in variants_of(one)]
+    return [variant for variant in found if device in ("auto", variant.device) and variant.device != REMOTE]
 
 
 def defaults(device: str = "auto") -> list[Variant]:

@@ -25,7 +25,7 @@ MOST_VARIANTS = 100  # of one plug-in; also of the modules in its `imports`
 LONGEST_NAME = 100
 LONGEST_MESSAGE = 2000
 LARGEST_ANSWER = 4 << 20  # bytes of JSON of one plug-in: MOST_VARIANTS reasons and remedies, escaped
-MEND = "mend the package that provides it, or uninstall it"
+MEND = "repair or uninstall the package that provides it"
 METHODS = {  # field of a Description -> the optional method of the class it tells of
     "takes_batches": "transcribe_batch",
     "streams": "stream",
@@ -42,7 +42,8 @@ class Description:
         name: as the user writes it.
         devices: device -> precisions, the default one first; see base.Backend.
         imports: modules of the engine.
-        check: called with a device and a precision; raises BackendUnavailable if this machine cannot run them.
+        check: called with a device and a precision; raises BackendUnavailable if this machine
+            cannot run them.
         takes_batches, streams, traces_encoder, decides: whether it has the method that METHODS names.
     """
 

@@ -1,7 +1,7 @@
 """The process that asks plug-ins what they offer: one fork for each, so that none can spoil another's answer.
 
-Started by asrgate.backends.description. It reads one line of JSON, {"targets", "limit_seconds"}, writes name ->
-{"answer"} or {"ended"}, and ends early when its input is closed. It imports no plug-in itself.
+Started by asrgate.backends.description. It reads one line of JSON, {"targets", "limit_seconds"}, writes
+name -> {"answer"} or {"ended"}, and ends early when its input is closed. It imports no plug-in itself.
 """
 
 from __future__ import annotations

@@ -278,9 +278,7 @@ def _one_variant(text: str) -> Variant:
         found = backends.parse(text)
     except BackendUnavailable as error:
         remedy = f" (to mend it: {error.remedy})" if error.remedy else ""
-        raise BackendError(
-            f"--reference {text!r} cannot run on this machine: {error.reason}{remedy}"
-        ) from error
+        raise BackendError(f"--reference {text!r} cannot run here: {error.reason}{remedy}") from error
     if len(found) != 1:
         raise BackendError(
             f"--reference {text!r} is not one variant; say which of {', '.join(map(str, found))}"

@@ -16,7 +16,7 @@ from typing import Any
 
 from asrgate import backends
 from asrgate.backends import Variant
-from asrgate.backends.base import WINDOW_SECONDS, AsrgateError
+from asrgate.backends.base import WINDOW_SECONDS, AsrgateError, BackendUnavailable
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.record import Run
 
@@ -151,7 +151,11 @@ def row_fields(variant: Variant, scenario: str) -> dict[str, Any]:
     if scenario == SERVER:
         return {"sessions": [], "server": None}
     if scenario == STREAMING:
-        return {"is_emulated": not backends.describe(variant.backend).streams, "streaming": None}
+        try:
+            streams = backends.describe(variant.backend).streams
+        except BackendUnavailable:  # the row says so
+            streams = False
+        return {"is_emulated": not streams, "streaming": None}
     if not isinstance(variant, BatchVariant):
         return {}
     return {"batch_size": variant.batch_size, "takes_batches": variant.takes_batches}
