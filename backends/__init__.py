@@ -9,14 +9,17 @@ To add a backend:
 
 from __future__ import annotations
 
-import contextlib
 import importlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import Any
 
 from asrgate import old_names
+from asrgate.backends import description
 from asrgate.backends.base import REMOTE, BackendError, BackendUnavailable, did_you_mean
+from asrgate.backends.description import Description
 
 old_names.replace(__name__)
 ENTRY_POINT_GROUP = "asrgate.backends"
@@ -33,6 +36,9 @@ BUILTIN = {  # name -> "module:class", in the order in which tables show them
     "whisper-cpp": "asrgate.backends.whisper_cpp:WhisperCpp",
     "transformers": "asrgate.backends.transformers_whisper:TransformersWhisper",
 }
+
+# plug-ins: name, where the class is, PYTHONPATH -> what was found out
+_described: dict[tuple[str, str, str | None], Description | BackendUnavailable] = {}
 
 
 class UnknownBackend(BackendError):
@@ -57,14 +63,14 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Any:
-    """Import and return the backend class called `name`.
+    """Import and return the backend class called `name`: for the process that runs it; others `describe` it.
 
     Raises:
         UnknownBackend: no backend is registered under the name.
         BackendUnavailable: the module that defines it cannot be imported.
     """
     target = BUILTIN.get(name)
-    plugin = _plugins().get(name)
+    plugin = None if target is not None else _plugins().get(name)
     if target is None and plugin is None:
         raise UnknownBackend(_unknown(name))
     try:
@@ -79,41 +85,77 @@ def load(name: str) -> Any:
         ) from error
 
 
-def parse(text: str, device: str = "auto") -> list[Variant]:
+def describe(name: str) -> Description:
+    """Return what the backend called `name` offers; a plug-in's code runs in a process of its own for it.
+
+    Raises:
+        UnknownBackend: nothing is registered under the name.
+        BackendUnavailable: its module cannot be imported, or what it offers cannot be found out.
+    """
+    found = describe_all([name])[name]
+    if isinstance(found, BackendUnavailable):
+        raise BackendUnavailable(found.reason, found.remedy)
+    return found
+
+
+def describe_all(wanted: Iterable[str]) -> dict[str, Description | BackendUnavailable]:
+    """Describe several at once, which is quicker for plug-ins; they are described once in a process.
+
+    Returns:
+        name -> its description, or why there is none.
+
+    Raises:
+        UnknownBackend: nothing is registered under one of the names.
+    """
+    wanted = list(wanted)
+    plugins = {} if all(name in BUILTIN for name in wanted) else _plugins()
+    if unknown := [name for name in wanted if name not in BUILTIN and name not in plugins]:
+        raise UnknownBackend(_unknown(unknown[0]))
+    path = os.environ.get("PYTHONPATH")  # where the process that describes them finds them
+    keys = {name: (name, plugins[name].value, path) for name in wanted if name not in BUILTIN}
+    missing = {name: plugins[name].value for name, key in keys.items() if key not in _described}
+    if missing:
+        _described.update({keys[name]: found for name, found in description.of_plugins(missing).items()})
+    return {name: _described[keys[name]] if name in keys else _describe_our_own(name) for name in wanted}
+
+
+def parse(
+    text: str, device: str = "auto", devices: Mapping[str, Sequence[str]] | None = None
+) -> list[Variant]:
     """Turn one `name[@device[/precision]]` into variants.
 
     Without a device, the backend's own devices are used, narrowed by `device` ("cpu" or "cuda"; "auto" keeps
-    all of them). Without a precision, the device's default precision is used.
+    all of them). Without a precision, the device's default precision is used. `devices` are those of its
+    class; if None, those it is described with.
 
     Raises:
-        UnknownBackend, BackendUnavailable: as `load`.
+        UnknownBackend, BackendUnavailable: as `describe`.
         BackendError: the backend has no such device or precision.
     """
     name, _, place = text.strip().partition("@")
-    backend = load(name)
+    if devices is None:
+        devices = describe(name).devices
     chosen, _, precision = place.partition("/")
-    if chosen and chosen not in backend.devices:
-        raise BackendError(f"{name} has no device {chosen!r}; it has {_either(backend.devices)}")
-    if precision and precision not in backend.devices[chosen]:
+    if chosen and chosen not in devices:
+        raise BackendError(f"{name} has no device {chosen!r}; it has {_either(devices)}")
+    if precision and precision not in devices[chosen]:
         raise BackendError(
-            f"{name}@{chosen} has no precision {precision!r}; it has {_either(backend.devices[chosen])}"
+            f"{name}@{chosen} has no precision {precision!r}; it has {_either(devices[chosen])}"
         )
-    places = [chosen] if chosen else [d for d in backend.devices if device in ("auto", d)]
+    places = [chosen] if chosen else [d for d in devices if device in ("auto", d)]
     if not places:
-        raise BackendError(f"{name} does not run on {device}; it has {_either(backend.devices)}")
-    return [Variant(name, d, precision or backend.devices[d][0]) for d in places]
+        raise BackendError(f"{name} does not run on {device}; it has {_either(devices)}")
+    return [Variant(name, d, precision or devices[d][0]) for d in places]
 
 
 def every(device: str = "auto") -> list[Variant]:
-    """All variants of all importable backends, every precision, in table order.
+    """All variants of all backends that can be described, every precision, in table order.
 
     Remote ones are left out: audio goes to a server only when the user names the backend that sends it.
     """
-    found = []
-    for name in names():
-        with contextlib.suppress(BackendUnavailable):
-            found += [v for v in of(name) if device in ("auto", v.device) and v.device != REMOTE]
-    return found
+    described = [one for one in describe_all(names()).values() if isinstance(one, Description)]
+    found = [variant for one in described for variant in variants_of(one)]
+    return [variant for variant in found if device in ("auto", variant.device) and variant.device != REMOTE]
 
 
 def defaults(device: str = "auto") -> list[Variant]:
@@ -128,9 +170,21 @@ def of(name: str) -> list[Variant]:
     """All variants of one backend.
 
     Raises:
-        UnknownBackend, BackendUnavailable: as `load`.
+        UnknownBackend, BackendUnavailable: as `describe`.
     """
-    return [Variant(name, d, p) for d, precisions in load(name).devices.items() for p in precisions]
+    return variants_of(describe(name))
+
+
+def variants_of(described: Description) -> list[Variant]:
+    """All variants that a description names."""
+    return [Variant(described.name, d, p) for d, precisions in described.devices.items() for p in precisions]
+
+
+def _describe_our_own(name: str) -> Description | BackendUnavailable:
+    try:
+        return description.of_class(name, load(name))
+    except BackendUnavailable as error:
+        return error
 
 
 def _plugins() -> dict[str, EntryPoint]:

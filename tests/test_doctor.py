@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from asrgate import backends
+from asrgate.backends import description
 from asrgate.backends.base import BackendUnavailable
 from asrgate.backends.checkpoints import catalog
 from asrgate.harness.cli import doctor, doctor_checks
@@ -34,8 +35,10 @@ def registered(monkeypatch):
     """Make these the only backends; returns a function of name -> class."""
 
     def register(**classes):
+        described = {name: description.of_class(name, found) for name, found in classes.items()}
         monkeypatch.setattr(backends, "names", lambda: list(classes))
-        monkeypatch.setattr(backends, "load", lambda name: classes[name])
+        monkeypatch.setattr(backends, "describe", lambda name: described[name])
+        monkeypatch.setattr(backends, "describe_all", lambda names: {name: described[name] for name in names})
 
     return register
 

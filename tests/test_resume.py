@@ -25,7 +25,7 @@ SEED = 7
 
 # Imports once and forks for each sitting: what is killed is a process like any other, and starts at once.
 DRIVER = """
-import json, os, pathlib, random, signal, sys, time
+import json, os, pathlib, random, signal, sys, time, traceback
 from asrgate.harness.cli import main
 results, rng, found = pathlib.Path(sys.argv[1]), random.Random(int(sys.argv[2])), []
 
@@ -34,6 +34,8 @@ def sitting(arguments):
     if child == 0:
         try:
             os._exit(main(arguments))
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(99)
     return child

@@ -118,7 +118,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory, spoken: Path, model: Path) 
         ("hangs", "error", "no answer within 4 s"),
         ("exits-at-load", "error", "exited with code 7 while loading"),
         ("refuses-setting", "error", "cannot translate; choose --task transcribe"),
-        ("reports-nonsense", "error", "reported -1.0 as encode seconds"),
+        ("reports-nonsense", "error", "sent -1.0 as the seconds of stage 'encode'"),
         ("not-installed", "unavailable", "`unobtainium` is missing"),
     ],
 )
@@ -315,8 +315,6 @@ def test_full_disk_is_a_clear_error_and_keeps_the_last_save(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import asrgate.harness.record
-
     real, saves = os.fsync, []
 
     def fsync(descriptor: int) -> None:
@@ -325,10 +323,10 @@ def test_full_disk_is_a_clear_error_and_keeps_the_last_save(
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(asrgate.harness.record.os, "fsync", fsync)
+    monkeypatch.setattr(record.os, "fsync", fsync)
     assert asrgate("--backends", "twin", "--rounds", "3") == 2
     assert "No space left on device" in capsys.readouterr().err
-    monkeypatch.setattr(asrgate.harness.record.os, "fsync", real)
+    monkeypatch.setattr(record.os, "fsync", real)
     (folder,) = (tmp_path / "results").iterdir()
     kept = record.read(folder)
     assert len(kept["rounds"]) == 1

@@ -6,7 +6,6 @@ asrgate debug-encoder --backend max-hybrid
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import tempfile
@@ -177,13 +176,14 @@ def as_json(found: Sequence[ClipErrors], tested: Variant, reference: Variant, mo
 
 def _variant(text: str) -> Variant:
     variant = backends.parse(text)[0]
-    if not hasattr(backends.load(variant.backend), "encoder_trace"):
+    described = backends.describe(variant.backend)
+    if not described.traces_encoder:
         raise DebugEncoderError(
             f"{variant.backend} cannot show its encoder's layers: its class has no method encoder_trace. "
             f"Backends that have one: {', '.join(_traceable()) or 'none'}"
         )
     try:
-        backends.load(variant.backend).check(variant.device, variant.precision)
+        described.check(variant.device, variant.precision)
     except BackendUnavailable as error:
         remedy = f" (to fix this: {error.remedy})" if error.remedy else ""
         raise DebugEncoderError(f"{variant} cannot run on this machine: {error.reason}{remedy}") from error
@@ -191,10 +191,9 @@ def _variant(text: str) -> Variant:
 
 
 def _traceable() -> Iterator[str]:
-    for name in backends.names():
-        with contextlib.suppress(BackendUnavailable):
-            if hasattr(backends.load(name), "encoder_trace"):
-                yield name
+    for name, described in backends.describe_all(backends.names()).items():
+        if not isinstance(described, BackendUnavailable) and described.traces_encoder:
+            yield name
 
 
 def _default(tolerances: dict[str, float], precision: str, option: str) -> float:

@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -27,6 +26,7 @@ from asrgate import backends
 from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError, BackendUnavailable
 from asrgate.backends.checkpoints import catalog
 from asrgate.backends.checkpoints.cache import cache_dir, user_cache_dir
+from asrgate.backends.description import Description
 from asrgate.harness import corpus
 from asrgate.harness.corpus import audio
 from asrgate.harness.worker import environment, meters
@@ -95,16 +95,12 @@ def _gpu(results: Path) -> Iterator[Line]:
 def _engines(results: Path) -> Iterator[Line]:
     reasons: dict[str, BackendUnavailable] = {}
     imports: dict[str, tuple[str, ...]] = {}
-    for name in backends.names():
-        try:
-            backend = backends.load(name)
-            reason = _why_not(backend)
-            if reason is None:
-                imports[name] = tuple(backend.imports)
-            else:
-                reasons[name] = reason
-        except BackendUnavailable as error:
-            reasons[name] = error
+    for name, described in backends.describe_all(backends.names()).items():
+        reason = described if isinstance(described, BackendUnavailable) else _why_not(described)
+        if reason is not None:
+            reasons[name] = reason
+        elif isinstance(described, Description):
+            imports[name] = described.imports
     modules = sorted(set(imports.values()))
     with ThreadPoolExecutor() as pool:
         broken = dict(zip(modules, pool.map(_import_trouble, modules), strict=True))
@@ -119,7 +115,7 @@ def _engines(results: Path) -> Iterator[Line]:
         yield FAIL, "no engine can run here", "pip install openai-whisper faster-whisper"
 
 
-def _why_not(backend: Any) -> BackendUnavailable | None:
+def _why_not(backend: Description) -> BackendUnavailable | None:
     """Return why no variant of the backend can run here, or None if one can."""
     reason = None
     for device, precisions in backend.devices.items():
@@ -169,7 +165,7 @@ def _packages(modules: Sequence[str]) -> str:
 
 
 def _max(results: Path) -> Iterator[Line]:
-    if "max" not in backends.names() or _why_not(backends.load("max")):
+    if "max" not in backends.names() or _why_not(backends.describe("max")):
         yield OK, "not tested: the max backend cannot run here"
         return
     for device in ["cpu", *(["cuda"] if environment.describe()["gpus"] else [])]:

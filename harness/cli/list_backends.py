@@ -47,18 +47,16 @@ def run(arguments: argparse.Namespace) -> int:
 def rows() -> list[dict[str, Any]]:
     """Return one entry per variant: variant, available, reason, remedy."""
     found = []
-    for name in backends.names():
-        try:
-            variants = backends.of(name)
-        except BackendUnavailable as error:
+    for name, described in backends.describe_all(backends.names()).items():
+        if isinstance(described, BackendUnavailable):
             found.append(
-                {"variant": name, "available": False, "reason": error.reason, "remedy": error.remedy}
+                {"variant": name, "available": False, "reason": described.reason, "remedy": described.remedy}
             )
             continue
-        for variant in variants:
+        for variant in backends.variants_of(described):
             row: dict[str, Any] = {"variant": str(variant), "available": True, "reason": None, "remedy": None}
             try:
-                backends.load(name).check(variant.device, variant.precision)
+                described.check(variant.device, variant.precision)
             except BackendUnavailable as error:
                 row.update(available=False, reason=error.reason, remedy=error.remedy)
             found.append(row)

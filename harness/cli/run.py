@@ -32,6 +32,8 @@ from asrgate.harness.scenarios.server_options import Terms
 from asrgate.harness.scoring import slices
 from asrgate.harness.worker import client
 
+UNKNOWN = "unknown"  # the device and precision of a backend that cannot say what it has
+
 
 class RunError(AsrgateError):
     """A run cannot start as asked; the message says why and what to do."""
@@ -230,6 +232,8 @@ def _server_terms(arguments: argparse.Namespace, clips: list[Clip], rounds: int)
 
 def _variants(arguments: argparse.Namespace) -> tuple[list[Variant], list[tuple[Variant, str, str | None]]]:
     """Return the variants to measure, and those that this machine cannot run with the reason for each."""
+    usable: list[Variant] = []
+    refused: dict[Variant, tuple[str, str | None]] = {}
     if arguments.backends is None:
         asked = backends.defaults(arguments.device)
     elif arguments.backends == "all":
@@ -238,23 +242,41 @@ def _variants(arguments: argparse.Namespace) -> tuple[list[Variant], list[tuple[
         names = [name for name in arguments.backends.split(",") if name.strip()]
         if not names:
             raise RunError(f"--backends names no backend; available: {', '.join(backends.names())}")
-        asked = [variant for name in names for variant in backends.parse(name, arguments.device)]
+        backends.describe_all(backend for name in [*names, arguments.reference] for backend in _known(name))
+        asked = []
+        for name in names:
+            try:
+                asked += backends.parse(name, arguments.device)
+            except BackendUnavailable as error:
+                refused[_undescribed(name)] = error.reason, error.remedy
     reference = _one_variant(arguments.reference)
     arguments.reference = str(reference)
     if not arguments.no_reference and reference not in asked:
         asked.insert(0, reference)
     asked = list(dict.fromkeys(asked))
-    usable, unavailable = [], []
     for variant in asked:
         try:
             if arguments.executor == RAY:
                 connect.check(variant)  # the engine need not be on this machine
             else:
-                backends.load(variant.backend).check(variant.device, variant.precision)
+                backends.describe(variant.backend).check(variant.device, variant.precision)
             usable.append(variant)
         except BackendUnavailable as error:
-            unavailable.append((variant, error.reason, error.remedy))
-    return usable, unavailable
+            refused[variant] = error.reason, error.remedy
+    return usable, [(variant, reason, remedy) for variant, (reason, remedy) in refused.items()]
+
+
+def _known(text: str) -> Iterator[str]:
+    name = text.partition("@")[0].strip()
+    if name in backends.names():
+        yield name
+
+
+def _undescribed(text: str) -> Variant:
+    """Return the variant that a row names whose backend cannot say what it has."""
+    name, _, place = text.strip().partition("@")
+    device, _, precision = place.partition("/")
+    return Variant(name, device or UNKNOWN, precision or UNKNOWN)
 
 
 def _only(clips: list[Clip], name: str, value: str) -> list[Clip]:
@@ -269,7 +291,11 @@ def _only(clips: list[Clip], name: str, value: str) -> list[Clip]:
 
 
 def _one_variant(text: str) -> Variant:
-    found = backends.parse(text)
+    try:
+        found = backends.parse(text)
+    except BackendUnavailable as error:
+        remedy = f" (to mend it: {error.remedy})" if error.remedy else ""
+        raise BackendError(f"--reference {text!r} cannot run here: {error.reason}{remedy}") from error
     if len(found) != 1:
         raise BackendError(
             f"--reference {text!r} is more than one variant; choose one of {', '.join(map(str, found))}"

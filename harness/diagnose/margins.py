@@ -128,8 +128,11 @@ def _decided(
 
 def _reference(row: dict[str, Any]) -> Variant:
     variant = Variant(row["backend"], row["device"], row["precision"])
-    engine = backends.load(variant.backend)
-    if not hasattr(engine, "decision"):
+    try:
+        engine = backends.describe(variant.backend)
+    except BackendUnavailable as error:
+        raise OutputsError(f"{variant} cannot be asked again here: {error.reason}") from error
+    if not engine.decides:
         raise OutputsError(
             f"{variant.backend} cannot say how narrowly it chose a token: its class has no method decision; "
             "margins need openai-whisper as the reference, so pass --reference whisper-cpu"

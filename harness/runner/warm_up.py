@@ -33,9 +33,11 @@ def load(
     Raises:
         WorkerError: the backend refused, or the worker died or hung.
     """
-    report = worker.load(checkpoint, settings, said=said)
+    try:
+        report = worker.load(checkpoint, settings, said=said)
+    finally:
+        row["isolation"] = worker.isolation
     row["applied_settings"] = report["applied_settings"]
-    row["isolation"] = report["isolation"]
     row["load"]["import_seconds"] = report["import_seconds"]
     row["load"]["load_seconds"] = report["load_seconds"]
     variant = worker.variant

@@ -16,7 +16,7 @@ from typing import Any
 
 from asrgate import backends
 from asrgate.backends import Variant
-from asrgate.backends.base import WINDOW_SECONDS, AsrgateError
+from asrgate.backends.base import WINDOW_SECONDS, AsrgateError, BackendUnavailable
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.record import Run
 
@@ -120,7 +120,7 @@ def variants(asked: Sequence[Variant], scenario: str, sizes: Sequence[int], refe
     found: list[Variant] = []
     for variant in asked:
         place = (variant.backend, variant.device, variant.precision)
-        takes_batches = callable(getattr(backends.load(variant.backend), "transcribe_batch", None))
+        takes_batches = backends.describe(variant.backend).takes_batches
         own = sizes if takes_batches else (1,)
         if str(variant) == reference and 1 not in own:
             own = (1, *own)
@@ -151,7 +151,10 @@ def row_fields(variant: Variant, scenario: str) -> dict[str, Any]:
     if scenario == SERVER:
         return {"sessions": [], "server": None}
     if scenario == STREAMING:
-        streams = callable(getattr(backends.load(variant.backend), "stream", None))
+        try:
+            streams = backends.describe(variant.backend).streams
+        except BackendUnavailable:  # the row says so
+            streams = False
         return {"is_emulated": not streams, "streaming": None}
     if not isinstance(variant, BatchVariant):
         return {}

@@ -105,6 +105,7 @@ class Worker:
         pidfd = os.pidfd_open(self._process.pid) if hasattr(os, "pidfd_open") else -1
         self._channel = Channel(ours, lambda: self._process.poll() is not None, pidfd)
         self._paused = False
+        self.isolation: dict[str, Any] | None = None  # as the worker said before any engine code ran
         self._tree = ProcessTree(self._process.pid)
         self._denied = [str(path.absolute()) for path in denied]
         self._denied.append(_private_folders())
@@ -123,7 +124,7 @@ class Worker:
     def load(
         self, checkpoint: Checkpoint, settings: Settings, said: Callable[[str], None] | None = None
     ) -> dict[str, Any]:
-        """Shut the worker in and load the engine; return isolation, times of both, and applied_settings.
+        """Shut the worker in and load the engine; return the times of both, and applied_settings.
 
         Args:
             said: called with each line that the backend logs to backends.base.LOAD_LOG while it loads; if
@@ -135,7 +136,7 @@ class Worker:
         self._send(do="isolate", denied=self._denied, private=self._private)
         reply = self._expect("isolated", "shutting itself in")
         with self._parsing("shutting itself in"):
-            isolation = messages.isolation(reply.get("isolation"))
+            self.isolation = messages.isolation(reply.get("isolation"))
         spec = asdict(checkpoint) | {"path": str(checkpoint.path), "dimensions": dict(checkpoint.dimensions)}
         self._send(
             do="load",
@@ -155,7 +156,6 @@ class Worker:
             raise _refusal(reply)
         with self._parsing("loading"):
             return {
-                "isolation": isolation,
                 "import_seconds": messages.seconds(reply.get("import_seconds"), "importing"),
                 "load_seconds": messages.seconds(reply.get("load_seconds"), "loading"),
                 "applied_settings": messages.settings(reply.get("applied_settings")),
