@@ -20,7 +20,8 @@ from asrgate.harness import record
 from asrgate.harness.cli import doctor_checks, list_backends, main
 
 ROOT = Path(__file__).parent.parent
-TOP = "import os, sys, time\nfrom fake_engines import Honest\nfrom asrgate.backends.base import BackendUnavailable\n"
+TOP = "import os, sys, time\nfrom fake_engines import Honest\n"
+TOP += "from asrgate.backends.base import BackendUnavailable\n"
 ENGINE = "class Engine(Honest):\n    pass\n"
 CHECKS = "class Engine(Honest):\n    @classmethod\n    def check(cls, device, precision):\n        "
 LIMIT_SECONDS = 5.0  # for those that hang; the others need a second on a busy machine
