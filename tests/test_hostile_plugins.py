@@ -20,15 +20,17 @@ from asrgate.harness import record
 from asrgate.harness.cli import doctor_checks, list_backends, main
 
 ROOT = Path(__file__).parent.parent
-TOP = "import os, sys, time\nfrom fake_engines import Honest\n"
-TOP += "from asrgate.backends.base import BackendUnavailable\n"
+TOP = (
+    "import os, sys, time\nfrom fake_engines import Honest\n"
+    "from asrgate.backends.base import BackendUnavailable\n"
+)
 ENGINE = "class Engine(Honest):\n    pass\n"
 CHECKS = "class Engine(Honest):\n    @classmethod\n    def check(cls, device, precision):\n        "
 LIMIT_SECONDS = 5.0  # for those that hang; the others need a second on a busy machine
 REASONS = {  # name -> (source, what is said of it)
-    "raises": (
-        "raise ValueError('no such card')\n",
-        "its module cannot be imported: ValueError: no such card",
+    "fails": (
+        "raise ValueError('no card')\n",
+        "its module cannot be imported: ValueError: no card",
     ),
     "exits": ("raise SystemExit(4)\n", "its module cannot be imported: SystemExit: 4"),
     "interrupts": ("raise KeyboardInterrupt\n", "its module cannot be imported: KeyboardInterrupt"),
@@ -137,9 +139,8 @@ def test_a_broken_one_is_listed_with_its_reason(listed: dict[str, dict[str, Any]
     assert row["available"] is False
     assert REASONS[name][1] in row["reason"]
     assert len(row["reason"]) < 3000
-    assert row["variant"] == (
-        f"{name}@cpu/float32" if name.startswith("check-") and name != "check-quits" else name
-    )
+    has_devices = name.startswith("check-") and name != "check-quits"
+    assert row["variant"] == (f"{name}@cpu/float32" if has_devices else name)
 
 
 def test_the_others_are_listed_as_ever(listed: dict[str, dict[str, Any]]) -> None:
@@ -172,12 +173,7 @@ def test_optional_methods_are_told(hostile: Callable[..., None]) -> None:
     methods = "".join(f"    {name} = print\n" for name in ("stream", "encoder_trace", "decision"))
     hostile({"offers": ENGINE + methods})
     found = backends.describe("offers")
-    assert (found.streams, found.traces_encoder, found.decides, found.takes_batches) == (
-        True,
-        True,
-        True,
-        False,
-    )
+    assert found.streams and found.traces_encoder and found.decides and not found.takes_batches
     assert backends.describe("batches").takes_batches and not backends.describe("honest").takes_batches
 
 
@@ -196,14 +192,16 @@ def test_no_command_imports_it(
     hostile: Callable[..., None],
     asrgate: Callable[..., int],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     noted = tmp_path / "pids"
     note = f"open({str(noted)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
     hostile({"notes": f"{note}{CHECKS}{note}"})
     assert main(["list"]) == 0
-    main(["doctor", "--results", str(tmp_path)])
-    for scenario in ("single-stream", "offline", "streaming"):
+    monkeypatch.setattr(doctor_checks, "_import_trouble", lambda modules: None)  # a minute, of all engines
+    assert list(doctor_checks._engines(tmp_path))
+    for scenario in ("single-stream", "offline"):
         assert asrgate("--backends", "notes", "--rounds", "1", "--scenario", scenario) == 0
     assert main(["debug-encoder", "--backend", "notes"]) == 2
     assert "its class has no method encoder_trace" in capsys.readouterr().err
@@ -270,14 +268,17 @@ def test_a_run_of_nothing_else_is_one_clear_error(
     hostile({"quits": "os._exit(3)\n"})
     assert asrgate("--backends", "quits", "--no-reference") == 2
     error = capsys.readouterr().err
-    assert "this machine can run none of the backends asked for" in error
+    assert "this machine cannot run any of the requested backends" in error
     assert "exit status 3" in error and "Traceback" not in error
     assert asrgate("--backends", "twin", "--reference", "quits") == 2
     error = capsys.readouterr().err
     assert "--reference 'quits' cannot run here" in error and "Traceback" not in error
 
 
-def test_the_doctor_warns_of_a_broken_one_alone(hostile: Callable[..., None], tmp_path: Path) -> None:
+def test_the_doctor_warns_of_a_broken_one_alone(
+    hostile: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_checks, "_import_trouble", lambda modules: None)
     hostile({"quits": "os._exit(3)\n"})
     lines = list(doctor_checks._engines(tmp_path))
     (line,) = (line for line in lines if line[1].startswith("quits: "))
