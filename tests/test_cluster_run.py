@@ -96,8 +96,9 @@ def assert_merged_as_from_one_process(run: record.Run, alone: record.Run) -> Non
     assert run["complete"]
     for row, expected in zip(run["results"], alone["results"], strict=True):
         assert row["variant"] == expected["variant"]
-        assert row["wer"] == expected["wer"]
-        assert row["wer"]["wer"] > 0
+        rounds = row["wer"]["rounds"]
+        assert row["wer"] == expected["wer"] | {"rounds": expected["wer"]["rounds"][: len(rounds)]}
+        assert row["wer"]["wer"] > 0 and len(rounds) == run["settings"]["rounds"]
         got, wanted = (
             [(s["round"], s["clip"], s["text"], s["tokens"]) for s in r["samples"]] for r in (row, expected)
         )
