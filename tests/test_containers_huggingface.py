@@ -111,7 +111,7 @@ def test_config_that_is_no_json(text: str, copy: Callable[[str], Path]) -> None:
     with refused("config.json(: model_type is| is not JSON)"):
         read(path.parent)
     path.unlink()
-    with refused("config.json, which says how many heads"):
+    with refused("config.json is missing; it says how many heads"):
         read(path.parent)
 
 

@@ -23,6 +23,7 @@ def checkout(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("backends", "harness"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "asrgate", folder / "asrgate", symlinks=True)
     for name in ("weights", "audio_samples"):
         (folder / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "pyproject.toml", folder)

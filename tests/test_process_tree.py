@@ -322,3 +322,34 @@ def test_a_used_up_process_id_is_let_be():
     finally:
         child.kill()
         assert child.wait() == -signal.SIGKILL
+
+
+AS_LONG_AS_ASKED = """
+import ctypes
+from asrgate.harness.worker import process_tree
+
+def is_one():
+    found = ctypes.c_int(-1)
+    get = process_tree.PR_GET_CHILD_SUBREAPER
+    ctypes.CDLL(None).prctl(get, ctypes.byref(found), *map(ctypes.c_ulong, (0, 0, 0)))
+    return found.value
+
+told = [is_one()]
+with process_tree.subreaper():
+    told.append(is_one())
+    with process_tree.subreaper():
+        told.append(is_one())
+    told.append(is_one())  # whoever was one before stays one
+print(*told, is_one())
+"""
+
+
+def test_a_process_is_a_subreaper_only_as_long_as_asked() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AS_LONG_AS_ASKED],
+        env=child_process.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["0", "1", "1", "1", "0"]

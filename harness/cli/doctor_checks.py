@@ -29,7 +29,7 @@ from asrgate.backends.checkpoints.cache import cache_dir, user_cache_dir
 from asrgate.backends.description import Description
 from asrgate.harness import corpus
 from asrgate.harness.corpus import audio
-from asrgate.harness.worker import environment, meters
+from asrgate.harness.worker import environment, meters, sandbox
 from asrgate.harness.worker.environment import GIB, PROJECT_ROOT
 
 OK, WARN, FAIL = "ok", "warn", "fail"  # fail: the default benchmark cannot run
@@ -221,6 +221,18 @@ def _write_tone(path: Path, rate_hz: int = 48_000) -> None:
                 container.mux(packet)
 
 
+def _isolation(results: Path) -> Iterator[Line]:
+    found = sandbox.available()
+    if found.files and found.signals and found.memory:
+        yield OK, f"engines are shut in (Landlock, version {found.abi})"
+    else:
+        yield (
+            WARN,
+            f"engines are not shut in, or only in part: {found.why}",
+            "measure engines that you do not trust as a user, or in a container, of their own",
+        )
+
+
 def _checkpoints(results: Path) -> Iterator[Line]:
     entries = catalog.catalogue()
     paths = {name: catalog.find(entry) for name, entry in entries.items()}
@@ -299,5 +311,6 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("checkpoints", _checkpoints),
     ("clips", _clips),
     ("caches", _caches),
+    ("isolation", _isolation),
     ("results", _results),
 )

@@ -142,8 +142,19 @@ def gate(run: Run) -> str:
     )
     return (
         f"reference {settings['reference']}, WER within {points} points of its and at most {ceiling} %, "
-        f"length within {length} %"
+        f"length within {length} %, in every round{_isolation(run)}"
     )
+
+
+def _isolation(run: Run) -> str:
+    """Say whether the engines could reach the answers; nothing of a run from before that was recorded."""
+    found = [result["isolation"] for result in run["results"] if result.get("isolation")]
+    if not found:
+        return ""
+    whole = all(each["files"] and each["signals"] and each["memory"] for each in found)
+    lacks = next((each["why"] for each in found if each["why"]), None)
+    why = f" ({lacks})" if lacks else ""
+    return "; engines shut in" if whole else f"; engines not shut in, or only in part{why}"
 
 
 def _facts(host: Mapping[str, Any]) -> Iterator[str]:

@@ -82,13 +82,13 @@ class _Session:
     def run(self) -> record.Run:
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
-        process_tree.become_subreaper()
         try:
             with _termination_as_interrupt():
                 if self.plan.executor == RAY:
                     self._measure_on_cluster()
                 else:
-                    self._measure(logs)
+                    with process_tree.subreaper():
+                        self._measure(logs)
                 self.record["complete"] = True
         except KeyboardInterrupt:
             self.record["interrupted"] = "stopped by the user (Ctrl-C or a termination signal)"

@@ -14,13 +14,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 NANOSECONDS = 1e-9
 IS_LINUX = sys.platform == "linux"
 
@@ -42,6 +42,20 @@ def become_subreaper() -> bool:
         return False
     arguments = map(ctypes.c_ulong, (1, 0, 0, 0))
     return ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, *arguments) == 0
+
+
+@contextmanager
+def subreaper() -> Iterator[None]:
+    """Be the parent of every orphan among this process's descendants, for as long as the context lasts."""
+    before = ctypes.c_int(0)
+    if IS_LINUX:
+        ctypes.CDLL(None).prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(before), *map(ctypes.c_ulong, (0, 0, 0)))
+    become_subreaper()
+    try:
+        yield
+    finally:
+        if IS_LINUX and not before.value:
+            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, *map(ctypes.c_ulong, (0, 0, 0, 0)))
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def _parts(source: Path) -> Parts:
         index, weights = folder / INDEX, _shards(folder)
     config = folder / "config.json"
     if not config.is_file():
-        raise CheckpointError(f"{config} is missing, which says how many heads the model has; copy it there")
+        raise CheckpointError(f"{config} is missing; it says how many heads the model has. Copy it there")
     lists = [folder / name for name in ("added_tokens.json", "tokenizer.json")]
     return Parts(config, tuple(weights), index, tuple(path for path in lists if path.is_file()))
 
