@@ -214,7 +214,7 @@ def test_a_precision_the_device_lacks_is_unavailable(fake: Callable[..., Path]) 
         ({"beam_size": 0}, "beam_size must be 1"),
         ({"threads": 0}, "threads must be 1 or more"),
         ({"suppress_tokens": "a,b"}, "suppress_tokens must be token ids"),
-        ({"suppress_tokens": "51864"}, "must lie between 0 and 51863"),
+        ({"suppress_tokens": "51864"}, "must be between 0 and 51863"),
     ],
 )
 def test_settings_that_cannot_be_honoured_are_refused_at_load(

@@ -30,7 +30,7 @@ def make(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
-        "asrgate.harness.cli",
+        "asrgate",
         "corpus",
         "make",
         "hallucination",

@@ -178,7 +178,7 @@ def test_the_compiled_precision_has_a_static_cache(
         ({"beam_size": 2}, "ends and ranks beams by different rules"),
         ({"condition_on_previous_text": True}, "condition_on_previous_text cannot be honoured"),
         ({"temperature": 0.2}, "would sample at random"),
-        ({"suppress_tokens": "51864"}, "must lie between 0 and 51863"),
+        ({"suppress_tokens": "51864"}, "must be between 0 and 51863"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(
