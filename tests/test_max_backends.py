@@ -195,7 +195,7 @@ def test_children_run_this_python_still(engines: SimpleNamespace) -> None:
 
 
 def test_beams_are_refused(engines: SimpleNamespace) -> None:
-    with pytest.raises(BackendError, match="decodes greedily only"):
+    with pytest.raises(BackendError, match="only decodes greedily"):
         MaxWhisper.load(engines.checkpoint, "cpu", "float32", Settings(beam_size=2))
 
 
