@@ -294,3 +294,26 @@ def test_a_second_thread_would_stay_free(tmp_path, own_temporary_folder):
 @needs_landlock
 def test_what_the_machine_offers_is_what_a_worker_gets(scene):
     assert run_shut(scene, "")["isolation"] == OFFERED.as_dict()
+
+
+ASKS = """
+import os, sys
+from asrgate.harness.worker import sandbox
+private, code = sys.argv[1], os.path.dirname(os.__file__)
+before = os.access(code, os.R_OK)
+isolation = sandbox.apply([], private)
+print(isolation.level, before, os.access(code, os.R_OK), os.access(code, os.W_OK), os.access(private, os.W_OK))
+"""
+
+
+@needs_landlock
+def test_libraries_are_told_that_code_cannot_be_written(tmp_path):
+    """They ask before they cache something beside it, as Mojo's importer does."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASKS, str(tmp_path)],
+        env=child_process.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["landlock", "True", "True", "False", "True"]

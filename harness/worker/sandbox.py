@@ -54,10 +54,17 @@ MANY_ENTRIES = 2000
 
 # Folders that engines' libraries keep things in. Those of the home folder are made now, as later they cannot
 # be where the home folder holds something denied.
-CACHES_AT_HOME = (".cache", ".nv", ".triton")
+CACHES_AT_HOME = (".cache", ".modular", ".nv", ".triton")
 CACHE_VARIABLES = (
     *("ASRGATE_CACHE", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR"),
-    *("TRITON_CACHE_DIR", "TRITON_HOME", "NUMBA_CACHE_DIR", "CUDA_CACHE_PATH", "MPLCONFIGDIR"),
+    *(
+        "MODULAR_CACHE_DIR",
+        "TRITON_CACHE_DIR",
+        "TRITON_HOME",
+        "NUMBA_CACHE_DIR",
+        "CUDA_CACHE_PATH",
+        "MPLCONFIGDIR",
+    ),
 )
 
 
@@ -116,6 +123,7 @@ def apply(denied: Sequence[str], private: str) -> Isolation:
         _restrict(abi, _modes(denied, private))
     except (_Unavailable, OSError, ValueError) as error:
         return Isolation("none", abi, files=False, signals=False, memory=False, why=str(error))
+    _make_access_truthful(private)
     missing = []
     files = True
     readable = _first_readable(denied)
@@ -133,6 +141,28 @@ def apply(denied: Sequence[str], private: str) -> Isolation:
         memory = False
         missing.append(f"root's capabilities cannot be dropped: {error.strerror}")
     return Isolation("landlock", abi, files, abi >= 6, memory, "; ".join(missing) or None)
+
+
+def _make_access_truthful(private: str) -> None:
+    """Have os.access() say of code that it cannot be written: the system call does not know of Landlock.
+
+    Libraries ask it before they cache something beside their code, and otherwise take another folder; so does
+    Mojo's importer.
+    """
+    really = os.access
+    code, free = ([os.path.realpath(path) for path in paths] for paths in (_code(), [*_caches(), private]))
+
+    def within(place: str, folders: list[str]) -> bool:
+        return any(place == folder or place.startswith(f"{folder}{os.sep}") for folder in folders)
+
+    def access(path: Any, mode: int, **options: Any) -> bool:
+        if mode & os.W_OK and not isinstance(path, int):
+            place = os.path.realpath(os.fsdecode(path))
+            if within(place, code) and not within(place, free):
+                return False
+        return really(path, mode, **options)
+
+    os.access = access
 
 
 def available() -> Isolation:
