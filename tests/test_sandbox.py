@@ -302,13 +302,14 @@ from asrgate.harness.worker import sandbox
 private, code = sys.argv[1], os.path.dirname(os.__file__)
 before = os.access(code, os.R_OK)
 isolation = sandbox.apply([], private)
-print(isolation.level, before, os.access(code, os.R_OK), os.access(code, os.W_OK), os.access(private, os.W_OK))
+after = [os.access(code, os.R_OK), os.access(code, os.W_OK), os.access(private, os.W_OK)]
+print(isolation.level, before, *after)
 """
 
 
 @needs_landlock
 def test_libraries_are_told_that_code_cannot_be_written(tmp_path):
-    """They ask before they cache something beside it, as Mojo's importer does."""
+    """They ask before they cache something beside it, as the importer of Mojo does."""
     done = subprocess.run(
         [sys.executable, "-c", ASKS, str(tmp_path)],
         env=child_process.environment(),

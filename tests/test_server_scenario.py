@@ -146,7 +146,7 @@ def test_there_are_enough_requests_for_a_99th_percentile_and_for_every_clip() ->
         ({"rate": None, "find_max_rate": True, "p99": 1.0, "rounds": 2}, "searches once"),
         ({"requests": 1}, "less than the 2 clips"),
         ({"rate": 0.1}, "take 1000 s, more than --server-seconds 300"),
-        ({"clips": clips(*[3600.0] * 5)}, r"are 1\.1 GiB"),
+        ({"clips": clips(*[3600.0] * 5)}, r"need 1\.1 GiB"),
     ],
 )
 def test_contradictions_are_one_clear_error(changes: dict[str, Any], message: str) -> None:
@@ -350,7 +350,7 @@ def test_a_search_that_found_nothing_has_a_reason_and_no_latency() -> None:
     reference, slow = result_of(run, REFERENCE), result_of(run, OTHER)
     assert reference["server"]["max_rate_per_second"] == 5.0 and reference["gate"]["ranked"]
     assert slow["latency"] is None and slow["server"]["max_rate_per_second"] is None
-    assert "no rate was found at which 99 in 100 requests are answered within 0.3 s" in str(slow["gate"])
+    assert "no rate was found at which 99 of 100 requests are answered within 0.3 s" in str(slow["gate"])
 
 
 def test_late_work_is_weighed_against_the_calls_that_were_looked_at() -> None:
@@ -449,7 +449,7 @@ def test_cheats_do_not_get_past_the_gate(found: dict[str, Any], name: str) -> No
 def test_the_files_tell_the_scenario_and_its_figures(folder: Path, found: dict[str, Any]) -> None:
     for name in ("report.html", "report.md"):
         text = (folder / name).read_text()
-        assert "requests arrive by chance" in text and "rank by p99 latency" in text
+        assert "requests arrive at random" in text and "rank by p99 latency" in text
     with (folder / "summary.csv").open(newline="") as file:
         lines = {line["variant"]: line for line in csv.DictReader(file)}
     assert lines["twin@cpu/float32"]["scenario"] == "server"

@@ -180,7 +180,7 @@ def test_a_stream_without_any_word_has_no_first_text() -> None:
     [
         (lambda feed: (None for _ in feed if False), "gave no Transcript"),
         (lambda feed: ("red" for _ in feed), "returned a str, not a Transcript"),
-        (lambda feed: (Transcript(word for word in ["red"]) for _ in feed), "must return a finished str"),
+        (lambda feed: (Transcript(word for word in ["red"]) for _ in feed), "it must be a finished str"),
     ],
 )
 def test_what_is_no_stream_is_refused(answers: Callable[[Feed], Iterator[Any]], message: str) -> None:

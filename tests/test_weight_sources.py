@@ -325,8 +325,8 @@ def test_the_right_tensors_with_another_number_of_heads_are_refused(
     ("change", "message"),
     [
         ("absent", "pip cannot download fake-weights==1.0: No matching distribution"),
-        ("none", "holds 0 files called model.bin"),
-        ("two", "holds 2 files called model.bin"),
+        ("none", "contains 0 files called model.bin"),
+        ("two", "contains 2 files called model.bin"),
         ("damaged", "is damaged"),
         ("no zip", "pip cannot download|is damaged"),
         ("huge", "contains more than the .* bytes allowed for the model"),
