@@ -537,7 +537,7 @@ def test_accepted_tensors_with_another_number_of_heads_are_refused(
 
 
 def test_a_digest_against_the_catalogues_is_refused(entry: Entry, target: Path) -> None:
-    with pytest.raises(CheckpointError, match="leave --accept out"):
+    with pytest.raises(CheckpointError, match="leave out --accept"):
         fetch(entry, target, accept="1" * 64)
 
 

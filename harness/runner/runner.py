@@ -82,23 +82,27 @@ class _Session:
     def run(self) -> record.Run:
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
-        try:
-            with _termination_as_interrupt():
-                if self.plan.executor == RAY:
-                    self._measure_on_cluster()
-                else:
-                    with process_tree.subreaper():
+        is_local = self.plan.executor != RAY  # actors' processes are Ray's to keep and to end
+        before = process_tree.own_children()
+        with process_tree.subreaper() if is_local else contextlib.nullcontext():
+            try:
+                with _termination_as_interrupt():
+                    if is_local:
                         self._measure(logs)
-                self.record["complete"] = True
-        except KeyboardInterrupt:
-            self.record["interrupted"] = "stopped by the user (Ctrl-C or a termination signal)"
-        finally:
-            # From here on a second Ctrl-C must not lose what the first one saved.
-            with _interrupts_ignored():
-                for worker in self.workers.values():
-                    worker.stop()
-                self.progress.close()
-                self._finish()
+                    else:
+                        self._measure_on_cluster()
+                    self.record["complete"] = True
+            except KeyboardInterrupt:
+                self.record["interrupted"] = "stopped by the user (Ctrl-C or a termination signal)"
+            finally:
+                # From here on a second Ctrl-C must not lose what the first one saved.
+                with _interrupts_ignored():
+                    for worker in self.workers.values():
+                        worker.stop()
+                    if is_local:
+                        process_tree.kill_strays(before)
+                    self.progress.close()
+                    self._finish()
         if not self.plan.texts:
             shutil.rmtree(logs, ignore_errors=True)  # engines may print what they heard
         for log in logs.glob("*.log"):
@@ -267,6 +271,7 @@ class _Session:
                 )
         except WorkerError as error:
             worker.stop()
+            process_tree.kill_strays(before)
             del self.workers[name]
             self._failed(name, doing, error)
 
