@@ -17,7 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from asrgate.backends import Variant
+from asrgate.backends.base import Settings
+from asrgate.backends.checkpoints import catalog
 from asrgate.harness.worker import messages
+from asrgate.harness.worker.client import Worker, WorkerError
 from asrgate.harness.worker.messages import HEADER, Channel, Ended, MessageError, Samples
 
 
@@ -50,11 +54,13 @@ def test_clips_arrive_whole_and_cannot_be_changed(
     monkeypatch.setattr(messages, "MEMORY_FILES", has_memory_files)
     ours, theirs = socket.socketpair()
     parent, worker = Channel(ours, ended=lambda: False), Channel(theirs)
-    clips = [np.arange(n, dtype=np.float32) for n in (0, 1, 100_000, 7)]
-    sender = threading.Thread(target=parent.send, args=({"do": "batch"}, [Samples(clip) for clip in clips]))
-    sender.start()
-    message = worker.receive(5)
-    sender.join()
+    lengths = [0, 1, 100_000, *range(300)]  # more clips than a message can hold file descriptors
+    clips = [np.arange(n, dtype=np.float32) for n in lengths]
+    with Samples(clips) as ready:
+        sender = threading.Thread(target=parent.send, args=({"do": "batch"}, ready))
+        sender.start()
+        message = worker.receive(5)
+        sender.join()
     assert [clip.tolist() for clip in message["clips"]] == [clip.tolist() for clip in clips]
     for clip in message["clips"]:
         assert clip.dtype == np.float32 and not clip.flags.writeable
@@ -64,12 +70,30 @@ def test_clips_arrive_whole_and_cannot_be_changed(
 
 @pytest.mark.skipif(not messages.MEMORY_FILES, reason="this system has no memory files")
 def test_the_memory_of_a_clip_is_sealed() -> None:
-    clip = Samples(np.ones(1000, np.float32))
-    with pytest.raises(PermissionError):
-        os.pwrite(clip.descriptor, b"0000", 0)
-    with pytest.raises(PermissionError):
-        os.ftruncate(clip.descriptor, 4)
-    clip.close()
+    with Samples([np.ones(1000, np.float32)]) as clips:
+        with pytest.raises(PermissionError):
+            os.pwrite(clips.descriptor, b"0000", 0)
+        with pytest.raises(PermissionError):
+            os.ftruncate(clips.descriptor, 4)
+        open_one = clips.descriptor
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(open_one)
+
+
+@pytest.mark.skipif(not messages.MEMORY_FILES, reason="this system has no memory files")
+def test_no_call_leaves_a_descriptor_open(model: Path, tmp_path: Path) -> None:
+    worker = Worker(Variant("deaf", "cpu", "float32"), tmp_path / "log", threads=1, timeout_seconds=60)
+    audio = np.zeros(16_000, np.float32)
+    try:
+        worker.load(catalog.resolve(str(model)), Settings(threads=1))
+        before = os.listdir("/proc/self/fd")
+        worker.call(audio, "en", "answering")
+        worker.stream(audio, "en", "streaming", chunk_seconds=0.1, is_paced=False)
+        with pytest.raises(WorkerError):
+            worker.examine("decision", audio, "examining")
+        assert os.listdir("/proc/self/fd") == before
+    finally:
+        worker.stop()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import bootstrap
 from asrgate.harness.scenarios.server_options import Terms, arrivals, drawn
 from asrgate.harness.worker.client import Worker
+from asrgate.harness.worker.messages import Samples
 
 IDLE_SECONDS = 0.05  # until the next request is due, from which on there is time to look for late work
 TRIALS = 6  # of the search: it ends within 1/2**6 of the rate at which the engine is never idle
@@ -176,14 +177,14 @@ class Server:
         start = self._clock()
         for place, (at, arrival) in enumerate(zip(order, due, strict=True)):
             clip = self._clips[at]
-            samples = self._audio[clip.name]  # decoded, where it must be, before the request is begun
-            while (ahead := arrival - (self._clock() - start)) > 0:
-                self._sleep(ahead)
-            begun = self._clock() - start
-            if begun > self._terms.limit_seconds:
-                return
-            answer = worker.request(samples, clip.language, f"answering request {place + 1}")
-            finish = self._clock() - start
+            with Samples([self._audio[clip.name]]) as ready:  # decoded and copied before its turn
+                while (ahead := arrival - (self._clock() - start)) > 0:
+                    self._sleep(ahead)
+                begun = self._clock() - start
+                if begun > self._terms.limit_seconds:
+                    return
+                answer = worker.request(ready, clip.language, f"answering request {place + 1}")
+                finish = self._clock() - start
             timing = {
                 "request": place,
                 "arrival_seconds": arrival,

@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from asrgate.harness.worker import process_tree
+from asrgate.harness.worker import process_tree, sandbox
 from asrgate.harness.worker.messages import Channel, Ended
 
 # Bound before any engine is imported, so that replacing time.perf_counter_ns cannot change the clock.
@@ -60,8 +60,6 @@ def _serve(channel: Channel) -> None:
     while True:
         message = channel.receive(most_bytes=MOST_BYTES)
         if message["do"] == "isolate":
-            from asrgate.harness.worker import sandbox
-
             isolation = sandbox.apply(message["denied"], message["private"])
             reply: dict[str, Any] = {"event": "isolated", "isolation": isolation.as_dict()}
         elif message["do"] == "load":

@@ -192,19 +192,18 @@ class Worker:
         answers = whole.get("answers") or [failed] * len(clips)
         return [answer | shares | {"stage_seconds": {}} for answer in answers]
 
-    def request(self, samples: np.ndarray, language: str, what: str) -> dict[str, Any]:
+    def request(self, ready: Samples, language: str, what: str) -> dict[str, Any]:
         """As `call`, in a session of many calls: no garbage is collected before, late work is not waited for.
 
         The garbage collector runs as in any server. `settle` looks for late work when there is time.
 
+        Args:
+            ready: one clip, made ready before its turn: that would take up to some ms of the session.
+
         Raises:
             WorkerError: the worker died or hung.
         """
-        clip = Samples(samples)
-        try:
-            return self._timed([clip], language, what, together=False) | {"late_work_seconds": None}
-        finally:
-            clip.close()
+        return self._timed(ready, language, what, together=False) | {"late_work_seconds": None}
 
     def settle(self, what: str) -> float:
         """Wait until the worker is idle; return for how many seconds it worked on after its last answer.
@@ -220,29 +219,25 @@ class Worker:
     def _prepared(
         self, clips: Sequence[np.ndarray], language: str, what: str, together: bool = False
     ) -> dict[str, Any]:
-        ready = [Samples(samples) for samples in clips]
-        try:
+        with Samples(clips) as ready:
             self._send(do="prepare")
             self._expect("ready", what)
             answer = self._timed(ready, language, what, together)
-        finally:
-            for clip in ready:
-                clip.close()
         return answer | {"late_work_seconds": self.settle(what)}
 
-    def _timed(self, clips: Sequence[Samples], language: str, what: str, together: bool) -> dict[str, Any]:
+    def _timed(self, ready: Samples, language: str, what: str, together: bool) -> dict[str, Any]:
         """Hand over clips and wait for their answer. The time between is the call's; no other clock is."""
         cpu_seconds = self._tree.cpu_seconds()
         start = time.perf_counter_ns()
-        self._send(clips, do="batch" if together else "call", language=language)
-        reply = self._expect("answer", what, most_bytes=messages.LARGEST_BYTES * len(clips))
+        self._send(ready, do="batch" if together else "call", language=language)
+        reply = self._expect("answer", what, most_bytes=messages.LARGEST_BYTES * len(ready.counts))
         wall_seconds = (time.perf_counter_ns() - start) * 1e-9
         cpu_seconds = self._tree.cpu_seconds() - cpu_seconds
         with self._parsing(what):
             if together and reply.get("error") is None:
                 answers = reply.get("answers")
-                if not isinstance(answers, list) or len(answers) != len(clips):
-                    raise MessageError(f"answers that are not one for each of {len(clips)} clips")
+                if not isinstance(answers, list) or len(answers) != len(ready.counts):
+                    raise MessageError(f"answers that are not one for each of {len(ready.counts)} clips")
                 found: dict[str, Any] = {
                     "answers": [messages.answer(each) for each in answers],
                     "error": None,
@@ -279,7 +274,8 @@ class Worker:
                     feed.heard(messages.clean_text(reply.get("text"), "the text"))
                 elif reply["event"] in ("next", "spoken"):
                     chunk = feed.next_chunk(all_so_far=reply["event"] == "spoken")
-                    self._send([Samples(chunk)], do="chunk", is_last=feed.is_over)
+                    with Samples([chunk]) as ready:
+                        self._send(ready, do="chunk", is_last=feed.is_over)
                 else:
                     raise MessageError(f"{reply['event']!r} in a stream")
         wall_seconds = feed.now_seconds
@@ -315,7 +311,8 @@ class Worker:
         Raises:
             WorkerError: the backend raised, or the worker died or hung.
         """
-        self._send([Samples(samples)], do="examine", method=method, **arguments)
+        with Samples([samples]) as ready:
+            self._send(ready, do="examine", method=method, **arguments)
         reply = self._expect("examined", what)
         if reply.get("error") is not None:
             raise _refusal(reply)
@@ -348,7 +345,7 @@ class Worker:
             return lines[-1][-characters:] if lines else ""
         return ""
 
-    def _send(self, clips: Sequence[Samples] = (), **message: Any) -> None:
+    def _send(self, clips: Samples | None = None, **message: Any) -> None:
         try:
             self._channel.send(message, clips)
         except OSError as error:

@@ -7,8 +7,8 @@ nothing else. Whatever breaks that is a MessageError in words: one row's error, 
 
 from __future__ import annotations
 
-import array
 import contextlib
+import itertools
 import json
 import math
 import mmap
@@ -18,7 +18,10 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
+
+from asrgate.harness.worker.sandbox import Isolation
 
 if TYPE_CHECKING:  # importing it starts threads, before which a worker must have shut itself in
     import numpy as np
@@ -59,7 +62,7 @@ class Channel:
         self._ended = ended
         self._pidfd = pidfd
         self._received = b""
-        self._descriptors: list[int] = []
+        self._descriptor = -1  # of the memory file that came with a message
 
     def close(self) -> None:
         """Close the socket. Safe to call more than once."""
@@ -67,25 +70,21 @@ class Channel:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors.clear()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
-    def send(self, message: Mapping[str, Any], clips: Sequence[Samples] = ()) -> None:
+    def send(self, message: Mapping[str, Any], clips: Samples | None = None) -> None:
         """Send a message, and hand over clips with it.
 
         Raises:
             OSError: the other side is gone.
         """
-        counts = {"clips": [clip.count for clip in clips]} if clips else {}
-        body = json.dumps({**message, **counts})
-        inline = b"".join(clip.inline for clip in clips)
-        encoded = body.encode()
-        whole = HEADER.pack(len(encoded), len(inline)) + encoded + inline
-        descriptors = [clip.descriptor for clip in clips if clip.descriptor >= 0]
-        if descriptors:
-            sent = socket.send_fds(self._socket, [whole], descriptors)
-            whole = whole[sent:]
+        body = json.dumps(message if clips is None else {**message, "clips": clips.counts}).encode()
+        inline = b"" if clips is None else clips.inline
+        whole = HEADER.pack(len(body), len(inline)) + body + inline
+        if clips is not None and clips.descriptor >= 0:
+            whole = whole[socket.send_fds(self._socket, [whole], [clips.descriptor]) :]
         self._socket.sendall(whole)
 
     def receive(
@@ -117,22 +116,21 @@ class Channel:
             message["clips"] = self._clips(message["clips"], inline)
         return message
 
-    def _clips(self, described: Sequence[int], inline: bytes) -> list[np.ndarray]:
+    def _clips(self, counts: Sequence[int], inline: bytes) -> list[np.ndarray]:
         """Return the clips of a message from the parent, which is trusted to describe them rightly."""
         import numpy as np
 
-        found, start = [], 0
-        for count in described:
-            size = count * SAMPLE_BYTES
-            if self._descriptors:
-                descriptor = self._descriptors.pop(0)
-                buffer: Any = mmap.mmap(descriptor, size, prot=mmap.PROT_READ) if size else b""
-                os.close(descriptor)
-            else:
-                buffer = inline[start : start + size]
-                start += size
-            found.append(np.frombuffer(buffer, dtype=SAMPLE))
-        return found
+        buffer: Any = inline
+        if self._descriptor >= 0:
+            size = sum(counts) * SAMPLE_BYTES
+            # private, though nobody writes: before Linux 6.7 sealed memory could not be mapped as shared
+            private = {"flags": mmap.MAP_PRIVATE, "prot": mmap.PROT_READ}
+            buffer = mmap.mmap(self._descriptor, size, **private) if size else b""
+            os.close(self._descriptor)
+            self._descriptor = -1
+        whole = np.frombuffer(buffer, dtype=SAMPLE)
+        ends = itertools.accumulate(counts)
+        return [whole[end - count : end] for count, end in zip(counts, ends, strict=True)]
 
     def _take(self, count: int, deadline: float | None) -> bytes:
         """Return the next `count` bytes."""
@@ -151,12 +149,9 @@ class Channel:
             if not MEMORY_FILES or self._ended is not None:  # the parent takes no file from a worker
                 received = self._socket.recv(1 << 16)
             else:
-                received, ancillary, _, _ = self._socket.recvmsg(1 << 16, socket.CMSG_SPACE(64 * 4))
-                for level, kind, data in ancillary:
-                    if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                        descriptors = array.array("i")
-                        descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-                        self._descriptors += descriptors
+                received, descriptors, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
+                if descriptors:
+                    (self._descriptor,) = descriptors
         except ConnectionError as error:
             raise Ended from error
         if not received:
@@ -183,33 +178,42 @@ class Channel:
 
 
 class Samples:
-    """A clip's samples on their way to a worker: in memory of their own that nobody can change or find.
+    """Clips on their way to a worker: in memory of their own that nobody can change or find.
 
-    On Linux a sealed memory file without a name, so that handing over a clip takes as long for an hour of
-    audio as for a second; elsewhere the bytes themselves follow the message.
+    On Linux one sealed memory file without a name for all clips of a message, so that handing them over takes
+    as long for an hour of audio as for a second; elsewhere the bytes themselves follow the message. Use it in
+    a `with` statement: at its end the memory is let go of; a worker that was handed it keeps it.
+
+    Attributes:
+        counts: samples of each clip.
+        descriptor: of the memory file, -1: there is none.
+        inline: the bytes where there is none.
     """
 
-    def __init__(self, samples: np.ndarray):
-        """Take a copy of samples, float32, shape (samples,)."""
+    def __init__(self, clips: Sequence[np.ndarray]):
+        """Take a copy of clips, each float32, shape (samples,)."""
         import numpy as np
 
-        data = np.ascontiguousarray(samples, dtype=SAMPLE)
-        self.count = len(data)
+        self.counts = [len(samples) for samples in clips]
         self.descriptor, self.inline = -1, b""
+        copies = (np.ascontiguousarray(samples, dtype=SAMPLE).tobytes() for samples in clips)
         if not MEMORY_FILES:
-            self.inline = data.tobytes()
+            self.inline = b"".join(copies)
             return
         import fcntl
 
-        self.descriptor = os.memfd_create("clip", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        view = memoryview(data.tobytes())
-        while view:
-            view = view[os.write(self.descriptor, view) :]
+        self.descriptor = os.memfd_create("clips", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        for copy in copies:
+            view = memoryview(copy)
+            while view:
+                view = view[os.write(self.descriptor, view) :]
         seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
 
-    def close(self) -> None:
-        """Let go of the memory; a worker that holds it keeps it."""
+    def __enter__(self) -> Samples:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -336,7 +340,7 @@ def isolation(value: Any) -> dict[str, Any]:
     Raises:
         MessageError: it is something else.
     """
-    if not isinstance(value, dict) or set(value) != {"level", "abi", "files", "signals", "memory", "why"}:
+    if not isinstance(value, dict) or set(value) != {field.name for field in fields(Isolation)}:
         raise MessageError("no isolation")
     found = {name: _plain(item, f"isolation {name}", 0) for name, item in value.items()}
     if found["level"] not in ("landlock", "none") or type(found["abi"]) not in (int, type(None)):
