@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jiwer
 
@@ -43,6 +43,25 @@ def first_answers(result: Result) -> dict[str, Sample]:
     return {clip: sample for clip, sample in first.items() if is_answered(sample)}
 
 
+class WordCounts(NamedTuple):
+    """Word errors of a text against a reference."""
+
+    substitutions: int
+    deletions: int
+    insertions: int
+
+    @property
+    def edits(self) -> int:
+        """All of them."""
+        return sum(self)
+
+
+def aligned(reference: str, text: str) -> WordCounts:
+    """Return the fewest word errors that turn one text into the other; spaces divide words."""
+    words = jiwer.process_words(reference, text)
+    return WordCounts(words.substitutions, words.deletions, words.insertions)
+
+
 class Texts:
     """The run's texts, normalised; each distinct text is normalised only once."""
 
@@ -52,7 +71,7 @@ class Texts:
         self._known: dict[tuple[str, str], str] = {}
         translated = run["settings"]["decoding"].get("task") == "translate"  # always into English
         self._languages = {clip["name"]: "en" if translated else clip["language"] for clip in run["clips"]}
-        self._edits: dict[tuple[str, str], int] = {}
+        self._aligned: dict[tuple[str, str], WordCounts] = {}
 
     def normalised(self, text: str, clip: str) -> str:
         """Return the text's words joined by single spaces."""
@@ -61,16 +80,16 @@ class Texts:
             self._known[key] = self._normalize(*key)
         return self._known[key]
 
+    def aligned(self, reference: str, text: str, clip: str) -> WordCounts:
+        """Return how a text differs from another, both normalised; each pair is aligned only once."""
+        key = (self.normalised(reference, clip), self.normalised(text, clip))
+        if key not in self._aligned:
+            self._aligned[key] = aligned(*key)
+        return self._aligned[key]
+
     def edits(self, reference: str, text: str, clip: str) -> int:
         """Return the word errors of a text against another, both normalised."""
-        key = (self.normalised(reference, clip), self.normalised(text, clip))
-        if key not in self._edits:
-            if key[0] and key[1]:
-                words = jiwer.process_words(*key)
-                self._edits[key] = words.substitutions + words.deletions + words.insertions
-            else:
-                self._edits[key] = len(key[0].split()) + len(key[1].split())
-        return self._edits[key]
+        return self.aligned(reference, text, clip).edits
 
     def words(self, text: str, clip: str) -> int:
         """Return a text's number of words, normalised."""
@@ -201,8 +220,9 @@ def _answers_by_round(result: Result) -> dict[int, dict[str, Sample]]:
 
 def _clip_errors(clip: Mapping[str, Any], sample: Sample | None, texts: Texts) -> Result:
     reference = texts.normalised(clip["reference"], clip["name"])
-    text = "" if sample is None else texts.normalised(sample["text"], clip["name"])
-    words = jiwer.process_words(reference, text)
+    answer = "" if sample is None else sample["text"]
+    text = texts.normalised(answer, clip["name"])
+    words = texts.aligned(clip["reference"], answer, clip["name"])
     # if a language has no spaces, the normaliser added those between its letters
     spelled = texts.is_unspaced(clip["name"])
     letters, heard = (t.replace(" ", "") if spelled else t for t in (reference, text))
@@ -210,9 +230,7 @@ def _clip_errors(clip: Mapping[str, Any], sample: Sample | None, texts: Texts) -
     entry: Result = {
         "clip": clip["name"],
         "wer": None,
-        "substitutions": words.substitutions,
-        "deletions": words.deletions,
-        "insertions": words.insertions,
+        **words._asdict(),
         "reference_words": len(reference.split()),
         "output_words": len(text.split()),
         "character_errors": characters.substitutions + characters.deletions + characters.insertions,

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import jiwer
 import numpy as np
 
 from asrgate.harness import record
 from asrgate.harness.corpus.audio import dithered
 from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.metrics import word_errors
 
 UNSEEN_OVER_SEEN_LIMIT = 1.5  # an unseen copy may take this much longer than the clip itself
 # Other work on the machine may by chance slow only the copies once; with a cache they are slower every time.
@@ -123,7 +123,7 @@ def _attempt(
         answers = {kind: caller.ask(probe.clip, samples, kind == "unseen", what) for kind, samples in asked}
         texts = {kind: answer["text"] for kind, answer in answers.items()}
         normalised = {
-            kind: None if text is None else normalize(text, probe.clip.language).split()
+            kind: None if text is None else " ".join(normalize(text, probe.clip.language).split())
             for kind, text in texts.items()
         }
         unseen = texts["unseen"]
@@ -135,10 +135,10 @@ def _attempt(
                 "unseen_seconds": answers["unseen"]["wall_seconds"],
                 "seen_cpu_seconds": answers["seen"]["cpu_seconds"],
                 "unseen_cpu_seconds": answers["unseen"]["cpu_seconds"],
-                "changed_words": _word_edits(normalised["seen"], normalised["unseen"]),
+                "changed_words": _changed_words(normalised["seen"], normalised["unseen"]),
                 "text": unseen,
                 "text_sha256": None if unseen is None else record.text_sha256(unseen),
-                "text_words": None if normalised["unseen"] is None else len(normalised["unseen"]),
+                "text_words": None if normalised["unseen"] is None else len(normalised["unseen"].split()),
             }
         )
     return entries
@@ -177,10 +177,5 @@ def _splice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.pad(copy, (0, len(first) - len(copy)))
 
 
-def _word_edits(before: list[str] | None, after: list[str] | None) -> int | None:
-    if before is None or after is None:
-        return None
-    if not before or not after:
-        return len(before) + len(after)
-    counts = jiwer.process_words(" ".join(before), " ".join(after))
-    return counts.substitutions + counts.deletions + counts.insertions
+def _changed_words(before: str | None, after: str | None) -> int | None:
+    return None if before is None or after is None else word_errors.aligned(before, after).edits

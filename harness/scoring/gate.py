@@ -134,8 +134,7 @@ def _steadiness(result: Result) -> Iterator[str]:
 
 def _worst(result: Result, excess: Callable[[Result], float]) -> Result | None:
     """Return the round whose `excess` over a limit is largest, None where no round exceeds it."""
-    rounds = (result["wer"] or {}).get("rounds", [])
-    worst = max(rounds, key=excess, default=None)
+    worst = max(_rounds(result), key=excess, default=None)
     return worst if worst is not None and excess(worst) > 1e-12 else None
 
 
@@ -186,9 +185,7 @@ def _differences(run: Run, result: Result, reference: Result | None) -> Iterator
             f"wrote {worst['length_ratio']:.0%} of the reference's number of words in round "
             f"{worst['round'] + 1} (allowed: {1 - length:.0%} to {1 + length:.0%})"
         )
-    empty = list(
-        dict.fromkeys(c for entry in (result["wer"] or {}).get("rounds", []) for c in entry["empty_clips"])
-    )
+    empty = list(dict.fromkeys(clip for entry in _rounds(result) for clip in entry["empty_clips"]))
     if empty:
         yield (
             f"answered nothing to {len(empty)} of {len(run['clips'])} clips that the reference understood "
@@ -210,6 +207,11 @@ def _copies(result: Result, reference: Result) -> Iterator[str]:
             yield (f"inaudible noise changes {probe['changed_words']} words of its answer to {probe['clip']}")
         elif probe["kind"] == "spliced" and probe["changed_words"] == 0 and _share(other) > 0.25:
             yield f"it answered a recording spliced from two clips with the text of {probe['clip']}"
+
+
+def _rounds(result: Result) -> list[Result]:
+    """Return what each round is worth; nothing in runs from before that was recorded."""
+    return [] if result["wer"] is None else result["wer"]["rounds"]
 
 
 def _off(length_ratio: float | None) -> float:
