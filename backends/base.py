@@ -40,6 +40,11 @@ class BackendUnavailable(BackendError):
         self.remedy = remedy
 
 
+def how_to_fix(remedy: str | None) -> str:
+    """Return ` (to fix this: …)` to put behind a message, or "" if nothing can fix it."""
+    return f" (to fix this: {remedy})" if remedy else ""
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return ` Did you mean 'X'?` with the choice closest to a mistyped name, or "" if none is close."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)

@@ -170,7 +170,8 @@ tell("begun"); hear()
     worker = start(SUBREAPER + code, path)
     worker.hear()
     wait_until(path.exists, "nobody fled")
-    process_tree.end([worker.tree], before)  # one that was not seen as it moved comes to us as a stray
+    worker.tree.kill()
+    process_tree.kill_strays([*before, worker.process.pid])  # one not seen as it moved comes to us as a stray
     fled = path.read_text().split()
     assert not any(lives(int(pid)) for pid in fled)
     assert process_tree.strays([*before, worker.process.pid]) == []
@@ -307,7 +308,8 @@ def test_at_the_end_all_that_a_worker_started_is_dead(start, tmp_path):
     kept.hear(), undone.hear()
     (stray,) = process_tree.strays([*before, kept.process.pid, undone.process.pid])
     daemon = kept.tree.members()[1]
-    assert process_tree.end([kept.tree, undone.tree], before) == [stray]
+    assert kept.tree.kill() == undone.tree.kill() == []
+    assert process_tree.kill_strays([*before, kept.process.pid, undone.process.pid]) == [stray]
     assert not any(map(lives, [stray, daemon, kept.process.pid, undone.process.pid]))
     assert kept.process.wait(timeout=30) == -signal.SIGKILL  # its own parent reaps it
 

@@ -22,7 +22,14 @@ from rich.text import Text
 
 from asrgate import backends
 from asrgate.backends import Variant
-from asrgate.backends.base import AsrgateError, BackendError, BackendUnavailable, Checkpoint, Settings
+from asrgate.backends.base import (
+    AsrgateError,
+    BackendError,
+    BackendUnavailable,
+    Checkpoint,
+    Settings,
+    how_to_fix,
+)
 from asrgate.backends.checkpoints import catalog
 from asrgate.backends.inspection.encoder_trace import LOG_MEL, require_trace
 from asrgate.harness import corpus, record
@@ -185,8 +192,8 @@ def _variant(text: str) -> Variant:
     try:
         described.check(variant.device, variant.precision)
     except BackendUnavailable as error:
-        remedy = f" (to fix this: {error.remedy})" if error.remedy else ""
-        raise DebugEncoderError(f"{variant} cannot run on this machine: {error.reason}{remedy}") from error
+        why = f"{error.reason}{how_to_fix(error.remedy)}"
+        raise DebugEncoderError(f"{variant} cannot run on this machine: {why}") from error
     return variant
 
 
@@ -239,8 +246,7 @@ def _traces(
             require_trace(traces[clip.name], model.dimensions)
         return traces
     except client.WorkerError as error:
-        remedy = f" (to fix this: {error.remedy})" if error.remedy else ""
-        raise DebugEncoderError(f"{variant}: {error}{remedy}") from error
+        raise DebugEncoderError(f"{variant}: {error}{how_to_fix(error.remedy)}") from error
     except BackendError as error:
         raise DebugEncoderError(f"{variant}: {error}") from error
     finally:

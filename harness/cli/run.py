@@ -16,7 +16,14 @@ from rich.console import Console
 
 from asrgate import backends
 from asrgate.backends import Variant
-from asrgate.backends.base import AsrgateError, BackendError, BackendUnavailable, Checkpoint, Settings
+from asrgate.backends.base import (
+    AsrgateError,
+    BackendError,
+    BackendUnavailable,
+    Checkpoint,
+    Settings,
+    how_to_fix,
+)
 from asrgate.backends.checkpoints import catalog
 from asrgate.harness import corpus, record, report
 from asrgate.harness.cli import run_options
@@ -294,8 +301,8 @@ def _one_variant(text: str) -> Variant:
     try:
         found = backends.parse(text)
     except BackendUnavailable as error:
-        remedy = f" (to mend it: {error.remedy})" if error.remedy else ""
-        raise BackendError(f"--reference {text!r} cannot run here: {error.reason}{remedy}") from error
+        why = f"{error.reason}{how_to_fix(error.remedy)}"
+        raise BackendError(f"--reference {text!r} cannot run here: {why}") from error
     if len(found) != 1:
         raise BackendError(
             f"--reference {text!r} is more than one variant; choose one of {', '.join(map(str, found))}"

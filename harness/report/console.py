@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from asrgate.backends.base import how_to_fix
 from asrgate.harness.escape import visible
 from asrgate.harness.record import Run
 from asrgate.harness.report import columns, context, parts
@@ -100,8 +101,7 @@ def _print_reasons(group: Sequence[Row], title: str, console: Console) -> None:
         return
     console.print(Text(f"{title}:", style="bold"))
     for row in group:
-        remedy = f" (to fix this: {row['remedy']})" if row["remedy"] else ""
-        line = _text(f"{row['variant']}: {row['reason']}{remedy}", console)
+        line = _text(f"{row['variant']}: {row['reason']}{how_to_fix(row['remedy'])}", console)
         console.print(Padding(line, (0, 0, 0, 2), expand=False))
 
 

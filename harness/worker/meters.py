@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import resource
 import sys
-import time
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -27,7 +26,6 @@ __all__ = [
     "foreign_gpu_pids",
     "load_nvml",
     "peak_rss_bytes",
-    "process_cpu_seconds",
     "process_vram_bytes",
     "torch_peak_allocated_bytes",
 ]
@@ -48,11 +46,6 @@ def peak_rss_bytes() -> int | None:
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def process_cpu_seconds() -> float:
-    """Return user and system time of all threads of this process so far, without child processes."""
-    return time.process_time()
 
 
 def torch_peak_allocated_bytes() -> int | None:

@@ -233,21 +233,6 @@ def kill_strays(known: Iterable[int]) -> list[int]:
     return list(killed)
 
 
-def end(trees: Iterable[ProcessTree], known: Iterable[int] = ()) -> list[int]:
-    """Kill trees and all strays: nothing that a worker started lives afterwards.
-
-    Args:
-        known: children of this process that are to live; see `strays`. The trees' own processes are left for
-            whoever started them to reap.
-
-    Returns: process ids of the strays that were alive.
-    """
-    trees = list(trees)
-    for tree in trees:
-        tree.kill()
-    return kill_strays({*known, *(tree.pid for tree in trees)})
-
-
 def _family(pid: int) -> Iterator[_Process]:
     seen = set()
     todo = [pid]
