@@ -62,6 +62,25 @@ def test_one_disturbed_attempt_is_forgiven(probes: list[cache_probes.Probe]) -> 
     assert len(engine.heard) == 2 * 2 * len(probes)
 
 
+def probed(wall: tuple[float, float], cpu: tuple[float, float]) -> list[dict[str, Any]]:
+    """Two probes of an engine that takes as long for the clip, and for its copy, as stated."""
+    seen, unseen = zip(wall, cpu, strict=True)
+    seconds = {"seen_seconds": seen[0], "seen_cpu_seconds": seen[1]}
+    seconds |= {"unseen_seconds": unseen[0], "unseen_cpu_seconds": unseen[1]}
+    return [{"kind": "dithered", "text": "river"} | seconds] * 2
+
+
+def test_processor_time_excuses_an_engine_that_computes() -> None:
+    disturbed = probed(wall=(1.0, 1.8), cpu=(1.0, 1.0))
+    assert cache_probes.summarise(disturbed, [])["unseen_over_seen"] == 1.0
+
+
+def test_processor_time_says_nothing_of_an_engine_that_waits_for_its_work() -> None:
+    """A cache in front of a GPU, say: what the worker itself computes is the same with and without it."""
+    cached = probed(wall=(0.002, 0.030), cpu=(0.001, 0.0012))
+    assert cache_probes.summarise(cached, [])["unseen_over_seen"] == pytest.approx(15.0)
+
+
 def test_an_honest_engine_is_asked_once(probes: list[cache_probes.Probe]) -> None:
     engine = Engine(lambda samples, number: 1.0)
     assert ratio(engine, probes) == 1.0

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from asrgate.backends import Variant
-from asrgate.backends.base import REMOTE, SAMPLE_RATE_HZ
+from asrgate.backends.base import SAMPLE_RATE_HZ
 from asrgate.harness import record
 from asrgate.harness.corpus.audio import dithered
 from asrgate.harness.corpus.clips import Clip
@@ -315,7 +315,6 @@ class _Session:
                 row["integrity"] = cache_probes.summarise(
                     row["integrity"]["probes"],
                     [sample for sample in row["samples"] if sample.get("timed", True)],
-                    is_remote=row["device"] == REMOTE,
                 )
             spent = [s["cpu_seconds"] for s in row["samples"] if s["cpu_seconds"] is not None]
             row["resources"]["cpu_seconds"] = sum(spent) if spent else None

@@ -27,6 +27,8 @@ UNSEEN_OVER_SEEN_LIMIT = 1.5  # an unseen copy may take this much longer than th
 ATTEMPTS = 3
 PROBED_CLIPS = 5
 LONGEST_PROBE_SECONDS = 30.0  # one window; a longer clip costs much and shows no more
+# Who spends less of a call than this computing, waits for something else: a GPU, a server, a clock.
+COMPUTING_FRACTION = 0.5
 
 
 @dataclass(frozen=True)
@@ -144,19 +146,18 @@ def _attempt(
     return entries
 
 
-def summarise(
-    probes: list[dict[str, Any]], samples: Sequence[Mapping[str, Any]], *, is_remote: bool = False
-) -> dict[str, Any]:
-    """Return a result's `integrity` from its probes and its measured samples.
-
-    Args:
-        is_remote: a server does the work, so the worker's processor time says nothing about it.
-    """
+def summarise(probes: list[dict[str, Any]], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a result's `integrity` from its probes and its measured samples."""
     dithered_probes = [p for p in probes if p["kind"] == "dithered" and p["text"] is not None]
-    # A cache saves wall time and processor time; other work on the machine disturbs only wall time.
+    # A cache saves wall time and processor time; other work on the machine disturbs only wall time. But
+    # processor time says nothing about an engine that waits while something else does its work.
+    computes = any(
+        probe["unseen_cpu_seconds"] >= COMPUTING_FRACTION * probe["unseen_seconds"]
+        for probe in dithered_probes
+    )
     ratios = [
         _unseen_over_seen(dithered_probes, kind)
-        for kind in (("seconds",) if is_remote else ("seconds", "cpu_seconds"))
+        for kind in (("seconds", "cpu_seconds") if computes else ("seconds",))
         if dithered_probes
     ]
     answered = [sample for sample in samples if sample["error"] is None]
