@@ -15,7 +15,7 @@ import jsonschema_rs
 
 from asrgate.backends.base import AsrgateError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # History: 1 = first version; 2 = checkpoint.tensors_sha256; 3 = wall_seconds of samples are by the
 # parent's clock, the worker's are worker_seconds; wer.rounds. Older runs are read as of this version.
 
@@ -76,8 +76,10 @@ def read(path: Path) -> Run:
         run["checkpoint"].setdefault("tensors_sha256", None)
     if version < 3:
         _upgrade_to_3(run)
-    sittings = run.get("sittings")
-    for part in [run, *(sittings if isinstance(sittings, list) else [])]:
+    if version < 4:
+        _upgrade_to_4(run)
+    attempts = run.get("attempts")
+    for part in [run, *(attempts if isinstance(attempts, list) else [])]:
         versions = part.get("versions") if isinstance(part, dict) else None
         if isinstance(versions, dict) and "asrbench" in versions:  # this project's name in version 0.1
             versions["asrgate"] = versions.pop("asrbench")
@@ -95,6 +97,19 @@ def _upgrade_to_3(run: Run) -> None:
         (result.get("integrity") or {}).pop("clock_ratio", None)
         if result.get("wer"):
             result["wer"].setdefault("rounds", [])
+
+
+def _upgrade_to_4(run: Run) -> None:
+    """Turn a run of schema version 3 into one of version 4, which has other names for the same things."""
+    if "sittings" in run:
+        run["attempts"] = run.pop("sittings")
+    samples = [sample for result in run.get("results", []) for sample in result.get("samples", [])]
+    for entry in [*run.get("rounds", []), *samples]:
+        if "sitting" in entry:
+            entry["attempt"] = entry.pop("sitting")
+    for host in run.get("hosts", []):
+        if "places" in host:
+            host["actors"] = host.pop("places")
 
 
 def is_same_model(one: Run, other: Run) -> bool:

@@ -117,7 +117,7 @@ def test_a_killed_place_loses_no_clip_and_no_digit(runs: tuple[dict[str, Any], d
     assert machines.lost_calls(run) >= 1
     assert len(run["retries"]) == 1
     assert any("were lost with their process or machine" in warning for warning in run["warnings"])
-    assert [(entry["places"], entry["timed"]) for entry in run["hosts"]] == [(3, True)]
+    assert [(entry["actors"], entry["timed"]) for entry in run["hosts"]] == [(3, True)]
     assert run["host"]["host_class"] == alone["host"]["host_class"]
     record.validate(run)
 

@@ -145,7 +145,7 @@ def test_lost_places_lose_nothing_and_duplicate_nothing(
     assert [len(row["integrity"]["probes"]) for row in run["results"]] == [6, 6]
     assert not (tmp_path / "results" / "latest" / journal.NAME).exists()
     (entry,) = run["hosts"]
-    assert (entry["number"], entry["places"], entry["timed"]) == (0, 2, True)
+    assert (entry["number"], entry["actors"], entry["timed"]) == (0, 2, True)
     assert {sample["host"] for row in run["results"] for sample in row["samples"]} == {0}
     assert ray.needs["num_cpus"] == 1
     assert ray.needs["max_task_retries"] == 0
@@ -193,8 +193,8 @@ def test_clips_that_end_every_place_end_the_run_which_then_goes_on(
     assert_merged_as_from_one_process(run, alone)
     assert len(run["retries"]) == 4
     assert [entry["number"] for entry in run["hosts"]] == [0, 1]
-    by_sitting = Counter(sample["sitting"] for row in run["results"] for sample in row["samples"])
-    assert by_sitting[0] == kept - 1
+    by_attempt = Counter(sample["attempt"] for row in run["results"] for sample in row["samples"])
+    assert by_attempt[0] == kept - 1
     (timed,) = {s["host"] for row in run["results"] for s in row["samples"] if s["timed"]}
     assert run["hosts"][timed]["timed"] and not run["hosts"][1 - timed]["timed"]
 
@@ -267,7 +267,7 @@ def test_times_of_unlike_machines_are_kept_apart(
     run = latest(tmp_path)
     assert_merged_as_from_one_process(run, alone)
     kinds = machines.class_of(run)
-    assert [entry["places"] for entry in run["hosts"]] == [1, 1]
+    assert [entry["actors"] for entry in run["hosts"]] == [1, 1]
     chosen = run["host"]["host_class"]
     for row in run["results"]:
         timed = [s for s in row["samples"] if s["timed"]]

@@ -1,4 +1,4 @@
-"""A run that is killed goes on: nothing lost, nothing measured twice, times of two sittings never mixed."""
+"""A run that is killed goes on: nothing lost, nothing measured twice, times of two attempts never mixed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from asrgate.harness.scoring import gate, score, timed_samples
 KILLS = 10
 SEED = 7
 
-# Imports once and forks for each sitting: what is killed is a process like any other, and starts at once.
+# Imports once and forks for each attempt: what is killed is a process like any other, and starts at once.
 DRIVER = """
 import json, os, pathlib, random, signal, sys, time, traceback
 from asrgate.harness.cli import main
 results, rng, found = pathlib.Path(sys.argv[1]), random.Random(int(sys.argv[2])), []
 
-def sitting(arguments):
+def attempt(arguments):
     child = os.fork()
     if child == 0:
         try:
@@ -45,7 +45,7 @@ def lines():
 
 arguments = ["run", *sys.argv[4:], "--results", str(results)]
 for kill in range(int(sys.argv[3])):
-    child = sitting(arguments)
+    child = attempt(arguments)
     wanted = lines() + rng.randint(0, 9)
     while lines() < wanted:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -62,7 +62,7 @@ for kill in range(int(sys.argv[3])):
     else:
         found.append([])
 print(json.dumps(found))
-_, status = os.waitpid(sitting(arguments), 0)
+_, status = os.waitpid(attempt(arguments), 0)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 
@@ -97,30 +97,30 @@ def test_ten_kills_lose_nothing_and_duplicate_nothing(spoken: Path, model: Path,
     assert len(lines) > 5 * KILLS
     for line in lines:  # what was on the disk at any kill is in the record as it was then
         of = measured[line["variant"], line["sample"]["round"], line["sample"]["clip"]]
-        assert {name: of[name] for name in ("wall_seconds", "text", "sitting")} == {
-            name: line["sample"][name] for name in ("wall_seconds", "text", "sitting")
+        assert {name: of[name] for name in ("wall_seconds", "text", "attempt")} == {
+            name: line["sample"][name] for name in ("wall_seconds", "text", "attempt")
         }
     assert sorted(entry["round"] for entry in run["rounds"]) == list(range(9))
-    assert [sitting["number"] for sitting in run["sittings"]] == list(range(len(run["sittings"])))
-    assert all(s["started_at"] <= s["finished_at"] and s["host"]["cpu"] for s in run["sittings"])
-    assert any(f"measured in {len(run['sittings'])} sittings" in warning for warning in run["warnings"])
+    assert [attempt["number"] for attempt in run["attempts"]] == list(range(len(run["attempts"])))
+    assert all(s["started_at"] <= s["finished_at"] and s["host"]["cpu"] for s in run["attempts"])
+    assert any(f"measured in {len(run['attempts'])} attempts" in warning for warning in run["warnings"])
     for row in run["results"]:
         assert row["wer"]["wer"] == 0
-        of_sitting = Counter(sample["sitting"] for sample in row["samples"])
-        (timed,) = {sample["sitting"] for sample in row["samples"] if sample["timed"]}
-        assert row["latency"]["count"] == of_sitting[timed] < len(row["samples"])
+        of_attempt = Counter(sample["attempt"] for sample in row["samples"])
+        (timed,) = {sample["attempt"] for sample in row["samples"] if sample["timed"]}
+        assert row["latency"]["count"] == of_attempt[timed] < len(row["samples"])
 
 
-def in_two_sittings(rounds_of_first: int = 3, rounds: int = 4) -> record.Run:
-    """A scored run whose first sitting measured at its pace and whose second one ten times as slow."""
+def in_two_attempts(rounds_of_first: int = 3, rounds: int = 4) -> record.Run:
+    """A scored run whose first attempt measured at its pace and whose second one ten times as slow."""
     run = make_run(rounds=rounds)
     facts = {"versions": run["versions"], "started_at": "2026", "finished_at": "2026"}
     slower = run["host"] | {"cpu": "Imaginary 1"}
-    run["sittings"] = [{"number": n, "host": host, **facts} for n, host in enumerate((run["host"], slower))]
+    run["attempts"] = [{"number": n, "host": host, **facts} for n, host in enumerate((run["host"], slower))]
     for row in run["results"]:
         for sample in row["samples"]:
-            sample["sitting"] = int(sample["round"] >= rounds_of_first)
-            if sample["sitting"]:
+            sample["attempt"] = int(sample["round"] >= rounds_of_first)
+            if sample["attempt"]:
                 sample["wall_seconds"] *= 10
     timed_samples.settle(run)
     score.score(run, replicates=100)
@@ -130,41 +130,41 @@ def in_two_sittings(rounds_of_first: int = 3, rounds: int = 4) -> record.Run:
 
 
 @pytest.mark.parametrize(("rounds_of_first", "timed", "calls"), [(3, 0, 3 * 6), (1, 1, 3 * 6)])
-def test_speed_is_of_the_sitting_with_most_rounds(rounds_of_first: int, timed: int, calls: int) -> None:
-    run = in_two_sittings(rounds_of_first)
+def test_speed_is_of_the_attempt_with_most_rounds(rounds_of_first: int, timed: int, calls: int) -> None:
+    run = in_two_attempts(rounds_of_first)
     alone = make_run(rounds=4)
     for row in run["results"]:
-        walls = [s["wall_seconds"] for s in row["samples"] if s["sitting"] == timed]
+        walls = [s["wall_seconds"] for s in row["samples"] if s["attempt"] == timed]
         assert row["latency"]["count"] == len(walls) == calls
         assert row["rtfx"]["wall_seconds"] == pytest.approx(sum(walls))
         assert row["latency"]["min_seconds"] == min(walls)
     assert run["host"]["cpu"] == ("Imaginary 9000", "Imaginary 1")[timed]
     assert result_of(run, REFERENCE)["wer"]["clips"] == len(alone["clips"])
     said = " ".join(run["warnings"])
-    assert f"come from sitting {timed + 1} alone (3 of 4 rounds)" in said
-    assert "changed between sitting 1 and sitting 2: cpu Imaginary 9000 then, Imaginary 1 now" in said
+    assert f"come from attempt {timed + 1} alone (3 of 4 rounds)" in said
+    assert "changed between attempt 1 and attempt 2: cpu Imaginary 9000 then, Imaginary 1 now" in said
 
 
 def test_reports_divide_no_mixed_times() -> None:
     from asrgate.harness.report import tables
     from asrgate.harness.scoring import slices
 
-    run = in_two_sittings()
+    run = in_two_attempts()
     (row,) = (r for r in slices.rows(run, ["lang"]) if r["variant"] == REFERENCE)
     assert row["rtfx"] == pytest.approx(result_of(run, REFERENCE)["rtfx"]["rtfx"])
     header, *lines = tables.samples(run).splitlines()
-    places = [header.split(",").index(name) for name in ("round", "sitting", "timed")]
+    places = [header.split(",").index(name) for name in ("round", "attempt", "timed")]
     found = {tuple(line.split(",")[place] for place in places) for line in lines}
     assert found == {("0", "0", "True"), ("1", "0", "True"), ("2", "0", "True"), ("3", "1", "False")}
 
 
-def test_a_row_without_a_whole_round_in_the_timed_sitting_is_not_ranked() -> None:
-    run = in_two_sittings()
+def test_a_row_without_a_whole_round_in_the_timed_attempt_is_not_ranked() -> None:
+    run = in_two_attempts()
     row = result_of(run, VARIANTS[1])
     assert row["gate"]["ranked"] or "whole round" not in " ".join(row["gate"]["reasons"])
     for sample in row["samples"]:
         if sample["clip"] == run["clips"][0]["name"]:
-            sample["sitting"] = 1
+            sample["attempt"] = 1
     run["warnings"] = []
     timed_samples.settle(run)
     score.score(run, replicates=100)
@@ -217,9 +217,9 @@ def test_a_torn_last_line_is_measured_again(cut_off: Path) -> None:
     assert resumed(str(cut_off), "--quiet") == 0
     samples = samples_of(cut_off)
     assert len(samples) == 2 * 3 * 5
-    assert Counter(sample["sitting"] for sample in samples) == {0: 19, 1: 11}
+    assert Counter(sample["attempt"] for sample in samples) == {0: 19, 1: 11}
     report = (cut_off / "report.md").read_text()
-    assert "measured in 2 sittings" in report
+    assert "measured in 2 attempts" in report
 
 
 def test_what_a_power_cut_leaves_of_a_file_is_tolerated_at_its_end_only(cut_off: Path) -> None:

@@ -20,7 +20,8 @@ from asrgate.harness.regression import preconditions
 from asrgate.harness.regression.compare import NotComparable, compare
 from asrgate.harness.regression.verdict import Limits
 from asrgate.harness.report.race import RaceError, race
-from asrgate.harness.scenarios import offline_figures, registry
+from asrgate.harness.scenarios import offline
+from asrgate.harness.scenarios.batches import BatchVariant, batches
 
 CHEATS = {  # name -> what the row of its batches must say
     "batch-loses-words": r"of the reference's number of words",
@@ -130,7 +131,7 @@ def test_there_is_no_race_on_a_clip(run: dict[str, Any]) -> None:
 
 def test_batches_hold_one_language_and_no_long_clip() -> None:
     clips = [clip("a", 3), clip("b", 9, "de"), clip("long", 31), clip("c", 5), clip("d", 4), clip("e", 30)]
-    found = registry.batches(clips, registry.BatchVariant("x", "cpu", "float32", 2, True))
+    found = batches(clips, BatchVariant("x", "cpu", "float32", 2, True))
     assert [([c.name for c in batch.clips], batch.together) for batch in found] == [
         (["e", "c"], True),
         (["d", "a"], True),
@@ -141,7 +142,7 @@ def test_batches_hold_one_language_and_no_long_clip() -> None:
 
 def test_single_streams_keep_the_order_of_the_clips() -> None:
     clips = [clip("a", 3), clip("long", 31), clip("b", 9, "de")]
-    found = registry.batches(clips, Variant("x", "cpu", "float32"))
+    found = batches(clips, Variant("x", "cpu", "float32"))
     assert [(batch.clips[0].name, batch.together) for batch in found] == [
         ("a", False),
         ("long", False),
@@ -151,7 +152,7 @@ def test_single_streams_keep_the_order_of_the_clips() -> None:
 
 def test_the_reference_is_measured_alone_whatever_sizes_are_asked_for() -> None:
     asked = [Variant("batches", "cpu", "float32"), Variant("honest", "cpu", "float32")]
-    names = [str(v) for v in registry.variants(asked, "offline", (4,), "batches@cpu/float32")]
+    names = [str(v) for v in offline.Offline((4,)).variants(asked, "batches@cpu/float32")]
     assert names == ["batches@cpu/float32", "batches@cpu/float32 batch 4", "honest@cpu/float32"]
 
 
@@ -164,16 +165,16 @@ def test_a_round_that_lacks_a_clip_does_not_count() -> None:
         {"clip": c, "round": r, "wall_seconds": 1.0, "token_count": None}
         for c, r in (("a", 0), ("b", 0), ("a", 1))
     ]
-    found = offline_figures.speed(run, samples)
+    found = offline.Offline().speed(run, samples)
     assert found is not None
     assert (found["rtfx"], found["wall_seconds"], found["interval"]) == (10.0, 2.0, None)
-    assert offline_figures.speed(run, samples[2:]) is None
+    assert offline.Offline().speed(run, samples[2:]) is None
 
 
 @pytest.mark.parametrize("text", ["0", "", "1,,2", "-4", "2.5", "x", "99999"])
 def test_impossible_batch_sizes_are_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="whole numbers from 1"):
-        registry.batch_sizes(text)
+        offline.batch_sizes(text)
 
 
 def test_batch_sizes_need_the_offline_scenario(asrgate: Callable[..., int], capsys: Any) -> None:

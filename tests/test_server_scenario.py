@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from asrgate.harness.regression.compare import NotComparable, compare
 from asrgate.harness.regression.verdict import Limits
 from asrgate.harness.report import columns, context, history, rows
 from asrgate.harness.report.race import RaceError, race
-from asrgate.harness.scenarios import server_figures, server_options
-from asrgate.harness.scenarios.server import Server, largest_queue
-from asrgate.harness.scoring import gate, ranking, score
+from asrgate.harness.scenarios import registry, server_requests
+from asrgate.harness.scenarios.scenario import Answered, Load, ScenarioError
+from asrgate.harness.scenarios.server_sessions import ServerGenerator, largest_queue
+from asrgate.harness.scoring import gate, score
 
 REQUESTS, RATE = 15, 12.0
 CHEATS = {  # name -> what its row must say
@@ -60,11 +61,17 @@ class FakeWorker:
         return 0.0
 
 
-def held_by(worker: FakeWorker, terms: Any) -> Server:
+def held_by(worker: FakeWorker, terms: Any) -> ServerGenerator:
     audio = dict.fromkeys(("c0", "c1"), np.zeros(16, np.float32))
-    return Server(
-        terms, clips(3.0, 4.0), audio, 0, lambda *_: None, clock=lambda: worker.clock, sleep=worker.sleep
-    )
+    load = Load(clips(3.0, 4.0), audio, rounds=1, seed=0, stage=lambda *_: None)
+    return ServerGenerator(terms, load, clock=lambda: worker.clock, sleep=worker.sleep)
+
+
+def requests_of(worker: FakeWorker, terms: Any, sessions: list[dict[str, Any]]) -> Iterator[Answered]:
+    """Hold the sessions of one round; their entries of the record are added to `sessions`."""
+    generator: Any = held_by(worker, terms)
+    found: Iterator[Answered] = generator.measure(worker, 0, lambda _: False, {"sessions": sessions})
+    return found
 
 
 # --- one session
@@ -73,19 +80,19 @@ def held_by(worker: FakeWorker, terms: Any) -> Server:
 def session(
     monkeypatch: pytest.MonkeyPatch, due: list[float], worker: FakeWorker, limit: float = 300.0
 ) -> list[Any]:
-    monkeypatch.setattr("asrgate.harness.scenarios.server.arrivals", lambda *_: due)
-    monkeypatch.setattr("asrgate.harness.scenarios.server.drawn", lambda *_: [0] * len(due))
-    terms = server_options.Terms(1.0, None, len(due), limit)
-    return list(held_by(worker, terms).measure(worker, 0, lambda _: None))  # type: ignore[arg-type]
+    monkeypatch.setattr("asrgate.harness.scenarios.server_sessions.arrivals", lambda *_: due)
+    monkeypatch.setattr("asrgate.harness.scenarios.server_sessions.drawn", lambda *_: [0] * len(due))
+    terms = server_requests.Terms(1.0, None, len(due), limit)
+    return list(requests_of(worker, terms, []))
 
 
 def test_a_request_waits_for_the_one_before_and_its_waiting_is_on_the_clock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = session(monkeypatch, [1.0, 1.5, 9.0], FakeWorker(2.0, 1.0, 0.5))
-    assert [r.timing["start_seconds"] for r in found] == pytest.approx([1.0, 3.0, 9.0])
-    assert [r.timing["finish_seconds"] for r in found] == pytest.approx([3.0, 4.0, 9.5])
-    assert [r.timing["arrival_seconds"] for r in found] == [1.0, 1.5, 9.0]
+    assert [r.fields["start_seconds"] for r in found] == pytest.approx([1.0, 3.0, 9.0])
+    assert [r.fields["finish_seconds"] for r in found] == pytest.approx([3.0, 4.0, 9.5])
+    assert [r.fields["arrival_seconds"] for r in found] == [1.0, 1.5, 9.0]
     assert [r.answer["text"] for r in found] == [f"answering request {n}" for n in (1, 2, 3)]
 
 
@@ -98,7 +105,7 @@ def test_late_work_is_looked_for_only_where_there_is_time(monkeypatch: pytest.Mo
 
 def test_nothing_is_begun_after_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     found = session(monkeypatch, [0.0] * 5, FakeWorker(1.0), limit=2.5)
-    assert [r.timing["request"] for r in found] == [0, 1, 2]
+    assert [r.fields["request"] for r in found] == [0, 1, 2]
 
 
 # --- what is asked
@@ -108,27 +115,27 @@ def clips(*seconds: float) -> list[Clip]:
     return [Clip(f"c{n}", Path(f"c{n}.wav"), s, "0" * 64, "en", None, {}) for n, s in enumerate(seconds)]
 
 
-def asked(**changes: Any) -> server_options.Terms:
+def asked(**changes: Any) -> server_requests.Terms:
     given = {"rate": 2.0, "find_max_rate": False, "p99": None, "requests": None, "limit_seconds": None}
-    return server_options.terms(**{**given, "clips": clips(3.0, 4.0), "rounds": 1, **changes})
+    return server_requests.terms(**{**given, "clips": clips(3.0, 4.0), "rounds": 1, **changes})
 
 
 def test_arrivals_are_poisson_of_the_rate_asked_for_and_seeded() -> None:
-    found = np.array(server_options.arrivals(4000, 5.0, seed=3))
+    found = np.array(server_requests.arrivals(4000, 5.0, seed=3))
     gaps = np.diff(found)
     assert 4000 / found[-1] == pytest.approx(5.0, rel=0.01)
     assert np.mean(gaps) == pytest.approx(np.std(gaps), rel=0.06), "of exponential gaps both are the same"
-    assert found.tolist() == server_options.arrivals(4000, 5.0, seed=3)
-    assert found.tolist() != server_options.arrivals(4000, 5.0, seed=4)
-    doubled = server_options.arrivals(4000, 10.0, seed=3)
+    assert found.tolist() == server_requests.arrivals(4000, 5.0, seed=3)
+    assert found.tolist() != server_requests.arrivals(4000, 5.0, seed=4)
+    doubled = server_requests.arrivals(4000, 10.0, seed=3)
     assert doubled == pytest.approx(found / 2), "one seed, another rate: the same arrivals, nearer together"
 
 
 def test_each_clip_is_asked_for_before_any_is_asked_for_again() -> None:
-    order = server_options.drawn(7, 50, seed=0)
+    order = server_requests.drawn(7, 50, seed=0)
     assert sorted(order[:7]) == list(range(7))
     assert len(order) == 50 and set(order[7:]) <= set(range(7))
-    assert order != server_options.drawn(7, 50, seed=1)
+    assert order != server_requests.drawn(7, 50, seed=1)
 
 
 def test_there_are_enough_requests_for_a_99th_percentile_and_for_every_clip() -> None:
@@ -150,7 +157,7 @@ def test_there_are_enough_requests_for_a_99th_percentile_and_for_every_clip() ->
     ],
 )
 def test_contradictions_are_one_clear_error(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(server_options.ServerError, match=message):
+    with pytest.raises(ScenarioError, match=message):
         asked(**changes)
 
 
@@ -177,7 +184,7 @@ def search(
     terms = asked(rate=None, find_max_rate=True, p99=p99, limit_seconds=limit_seconds)
     worker = FakeWorker(service_seconds, error=error)
     sessions: list[dict[str, Any]] = []
-    requests = list(held_by(worker, terms).measure(worker, 0, sessions.append))  # type: ignore[arg-type]
+    requests = list(requests_of(worker, terms, sessions))
     assert len(requests) == 100
     return sessions
 
@@ -222,7 +229,7 @@ def test_a_session_that_runs_out_of_time_says_so_and_has_asked_for_every_clip() 
     terms = asked(rate=10.0, limit_seconds=12.0)
     worker = FakeWorker(0.5)
     sessions: list[dict[str, Any]] = []
-    requests = list(held_by(worker, terms).measure(worker, 0, sessions.append))  # type: ignore[arg-type]
+    requests = list(requests_of(worker, terms, sessions))
     assert {request.clip.name for request in requests[:2]} == {"c0", "c1"}
     (held,) = sessions
     assert held["is_cut_off"] and held["is_kept"] and held["answered"] == len(requests) == 24
@@ -232,7 +239,7 @@ def test_a_session_that_runs_out_of_time_says_so_and_has_asked_for_every_clip() 
 def test_a_session_that_something_ended_is_none() -> None:
     worker = FakeWorker(0.1)
     sessions: list[dict[str, Any]] = []
-    requests = held_by(worker, asked()).measure(worker, 0, sessions.append)  # type: ignore[arg-type]
+    requests = requests_of(worker, asked(), sessions)
     next(requests)
     requests.close()  # type: ignore[attr-defined]
     assert sessions == []
@@ -264,7 +271,7 @@ def server_run(service_seconds: dict[str, float], rate: float | None = 5.0, p99:
     )
     for result in run["results"]:
         seconds = service_seconds[result["variant"]]
-        arrivals = server_options.arrivals(40, rate or 5.0, 0)
+        arrivals = server_requests.arrivals(40, rate or 5.0, 0)
         served = in_turn(arrivals, seconds)
         firsts = {sample["clip"]: sample for sample in result["samples"]}
         result["samples"] = [
@@ -323,7 +330,7 @@ def test_the_rank_is_by_p99_latency_at_a_rate_and_by_the_rate_where_it_is_search
     run = server_run({REFERENCE: 0.15, OTHER: 0.05})
     assert result_of(run, OTHER)["gate"]["rank"] == 1
     assert result_of(run, REFERENCE)["gate"]["rank"] == 2
-    assert ranking.order(run).by == "p99 latency"
+    assert registry.of(run).order.by == "p99 latency"
     for result, found in zip(run["results"], (9.0, 7.0), strict=True):
         result["server"]["max_rate_per_second"] = found
     run["settings"]["server"].update(rate_per_second=None, p99_seconds=5.0)
@@ -340,7 +347,7 @@ def test_an_overloaded_row_is_not_ranked_and_as_reference_is_sound_all_the_same(
     assert fast["gate"]["ranked"], fast["gate"]["reasons"]
     cut = slow["sessions"][0]
     cut.update(is_cut_off=True, answered=30)
-    assert list(server_figures.faults(run, slow)) == [
+    assert list(registry.of(run).faults(slow)) == [
         "overloaded at 5 requests/s: 10 of 40 were not started within 60 s"
     ]
 
@@ -398,9 +405,7 @@ def test_latency_columns_say_whose_latency_it_is() -> None:
     assert "queue" in shown and "max req/s" not in shown and "speed-up" not in shown
     times = [c.heading for c in columns.shown(columns.TIMES, built)]
     assert "p99 s" not in times, "the 99th percentile of a call is another figure"
-    assert "5 requests/s" in context.told_scenario(run) and "ranked by p99 latency" in context.told_scenario(
-        run
-    )
+    assert "5 requests/s" in context.scenario(run) and "ranked by p99 latency" in context.scenario(run)
 
 
 # --- a whole run with fake engines

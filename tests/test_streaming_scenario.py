@@ -21,9 +21,10 @@ from asrgate.harness.regression import preconditions
 from asrgate.harness.regression.compare import NotComparable, compare
 from asrgate.harness.regression.verdict import Limits
 from asrgate.harness.report import columns, context, rows
-from asrgate.harness.scenarios import streaming
-from asrgate.harness.scenarios.streaming import StreamingError, unstable_words
-from asrgate.harness.scoring import gate, ranking, score
+from asrgate.harness.scenarios import registry
+from asrgate.harness.scenarios.scenario import ScenarioError
+from asrgate.harness.scenarios.streaming import Streaming, unstable_words
+from asrgate.harness.scoring import gate, score
 from asrgate.harness.worker.child import _finished
 from asrgate.harness.worker.messages import MessageError
 from asrgate.harness.worker.spoken import MOST_PARTIALS, Spoken
@@ -216,8 +217,8 @@ def test_a_word_is_unstable_if_the_next_text_takes_it_back(said: list[str], expe
 
 @pytest.mark.parametrize("asked", [0.001, 31.0])
 def test_impossible_chunks_are_one_clear_error(asked: float) -> None:
-    with pytest.raises(StreamingError, match=r"must be between 0\.01 and 30"):
-        streaming.chunk_seconds(asked)
+    with pytest.raises(ScenarioError, match=r"must be between 0\.01 and 30"):
+        Streaming(asked)
 
 
 def test_chunks_need_the_scenario(asrgate: Callable[..., int], capsys: Any) -> None:
@@ -277,7 +278,7 @@ def test_the_rank_is_by_final_latency() -> None:
     run = streaming_run({REFERENCE: 0.5, OTHER: 0.2})
     assert [row["variant"] for row in rows(run)] == [OTHER, REFERENCE]
     assert [row["rank"] for row in rows(run)] == [1, 2]
-    assert "median final latency" in ranking.order(run).by in context.told_scenario(run)
+    assert "median final latency" in registry.of(run).order.by in context.scenario(run)
     headings = [c.heading for c in columns.shown(columns.FIGURES, rows(run))]
     assert {"final s", "first text s", "UPWR", "streams"} <= set(headings)
     assert not {"RTFx", "speed-up", "median s", "req/s"} & set(headings)

@@ -39,8 +39,8 @@ def path_of(folder: Path, run: Run) -> Path:
     if not isinstance(host_class, str) or not host_class:
         raise BaselineError(f"run {run['run_id']} does not say on which kind of host it was measured")
     name = _file_name(run["checkpoint"]["name"])
-    if registry.of(run) != registry.SINGLE_STREAM:
-        name = f"{name}.{registry.of(run)}"  # a scenario, like a model, has its own baseline
+    if not registry.is_default(run):
+        name = f"{name}.{registry.of(run).name}"  # a scenario, like a model, has its own baseline
     return folder / _file_name(host_class) / f"{name}.json"
 
 
@@ -73,10 +73,10 @@ def save(folder: Path, run: Run, texts: bool = False) -> Path:
     """
     if not run["complete"]:
         raise BaselineError(f"run {run['run_id']} is not complete; measure again and save the new run")
-    if registry.of(run) in (registry.SERVER, registry.STREAMING):
+    if not registry.of(run).has_rounds:
         raise BaselineError(
-            f"run {run['run_id']} used the scenario {registry.of(run)}, which `asrgate compare` does not "
-            "judge; save a single-stream or offline run"
+            f"run {run['run_id']} used the scenario {registry.of(run).name}, which `asrgate compare` does "
+            "not judge; save a single-stream or offline run"
         )
     if not any(result["status"] == "ok" for result in run["results"]):
         raise BaselineError(

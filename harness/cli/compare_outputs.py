@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from asrgate.harness import record
+from asrgate.harness.argument_types import positive
 from asrgate.harness.cli import run_options
 from asrgate.harness.diagnose import transcripts_report
 from asrgate.harness.diagnose.margins import with_margins
@@ -57,7 +58,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=run_options.positive,
+        type=positive,
         default=600.0,
         metavar="S",
         help="for --margins: seconds that loading, or one clip, may take (default 600)",

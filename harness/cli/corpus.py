@@ -16,7 +16,7 @@ from rich.text import Text
 
 from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
 from asrgate.harness import corpus
-from asrgate.harness.cli.run_options import at_least
+from asrgate.harness.argument_types import at_least
 from asrgate.harness.corpus import check, export, hallucination_clips, importers
 from asrgate.harness.corpus import manifests as sources
 from asrgate.harness.corpus.fields import LENGTH, value_of

@@ -33,7 +33,7 @@ from asrgate.backends.base import (
 from asrgate.backends.checkpoints import catalog
 from asrgate.backends.inspection.encoder_trace import LOG_MEL, require_trace
 from asrgate.harness import corpus, record
-from asrgate.harness.cli import run_options
+from asrgate.harness.argument_types import at_least, positive
 from asrgate.harness.corpus.clips import BUNDLED_MANIFEST, Clip
 from asrgate.harness.corpus.manifests import read_manifest
 from asrgate.harness.diagnose.layers import (
@@ -101,24 +101,24 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--model", metavar="NAME|PATH", help="as `asrgate run` takes it")
     parser.add_argument(
         "--tolerance",
-        type=run_options.positive,
+        type=positive,
         metavar="X",
         help="allowed relative error of a layer "
         f"(default {', '.join(f'{x:g} in {p}' for p, x in LAYER_TOLERANCES.items())})",
     )
     parser.add_argument(
         "--log-mel-tolerance",
-        type=run_options.positive,
+        type=positive,
         metavar="X",
         help="allowed absolute error of the log-mel spectrogram "
         f"(default {', '.join(f'{x:g} in {p}' for p, x in LOG_MEL_TOLERANCES.items())})",
     )
     parser.add_argument(
-        "--threads", type=run_options.at_least(1), metavar="N", help="default: the number of physical cores"
+        "--threads", type=at_least(1), metavar="N", help="default: the number of physical cores"
     )
     parser.add_argument(
         "--timeout",
-        type=run_options.positive,
+        type=positive,
         default=600.0,
         metavar="S",
         help="seconds that loading, or one clip, may take (default 600)",

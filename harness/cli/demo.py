@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from asrgate.harness import record
+from asrgate.harness.argument_types import at_least, positive
 from asrgate.harness.cli import run as run_command
 from asrgate.harness.cli import run_options
 from asrgate.harness.corpus.clips import BUNDLED_MANIFEST
@@ -39,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--speed",
-        type=run_options.positive,
+        type=positive,
         default=1.0,
         metavar="X",
         help="play at X times the true speed (default 1)",
@@ -47,9 +48,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--backends", metavar="A,B", help="as `asrgate run` takes them; default: all")
     parser.add_argument("--model", metavar="NAME|PATH", help="as `asrgate run` takes it")
     parser.add_argument("--reference", metavar="VARIANT", help="the variant that the gate compares with")
-    parser.add_argument("--rounds", type=run_options.at_least(1), default=3, metavar="N", help="default 3")
+    parser.add_argument("--rounds", type=at_least(1), default=3, metavar="N", help="default 3")
     parser.add_argument(
-        "--threads", type=run_options.at_least(1), metavar="N", help="default: the number of physical cores"
+        "--threads", type=at_least(1), metavar="N", help="default: the number of physical cores"
     )
     parser.add_argument("--results", type=Path, default=run_options.RESULTS, metavar="FOLDER")
     parser.set_defaults(func=run)

@@ -84,7 +84,7 @@ def to_csv(found: Sequence[Series]) -> str:
             context.decoding(one.first),
             context.machine(one.first),
             one.first["scoring"]["normalizer"]["name"],
-            registry.conditions(one.first),
+            registry.of(one.first).conditions(),
         )
         for point in one.points:
             texts = (one.variant, point.run_id, point.started_at, one.metric)
@@ -107,8 +107,8 @@ def print_series(found: Sequence[Series], console: Console) -> None:
         facts = Table.grid(padding=(0, 2))
         for label in (context.model, context.audio, context.decoding, context.machine):
             facts.add_row(Text(label.__name__, style="dim"), _text(label(first), console))
-        if registry.of(first) != registry.SINGLE_STREAM:
-            facts.add_row(Text("scenario", style="dim"), _text(registry.conditions(first), console))
+        if not registry.is_default(first):
+            facts.add_row(Text("scenario", style="dim"), _text(registry.of(first).conditions(), console))
         console.print(facts)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("variant", overflow="fold")

@@ -34,8 +34,7 @@ from asrgate.harness.runner import journal, json_events, lock, progress, resume,
 from asrgate.harness.runner.cluster import connect
 from asrgate.harness.runner.plan import RAY, Plan, blank_record
 from asrgate.harness.runner.progress import Progress
-from asrgate.harness.scenarios import registry, server_options, streaming
-from asrgate.harness.scenarios.server_options import Terms
+from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import slices
 from asrgate.harness.worker import client
 
@@ -131,10 +130,11 @@ def measure(
 
 def _executor(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
     if arguments.executor == RAY:
-        if arguments.scenario != registry.SINGLE_STREAM:
+        if not registry.BUILTIN[arguments.scenario].is_distributable:
+            able = ", ".join(s.name for s in registry.BUILTIN.values() if s.is_distributable)
             raise RunError(
-                f"--executor ray measures only --scenario {registry.SINGLE_STREAM}; {arguments.scenario} "
-                "runs on one machine: use --executor local"
+                f"--executor ray measures only --scenario {able}; {arguments.scenario} runs on one machine: "
+                "use --executor local"
             )
         return connect.connected(arguments.ray_address, arguments.workers, arguments.threads)
     for name, value in (("--ray-address", arguments.ray_address), ("--workers", arguments.workers)):
@@ -172,11 +172,11 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         beam_size=arguments.beam_size,
         threads=arguments.threads or client.default_threads(),
     )
-    rounds = arguments.rounds or registry.ROUNDS[arguments.scenario]
-    is_offline = arguments.scenario == registry.OFFLINE
-    batch_sizes = (arguments.batch_sizes or registry.BATCH_SIZES) if is_offline else ()
+    kind = registry.BUILTIN[arguments.scenario]
+    rounds = arguments.rounds or kind.default_rounds
+    scenario = kind.from_arguments(arguments, clips, rounds)
     return Plan(
-        variants=registry.variants(variants, arguments.scenario, batch_sizes, arguments.reference),
+        variants=scenario.variants(variants, arguments.reference),
         unavailable=unavailable,
         checkpoint=model,
         settings=settings,
@@ -195,12 +195,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         slices=arguments.slices,
         sample=arguments.sample,
         augment=arguments.augment,
-        scenario=arguments.scenario,
-        batch_sizes=batch_sizes,
-        server=_server_terms(arguments, clips, rounds),
-        chunk_seconds=streaming.chunk_seconds(arguments.chunk_seconds)
-        if arguments.scenario == registry.STREAMING
-        else None,
+        scenario=scenario,
         executor=arguments.executor,
         most_workers=arguments.workers,
         denied=_denied(arguments, clips),
@@ -221,20 +216,6 @@ def _denied(arguments: argparse.Namespace, clips: Sequence[Clip]) -> list[Path]:
     found += files
     found += [text for path in files if (text := path.with_suffix(".txt")).exists()]
     return list(dict.fromkeys(found))
-
-
-def _server_terms(arguments: argparse.Namespace, clips: list[Clip], rounds: int) -> Terms | None:
-    if arguments.scenario != registry.SERVER:
-        return None
-    return server_options.terms(
-        rate=arguments.rate,
-        find_max_rate=arguments.find_max_rate,
-        p99=arguments.p99,
-        requests=arguments.server_requests,
-        limit_seconds=arguments.server_seconds,
-        clips=clips,
-        rounds=rounds,
-    )
 
 
 def _variants(arguments: argparse.Namespace) -> tuple[list[Variant], list[tuple[Variant, str, str | None]]]:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from asrgate.harness.argument_types import at_least, positive
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.runner.plan import LOCAL, RAY
-from asrgate.harness.scenarios import registry, server_options, streaming
+from asrgate.harness.scenarios import registry
 
 REFERENCE = "whisper-cpu@cpu/float32"
 RESULTS = Path("results")
@@ -25,7 +26,8 @@ def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> Non
         description="Measure backends on the same audio, weights and decoding; rank those that are right.",
     )
     _add_what(parser)
-    _add_scenarios(parser)
+    for scenario in registry.BUILTIN.values():
+        scenario.add_options(parser)
     _add_decoding(parser)
     _add_measuring(parser)
     _add_output(parser)
@@ -88,8 +90,8 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--scenario",
-        choices=registry.NAMES,
-        default=registry.SINGLE_STREAM,
+        choices=list(registry.BUILTIN),
+        default=registry.DEFAULT.name,
         help="how clips are handed over, see docs/measuring.md (default single-stream)",
     )
     what.add_argument(
@@ -120,44 +122,6 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         "--no-reference",
         action="store_true",
         help="do not add the reference backend; no row is ranked then",
-    )
-
-
-def _add_scenarios(parser: argparse.ArgumentParser) -> None:
-    """Add the options that belong to a single scenario; registry.OPTIONS says which."""
-    offline = parser.add_argument_group("--scenario offline: all clips at once, for throughput")
-    offline.add_argument(
-        "--batch-sizes",
-        type=registry.batch_sizes,
-        metavar="1,4,8",
-        help="clips per call; each size is a separate row (default 1,4,8)",
-    )
-    server = parser.add_argument_group(
-        "--scenario server: requests arrive at random (Poisson), and latency includes their waiting"
-    )
-    server.add_argument("--rate", type=positive, metavar="R", help="requests per second")
-    server.add_argument("--find-max-rate", action="store_true", help="find the highest rate that meets --p99")
-    server.add_argument(
-        "--p99", type=positive, metavar="S", help="99 of 100 requests must be answered within S seconds"
-    )
-    server.add_argument(
-        "--server-requests",
-        type=at_least(1),
-        metavar="N",
-        help=f"requests per session (default {server_options.REQUESTS}, or each clip once if there are more)",
-    )
-    server.add_argument(
-        "--server-seconds",
-        type=positive,
-        metavar="S",
-        help=f"a session starts no request after S seconds (default {server_options.LIMIT_SECONDS:g})",
-    )
-    fed = parser.add_argument_group("--scenario streaming: clips are fed in real time")
-    fed.add_argument(
-        "--chunk-seconds",
-        type=positive,
-        metavar="S",
-        help=f"seconds of audio handed over at a time (default {streaming.CHUNK_SECONDS:g})",
     )
 
 
@@ -268,17 +232,6 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def at_least(least: int) -> Any:
-    """Return an argument type: an integer of at least `least`."""
-
-    def integer(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text}")
-        return int(text)
-
-    return integer
-
-
 def _field(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
@@ -292,15 +245,4 @@ def _wer(text: str) -> float:
         raise argparse.ArgumentTypeError(
             f"is a fraction, and {text} would let everything pass; did you mean {text}%?"
         )
-    return value
-
-
-def positive(text: str) -> float:
-    """Return the positive, finite number that an argument is."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number, not {text}")
     return value

@@ -29,7 +29,7 @@ def is_answered(sample: Sample) -> bool:
 
 
 def is_timed(sample: Sample) -> bool:
-    """Whether the sample's time counts: it was answered, and in the sitting used for speed and latency."""
+    """Whether the sample's time counts: it was answered, and in the attempt used for speed and latency."""
     return is_answered(sample) and sample["wall_seconds"] is not None and sample.get("timed", True)
 
 

@@ -60,10 +60,10 @@ def compare(base: Run, new: Run, limits: Limits, allow: Sequence[str] = ()) -> C
         NotComparable: they differ in something else, or have nothing in common.
     """
     for run in (base, new):
-        if registry.of(run) in (registry.SERVER, registry.STREAMING):
+        if not registry.of(run).has_rounds:
             raise NotComparable(
-                f"run {run['run_id']} used the scenario {registry.of(run)}: its latencies belong to whole "
-                "sessions, not to separate rounds, so nothing can be called a regression; "
+                f"run {run['run_id']} used the scenario {registry.of(run).name}: its latencies belong to "
+                "whole sessions, not to separate rounds, so nothing can be called a regression; "
                 "`asrgate history --metric latency` shows such runs side by side"
             )
     found = differences(base, new)

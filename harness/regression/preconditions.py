@@ -51,8 +51,9 @@ def _differences(base: Run, new: Run) -> Iterator[tuple[str, str]]:
             f"{len(base['clips'])} clips in BASE and {len(new['clips'])} in NEW; {same} of them have the "
             "same name, samples, language and reference text",
         )
-    if registry.conditions(base) != registry.conditions(new):
-        yield "scenario", f"{registry.conditions(base)} in BASE, {registry.conditions(new)} in NEW"
+    before, after = registry.of(base).conditions(), registry.of(new).conditions()
+    if before != after:
+        yield "scenario", f"{before} in BASE, {after} in NEW"
     asked = [
         run["settings"]["decoding"] | {k: run["settings"][k] for k in GATE_SETTINGS} for run in (base, new)
     ]

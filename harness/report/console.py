@@ -19,7 +19,6 @@ from asrgate.harness.report.columns import Column
 from asrgate.harness.report.parts import Part
 from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
 from asrgate.harness.scenarios import registry
-from asrgate.harness.scoring import ranking
 
 RULES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")  # below the heading and below the ranked rows
 SPARE = ("median s", "audio s", "version", "RTFx 95 % CI", "CER %", "WER 95 % CI", "clips")  # least first
@@ -37,7 +36,7 @@ def print_table(run: Run, console: Console) -> None:
     facts = context.describe(run)
     grid = Table.grid(padding=(0, 2))
     for label in BESIDE:
-        if label == "scenario" and registry.of(run) == registry.SINGLE_STREAM:
+        if label == "scenario" and registry.is_default(run):
             continue
         grid.add_row(Text(label, style="dim"), _text(facts[label], console))
     console.print(grid)
@@ -87,7 +86,7 @@ def _table(shown: Sequence[Column], measured: Sequence[Row], console: Console) -
 
 
 def _print_legend(shown: Sequence[Column], run: Run, console: Console) -> None:
-    told = [columns.rank(ranking.order(run).by), *shown[1:]]
+    told = [columns.rank(registry.of(run).order.by), *shown[1:]]
     legend = "; ".join(f"{c.heading}: {c.meaning}" for c in told if c is not columns.VARIANT)
     console.print(_text(f"{legend}.", console, "dim"))
     if not any(result["gate"]["ranked"] for result in run["results"]):

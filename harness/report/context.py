@@ -9,7 +9,6 @@ from asrgate.backends.base import Settings
 from asrgate.harness import record
 from asrgate.harness.record import Run
 from asrgate.harness.scenarios import registry
-from asrgate.harness.scoring import ranking
 
 SHORT_HASH = 12  # hex digits of a SHA-256 that are shown to readers
 
@@ -19,7 +18,7 @@ def describe(run: Run) -> dict[str, str]:
     settings = run["settings"]
     return {
         "model": model(run),
-        "scenario": told_scenario(run),
+        "scenario": scenario(run),
         "audio": audio(run),
         "decoding": decoding(run),
         "measured": f"{run['started_at']}, {_many(settings['rounds'], 'round')}, "
@@ -49,38 +48,9 @@ def model(run: Run) -> str:
     return f"{checkpoint['name']} ({what} {digest[:SHORT_HASH]}){note}"
 
 
-def told_scenario(run: Run) -> str:
-    """How the clips were handed over, and what RTFx then means."""
-    if registry.of(run) == registry.SERVER:
-        return _told_server(run)
-    if registry.of(run) == registry.STREAMING:
-        return (
-            f"{registry.STREAMING}: clips are fed in real time, in chunks of "
-            f"{run['settings']['chunk_seconds']:g} s; emulated: an engine without streaming transcribes all "
-            f"audio so far whenever it is free; ranked by {ranking.order(run).by}"
-        )
-    if registry.of(run) != registry.OFFLINE:
-        return f"{registry.of(run)}: one clip at a time"
-    sizes = ", ".join(map(str, run["settings"].get("batch_sizes", ())))
-    return (
-        f"{registry.OFFLINE}: all clips at once, in batches of {sizes}; RTFx is throughput, the median over "
-        "rounds; clips over 30 s one at a time"
-    )
-
-
-def _told_server(run: Run) -> str:
-    terms = run["settings"]["server"]
-    rate, limit = terms["rate_per_second"], terms["p99_seconds"]
-    asked = (
-        f"{rate:g} requests/s"
-        if rate is not None
-        else f"the highest rate at which 99 of 100 are answered within {limit:g} s"
-    )
-    return (
-        f"{registry.SERVER}: requests arrive at random (Poisson, seed {run['settings']['seed']}), {asked}, "
-        f"{terms['requests']} per session of at most {terms['limit_seconds']:g} s; one is answered at a "
-        f"time, latency counts from the arrival; ranked by {ranking.order(run).by}"
-    )
+def scenario(run: Run) -> str:
+    """How the clips were handed over, and what the figures then mean."""
+    return registry.of(run).describe(run)
 
 
 def audio(run: Run) -> str:
@@ -119,7 +89,7 @@ def machine(run: Run) -> str:
         alike = [entry for entry in run["hosts"] if entry.get("timed", True)]
         told += (
             f"; {_many(len(alike), 'such machine')} of a Ray cluster, "
-            f"{_many(sum(entry['places'] for entry in alike), 'engine')} at once"
+            f"{_many(sum(entry['actors'] for entry in alike), 'engine')} at once"
         )
     return told
 

@@ -10,7 +10,7 @@ from asrgate.harness.report import columns, context
 from asrgate.harness.report import parts as parts_of_run
 from asrgate.harness.report.columns import Column
 from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
-from asrgate.harness.scoring import ranking
+from asrgate.harness.scenarios import registry
 
 
 def render(run: Run) -> str:
@@ -89,7 +89,7 @@ def _warnings(run: Run) -> list[str]:
 
 
 def _legend(run: Run, measured: Sequence[Row]) -> str:
-    used = [columns.rank(ranking.order(run).by), columns.WER]
+    used = [columns.rank(registry.of(run).order.by), columns.WER]
     for group in (columns.FIGURES, columns.QUALITY, columns.TIMES):
         used += columns.shown(group, measured)
     return "\n".join(f"- **{markdown(c.heading)}**: {markdown(c.meaning)}" for c in used)

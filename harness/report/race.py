@@ -80,10 +80,10 @@ def race(run: Run, clip: str | None = None) -> Race:
     Raises:
         RaceError: the run has no such clip, or no clips.
     """
-    if not registry.times_clips(run):
+    if not registry.of(run).times_clips:
         raise RaceError(
-            f"run {run['run_id']} used the scenario {registry.of(run)}: its times are not those of single "
-            f"clips, so there is no race to show; choose a run of {registry.SINGLE_STREAM}"
+            f"run {run['run_id']} used the scenario {registry.of(run).name}: its times are not those of "
+            f"single clips, so there is no race to show; choose a run of {registry.DEFAULT.name}"
         )
     clips = {entry["name"]: entry for entry in run["clips"]}
     if not clips or (clip is not None and clip not in clips):

@@ -73,7 +73,7 @@ def update_between_markers(path: Path, text: str, name: str) -> None:
 
 
 def _context_line(run: Run, names_place: bool) -> str:
-    facts = [context.told_scenario(run)] if registry.of(run) != registry.SINGLE_STREAM else []
+    facts = [context.scenario(run)] if not registry.is_default(run) else []
     facts += [context.audio(run), context.decoding(run)]
     if names_place:
         facts = [context.model(run), *facts, context.machine(run)]

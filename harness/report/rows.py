@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from asrgate.harness.column import Row
 from asrgate.harness.record import Run
 from asrgate.harness.scenarios import registry
-from asrgate.harness.scoring import ranking
-
-Row = dict[str, Any]
+from asrgate.harness.scenarios.scenario import RTFX
 
 RANKED, UNRANKED, UNAVAILABLE = "ranked", "unranked", "unavailable"
 
@@ -23,7 +22,7 @@ def rows(run: Run) -> list[Row]:
     """
     built = [_row(run, result) for result in run["results"]]
     reference = next((r for r in built if r["variant"] == run["settings"]["reference"]), None)
-    by_rtfx = ranking.order(run).by == "RTFx"
+    by_rtfx = registry.of(run).order == RTFX
     for row in built:
         if by_rtfx and reference is not None and row["group"] == reference["group"] == RANKED:
             row["speedup"] = row["rtfx"] / reference["rtfx"]
@@ -40,10 +39,7 @@ def _row(run: Run, result: dict[str, Any]) -> Row:
         "backend": result["backend"],
         "device": result["device"],
         "precision": result["precision"],
-        "batch_size": result.get("batch_size"),
-        "takes_batches": result.get("takes_batches"),
-        "scenario": registry.of(run),
-        "is_emulated": result.get("is_emulated"),
+        "scenario": registry.of(run).name,
         "status": result["status"],
         "reason": _reason(group, result),
         "remedy": result["remedy"],
@@ -51,8 +47,7 @@ def _row(run: Run, result: dict[str, Any]) -> Row:
         **_versus(result),
         **_speed(result),
         **_latency(result),
-        **_server(result),
-        **_streaming(result),
+        **_of_scenarios(result),
         **result["load"],
         **_resources(result),
     }
@@ -61,7 +56,7 @@ def _row(run: Run, result: dict[str, Any]) -> Row:
 def _group(run: Run, result: dict[str, Any]) -> str:
     if result["status"] == "unavailable":
         return UNAVAILABLE
-    has_figure = ranking.order(run).figure(result) is not None
+    has_figure = registry.of(run).order.figure(result) is not None
     has_both = (result["wer"] or {}).get("wer") is not None and has_figure
     judged = result["gate"]["ranked"] and result["gate"]["rank"] is not None
     return RANKED if result["status"] == "ok" and judged and has_both else UNRANKED
@@ -143,26 +138,14 @@ def _latency(result: dict[str, Any]) -> Row:
     }
 
 
-def _server(result: dict[str, Any]) -> Row:
-    server = result.get("server") or {}
-    return {
-        name: server.get(name)
-        for name in (
-            *("rate_per_second", "max_rate_per_second", "achieved_per_second", "utilisation"),
-            *("largest_queue", "is_overloaded"),
-        )
-    }
-
-
-def _streaming(result: dict[str, Any]) -> Row:
-    streaming = result.get("streaming") or {}
-    return {
-        name: streaming.get(name)
-        for name in (
-            *("first_text_median_seconds", "first_text_p90_seconds", "unstable_partial_word_ratio"),
-            *("partials", "busy_fraction"),
-        )
-    }
+def _of_scenarios(result: dict[str, Any]) -> Row:
+    """Return the figures of all scenarios, so that every run has the same columns."""
+    found: Row = {}
+    for scenario in registry.BUILTIN.values():
+        part, names = scenario.figures
+        found |= {name: result.get(name) for name in scenario.row_fields}
+        found |= {name: (result.get(part) or {}).get(name) for name in names}
+    return found
 
 
 def _resources(result: dict[str, Any]) -> Row:

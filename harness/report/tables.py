@@ -25,7 +25,7 @@ SAMPLE_COLUMNS = (
     "text_sha256",
     "text",
 )
-BESIDE = (*registry.SERVER_FIELDS, *registry.STREAM_FIELDS)
+OF_SCENARIOS = [name for scenario in registry.BUILTIN.values() for name in scenario.sample_fields]
 STAGES = ("log_mel", "encode", "decode")
 
 
@@ -54,18 +54,17 @@ def samples(run: Run) -> str:
                 "variant": result["variant"],
                 "round": sample["round"],
                 "clip": sample["clip"],
-                "sitting": sample.get("sitting", 0),
+                "attempt": sample.get("attempt", 0),
                 "timed": sample.get("timed", True),
                 "host": sample.get("host"),
                 "batch_size": result.get("batch_size"),
-                "batch": sample.get("batch"),
-                **{name: sample.get(name) for name in BESIDE},
+                **{name: sample.get(name) for name in OF_SCENARIOS},
                 "audio_seconds": clips[sample["clip"]]["audio_seconds"],
                 **{name: sample[name] for name in SAMPLE_COLUMNS},
             }
             lines.append(line | {f"{s}_seconds": sample["stage_seconds"].get(s) for s in STAGES})
-    fixed = ["variant", "round", "clip", "sitting", "timed", "host", "batch_size", "batch"]
-    fixed += [*BESIDE, "audio_seconds"]
+    fixed = ["variant", "round", "clip", "attempt", "timed", "host", "batch_size"]
+    fixed += [*OF_SCENARIOS, "audio_seconds"]
     return _write([*fixed, *(f"{stage}_seconds" for stage in STAGES), *SAMPLE_COLUMNS], lines)
 
 

@@ -4,8 +4,8 @@
 there. It is only ever appended to. Lines are JSON objects with `at`, when they were written, and one of:
 
     {"plan": {...}, "run_id", "started_at", "argv"}     the first line: what a resumed run must repeat
-    {"sitting": {"host", "versions"}}                   a process began to measure
-    {"sample": {...}, "variant"}                        as in the record, with the number of its sitting
+    {"attempt": {"host", "versions"}}                   a process began to measure
+    {"sample": {...}, "variant"}                        as in the record, with the number of its attempt
     {"round": {...}}                                    as in the record
     {"failure": {"status", "error", "remedy"}, "variant"}   the variant is out of the run
     {"host": {...}}                             of a cluster, as in the record; a later line replaces it
@@ -14,7 +14,7 @@ there. It is only ever appended to. Lines are JSON objects with `at`, when they 
 A line is handed to the system before the next call, so a kill or a crash of the process loses none. It
 reaches the disk with the first line written a second after the last sync (`SYNC_SECONDS`), and at the end of
 its round: a sync takes milliseconds, too many after every short clip. A power cut can cost what was measured
-since; the next sitting measures it again.
+since; the next attempt measures it again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from asrgate.harness import record
 from asrgate.harness.runner.plan import now
 
 NAME = "journal.jsonl"
-VERSION = 1
+VERSION = 2  # 1 had other names for attempts
 # History: 1 = first version.
 SYNC_SECONDS = 1.0
 
@@ -50,7 +50,7 @@ class Kept:
     Attributes:
         folder: the run's.
         head: the first line.
-        sittings: record entries, oldest first; `finished_at` is when the sitting's last line was written.
+        attempts: record entries, oldest first; `finished_at` is when the attempt's last line was written.
         samples: variant -> record entries, in the order measured.
         rounds: record entries of the rounds that every variant came through.
         failures: variant -> status, error and remedy of those that are out.
@@ -61,7 +61,7 @@ class Kept:
 
     folder: Path
     head: dict[str, Any]
-    sittings: list[dict[str, Any]] = field(default_factory=list)
+    attempts: list[dict[str, Any]] = field(default_factory=list)
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -162,8 +162,8 @@ def read(folder: Path) -> Kept:
 
 def _sorted(kept: Kept, lines: list[dict[str, Any]]) -> Kept:
     for line in lines:
-        if "sitting" in line:
-            kept.sittings.append({"number": len(kept.sittings), "started_at": line["at"], **line["sitting"]})
+        if "attempt" in line:
+            kept.attempts.append({"number": len(kept.attempts), "started_at": line["at"], **line["attempt"]})
         elif "sample" in line:
             kept.samples.setdefault(line["variant"], []).append(line["sample"])
         elif "round" in line:
@@ -174,8 +174,8 @@ def _sorted(kept: Kept, lines: list[dict[str, Any]]) -> Kept:
             kept.hosts[line["host"]["number"]] = line["host"]
         elif "retry" in line:
             kept.retries.append(line["retry"])
-        if kept.sittings:
-            kept.sittings[-1]["finished_at"] = line["at"]
+        if kept.attempts:
+            kept.attempts[-1]["finished_at"] = line["at"]
     return kept
 
 

@@ -14,7 +14,7 @@ from asrgate.harness import record
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.scenarios import registry
-from asrgate.harness.scenarios.server_options import Terms
+from asrgate.harness.scenarios.scenario import Scenario
 from asrgate.harness.worker import environment
 
 LOCAL, RAY = "local", "ray"  # executors: workers of this process, or actors of a cluster
@@ -47,10 +47,7 @@ class Plan:
     slices: Sequence[str] = ()
     sample: int | None = None
     augment: Sequence[str] = ()
-    scenario: str = registry.SINGLE_STREAM
-    batch_sizes: Sequence[int] = ()
-    server: Terms | None = None
-    chunk_seconds: float | None = None  # of the streaming scenario; None in others
+    scenario: Scenario = field(default_factory=registry.DEFAULT)
     executor: str = LOCAL
     most_workers: int | None = None
     denied: Sequence[Path] = ()  # what engines must not read or write, see Worker
@@ -87,10 +84,9 @@ def blank_record(plan: Plan, run_id: str) -> record.Run:
             "slices": list(plan.slices),
             "sample": plan.sample,
             "augment": list(plan.augment),
-            "scenario": plan.scenario,
-            "batch_sizes": list(plan.batch_sizes),
-            **({} if plan.server is None else {"server": plan.server.as_dict()}),
-            **({} if plan.chunk_seconds is None else {"chunk_seconds": plan.chunk_seconds}),
+            "scenario": plan.scenario.name,
+            "batch_sizes": [],
+            **plan.scenario.settings(),
             **({"executor": RAY} if plan.executor == RAY else {}),
         },
         "checkpoint": {
@@ -128,13 +124,15 @@ def blank_record(plan: Plan, run_id: str) -> record.Run:
     }
 
 
-def _blank_row(variant: Variant, asked: str, refusal: str | None, remedy: str | None) -> dict[str, Any]:
+def _blank_row(
+    variant: Variant, scenario: Scenario, refusal: str | None, remedy: str | None
+) -> dict[str, Any]:
     return {
         "variant": str(variant),
         "backend": variant.backend,
         "device": variant.device,
         "precision": variant.precision,
-        **registry.row_fields(variant, asked),
+        **scenario.blank_result(variant),
         "status": "unavailable" if refusal else "error",
         "error": refusal or "the run ended before this variant was measured",
         "remedy": remedy,

@@ -63,7 +63,7 @@ def arguments(kept: Kept, asked: argparse.Namespace, parser: argparse.ArgumentPa
 
 
 def fingerprint(blank: Run) -> dict[str, Any]:
-    """Return what must be the same in every sitting, from a run's record before it began."""
+    """Return what must be the same in every attempt, from a run's record before it began."""
     return {
         "weights": blank["checkpoint"]["tensors_sha256"],
         "settings": blank["settings"] | {"normalizer": blank["scoring"]["normalizer"]},
@@ -94,8 +94,8 @@ def restore(blank: Run, kept: Kept) -> set[tuple[str, int, str]]:
     blank["rounds"] = list(kept.rounds)
     if "hosts" in blank:
         blank["hosts"], blank["retries"] = list(kept.hosts.values()), list(kept.retries)
-    began = {"number": len(kept.sittings), "started_at": now(), "finished_at": None}
-    blank["sittings"] = [*kept.sittings, began | {name: blank[name] for name in ("host", "versions")}]
+    began = {"number": len(kept.attempts), "started_at": now(), "finished_at": None}
+    blank["attempts"] = [*kept.attempts, began | {name: blank[name] for name in ("host", "versions")}]
     done = set()
     for row in blank["results"]:
         row["samples"] = list(kept.samples.get(row["variant"], []))

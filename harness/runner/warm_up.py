@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from asrgate.backends.base import Checkpoint, Settings
-from asrgate.harness.scenarios import registry
+from asrgate.harness.scenarios.batches import BatchVariant
 from asrgate.harness.worker.client import Worker
 
 
@@ -43,7 +43,7 @@ def load(
     variant = worker.variant
     for call in range(calls):
         answer = worker.call(clip, language, "warming up")
-        if isinstance(variant, registry.BatchVariant) and variant.batch_size > 1:
+        if isinstance(variant, BatchVariant) and variant.batch_size > 1:
             # as measured: what is compiled or captured for a batch is not for a single clip
             worker.call_batch([clip] * variant.batch_size, language, "warming up")
         if answer["error"] is not None:

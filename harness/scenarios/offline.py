@@ -1,77 +1,160 @@
-"""Calls of whole batches: each clip's answer with its share of the time, and probes of caches in batches."""
+"""The offline scenario: all clips at once, in batches; its figure is throughput.
+
+As MLPerf's scenario of that name (Reddi et al. 2020, "MLPerf Inference Benchmark", section III). A clip has
+no latency of its own: a batch's time belongs to the batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from asrgate.harness.corpus.audio import dithered
+from asrgate import backends
+from asrgate.backends import Variant
+from asrgate.harness.column import Column, Row, count
 from asrgate.harness.corpus.clips import Clip
-from asrgate.harness.scenarios.registry import Batch
-from asrgate.harness.worker.client import Worker
+from asrgate.harness.metrics import bootstrap
+from asrgate.harness.record import Result, Run
+from asrgate.harness.scenarios.batches import BatchGenerator, BatchVariant
+from asrgate.harness.scenarios.scenario import Load, LoadGenerator, Scenario
+
+BATCH_SIZES = (1, 4, 8)
+LARGEST_BATCH = 4096
 
 
-def call(worker: Worker, batch: Batch, audio: Mapping[str, np.ndarray], what: str) -> list[dict[str, Any]]:
-    """Have a batch transcribed; return one answer a clip, in their order.
-
-    The times of a call made for several clips are divided evenly between them, so that sums over clips are
-    those of the calls.
-
-    Args:
-        audio: clip name -> its samples.
-        what: how messages name the call.
-
-    Raises:
-        WorkerError: as Worker.call.
-    """
-    clips = [audio[clip.name] for clip in batch.clips]
-    if not batch.together:
-        return [worker.call(clips[0], batch.clips[0].language, what)]
-    return worker.call_batch(clips, batch.clips[0].language, what)
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """Return the sizes that an argument `1,4,8` lists, each once, in its order."""
+    sizes = []
+    for part in text.split(","):
+        if not part.strip().isdecimal() or not 1 <= int(part) <= LARGEST_BATCH:
+            raise argparse.ArgumentTypeError(
+                f"must be whole numbers from 1 to {LARGEST_BATCH} separated by commas, not {text!r}"
+            )
+        sizes.append(int(part))
+    return tuple(dict.fromkeys(sizes))
 
 
-class Prober:
-    """Answers integrity's single calls from whole batches: what a batch caches shows in no single call.
+def _batch_cell(row: Row) -> str:
+    return count(row["batch_size"]) + (" (single)" if row["takes_batches"] is False else "")
 
-    A clip that was measured is asked for in the very batch it was measured in; a copy, in that batch with
-    all the other clips changed, inaudibly, as well.
-    """
 
-    def __init__(
-        self,
-        worker: Worker,
-        batches: Sequence[Batch],
-        audio: Mapping[str, np.ndarray],
-        probed: Iterable[str],
-        seed: int,
-    ):
-        """Prepare to probe one worker.
+class Offline(Scenario):
+    """All clips at once, in batches of some sizes, each of which is a result of its own."""
 
-        Args:
-            batches: of a measured round.
-            audio: clip name -> its samples.
-            probed: names of the clips that there are probes of.
+    name = "offline"
+    options = ("batch_sizes",)
+    row_fields = ("batch_size", "takes_batches")
+    sample_fields = ("batch",)
+    speed_is_over_clips = False  # it is over rounds
+    leading_columns = (
+        Column(
+            "batch",
+            "most clips handed over in one call; (single): the engine takes only one at a time",
+            _batch_cell,
+            importance=10,
+        ),
+    )
+
+    def __init__(self, sizes: Sequence[int] = BATCH_SIZES):
+        """Ask for batches of these sizes."""
+        self.batch_sizes = tuple(sizes)
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        """As Scenario."""
+        group = parser.add_argument_group("--scenario offline: all clips at once, for throughput")
+        group.add_argument(
+            "--batch-sizes",
+            type=batch_sizes,
+            metavar="1,4,8",
+            help="clips per call; each size is a separate row (default 1,4,8)",
+        )
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace, clips: Sequence[Clip], rounds: int) -> Offline:
+        """As Scenario."""
+        return cls(arguments.batch_sizes or BATCH_SIZES)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Offline:
+        """As Scenario."""
+        return cls(settings.get("batch_sizes", ()))
+
+    def settings(self) -> dict[str, Any]:
+        """As Scenario."""
+        return {"batch_sizes": list(self.batch_sizes)}
+
+    def describe(self, run: Run) -> str:
+        """As Scenario."""
+        return (
+            f"{self.name}: all clips at once, in batches of {', '.join(map(str, self.batch_sizes))}; RTFx is "
+            "throughput, the median over rounds; clips over 30 s one at a time"
+        )
+
+    def variants(self, asked: Sequence[Variant], reference: str) -> list[Variant]:
+        """Return each variant at each batch size it can take.
+
+        A backend without `transcribe_batch` is measured at size 1 alone. The reference always has size 1 too:
+        the gate compares with its answers to single clips.
         """
-        self._worker = worker
-        self._seed = seed
-        probed = set(probed)
-        self._batch_of = {clip.name: b for b in batches for clip in b.clips if clip.name in probed}
-        self._audio = audio
+        found: list[Variant] = []
+        for variant in asked:
+            takes_batches = backends.describe(variant.backend).takes_batches
+            sizes = self.batch_sizes if takes_batches else (1,)
+            if str(variant) == reference and 1 not in sizes:
+                sizes = (1, *sizes)
+            parts = (variant.backend, variant.device, variant.precision)
+            found += [BatchVariant(*parts, batch_size=n, takes_batches=takes_batches) for n in sizes]
+        return found
 
-    def ask(self, clip: Clip, samples: np.ndarray, is_copy: bool, what: str) -> dict[str, Any]:
-        """As Worker.call; the times are one clip's share of its batch's."""
-        batch = self._batch_of[clip.name]
-        if not batch.together:
-            return self._worker.call(samples, clip.language, what)
-        names = [clip.name for clip in batch.clips]
-        clips, place = [self._audio[each] for each in names], names.index(clip.name)
-        if is_copy:
-            clips = [self._changed(other) for other in clips]
-            clips[place] = samples
-        return self._worker.call_batch(clips, clip.language, what)[place]
+    def blank_result(self, variant: Variant) -> dict[str, Any]:
+        """As Scenario; of a variant that cannot run, nothing."""
+        if not isinstance(variant, BatchVariant):
+            return {}
+        return {"batch_size": variant.batch_size, "takes_batches": variant.takes_batches}
 
-    def _changed(self, samples: np.ndarray) -> np.ndarray:
-        self._seed += 1  # each copy once: a second time it would be known
-        return dithered(samples, self._seed)
+    def load_generator(self, load: Load) -> LoadGenerator:
+        """As Scenario."""
+        return BatchGenerator(load, lambda number: {"batch": number})
+
+    def speed(self, run: Run, answered: Sequence[Mapping[str, Any]]) -> Result | None:
+        """Return the audio seconds of a round over its wall seconds, the median over rounds.
+
+        Only rounds in which every clip was answered count: a round that lacks some clips did other work. The
+        interval is the bootstrap interval of the median over rounds; None with one round. All sums are over
+        these rounds.
+        """
+        audio = {clip["name"]: clip["audio_seconds"] for clip in run["clips"]}
+        rounds: dict[int, list[Mapping[str, Any]]] = {}
+        for sample in answered:
+            rounds.setdefault(sample["round"], []).append(sample)
+        whole = [of_round for _, of_round in sorted(rounds.items()) if len(of_round) == len(audio)]
+        walls = [sum(sample["wall_seconds"] for sample in of_round) for of_round in whole]
+        if not whole or not all(walls):
+            return None
+        found = [sum(audio.values()) / wall for wall in walls]
+        median = statistics.median(found)
+        counted = [s for of_round in whole for s in of_round if s["token_count"] is not None]
+        counted_seconds = sum(sample["wall_seconds"] for sample in counted)
+        return {
+            "rtfx": median,
+            "rtf": 1 / median,
+            "interval": _interval(found, run["settings"]["seed"]),
+            "audio_seconds": sum(audio.values()) * len(whole),
+            "wall_seconds": sum(walls),
+            "tokens_per_second": sum(s["token_count"] for s in counted) / counted_seconds
+            if counted
+            else None,
+        }
+
+
+def _interval(values: Sequence[float], seed: int) -> list[float] | None:
+    if len(values) < 2:
+        return None
+    drawn = np.random.default_rng(seed).choice(values, (bootstrap.REPLICATES, len(values)))
+    tail = (1 - bootstrap.LEVEL) / 2
+    return np.quantile(np.median(drawn, axis=1), [tail, 1 - tail]).tolist()

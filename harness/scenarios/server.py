@@ -1,258 +1,241 @@
-"""The server scenario: requests arrive by chance at a rate, wait for their turn, and their waiting counts.
+"""The server scenario: requests arrive by chance at a rate, and their waiting counts.
 
-One request is answered at a time, the others queue. `--rate R` measures at a rate; `--find-max-rate --p99 S`
-searches the largest rate at which 99 in 100 requests are answered within S seconds, every trial being a
-session that is really held.
+As MLPerf's scenario of that name (Reddi et al. 2020, "MLPerf Inference Benchmark", section III), with one
+request answered at a time. `--rate R` measures at a rate; `--find-max-rate --p99 S` searches the highest rate
+at which 99 of 100 requests are answered within S seconds.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from asrgate.backends import Variant
+from asrgate.harness.argument_types import at_least, positive
+from asrgate.harness.column import Column, count, of, whole_percent
 from asrgate.harness.corpus.clips import Clip
-from asrgate.harness.metrics import bootstrap
-from asrgate.harness.scenarios.server_options import Terms, arrivals, drawn
-from asrgate.harness.worker.client import Worker
-from asrgate.harness.worker.messages import Samples
-
-IDLE_SECONDS = 0.05  # until the next request is due, from which on there is time to look for late work
-TRIALS = 6  # of the search: it ends within 1/2**6 of the rate at which the engine is never idle
-CONFIRMATIONS = (1.0, 0.9, 0.8)  # of the rate found, each with arrivals the search has not seen
+from asrgate.harness.metrics.word_errors import Texts
+from asrgate.harness.record import Result, Run
+from asrgate.harness.scenarios import server_requests
+from asrgate.harness.scenarios.scenario import Load, LoadGenerator, Order, Scenario
+from asrgate.harness.scenarios.server_requests import Terms
+from asrgate.harness.scenarios.server_sessions import ServerGenerator
 
 
-@dataclass(frozen=True)
-class Session:
-    """One session: what was asked, and what came of it.
+class Server(Scenario):
+    """Requests at random times, at one rate or at the highest that meets a limit."""
 
-    Attributes:
-        purpose: "measure", "capacity" (all at once), "search" or "confirm".
-        is_kept: the row's samples are its requests.
-        rate_per_second: None: all requests at once.
-        arrivals_seconds: when the last request arrived, from the start.
-        finish_seconds: when the last answer was there.
-        busy_seconds: spent answering.
-        largest_queue: most requests that one found waiting before it.
-        median_seconds, p99_seconds: of the latency, queueing included; None without an answer.
-        is_cut_off: its time ran out before every request was begun.
-        is_within: p99_seconds kept the limit, every request was answered, and the engine kept up with
-            arrivals; None: there was no limit.
-    """
+    name = "server"
+    default_rounds = 1  # a session takes its time
+    options = ("rate", "find_max_rate", "p99", "server_requests", "server_seconds")
+    sample_fields = ("request", "arrival_seconds", "start_seconds", "finish_seconds")
+    figures = (
+        "server",
+        (
+            *("rate_per_second", "max_rate_per_second", "achieved_per_second", "utilisation"),
+            *("largest_queue", "is_overloaded"),
+        ),
+    )
+    has_rounds = False
+    is_resumable = False  # latencies are those of whole sessions
+    latency = ("seconds from arrival to answer", "all requests, including their waiting")
+    columns = (
+        Column(
+            "max req/s",
+            "the highest rate found at which 99 of 100 requests are answered within the limit",
+            of("max_rate_per_second"),
+            importance=10,
+        ),
+        Column(
+            "median s",
+            "median seconds from a request's arrival to its answer, including waiting",
+            of("latency_median_seconds"),
+            importance=7,
+        ),
+        Column(
+            "p90 s",
+            "90th percentile of the seconds from arrival to answer",
+            of("latency_p90_seconds"),
+            importance=6,
+        ),
+        Column(
+            "p99 s",
+            "99th percentile of the seconds from arrival to answer, including waiting",
+            of("latency_p99_seconds"),
+            importance=10,
+        ),
+        Column("req/s", "requests answered per second", of("achieved_per_second"), importance=8),
+        Column(
+            "busy %",
+            "share of the time during which a request was being answered",
+            of("utilisation", whole_percent),
+            importance=7,
+        ),
+        Column(
+            "queue",
+            "the most requests that were waiting when another arrived",
+            of("largest_queue", count),
+            importance=6,
+        ),
+    )
 
-    purpose: str
-    round: int
-    is_kept: bool
-    rate_per_second: float | None
-    seed: int
-    requests: int
-    answered: int
-    failed: int
-    arrivals_seconds: float
-    finish_seconds: float
-    busy_seconds: float
-    largest_queue: int
-    median_seconds: float | None
-    p99_seconds: float | None
-    is_cut_off: bool
-    is_within: bool | None
+    def __init__(self, terms: Terms):
+        """Ask for a rate, or for the highest that meets a limit."""
+        self.terms = terms
 
-
-@dataclass(frozen=True)
-class Request:
-    """One answered request: its clip, the worker's answer with what the record adds, when it arrived."""
-
-    clip: Clip
-    answer: dict[str, Any]
-    timing: dict[str, Any]  # `request`, `arrival_seconds`, `start_seconds` and `finish_seconds` of a sample
-
-
-class Server:
-    """Holds sessions with workers, on one run's clips and terms."""
-
-    def __init__(
-        self,
-        found: Terms,
-        clips: Sequence[Clip],
-        audio: Mapping[str, np.ndarray],
-        seed: int,
-        told: Callable[[str, str], None],
-        clock: Callable[[], float] = time.perf_counter,
-        sleep: Callable[[float], None] = time.sleep,
-    ):
-        """Prepare to hold sessions.
-
-        Args:
-            audio: clip name -> its samples.
-            told: is given a variant and in words what it is doing.
-            clock, sleep: as time.perf_counter and time.sleep.
-        """
-        self._terms = found
-        self._clips = clips
-        self._audio = audio
-        self._seed = seed
-        self._told = told
-        self._clock = clock
-        self._sleep = sleep
-
-    def measure(
-        self, worker: Worker, number: int, keep: Callable[[dict[str, Any]], None]
-    ) -> Iterator[Request]:
-        """Hold the sessions of a round; yield the requests that the row is measured by.
-
-        Args:
-            keep: is given a record entry for each session.
-
-        Raises:
-            WorkerError: the worker died or hung.
-        """
-        if self._terms.rate_per_second is None:
-            yield from self._search(worker, number, keep)
-            return
-        rate = self._terms.rate_per_second
-        held = _Held("measure", number, rate, self._seed + number)
-        self._tell(worker, held)
-        yield from self._hold(worker, held)
-        keep(asdict(held.session(self._terms, is_kept=True)))  # one that something ended is no session
-
-    def _search(
-        self, worker: Worker, number: int, keep: Callable[[dict[str, Any]], None]
-    ) -> Iterator[Request]:
-        """Bisect between the slowest rate there is time for and that at which the engine is never idle.
-
-        All trials have one seed, so their arrivals are the same but for the scale and their latencies grow
-        with the rate, but for noise. What they found is confirmed with other arrivals.
-        """
-
-        def trial(purpose: str, rate: float | None, seed: int) -> tuple[list[Request], Session]:
-            held = _Held(purpose, number, rate, seed)
-            self._tell(worker, held)
-            requests = list(self._hold(worker, held))
-            return requests, held.session(self._terms, is_kept=False)
-
-        requests, session = trial("capacity", None, self._seed)
-        sessions = [session]
-        alone = [r.timing["finish_seconds"] - r.timing["start_seconds"] for r in requests]
-        high, low = 1 / statistics.fmean(alone), self._terms.requests / self._terms.limit_seconds
-        is_possible = bootstrap.percentiles(alone, [99])[0] <= (self._terms.p99_seconds or 0.0)
-        passed: float | None = None
-        for _ in range(TRIALS if is_possible else 0):
-            rate = (high + (passed or 0.0)) / 2
-            if rate < low:
-                break
-            requests, session = trial("search", rate, self._seed)
-            sessions.append(session)
-            if session.is_within:
-                passed = rate
-            else:
-                high = rate
-        for place, share in enumerate(CONFIRMATIONS if passed is not None else ()):
-            assert passed is not None
-            requests, session = trial("confirm", passed * share, self._seed + 1 + place)
-            sessions.append(session)
-            if session.is_within:
-                break
-        for nth, each in enumerate(sessions):
-            keep(asdict(each) | {"is_kept": nth == len(sessions) - 1})
-        yield from requests
-
-    def _tell(self, worker: Worker, held: _Held) -> None:
-        told = "all at once" if held.rate is None else f"at {held.rate:.3g} requests/s"
-        self._told(str(worker.variant), f"{held.purpose}: {self._terms.requests} requests {told}")
-
-    def _hold(self, worker: Worker, held: _Held) -> Iterator[Request]:
-        """Hold one session; yield each request when its late work is known.
-
-        Latency is counted from when a request was due, not from when the engine was free for it: what waits
-        in the queue waits on the clock, too (no "coordinated omission"). A request is handed over when it is
-        begun, so that the engine cannot look ahead.
-        """
-        order = drawn(len(self._clips), self._terms.requests, held.seed)
-        due = held.arrivals = arrivals(self._terms.requests, held.rate, held.seed)
-        start = self._clock()
-        for place, (at, arrival) in enumerate(zip(order, due, strict=True)):
-            clip = self._clips[at]
-            with Samples([self._audio[clip.name]]) as ready:  # decoded and copied before its turn
-                while (ahead := arrival - (self._clock() - start)) > 0:
-                    self._sleep(ahead)
-                begun = self._clock() - start
-                if begun > self._terms.limit_seconds:
-                    return
-                answer = worker.request(ready, clip.language, f"answering request {place + 1}")
-                finish = self._clock() - start
-            timing = {
-                "request": place,
-                "arrival_seconds": arrival,
-                "start_seconds": begun,
-                "finish_seconds": finish,
-            }
-            following = due[place + 1] if place + 1 < len(due) else math.inf
-            if following - finish > IDLE_SECONDS:
-                answer["late_work_seconds"] = worker.settle(f"answering request {place + 1}")
-            held.add(timing, failed=answer["error"] is not None)
-            yield Request(clip, answer, timing)
-
-
-class _Held:
-    """A session while it is held."""
-
-    def __init__(self, purpose: str, number: int, rate: float | None, seed: int):
-        self.purpose = purpose
-        self.number = number
-        self.rate = rate
-        self.seed = seed
-        self.arrivals: Sequence[float] = ()
-        self._timings: list[tuple[float, float, float]] = []
-        self._failed = 0
-
-    def add(self, timing: Mapping[str, Any], failed: bool) -> None:
-        self._timings.append((timing["arrival_seconds"], timing["start_seconds"], timing["finish_seconds"]))
-        self._failed += failed
-
-    def session(self, found: Terms, is_kept: bool) -> Session:
-        done = len(self._timings)
-        latencies = [finish - arrival for arrival, _, finish in self._timings]
-        median, p99 = bootstrap.percentiles(latencies, [50, 99]) if latencies else (None, None)
-        busy_seconds = sum(finish - start for _, start, finish in self._timings)
-        last = self.arrivals[-1] if self.arrivals else 0.0
-        is_cut_off = done < found.requests
-        is_within = None
-        if found.p99_seconds is not None:
-            # a short session hides what a queue that only grows would come to
-            keeps_up = not is_cut_off and not self._failed and busy_seconds <= last
-            is_within = keeps_up and p99 is not None and p99 <= found.p99_seconds
-        return Session(
-            purpose=self.purpose,
-            round=self.number,
-            is_kept=is_kept,
-            rate_per_second=self.rate,
-            seed=self.seed,
-            requests=found.requests,
-            answered=done - self._failed,
-            failed=self._failed,
-            arrivals_seconds=last,
-            finish_seconds=max((finish for _, _, finish in self._timings), default=0.0),
-            busy_seconds=busy_seconds,
-            largest_queue=largest_queue(self.arrivals, [start for _, start, _ in self._timings]),
-            median_seconds=median,
-            p99_seconds=p99,
-            is_cut_off=is_cut_off,
-            is_within=is_within,
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        """As Scenario."""
+        group = parser.add_argument_group(
+            "--scenario server: requests arrive at random (Poisson), and latency includes their waiting"
+        )
+        group.add_argument("--rate", type=positive, metavar="R", help="requests per second")
+        group.add_argument(
+            "--find-max-rate", action="store_true", help="find the highest rate that meets --p99"
+        )
+        group.add_argument(
+            "--p99", type=positive, metavar="S", help="99 of 100 requests must be answered within S seconds"
+        )
+        group.add_argument(
+            "--server-requests",
+            type=at_least(1),
+            metavar="N",
+            help=f"requests per session (default {server_requests.REQUESTS}, or each clip once if there are "
+            "more)",
+        )
+        group.add_argument(
+            "--server-seconds",
+            type=positive,
+            metavar="S",
+            help=f"a session starts no request after S seconds (default {server_requests.LIMIT_SECONDS:g})",
         )
 
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace, clips: Sequence[Clip], rounds: int) -> Server:
+        """As Scenario."""
+        return cls(
+            server_requests.terms(
+                rate=arguments.rate,
+                find_max_rate=arguments.find_max_rate,
+                p99=arguments.p99,
+                requests=arguments.server_requests,
+                limit_seconds=arguments.server_seconds,
+                clips=clips,
+                rounds=rounds,
+            )
+        )
 
-def largest_queue(arrivals_seconds: Sequence[float], starts_seconds: Sequence[float]) -> int:
-    """Return the most requests that one found waiting before it when it arrived.
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Server:
+        """As Scenario."""
+        return cls(Terms(**settings["server"]))
 
-    Args:
-        arrivals_seconds: of all requests, ascending.
-        starts_seconds: when those that were begun were, in the same order.
-    """
-    before = np.arange(len(arrivals_seconds))
-    begun = np.searchsorted(np.asarray(starts_seconds), np.asarray(arrivals_seconds), side="right")
-    return int(max(before - np.minimum(begun, before), default=0))  # it may itself be begun at once
+    def settings(self) -> dict[str, Any]:
+        """As Scenario."""
+        return {"server": self.terms.as_dict()}
+
+    def conditions(self) -> str:
+        """As Scenario."""
+        rate, limit = self.terms.rate_per_second, self.terms.p99_seconds
+        asked = (
+            f"at {rate:g} requests/s" if rate is not None else f"for the highest rate with p99 of {limit:g} s"
+        )
+        return f"{self.name} {asked}, {self.terms.requests} requests"
+
+    def describe(self, run: Run) -> str:
+        """As Scenario."""
+        terms = self.terms
+        asked = (
+            f"{terms.rate_per_second:g} requests/s"
+            if terms.rate_per_second is not None
+            else f"the highest rate at which 99 of 100 are answered within {terms.p99_seconds:g} s"
+        )
+        return (
+            f"{self.name}: requests arrive at random (Poisson, seed {run['settings']['seed']}), {asked}, "
+            f"{terms.requests} per session of at most {terms.limit_seconds:g} s; one is answered at a "
+            f"time, latency counts from the arrival; ranked by {self.order.by}"
+        )
+
+    def blank_result(self, variant: Variant) -> dict[str, Any]:
+        """As Scenario."""
+        return {"sessions": [], "server": None}
+
+    def load_generator(self, load: Load) -> LoadGenerator:
+        """As Scenario."""
+        return ServerGenerator(self.terms, load)
+
+    @property
+    def order(self) -> Order:
+        """The highest rate where it was searched, else the p99 latency."""
+        if self.terms.rate_per_second is None:
+            return Order("the highest rate that meets the limit", "server", "max_rate_per_second", True)
+        return Order("p99 latency", "latency", "p99_seconds")
+
+    def add_figures(self, run: Run, result: Result, texts: Texts) -> None:
+        """Fill `server`; None when the result held no session.
+
+        Rates are requests per second. Rates and utilisation are over all sessions that the result is measured
+        by, from the start of each to its last answer.
+        """
+        result["server"] = None
+        kept = [session for session in result.get("sessions", []) if session["is_kept"]]
+        seconds = sum(session["finish_seconds"] for session in kept)
+        if not seconds:
+            return
+        rate = kept[-1]["rate_per_second"]
+        is_found = self.terms.rate_per_second is None and bool(kept[-1]["is_within"]) and rate is not None
+        result["server"] = {
+            "rate_per_second": rate,
+            "achieved_per_second": sum(session["answered"] for session in kept) / seconds,
+            "utilisation": sum(session["busy_seconds"] for session in kept) / seconds,
+            "largest_queue": max(session["largest_queue"] for session in kept),
+            "is_overloaded": any(is_overloaded(session) for session in kept),
+            "max_rate_per_second": rate if is_found else None,
+        }
+
+    def latencies(self, result: Mapping[str, Any]) -> list[float]:
+        """Return the seconds from arrival to answer of each answered request; none if no rate was found."""
+        found = result.get("server")
+        is_searched = self.terms.rate_per_second is None
+        if found is None or (is_searched and found["max_rate_per_second"] is None):
+            return []
+        return [s["finish_seconds"] - s["arrival_seconds"] for s in result["samples"] if s["error"] is None]
+
+    def faults(self, result: Mapping[str, Any]) -> Iterator[str]:
+        """Say that no rate was found, or that the engine was overloaded."""
+        found, terms = result.get("server"), self.terms
+        if found is None:
+            return
+        if terms.rate_per_second is None:
+            if found["max_rate_per_second"] is None:
+                yield (
+                    "no rate was found at which 99 of 100 requests are answered within "
+                    f"{terms.p99_seconds:g} s ({_tried(result)})"
+                )
+            return
+        for session in result["sessions"]:
+            if session["is_cut_off"]:
+                done = session["answered"] + session["failed"]
+                yield (
+                    f"overloaded at {terms.rate_per_second:g} requests/s: {session['requests'] - done} of "
+                    f"{session['requests']} were not started within {terms.limit_seconds:g} s"
+                )
+                return
+        if found["is_overloaded"]:
+            yield (
+                f"overloaded: it answers {found['achieved_per_second']:.3g} requests/s but "
+                f"{terms.rate_per_second:g} arrive, so the queue and the latency only grow"
+            )
+
+
+def is_overloaded(session: Mapping[str, Any]) -> bool:
+    """Whether a session's requests came faster than they were answered: latency grows with its length."""
+    return bool(session["is_cut_off"] or session["busy_seconds"] > session["arrivals_seconds"])
+
+
+def _tried(result: Mapping[str, Any]) -> str:
+    rates = [s["rate_per_second"] for s in result["sessions"] if s["rate_per_second"] is not None]
+    if not rates:
+        return "it takes longer even without a queue"
+    return f"{len(rates)} sessions were run, at {min(rates):.3g} to {max(rates):.3g} requests/s"

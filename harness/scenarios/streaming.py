@@ -1,103 +1,248 @@
 """The streaming scenario: clips spoken into an engine in real time, and how soon and how steadily text comes.
 
-Stability is the unstable partial word ratio of Shangguan et al. 2020 ("Analyzing the Quality and Stability of
-a Streaming End-to-End On-Device Speech Recognizer", https://arxiv.org/abs/2006.01416): words of partial texts
-that a later text took back, over the words of the final texts.
+MLPerf has no such scenario. Stability is the unstable partial word ratio of Shangguan et al. 2020 ("Analyzing
+the Quality and Stability of a Streaming End-to-End On-Device Speech Recognizer",
+https://arxiv.org/abs/2006.01416): words of partial texts that a later text took back, over the words of the
+final texts.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from asrgate.backends.base import AsrgateError
+from asrgate import backends
+from asrgate.backends import Variant
+from asrgate.backends.base import BackendUnavailable
+from asrgate.harness.argument_types import positive
+from asrgate.harness.column import Column, Row, count, of, whole_percent
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import bootstrap
 from asrgate.harness.metrics.word_errors import Texts, is_timed, ratio
-from asrgate.harness.record import Run
-from asrgate.harness.scenarios import registry
+from asrgate.harness.record import Result, Run
+from asrgate.harness.scenarios.scenario import (
+    Answered,
+    Load,
+    LoadGenerator,
+    Order,
+    Prober,
+    Scenario,
+    ScenarioError,
+)
 from asrgate.harness.worker.client import Worker
 
 CHUNK_SECONDS = 1.0
 SHORTEST_CHUNK_SECONDS, LONGEST_CHUNK_SECONDS = 0.01, 30.0
+FIGURES_OF_STREAMS = ("first_text_seconds", "final_latency_seconds", "busy_seconds")
 
 
-class StreamingError(AsrgateError):
-    """Clips cannot be streamed as asked; the message says why and what to do."""
+def _streams_cell(row: Row) -> str:
+    return "" if row["is_emulated"] is None else "emulated" if row["is_emulated"] else "native"
 
 
-def chunk_seconds(asked: float | None) -> float:
-    """Return how much audio is handed over at a time.
+class Streaming(Scenario):
+    """Clips in real time, in chunks of some length."""
 
-    Raises:
-        StreamingError: it is out of bounds.
-    """
-    found = CHUNK_SECONDS if asked is None else asked
-    if not SHORTEST_CHUNK_SECONDS <= found <= LONGEST_CHUNK_SECONDS:
-        raise StreamingError(
-            f"--chunk-seconds is {found:g}; it must be between {SHORTEST_CHUNK_SECONDS:g} and "
-            f"{LONGEST_CHUNK_SECONDS:g}"
+    name = "streaming"
+    default_rounds = 1  # a round lasts as long as its audio
+    options = ("chunk_seconds",)
+    row_fields = ("is_emulated",)
+    sample_fields = FIGURES_OF_STREAMS
+    figures = (
+        "streaming",
+        (
+            *("first_text_median_seconds", "first_text_p90_seconds", "unstable_partial_word_ratio"),
+            *("partials", "busy_fraction"),
+        ),
+    )
+    has_rounds = False
+    latency = ("seconds from the end of the audio to the final text", "all measured streams")
+    columns = (
+        Column(
+            "streams",
+            "native: the engine takes audio while it is spoken; emulated: whenever it is free, it "
+            "transcribes all audio so far again",
+            _streams_cell,
+            is_number=False,
+            importance=10,
+        ),
+        Column(
+            "final s",
+            "median seconds from the end of the audio to the final text",
+            of("latency_median_seconds"),
+            importance=10,
+        ),
+        Column("final p90 s", "90th percentile of that", of("latency_p90_seconds"), importance=5),
+        Column(
+            "first text s",
+            "median seconds from the first sample of the audio to the first word shown",
+            of("first_text_median_seconds"),
+            importance=9,
+        ),
+        Column(
+            "UPWR",
+            "unstable partial word ratio: words shown and taken back, per word of the final texts",
+            of("unstable_partial_word_ratio"),
+            importance=9,
+        ),
+        Column("partials", "texts shown before the final ones", of("partials", count), importance=3),
+        Column(
+            "at work %",
+            "share of the time during which the engine was not waiting for audio",
+            of("busy_fraction", whole_percent),
+            importance=6,
+        ),
+    )
+
+    def __init__(self, chunk_seconds: float = CHUNK_SECONDS):
+        """Ask for chunks of so many seconds.
+
+        Raises:
+            ScenarioError: they are out of bounds.
+        """
+        if not SHORTEST_CHUNK_SECONDS <= chunk_seconds <= LONGEST_CHUNK_SECONDS:
+            raise ScenarioError(
+                f"--chunk-seconds is {chunk_seconds:g}; it must be between {SHORTEST_CHUNK_SECONDS:g} and "
+                f"{LONGEST_CHUNK_SECONDS:g}"
+            )
+        self.chunk_seconds = chunk_seconds
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        """As Scenario."""
+        group = parser.add_argument_group("--scenario streaming: clips are fed in real time")
+        group.add_argument(
+            "--chunk-seconds",
+            type=positive,
+            metavar="S",
+            help=f"seconds of audio handed over at a time (default {CHUNK_SECONDS:g})",
         )
-    return found
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace, clips: Sequence[Clip], rounds: int) -> Streaming:
+        """As Scenario."""
+        return cls(CHUNK_SECONDS if arguments.chunk_seconds is None else arguments.chunk_seconds)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Streaming:
+        """As Scenario."""
+        return cls(settings["chunk_seconds"])
+
+    def settings(self) -> dict[str, Any]:
+        """As Scenario."""
+        return {"chunk_seconds": self.chunk_seconds}
+
+    def conditions(self) -> str:
+        """As Scenario."""
+        return f"{self.name} in chunks of {self.chunk_seconds:g} s"
+
+    def describe(self, run: Run) -> str:
+        """As Scenario."""
+        return (
+            f"{self.name}: clips are fed in real time, in chunks of {self.chunk_seconds:g} s; emulated: an "
+            "engine without streaming transcribes all audio so far whenever it is free; ranked by "
+            f"{self.order.by}"
+        )
+
+    def blank_result(self, variant: Variant) -> dict[str, Any]:
+        """As Scenario."""
+        try:
+            streams = backends.describe(variant.backend).streams
+        except BackendUnavailable:  # the result says so
+            streams = False
+        return {"is_emulated": not streams, "streaming": None}
+
+    def load_generator(self, load: Load) -> LoadGenerator:
+        """As Scenario."""
+        return StreamGenerator(load, self.chunk_seconds)
+
+    @property
+    def order(self) -> Order:
+        """The median final latency."""
+        return Order("median final latency", "latency", "median_seconds")
+
+    def speed(self, run: Run, answered: Sequence[Mapping[str, Any]]) -> Result | None:
+        """Return None: the audio sets the pace."""
+        return None
+
+    def add_figures(self, run: Run, result: Result, texts: Texts) -> None:
+        """Fill `streaming`; None when no stream was answered. What the normaliser makes alike is kept."""
+        result["streaming"] = None
+        timed = _streamed(result)
+        if not timed:
+            return
+        firsts = [s["first_text_seconds"] for s in timed if s["first_text_seconds"] is not None]
+        median, p90 = bootstrap.percentiles(firsts, [50, 90]) if firsts else (None, None)
+        unstable = words = 0
+        for sample in timed:
+            said = [*(partial["text"] for partial in sample["partials"]), sample["text"]]
+            spoken = [texts.normalised(text, sample["clip"]).split() for text in said]
+            unstable += unstable_words(spoken)
+            words += len(spoken[-1])
+        result["streaming"] = {
+            "first_text_median_seconds": median,
+            "first_text_p90_seconds": p90,
+            "unstable_partial_word_ratio": ratio(unstable, words),
+            "partials": sum(len(sample["partials"]) for sample in timed),
+            "busy_fraction": ratio(
+                sum(sample["busy_seconds"] for sample in timed),
+                sum(sample["wall_seconds"] for sample in timed),
+            ),
+        }
+
+    def latencies(self, result: Mapping[str, Any]) -> list[float]:
+        """Return the seconds from the end of the audio to the final text of each answered stream."""
+        return [sample["final_latency_seconds"] for sample in _streamed(result)]
 
 
-def call(worker: Worker, clip: Clip, samples: np.ndarray, chunk: float, what: str) -> dict[str, Any]:
-    """Have a clip streamed in real time; return the answer as Worker.stream.
+class StreamGenerator(LoadGenerator):
+    """Has each clip spoken to its end before the next one begins."""
 
-    Raises:
-        WorkerError: as Worker.call.
-    """
-    return worker.stream(samples, clip.language, what, chunk, is_paced=True)
+    def __init__(self, load: Load, chunk_seconds: float):
+        """Prepare to hand over clips in chunks."""
+        self.calls = len(load.clips)
+        self._load = load
+        self._chunk_seconds = chunk_seconds
+
+    def measure(
+        self, worker: Worker, number: int, is_done: Callable[[Clip], bool], result: Result
+    ) -> Iterator[Answered]:
+        """As LoadGenerator."""
+        load = self._load
+        for clip in load.clips:
+            if is_done(clip):
+                continue
+            load.stage(str(worker.variant), f"round {number + 1}/{load.rounds}", clip.name)
+            what = f"answering clip {clip.name}"
+            samples = load.audio[clip.name]
+            answer = worker.stream(samples, clip.language, what, self._chunk_seconds, is_paced=True)
+            fields = {name: answer.get(name) for name in FIGURES_OF_STREAMS}  # of one that failed, nulls
+            yield Answered(clip, answer, fields | {"partials": answer.get("partials", [])})
+
+    def prober(self, worker: Worker, probed: set[str], seed: int) -> Prober:
+        """As LoadGenerator."""
+        return StreamProber(worker, self._chunk_seconds)
 
 
-def beside(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a sample has for the scenario: of a stream that failed, nulls."""
-    return {name: answer.get(name) for name in registry.STREAM_FIELDS} | {
-        "partials": answer.get("partials", [])
-    }
+class StreamProber:
+    """Probes a worker by streams that do not wait for the audio: the way in is the same."""
 
-
-class Prober:
-    """Answers integrity's single calls by streams that do not wait for the audio: the same way in."""
-
-    def __init__(self, worker: Worker, chunk: float):
+    def __init__(self, worker: Worker, chunk_seconds: float):
+        """Prepare to probe one worker."""
         self._worker = worker
-        self._chunk = chunk
+        self._chunk_seconds = chunk_seconds
 
     def ask(self, clip: Clip, samples: np.ndarray, is_copy: bool, what: str) -> dict[str, Any]:
         """As Worker.stream."""
-        return self._worker.stream(samples, clip.language, what, self._chunk, is_paced=False)
+        return self._worker.stream(samples, clip.language, what, self._chunk_seconds, is_paced=False)
 
 
-def figures(run: Run, result: Mapping[str, Any], texts: Texts) -> dict[str, Any] | None:
-    """Return a result's `streaming`; None when no stream was answered.
-
-    Args:
-        texts: the run's, under the normaliser that judges: what it makes alike was not taken back.
-    """
-    timed = [s for s in result["samples"] if is_timed(s) and s.get("final_latency_seconds") is not None]
-    if not timed:
-        return None
-    firsts = [s["first_text_seconds"] for s in timed if s["first_text_seconds"] is not None]
-    median, p90 = bootstrap.percentiles(firsts, [50, 90]) if firsts else (None, None)
-    unstable = words = 0
-    for sample in timed:
-        said = [*(partial["text"] for partial in sample["partials"]), sample["text"]]
-        spoken = [texts.normalised(text, sample["clip"]).split() for text in said]
-        unstable += unstable_words(spoken)
-        words += len(spoken[-1])
-    return {
-        "first_text_median_seconds": median,
-        "first_text_p90_seconds": p90,
-        "unstable_partial_word_ratio": ratio(unstable, words),
-        "partials": sum(len(sample["partials"]) for sample in timed),
-        "busy_fraction": ratio(
-            sum(sample["busy_seconds"] for sample in timed), sum(sample["wall_seconds"] for sample in timed)
-        ),
-    }
+def _streamed(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [s for s in result["samples"] if is_timed(s) and s.get("final_latency_seconds") is not None]
 
 
 def unstable_words(texts: list[list[str]]) -> int:
@@ -112,12 +257,3 @@ def unstable_words(texts: list[list[str]]) -> int:
             kept += 1
         found += len(text) - kept
     return found
-
-
-def latencies(result: Mapping[str, Any]) -> list[float]:
-    """Return the seconds from the end of the audio to the final text, of each stream that was answered."""
-    return [
-        s["final_latency_seconds"]
-        for s in result["samples"]
-        if is_timed(s) and s.get("final_latency_seconds") is not None
-    ]

@@ -13,7 +13,7 @@ import secrets
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from asrgate.harness import record
 from asrgate.harness.corpus.audio import dithered
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import word_errors
+from asrgate.harness.scenarios.scenario import Prober
 
 UNSEEN_OVER_SEEN_LIMIT = 1.5  # an unseen copy may take this much longer than the clip itself
 # Other work on the machine may by chance slow only the copies once; with a cache they are slower every time.
@@ -66,16 +67,8 @@ def prepare(clips: Sequence[Clip], audio: Mapping[str, np.ndarray], seed: int) -
     return probes
 
 
-class Caller(Protocol):
-    """Whoever asks a worker about a probe, in the way clips are measured."""
-
-    def ask(self, clip: Clip, samples: np.ndarray, is_copy: bool, what: str) -> dict[str, Any]:
-        """Have samples answered, those of the clip or of a copy of it, as Worker.call does."""
-        ...
-
-
 def run(
-    caller: Caller, probes: Sequence[Probe], normalize: Callable[[str, str], str]
+    prober: Prober, probes: Sequence[Probe], normalize: Callable[[str, str], str]
 ) -> list[dict[str, Any]]:
     """Run the probes on one worker; return one record entry each.
 
@@ -85,7 +78,7 @@ def run(
     Raises:
         WorkerError: the worker died or hung.
     """
-    attempts = [_attempt(caller, probes, normalize)]
+    attempts = [_attempt(prober, probes, normalize)]
     while _wall_ratio(attempts[-1]) > UNSEEN_OVER_SEEN_LIMIT and len(attempts) < ATTEMPTS:
         # copies that no engine has been given, this one in an attempt before or another in its turn
         fresh = [
@@ -94,7 +87,7 @@ def run(
             else probe
             for probe in probes
         ]
-        attempts.append(_attempt(caller, fresh, normalize))
+        attempts.append(_attempt(prober, fresh, normalize))
     best = min(attempts, key=_wall_ratio)
     return [
         entry | {key: value for key, value in timed.items() if key.endswith("_seconds")}
@@ -114,7 +107,7 @@ def _unseen_over_seen(entries: Sequence[Mapping[str, Any]], kind: str) -> float:
 
 
 def _attempt(
-    caller: Caller, probes: Sequence[Probe], normalize: Callable[[str, str], str]
+    prober: Prober, probes: Sequence[Probe], normalize: Callable[[str, str], str]
 ) -> list[dict[str, Any]]:
     entries = []
     for number, probe in enumerate(probes):
@@ -122,7 +115,7 @@ def _attempt(
         if number % 2:
             asked.reverse()  # so that a drifting machine favours neither
         what = f"answering a {probe.kind} copy of clip {probe.clip.name}"
-        answers = {kind: caller.ask(probe.clip, samples, kind == "unseen", what) for kind, samples in asked}
+        answers = {kind: prober.ask(probe.clip, samples, kind == "unseen", what) for kind, samples in asked}
         texts = {kind: answer["text"] for kind, answer in answers.items()}
         normalised = {
             kind: None if text is None else " ".join(normalize(text, probe.clip.language).split())

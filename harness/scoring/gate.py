@@ -13,8 +13,8 @@ from typing import Any
 
 from asrgate.harness.metrics import word_errors
 from asrgate.harness.record import Result, Run
-from asrgate.harness.scenarios import server_figures
-from asrgate.harness.scoring import ranking, timed_samples
+from asrgate.harness.scenarios import registry
+from asrgate.harness.scoring import timed_samples
 from asrgate.harness.scoring.cache_probes import UNSEEN_OVER_SEEN_LIMIT
 
 LATE_WORK_LIMIT = 0.05  # share of the measured time that may go on after calls have returned
@@ -25,7 +25,8 @@ CHANGED_WORDS_LIMIT = 0.5  # of a copy's words, against the clip's own answer
 def judge(run: Run) -> None:
     """Fill every result's `gate`: ranked or not, its rank in the scenario's order, the reasons against it."""
     reference = find_reference(run)
-    order = ranking.order(run)
+    scenario = registry.of(run)
+    order = scenario.order
     fit = reference is not None and not any(_own_faults(run, reference))
     for result in run["results"]:
         reasons = list(_own_faults(run, result))
@@ -40,12 +41,12 @@ def judge(run: Run) -> None:
             reasons += _differences(run, result, reference)
         if result["status"] == "ok":
             # a row without a speed figure is still valid as a reference
-            reasons += server_figures.faults(run, result)
+            reasons += scenario.faults(result)
             if not reasons and order.figure(result) is None:
                 reasons.append(f"it has no {order.by}")
         result["gate"] = {"ranked": not reasons, "rank": None, "reasons": reasons}
     ranked = [result for result in run["results"] if result["gate"]["ranked"]]
-    ranked.sort(key=order.place)
+    ranked.sort(key=order.sort_key)
     for rank, result in enumerate(ranked, start=1):
         result["gate"]["rank"] = rank
 

@@ -21,7 +21,7 @@ def settle(run: Run) -> None:
     """Choose the kind of machine whose times count, mark the others' samples, and say so in the warnings.
 
     This sets `host` and `versions` to those of its first machine. A run on one machine is left unchanged.
-    Call it after timed_samples.settle: a sample counts only if its sitting counts too.
+    Call it after timed_samples.settle: a sample counts only if its attempt counts too.
     """
     hosts = run.get("hosts")
     if not hosts:
@@ -45,7 +45,7 @@ def class_of(run: Run) -> dict[int, str]:
 
 
 def choice(run: Run) -> str:
-    """Return the kind of machine with the most samples in the sitting that counts; the first one if tied."""
+    """Return the kind of machine with the most samples in the attempt that counts; the first one if tied."""
     kinds = class_of(run)
     samples = Counter(dict.fromkeys(kinds.values(), 0))
     for result in run["results"]:
@@ -55,7 +55,7 @@ def choice(run: Run) -> str:
 
 def engines_at_once(run: Run) -> int:
     """Return the most engines that were busy at once on a machine whose times count: 1 without a cluster."""
-    return max((entry["places"] for entry in run.get("hosts", []) if entry.get("timed", True)), default=1)
+    return max((entry["actors"] for entry in run.get("hosts", []) if entry.get("timed", True)), default=1)
 
 
 def lost_calls(run: Run) -> int:
@@ -66,13 +66,13 @@ def lost_calls(run: Run) -> int:
 def rows(run: Run) -> list[dict[str, Any]]:
     """Return one row for each kind of machine and variant with samples there: where it ran, how fast.
 
-    Samples from a sitting whose times do not count are left out. The first kind is the one that counts.
+    Samples from a attempt whose times do not count are left out. The first kind is the one that counts.
     """
     if not run.get("hosts"):
         return []
     kinds, audio = class_of(run), {clip["name"]: clip["audio_seconds"] for clip in run["clips"]}
     chosen = next((kinds[entry["number"]] for entry in run["hosts"] if entry.get("timed")), None)
-    sitting = next((s["number"] for s in run.get("sittings", []) if s.get("timed")), None)
+    attempt = next((s["number"] for s in run.get("attempts", []) if s.get("timed")), None)
     found = []
     for kind in sorted(set(kinds.values()), key=lambda kind: (kind != chosen, kind)):
         for result in run["results"]:
@@ -81,7 +81,7 @@ def rows(run: Run) -> list[dict[str, Any]]:
                 for sample in result["samples"]
                 if kinds[sample["host"]] == kind
                 and is_answered(sample)
-                and (sitting is None or sample["sitting"] == sitting)
+                and (attempt is None or sample["attempt"] == attempt)
             ]
             if samples:
                 walls = [sample["wall_seconds"] for sample in samples]
@@ -140,7 +140,7 @@ def resources(run: Run, result: Result, of_actors: Sequence[Mapping[str, Any]]) 
         return max((actor[name] for actor in of_actors if actor.get(name) is not None), default=None)
 
     joules = [actor.get("energy_joules") for actor in of_actors]
-    shares_meter = result["device"] != "cuda" and any(entry["places"] > 1 for entry in run["hosts"])
+    shares_meter = result["device"] != "cuda" and any(entry["actors"] > 1 for entry in run["hosts"])
     is_alike = len(set(class_of(run).values())) == 1
     is_known = bool(joules) and None not in joules and not shares_meter and is_alike
     return {

@@ -19,7 +19,7 @@ from asrgate.backends.base import AsrgateError
 from asrgate.harness.metrics import bootstrap, normalizers, word_errors
 from asrgate.harness.metrics.word_errors import Texts, errors, first_answers, is_timed, ratio
 from asrgate.harness.record import Result, Run
-from asrgate.harness.scenarios import offline_figures, registry, server_figures, streaming
+from asrgate.harness.scenarios import registry
 
 Sample = Mapping[str, Any]
 
@@ -31,8 +31,8 @@ class ScoreError(AsrgateError):
 def score(
     run: Run, normalizer: str = "whisper", replicates: int = bootstrap.REPLICATES, also: Sequence[str] = ()
 ) -> None:
-    """Fill, from the raw samples, `scoring`, all word counts, and each result's `wer`, `rtfx`, `latency`,
-    and `server` or `streaming` in those scenarios.
+    """Fill, from the raw samples, `scoring`, all word counts, each result's `wer`, `rtfx` and `latency`, and
+    what its scenario adds.
 
     `also` names normalisers whose WER and CER are put beside, in `scoring.also`. The text scored is each
     clip's first-round answer; clips whose text differs between rounds are listed in `wer.unstable_clips`.
@@ -45,14 +45,12 @@ def score(
     texts = Texts(run, normalizer)
     texts.count_words()
     firsts = {result["variant"]: first_answers(result) for result in run["results"]}
+    scenario = registry.of(run)
     for result in run["results"]:
         result["wer"] = word_errors.count(run, result, firsts[result["variant"]], texts)
-        result["rtfx"] = _speed(run, result)
-        if registry.of(run) == registry.SERVER:
-            result["server"] = server_figures.figures(run, result)
-        if registry.of(run) == registry.STREAMING:
-            result["streaming"] = streaming.figures(run, result, texts)
-        result["latency"] = _latency(run, result)
+        result["rtfx"] = scenario.speed(run, _timed(result))
+        scenario.add_figures(run, result, texts)
+        result["latency"] = _latency(scenario.latencies(result), result)
     _compare_with_reference(run, firsts)
     for result in run["results"]:
         if result["wer"] is not None:
@@ -147,51 +145,12 @@ def _reference(run: Run) -> Result | None:
     return next((r for r in run["results"] if r["variant"] == wanted and r["wer"] is not None), None)
 
 
-def _speed(run: Run, result: Result) -> Result | None:
-    audio = {clip["name"]: clip["audio_seconds"] for clip in run["clips"]}
-    answered = _timed(result)
-    wall_seconds = sum(sample["wall_seconds"] for sample in answered)
-    if wall_seconds == 0 or registry.of(run) == registry.STREAMING:  # there the audio sets the pace
-        return None
-    if registry.of(run) == registry.OFFLINE:
-        return offline_figures.speed(run, answered)
-    audio_seconds = sum(audio[sample["clip"]] for sample in answered)
-    counted = [sample for sample in answered if sample["token_count"] is not None]
-    return {
-        "rtfx": audio_seconds / wall_seconds,
-        "rtf": wall_seconds / audio_seconds,
-        "interval": None,
-        "audio_seconds": audio_seconds,
-        "wall_seconds": wall_seconds,
-        "tokens_per_second": ratio(
-            sum(sample["token_count"] for sample in counted),
-            sum(sample["wall_seconds"] for sample in counted),
-        ),
-    }
-
-
-def latencies(run: Run, result: Mapping[str, Any]) -> list[float]:
-    """Return the latency in seconds of each of a result's timed samples, as the run's scenario counts it.
-
-    Offline there are none: a batch's time belongs to the batch.
-    """
-    if registry.of(run) == registry.OFFLINE:
-        return []
-    if registry.of(run) == registry.SERVER:
-        return server_figures.latencies(run, result)
-    if registry.of(run) == registry.STREAMING:
-        return streaming.latencies(result)
-    return [sample["wall_seconds"] for sample in _timed(result)]
-
-
-def _latency(run: Run, result: Result) -> Result | None:
-    answered = _timed(result)
-    walls = latencies(run, result)
+def _latency(walls: Sequence[float], result: Result) -> Result | None:
     if not walls:
         return None
     low, median, high, p90, p99 = bootstrap.percentiles(walls, [25, 50, 75, 90, 99])
     stages: dict[str, list[float]] = {}
-    for sample in answered:
+    for sample in _timed(result):
         for stage, seconds in sample["stage_seconds"].items():
             stages.setdefault(stage, []).append(seconds)
     return {
@@ -216,8 +175,8 @@ def _add_intervals(run: Run) -> None:
     """
     scored = [result for result in run["results"] if result["wer"] is not None]
     timed = [result for result in run["results"] if result["rtfx"] is not None]
-    if registry.of(run) == registry.OFFLINE:
-        timed = []  # its interval is over rounds
+    if not registry.of(run).speed_is_over_clips:
+        timed = []
     names = [clip["name"] for clip in run["clips"]]
     columns = {"words": _column(names, {c["name"]: c["reference_words"] or 0 for c in run["clips"]})}
     for result in scored:

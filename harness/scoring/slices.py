@@ -104,7 +104,7 @@ def _rows_of(run: Run, clips: Sequence[Mapping[str, Any]]) -> list[Slice]:
         counted = {e["clip"]: e for e in (result["wer"] or {}).get("per_clip", []) if e["clip"] in lengths}
         walls: dict[str, list[float]] = {}
         for sample in result["samples"]:
-            if sample["clip"] in lengths and is_timed(sample) and registry.times_clips(run):
+            if sample["clip"] in lengths and is_timed(sample) and registry.of(run).times_clips:
                 walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
         built.append(_row(result, lengths, list(counted.values()), walls))
         columns += [

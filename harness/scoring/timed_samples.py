@@ -1,8 +1,8 @@
-"""A run of several sittings: whose times count, and what a reader must know about the others.
+"""A run of several attempts: whose times count, and what a reader must know about the others.
 
-A sitting is one process that measured; `asrgate run --resume` adds one. Texts, the gate's coverage and WER
-use the samples of all sittings. Times from different sittings do not form one distribution: the machine may
-have been warmer, busier or a different one. Every figure of speed and latency comes from the one sitting with
+A attempt is one process that measured; `asrgate run --resume` adds one. Texts, the gate's coverage and WER
+use the samples of all attempts. Times from different attempts do not form one distribution: the machine may
+have been warmer, busier or a different one. Every figure of speed and latency comes from the one attempt with
 the most complete rounds. Samples of the others are kept with `timed` false.
 """
 
@@ -16,72 +16,72 @@ from asrgate.harness.record import Run
 
 
 def settle(run: Run) -> None:
-    """Choose the sitting whose times count, mark the others' samples, and say so in the run's warnings.
+    """Choose the attempt whose times count, mark the others' samples, and say so in the run's warnings.
 
-    This sets `host` and `versions` to those of that sitting. A run of one sitting is left unchanged.
+    This sets `host` and `versions` to those of that attempt. A run of one attempt is left unchanged.
     """
-    sittings = run.get("sittings")
-    if not sittings:
+    attempts = run.get("attempts")
+    if not attempts:
         return
     chosen = _choice(run)
     for result in run["results"]:
         for sample in result["samples"]:
-            sample["timed"] = sample["sitting"] == chosen
+            sample["timed"] = sample["attempt"] == chosen
         if (
-            chosen != len(sittings) - 1
-        ):  # a worker's meters count from its start, so they belong to the last sitting
+            chosen != len(attempts) - 1
+        ):  # a worker's meters count from its start, so they belong to the last attempt
             result["resources"].update(energy_joules=None, energy_source=None)
-    for sitting in sittings:
-        sitting["timed"] = sitting["number"] == chosen
-    run["host"], run["versions"] = sittings[chosen]["host"], sittings[chosen]["versions"]
-    rounds = max((n for (_, sitting), n in _complete_rounds(run).items() if sitting == chosen), default=0)
+    for attempt in attempts:
+        attempt["timed"] = attempt["number"] == chosen
+    run["host"], run["versions"] = attempts[chosen]["host"], attempts[chosen]["versions"]
+    rounds = max((n for (_, attempt), n in _complete_rounds(run).items() if attempt == chosen), default=0)
     run["warnings"] += [
-        f"measured in {len(sittings)} sittings: speed and latency come from sitting {chosen + 1} alone "
+        f"measured in {len(attempts)} attempts: speed and latency come from attempt {chosen + 1} alone "
         f"({rounds} of {run['settings']['rounds']} rounds); texts and WER come from all",
-        *_changes(sittings),
+        *_changes(attempts),
     ]
 
 
 def complete_rounds(run: Run, result: Mapping[str, Any]) -> int | None:
-    """Return how many complete rounds a row's timed samples cover; None in a run of one sitting."""
-    if not run.get("sittings"):
+    """Return how many complete rounds a row's timed samples cover; None in a run of one attempt."""
+    if not run.get("attempts"):
         return None
-    (chosen,) = [sitting["number"] for sitting in run["sittings"] if sitting["timed"]]
+    (chosen,) = [attempt["number"] for attempt in run["attempts"] if attempt["timed"]]
     return _complete_rounds(run)[result["variant"], chosen]
 
 
 def _choice(run: Run) -> int:
-    """Choose one sitting for all rows, so that they were interleaved: most complete rounds, then samples."""
+    """Choose one attempt for all rows, so that they were interleaved: most complete rounds, then samples."""
     whole, samples = Counter[int](), Counter[int]()
-    for (_, sitting), rounds in _complete_rounds(run).items():
-        whole[sitting] += rounds
+    for (_, attempt), rounds in _complete_rounds(run).items():
+        whole[attempt] += rounds
     for result in run["results"]:
-        samples.update(sample["sitting"] for sample in result["samples"])
-    numbers = [sitting["number"] for sitting in run["sittings"]]
+        samples.update(sample["attempt"] for sample in result["samples"])
+    numbers = [attempt["number"] for attempt in run["attempts"]]
     return max(numbers, key=lambda number: (whole[number], samples[number], number))
 
 
 def _complete_rounds(run: Run) -> Counter[tuple[str, int]]:
-    """Count, by variant and sitting, the rounds in which every clip was measured in that sitting."""
+    """Count, by variant and attempt, the rounds in which every clip was measured in that attempt."""
     found: Counter[tuple[str, int]] = Counter()
     for result in run["results"]:
-        asked = Counter((sample["round"], sample["sitting"]) for sample in result["samples"])
-        for (_, sitting), clips in asked.items():
-            found[result["variant"], sitting] += clips == len(run["clips"])
+        asked = Counter((sample["round"], sample["attempt"]) for sample in result["samples"])
+        for (_, attempt), clips in asked.items():
+            found[result["variant"], attempt] += clips == len(run["clips"])
     return found
 
 
-def _changes(sittings: list[dict[str, Any]]) -> Iterator[str]:
-    first = sittings[0]
-    for sitting in sittings[1:]:
+def _changes(attempts: list[dict[str, Any]]) -> Iterator[str]:
+    first = attempts[0]
+    for attempt in attempts[1:]:
         changed = [
-            f"{name.replace('_', ' ')} {first[part].get(name)!s} then, {sitting[part].get(name)!s} now"
+            f"{name.replace('_', ' ')} {first[part].get(name)!s} then, {attempt[part].get(name)!s} now"
             for part in ("host", "versions")
-            for name in sorted({*first[part], *sitting[part]} - {"min_frequency_hz", "max_frequency_hz"})
-            if first[part].get(name) != sitting[part].get(name)
+            for name in sorted({*first[part], *attempt[part]} - {"min_frequency_hz", "max_frequency_hz"})
+            if first[part].get(name) != attempt[part].get(name)
         ]
         if changed:
             yield (
-                f"the machine or the software changed between sitting 1 and sitting {sitting['number'] + 1}: "
+                f"the machine or the software changed between attempt 1 and attempt {attempt['number'] + 1}: "
                 + "; ".join(changed)
             )

@@ -17,7 +17,7 @@ from asrgate.harness.report.html.drawing import Chart, Measured, colour, new_fig
 from asrgate.harness.report.html.svg import INK, PALETTE, RULE, STYLE, Mark, to_svg
 from asrgate.harness.report.rows import RANKED, Row
 from asrgate.harness.scenarios import registry
-from asrgate.harness.scoring import ranking, score
+from asrgate.harness.scenarios.scenario import RTFX
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 
 BAR_INCHES = 0.27
 TIMES = "the table of times in detail"
-LATENCIES = {  # scenario -> what the seconds measure, and what is counted
-    registry.SINGLE_STREAM: ("seconds per call", "all measured calls"),
-    registry.SERVER: ("seconds from arrival to answer", "all requests, including their waiting"),
-    registry.STREAMING: ("seconds from the end of the audio to the final text", "all measured streams"),
-}
 STAGES = ("log_mel", "encode", "decode")
 STAGE_COLOURS = (PALETTE[2], PALETTE[0], PALETTE[1])
 
@@ -51,11 +46,11 @@ def draw(run: Run, rows: Sequence[Row]) -> list[Chart]:
     if not measured:
         return []
     with matplotlib.rc_context(STYLE):
-        found = [frontier.chart(run, measured)] if ranking.order(run).by == "RTFx" else []
+        found = [frontier.chart(run, measured)] if registry.of(run).order == RTFX else []
         timed = [entry for entry in measured if entry[1]["latency_median_seconds"] is not None]
         if timed:
             found.append(_latency(run, timed))
-        if registry.times_clips(run):
+        if registry.of(run).times_clips:
             found += [_stages(measured), _by_length(run, measured)]
         found.append(noise.chart(run, measured))
     return [chart for chart in found if chart is not None]
@@ -65,7 +60,7 @@ def _latency(run: Run, measured: Measured) -> Chart:
     figure, axes = _bars(measured)
     marks: dict[str, Mark] = {}
     for place, (n, row, result) in enumerate(measured):
-        walls = score.latencies(run, result)
+        walls = registry.of(run).latencies(result)
         low, first, median, third, high = bootstrap.percentiles(walls, [0, 25, 50, 75, 99])
         own = colour(n)
         shade = 1.0 if row["group"] == RANKED else 0.45
@@ -80,7 +75,7 @@ def _latency(run: Run, measured: Measured) -> Chart:
         )
     axes.set_xscale("log")
     plain_log_ticks(axes)
-    seconds, every = LATENCIES[registry.of(run)]
+    seconds, every = registry.of(run).latency or ("seconds", "all of them")
     axes.set_xlabel(f"{seconds} (log scale)")
     return Chart(
         "latency",

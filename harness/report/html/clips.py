@@ -132,7 +132,7 @@ def _figures(
     counted = {entry["clip"]: entry for entry in (result["wer"] or {}).get("per_clip", [])}
     walls: dict[str, list[float]] = {}
     for sample in result["samples"]:
-        if is_timed(sample) and registry.times_clips(run):
+        if is_timed(sample) and registry.of(run).times_clips:
             walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
     names = [clip["name"] for clip in run["clips"]]
     places = {name: place for place, name in enumerate(names)}

@@ -19,7 +19,6 @@ from asrgate.harness.report.html.drawing import Chart
 from asrgate.harness.report.html.svg import PALETTE
 from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
 from asrgate.harness.scenarios import registry
-from asrgate.harness.scoring import ranking
 
 if TYPE_CHECKING:
     from asrgate.harness.report.history import Series
@@ -85,8 +84,8 @@ def render(
         script_hash=_base64(hashlib.sha256(script.encode()).digest()),
         is_ranked=lambda row: row["group"] == RANKED,
         legend=_legend(measured),
-        rank_meaning=columns.rank(ranking.order(run).by).meaning,
-        leading=LEADING if registry.of(run) == registry.SINGLE_STREAM else (*LEADING, "scenario"),
+        rank_meaning=columns.rank(registry.of(run).order.by).meaning,
+        leading=LEADING if registry.is_default(run) else (*LEADING, "scenario"),
     )
 
 

@@ -27,6 +27,7 @@ from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.runner import warm_up
 from asrgate.harness.runner.cluster import node_slot
+from asrgate.harness.scenarios.batches import CallProber
 from asrgate.harness.scoring import cache_probes
 from asrgate.harness.worker import client, environment, meters
 from asrgate.harness.worker.client import Worker, WorkerError
@@ -58,17 +59,6 @@ class Job:
     normalizer: str
     quote_log: bool
     denied: Sequence[Path] = ()
-
-
-class Alone:
-    """Asks a worker for one clip at a time."""
-
-    def __init__(self, worker: Worker):
-        self._worker = worker
-
-    def ask(self, clip: Clip, samples: np.ndarray, is_copy: bool, what: str) -> dict[str, Any]:
-        """As Worker.call."""
-        return self._worker.call(samples, clip.language, what)
 
 
 class Actor:
@@ -214,7 +204,7 @@ class Actor:
             with self._turn(name, failures) as worker:
                 for copy in copies:
                     worker.call(copy.seen, copy.clip.language, f"answering clip {copy.clip.name}")
-                found[name] = cache_probes.run(Alone(worker), copies, normalize)
+                found[name] = cache_probes.run(CallProber(worker), copies, normalize)
         return {"probes": found, "failures": failures}
 
     def resources(self) -> dict[str, Any]:

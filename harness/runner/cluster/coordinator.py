@@ -6,7 +6,7 @@ import dataclasses
 import math
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,12 @@ import numpy as np
 
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.corpus.sample_cache import Decoded
-from asrgate.harness.record import Run
 from asrgate.harness.runner.cluster import connect
 from asrgate.harness.runner.cluster.actor import LACKS_AUDIO, Job
 from asrgate.harness.runner.cluster.actor_pool import ActorPool, Answer, Handle, Hooks, Reply
 from asrgate.harness.runner.cluster.connect import ClusterError
-from asrgate.harness.runner.plan import Plan
-from asrgate.harness.runner.progress import Progress
+from asrgate.harness.runner.executor import Executor
+from asrgate.harness.runner.run_state import RunState
 from asrgate.harness.scoring import cache_probes, machines
 from asrgate.harness.worker.client import WorkerError
 
@@ -28,46 +27,6 @@ CHUNK_CLIPS = 16  # given to an actor at once: more would make the cost of that 
 CHUNK_SECONDS = 240.0  # of audio, likewise
 CHUNKS_PER_ACTOR = 4  # at least, in a round, so that nobody waits long for the last one
 MOST_TRIES = 4  # of a chunk: one that ends every process it is given to must not end all of them
-
-
-@dataclass(frozen=True)
-class Keeping:
-    """Where results go: callbacks that an executor uses to record what it measured.
-
-    Attributes:
-        failed: variants that are out of the run; `failure` adds to them.
-        done: (variant, round, clip) of samples that need not be made again.
-        warmup: samples of the warm-up clip.
-        language: of the warm-up clip.
-        answered: keep an answer: variant, round, clip, answer, what the sample holds beside.
-        failure: a variant is out: its name, what it was doing, why.
-        round_over: keep a round's entry.
-        noted: keep a line of the journal: its kind and value.
-        save: write the record.
-    """
-
-    plan: Plan
-    record: Run
-    progress: Progress
-    failed: set[str]
-    done: set[tuple[str, int, str]]
-    warmup: np.ndarray
-    language: str
-    answered: Callable[[str, int, Clip, dict[str, Any], dict[str, Any]], None]
-    failure: Callable[[str, str, WorkerError], None]
-    round_over: Callable[[dict[str, Any]], None]
-    noted: Callable[[str, dict[str, Any]], None]
-    save: Callable[[], None]
-
-
-def measure(keeping: Keeping) -> None:
-    """Measure every variant of the plan at all actors; to be called while cluster.connected().
-
-    Raises:
-        ClusterError: there is no actor or none is left, nodes have unlike software, or an actor has failed.
-        AudioError: a clip's file is not what it was when it was loaded.
-    """
-    _ClusterRun(keeping).measure()
 
 
 @dataclass
@@ -79,80 +38,96 @@ class Chunk:
     tries: int = 0
 
 
-class _ClusterRun:
-    def __init__(self, keeping: Keeping):
-        self.keeping = keeping
-        self.plan = keeping.plan
-        self.record = keeping.record
+class ClusterExecutor(Executor):
+    """Measures a run on the actors of a cluster; to be used while connect.connected().
+
+    Its methods raise ClusterError when there is no actor or none is left, nodes have unlike software, or an
+    actor has failed; AudioError when a clip's file is not what it was when it was loaded.
+    """
+
+    def __init__(self, state: RunState):
+        """Prepare to measure."""
+        self.state = state
+        self.plan = state.plan
+        self.record = state.record
         self.numbers: dict[str, int] = {}  # machine -> number of its host in the record
         self.loads: list[tuple[int, Reply]] = []
         self.sends_samples = False
+        self.pool: ActorPool[Chunk] | None = None
 
-    def measure(self) -> None:
-        plan, progress = self.plan, self.keeping.progress
-        prepared = cache_probes.prepare(plan.clips, Decoded(plan.clips, kept_bytes=0), secrets.randbits(32))
-        copies = [dataclasses.replace(probe, clip=_absolute(probe.clip)) for probe in prepared]
+    def load(self) -> None:
+        """As Executor: request actors, and wait until each has loaded the engines or has failed."""
+        plan, progress = self.plan, self.state.progress
+        audio = Decoded(plan.clips, kept_bytes=0)
+        warmup = self.state.warmup_clip(audio[self.state.middle_clip.name])
+        prepared = cache_probes.prepare(plan.clips, audio, secrets.randbits(32))
+        self.copies = [dataclasses.replace(probe, clip=_absolute(probe.clip)) for probe in prepared]
         count, needs = connect.room(plan.variants, plan.settings.threads, plan.most_workers)
         progress.note(f"requesting {count} actor{'s' if count > 1 else ''} from the cluster")
-        hooks = Hooks(self._names, self._came_up, self._opened, progress.note)
-        self.pool: ActorPool[Chunk] = ActorPool(self._job(), count, needs, plan.timeout_seconds, hooks)
-        try:
-            while self._names() and not self.pool.idle:
-                self.pool.next_answer()
-            self.keeping.save()
-            progress.start(len(self._names()) * (plan.rounds * len(plan.clips) + 2 * len(copies)))
-            progress.advance(len(self.keeping.done))
-            finished = {entry["round"] for entry in self.record["rounds"]}
-            for number in sorted(set(range(plan.rounds)) - finished):
-                self._round(number)
-                self.keeping.save()
-            self._probe(copies)
-            self._collect_resources()
-        finally:
-            self._sort()
+        hooks = Hooks(lambda: self.state.names, self._came_up, self._opened, progress.note)
+        self.pool = ActorPool(self._job(warmup), count, needs, plan.timeout_seconds, hooks)
+        while self.state.names and not self.pool.idle:
+            self.pool.next_answer()
+
+    @property
+    def calls(self) -> int:
+        """As Executor."""
+        return len(self.plan.clips)
+
+    @property
+    def probe_calls(self) -> int:
+        """As Executor."""
+        return 2 * len(self.copies)
+
+    def close(self) -> None:
+        """As Executor."""
+        self._sort()
+        if self.pool is not None:
             self.pool.close()
 
-    def _job(self) -> Job:
+    def _job(self, warmup: np.ndarray) -> Job:
         plan = self.plan
         return Job(
             plan.variants,
             dataclasses.replace(plan.checkpoint, path=plan.checkpoint.path.absolute()),
             plan.settings,
             plan.timeout_seconds,
-            self.keeping.warmup,
+            warmup,
             plan.warmup,
-            self.keeping.language,
+            self.state.language,
             plan.normalizer,
             plan.texts,
             [path.absolute() for path in plan.denied],
         )
 
-    def _names(self) -> list[str]:
-        return [str(v) for v in self.plan.variants if str(v) not in self.keeping.failed]
-
-    def _round(self, number: int) -> None:
-        everyone = [str(variant) for variant in self.plan.variants]
-        shift = number % max(len(everyone), 1)
-        order = [name for name in everyone[shift:] + everyone[:shift] if name in self._names()]
-        done = self.keeping.done
-        missing = [clip for clip in self.plan.clips if any((n, number, clip.name) not in done for n in order)]
+    def round(self, number: int, order: list[str]) -> dict[str, Any]:
+        """As Executor: give out the clips in chunks, those of a lost actor again."""
+        pool, state = self._pool, self.state
+        missing = [
+            clip for clip in self.plan.clips if not all(state.is_done(name, number, clip) for name in order)
+        ]
         self.loads = []
-        waiting = deque(chunks(missing, len(self.pool.all)))
-        self.keeping.progress.note(f"round {number + 1}/{self.plan.rounds}")
-        while self._names() and (waiting or self.pool.is_anyone("measure")):
-            while waiting and self.pool.idle:
-                self._give(self.pool.idle.popleft(), waiting.popleft(), order)
-            self._take(self.pool.next_answer(), number, order, waiting)
-        self.keeping.round_over({"round": number, "order": order, **self._load_of_round()})
+        waiting = deque(chunks(missing, len(pool.all)))
+        state.progress.note(f"round {number + 1}/{self.plan.rounds}")
+        while state.names and (waiting or pool.is_anyone("measure")):
+            while waiting and pool.idle:
+                self._give(pool.idle.popleft(), waiting.popleft(), order)
+            self._take(pool.next_answer(), number, order, waiting)
+        return self._load_of_round()
+
+    @property
+    def _pool(self) -> ActorPool[Chunk]:
+        assert self.pool is not None, "load() comes first"
+        return self.pool
 
     def _give(self, handle: Handle, chunk: Chunk, order: Sequence[str]) -> None:
         if self.sends_samples and chunk.samples is None:
             chunk.samples = {clip.name: clip.samples() for clip in chunk.clips}
-        others = [s for s in self.pool.all if s is not handle and s.machine == handle.machine]
+        others = [s for s in self._pool.all if s is not handle and s.machine == handle.machine]
         neighbours = [pid for other in others for pid in other.pids]
-        alive = [name for name in order if name not in self.keeping.failed]
+        alive = [name for name in order if name not in self.state.failed]
         clips = [_absolute(clip) for clip in chunk.clips]
-        self.pool.ask(handle, "measure", alive, clips, neighbours, chunk.samples, work=chunk)
+        self._pool.ask(handle, "measure", alive, clips, neighbours, chunk.samples, work=chunk)
 
     def _take(self, answer: Answer[Chunk], number: int, order: Sequence[str], waiting: deque[Chunk]) -> None:
         handle, chunk, reply = answer.handle, answer.work, answer.reply
@@ -166,17 +141,17 @@ class _ClusterRun:
             self._give(handle, chunk, order)
         else:
             self._keep(number, handle, chunk, reply)
-            self.pool.idle.append(handle)
+            self._pool.idle.append(handle)
 
     def _keep(self, number: int, handle: Handle, chunk: Chunk, reply: Reply) -> None:
         handle.losses = 0
         where = {"host": self._number(handle)}
         for name, answers in reply["answers"].items():
-            if name in self.keeping.failed:
+            if name in self.state.failed:
                 continue  # out since it was given the chunk
             for clip, answer in zip(chunk.clips, answers, strict=False):  # fewer: it failed on the way
-                if (name, number, clip.name) not in self.keeping.done:
-                    self.keeping.answered(name, number, clip, answer, where)
+                if not self.state.is_done(name, number, clip):
+                    self.state.answered(name, number, clip, answer, where)
         self._fail(reply["failures"], "measuring")
         self.loads.append((where["host"], reply))
 
@@ -185,8 +160,8 @@ class _ClusterRun:
         names = [clip.name for clip in chunk.clips]
         entry = {"round": number, "host": self._number(handle), "clips": names}
         self.record["retries"].append(entry)
-        self.keeping.noted("retry", entry)
-        self.keeping.progress.note(f"an actor was lost with {len(names)} clips; they go to another")
+        self.state.note("retry", entry)
+        self.state.progress.note(f"an actor was lost with {len(names)} clips; they go to another")
         if chunk.tries >= MOST_TRIES:
             more = " …" if len(names) > 3 else ""
             raise ClusterError(
@@ -195,13 +170,17 @@ class _ClusterRun:
                 "actors more memory, then run again"
             )
 
+    def check(self) -> None:
+        """As Executor; each engine at one actor, of the kind of machine whose times count."""
+        self._probe(self.copies)
+        self._collect_resources()
+
     def _probe(self, copies: Sequence[cache_probes.Probe]) -> None:
-        """Check every engine's answers at one actor, of the kind of machine whose times count."""
-        while self._names():
+        while self.state.names:
             handle = self._handle_of_chosen_kind()
-            self.keeping.progress.note("checking for cached and late answers")
-            self.pool.ask(handle, "probe", self._names(), copies)
-            while (answer := self.pool.next_answer()).doing != "probe":
+            self.state.progress.note("checking for cached and late answers")
+            self._pool.ask(handle, "probe", self.state.names, copies)
+            while (answer := self._pool.next_answer()).doing != "probe":
                 pass
             if answer.reply is None:
                 continue
@@ -210,26 +189,26 @@ class _ClusterRun:
                 if name in answer.reply["probes"]:
                     row["integrity"] = {"probes": answer.reply["probes"][name]}
                     row["load"] = handle.loads[name]["load"]
-                    self.keeping.progress.advance(2 * len(copies))
+                    self.state.progress.advance(2 * len(copies))
             self._fail(answer.reply["failures"], "checking its answers")
-            self.pool.idle.append(handle)
+            self._pool.idle.append(handle)
             return
 
     def _handle_of_chosen_kind(self) -> Handle:
-        while not self.pool.idle:
-            self.pool.next_answer()
+        while not self._pool.idle:
+            self._pool.next_answer()
         kinds, chosen = machines.class_of(self.record), machines.choice(self.record)
-        idle = self.pool.idle
+        idle = self._pool.idle
         handle = next((s for s in idle if kinds[self._number(s)] == chosen), idle[0])
         idle.remove(handle)
         return handle
 
     def _collect_resources(self) -> None:
-        while self.pool.idle:
-            self.pool.ask(self.pool.idle.popleft(), "resources")
+        while self._pool.idle:
+            self._pool.ask(self._pool.idle.popleft(), "resources")
         told: list[Reply] = [{} for _ in self.record["retries"]]
-        while self.pool.is_anyone("resources"):
-            answer = self.pool.next_answer()
+        while self._pool.is_anyone("resources"):
+            answer = self._pool.next_answer()
             if answer.doing == "resources":
                 told.append({} if answer.reply is None else answer.reply["resources"])
         for row in self.record["results"]:
@@ -250,17 +229,17 @@ class _ClusterRun:
         if handle.machine not in self.numbers:
             self.numbers[handle.machine] = len(known)
             facts = {name: found[name] for name in ("host", "versions")}
-            known.append({"number": len(known), "places": 0, **facts})
+            known.append({"number": len(known), "actors": 0, **facts})
         entry = known[self.numbers[handle.machine]]
-        together = sum(other.machine == handle.machine for other in self.pool.all)
-        if together > entry["places"]:
-            entry["places"] = together
-            self.keeping.noted("host", entry)
+        together = sum(other.machine == handle.machine for other in self._pool.all)
+        if together > entry["actors"]:
+            entry["actors"] = together
+            self.state.note("host", entry)
 
     def _opened(self, handle: Handle, reply: Reply) -> None:
         for row in self.record["results"]:
             name, told = row["variant"], reply["loads"].get(row["variant"])
-            if told is None or name in self.keeping.failed:
+            if told is None or name in self.state.failed:
                 continue
             if name in reply["failures"]:
                 continue
@@ -268,15 +247,15 @@ class _ClusterRun:
                 row.update(told, status="ok", error=None)
             elif row["applied_settings"] != told["applied_settings"]:
                 unlike = f"{row['applied_settings']} at one actor and {told['applied_settings']} at another"
-                self.keeping.failure(
+                self.state.failure(
                     name, "loading", WorkerError(f"it ran with {unlike}, so the engines are not the same")
                 )
         self._fail(reply["failures"], "loading")
 
     def _fail(self, failures: Mapping[str, Reply], doing: str) -> None:
         for name, failure in failures.items():
-            if name not in self.keeping.failed:
-                self.keeping.failure(name, doing, WorkerError(**failure))
+            if name not in self.state.failed:
+                self.state.failure(name, doing, WorkerError(**failure))
 
     def _number(self, handle: Handle) -> int:
         assert handle.machine is not None

@@ -14,16 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
+from asrgate.backends.base import SAMPLE_RATE_HZ
 from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.scenarios.scenario import ScenarioError
 
 REQUESTS = 100  # at least: below, the 99th percentile says no more than the maximum
 LIMIT_SECONDS = 300.0
 MOST_AUDIO_BYTES = 1 << 30  # a session's clips are in the worker's memory: reading is no part of a request
-
-
-class ServerError(AsrgateError):
-    """A session cannot be held as asked; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -59,34 +56,34 @@ def terms(
     """Return the terms of a run from its arguments; None is what was not given.
 
     Raises:
-        ServerError: they contradict each other or the clips, or a session could not end in time.
+        ScenarioError: they contradict each other or the clips, or a session could not end in time.
     """
     if (rate is None) == (not find_max_rate):
-        raise ServerError(
+        raise ScenarioError(
             "--scenario server needs either --rate R (requests per second) or --find-max-rate with --p99 S"
         )
     if find_max_rate and p99 is None:
-        raise ServerError(
+        raise ScenarioError(
             "--find-max-rate needs --p99 S: 99 of 100 requests must be answered within S seconds"
         )
     if p99 is not None and not find_max_rate:
-        raise ServerError("--p99 is the limit for --find-max-rate; with --rate, the p99 is measured")
+        raise ScenarioError("--p99 is the limit for --find-max-rate; with --rate, the p99 is measured")
     if find_max_rate and rounds != 1:
-        raise ServerError("--find-max-rate searches once and confirms the result; leave out --rounds")
+        raise ScenarioError("--find-max-rate searches once and confirms the result; leave out --rounds")
     if requests is not None and requests < len(clips):
-        raise ServerError(
+        raise ScenarioError(
             f"--server-requests {requests} is less than the {len(clips)} clips, and each must be answered; "
             "request more, or use fewer clips with --sample N"
         )
     size_bytes = 4 * SAMPLE_RATE_HZ * sum(clip.audio_seconds for clip in clips)
     if size_bytes > MOST_AUDIO_BYTES:
-        raise ServerError(
+        raise ScenarioError(
             f"a server's clips are kept in memory, and these need {size_bytes / 2**30:.1f} GiB (at most "
             f"{MOST_AUDIO_BYTES / 2**30:g}); use fewer with --sample N"
         )
     found = Terms(rate, p99, requests or max(REQUESTS, len(clips)), limit_seconds or LIMIT_SECONDS)
     if rate is not None and found.requests / rate > found.limit_seconds:
-        raise ServerError(
+        raise ScenarioError(
             f"{found.requests} requests at {rate:g} per second take {found.requests / rate:.0f} s, more than "
             f"--server-seconds {found.limit_seconds:g}; ask for fewer --server-requests or allow more seconds"
         )

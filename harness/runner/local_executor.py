@@ -1,0 +1,159 @@
+"""Measures a run on this machine: one worker process per variant, one of them busy at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from asrgate.backends import Variant
+from asrgate.harness.corpus.sample_cache import Decoded
+from asrgate.harness.metrics import normalizers
+from asrgate.harness.runner import warm_up
+from asrgate.harness.runner.executor import Executor
+from asrgate.harness.runner.run_state import RunState
+from asrgate.harness.scenarios.scenario import Load
+from asrgate.harness.scoring import cache_probes
+from asrgate.harness.worker import meters, process_tree
+from asrgate.harness.worker.client import Worker, WorkerError
+
+COMPANION_SEED = 2_000_000  # added to the probes' seed: none of them has it
+
+
+class LocalExecutor(Executor):
+    """Workers of this process, which is the parent of everything that they start."""
+
+    def __init__(self, state: RunState, logs: Path):
+        """Prepare to measure.
+
+        Args:
+            logs: folder for what the workers print.
+        """
+        self._state = state
+        self._logs = logs
+        self._workers: dict[str, Worker] = {}
+        self._before = process_tree.own_children()
+        self._subreaper = contextlib.ExitStack()
+        self._subreaper.enter_context(process_tree.subreaper())
+
+    def load(self) -> None:
+        """As Executor."""
+        state, plan = self._state, self._state.plan
+        state.progress.note(f"preparing {len(plan.clips)} clips")
+        audio = Decoded(plan.clips)
+        self._warmup = state.warmup_clip(audio[state.middle_clip.name])
+        for variant in plan.variants:
+            if str(variant) not in state.failed:
+                self._start(variant)
+        strangers = meters.foreign_gpu_pids([worker.pid for worker in self._workers.values()])
+        if strangers and any(worker.variant.device == "cuda" for worker in self._workers.values()):
+            pids = ", ".join(map(str, strangers))
+            state.record["warnings"].append(
+                f"other processes are using the GPU ({pids}): times are disturbed"
+            )
+        self._seed = secrets.randbits(32)  # now that the engines are loaded, so that none of them can know it
+        self._copies = cache_probes.prepare(plan.clips, audio, self._seed)
+        load = Load(plan.clips, audio, plan.rounds, plan.seed, state.progress.stage)
+        self._generator = plan.scenario.load_generator(load)
+
+    @property
+    def calls(self) -> int:
+        """As Executor."""
+        return self._generator.calls
+
+    @property
+    def probe_calls(self) -> int:
+        """As Executor."""
+        return 2 * len(self._copies)
+
+    def round(self, number: int, order: list[str]) -> dict[str, Any]:
+        """As Executor."""
+        state = self._state
+        load = meters.LoadMonitor([worker.pid for worker in self._workers.values()])
+        for name in order:
+            with self._turn(name, "measuring") as worker:
+                if worker is None:
+                    continue
+                is_done = functools.partial(state.is_done, name, number)
+                answers = self._generator.measure(worker, number, is_done, state.results[name])
+                for clip, answer, fields in answers:
+                    state.answered(name, number, clip, answer, fields)
+        return load.finish()
+
+    def check(self) -> None:
+        """As Executor."""
+        state = self._state
+        normalize = normalizers.normalizer(state.plan.normalizer)
+        probed = {copy.clip.name for copy in self._copies}
+        for name in state.names:
+            with self._turn(name, "checking its answers") as worker:
+                if worker is None:
+                    continue
+                state.progress.stage(name, "checking for cached and late answers")
+                prober = self._generator.prober(worker, probed, self._seed + COMPANION_SEED)
+                found = cache_probes.run(prober, self._copies, normalize)
+                state.progress.advance(2 * len(self._copies))
+                result = state.results[name]
+                result["integrity"] = {"probes": found}
+                result["resources"].update(worker.resources())
+                result["resources"]["peak_vram_process_bytes"] = meters.process_vram_bytes(worker.pid)
+
+    def close(self) -> None:
+        """As Executor; what the workers sent away ends too."""
+        for worker in self._workers.values():
+            worker.stop()
+        process_tree.kill_strays(self._before)
+        self._subreaper.close()
+
+    def _start(self, variant: Variant) -> None:
+        state, plan = self._state, self._state.plan
+        name = str(variant)
+        result = state.results[name]
+        state.progress.note(f"loading {name}")
+        worker = self._workers[name] = Worker(
+            variant,
+            self._logs / f"{name.replace('/', '_')}.log",
+            plan.settings.threads,
+            plan.timeout_seconds,
+            quote_log=plan.texts,
+            denied=[*plan.denied, state.folder],
+        )
+        with self._turn(name, "loading"):
+            warm_up.load(
+                worker,
+                plan.checkpoint,
+                plan.settings,
+                self._warmup,
+                state.language,
+                plan.warmup,
+                said=lambda text: state.progress.note(f"{name}: {text}"),
+                row=result,
+            )
+            result["status"], result["error"] = "ok", None
+
+    @contextlib.contextmanager
+    def _turn(self, name: str, doing: str) -> Iterator[Worker | None]:
+        """Give one worker the machine; a WorkerError inside ends it and becomes its result's error."""
+        worker = self._workers.get(name)
+        if worker is None:
+            yield None
+            return
+        before = process_tree.own_children()
+        worker.resume()
+        try:
+            yield worker
+            worker.pause()
+            strays = process_tree.kill_strays([*before, worker.pid])
+            if strays:
+                raise WorkerError(
+                    f"processes that it had sent away while {doing} would have gone on beside the others "
+                    f"({len(strays)} of them); stopped"
+                )
+        except WorkerError as error:
+            worker.stop()
+            process_tree.kill_strays(before)
+            del self._workers[name]
+            self._state.failure(name, doing, error)
