@@ -14,16 +14,13 @@ from typing import Any
 import jsonschema_rs
 
 from asrgate.backends.base import AsrgateError
+from asrgate.harness.record_types import ClipErrors, ProbeRecord, Result, Run
 
 SCHEMA_VERSION = 4
 # History: 1 = first version; 2 = checkpoint.tensors_sha256; 3 = wall_seconds of samples are by the
 # parent's clock, the worker's are worker_seconds; wer.rounds. Older runs are read as of this version.
 
 SCHEMA_PATH = Path(__file__).with_name("run.schema.json")
-
-# Both follow run.schema.json. Raw samples are kept; asrgate.harness.scoring.score derives the figures.
-Run = dict[str, Any]
-Result = dict[str, Any]  # what one variant did in a run
 
 
 class RecordError(AsrgateError):
@@ -88,7 +85,7 @@ def read(path: Path) -> Run:
     return run
 
 
-def _upgrade_to_3(run: Run) -> None:
+def _upgrade_to_3(run: Any) -> None:
     """Turn a run of schema version 2, whose samples hold the times of two clocks, into one of version 3."""
     for result in run.get("results", []):
         for sample in result.get("samples", []):
@@ -99,7 +96,7 @@ def _upgrade_to_3(run: Run) -> None:
             result["wer"].setdefault("rounds", [])
 
 
-def _upgrade_to_4(run: Run) -> None:
+def _upgrade_to_4(run: Any) -> None:
     """Turn a run of schema version 3 into one of version 4, which has other names for the same things."""
     if "sittings" in run:
         run["attempts"] = run.pop("sittings")
@@ -110,6 +107,16 @@ def _upgrade_to_4(run: Run) -> None:
     for host in run.get("hosts", []):
         if "places" in host:
             host["actors"] = host.pop("places")
+
+
+def probes_of(result: Result) -> list[ProbeRecord]:
+    """Return the copies that a result's engine was asked for; none if its timing was not checked."""
+    return [] if result["integrity"] is None else result["integrity"]["probes"]
+
+
+def errors_of(result: Result) -> list[ClipErrors]:
+    """Return a result's errors clip by clip; none if no clip was answered."""
+    return [] if result["wer"] is None else result["wer"]["per_clip"]
 
 
 def is_same_model(one: Run, other: Run) -> bool:
@@ -171,11 +178,11 @@ def without_texts(run: Run) -> Run:
     for clip in run["clips"]:
         clip["reference"] = None
     for result in run["results"]:
-        for item in [*result["samples"], *((result["integrity"] or {}).get("probes", []))]:
-            item["text"] = None
-            if "tokens" in item:
-                item["tokens"] = None
-            for partial in item.get("partials", []):
+        for probe in probes_of(result):
+            probe["text"] = None
+        for sample in result["samples"]:
+            sample["text"] = sample["tokens"] = None
+            for partial in sample.get("partials", []):
                 partial["text"] = None
     return run
 

@@ -17,7 +17,8 @@ from asrgate.backends.base import AsrgateError
 from asrgate.harness import record, report
 from asrgate.harness.escape import visible
 from asrgate.harness.metrics import mann_whitney
-from asrgate.harness.record import RecordError, Run
+from asrgate.harness.record import RecordError
+from asrgate.harness.record_types import Run
 from asrgate.harness.regression.verdict import Limits
 from asrgate.harness.scenarios import registry
 from asrgate.harness.worker import environment

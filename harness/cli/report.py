@@ -14,7 +14,7 @@ from rich.console import Console
 from asrgate.harness import record
 from asrgate.harness.escape import visible
 from asrgate.harness.metrics import normalizers
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Result, Run
 from asrgate.harness.report import html
 from asrgate.harness.report.columns import percent
 from asrgate.harness.report.console import print_table
@@ -182,12 +182,12 @@ def _changes(before: Run, after: Run) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _wer(result: dict[str, Any]) -> str:
+def _wer(result: Result) -> str:
     wer = None if result["wer"] is None else result["wer"]["wer"]
     return "unknown" if wer is None else percent(100 * wer)
 
 
-def _verdict(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _verdict(old: Result, new: Result) -> str:
     was, is_now = old["gate"]["ranked"], new["gate"]["ranked"]
     if was == is_now:
         return ""

@@ -28,7 +28,7 @@ from asrgate.harness.diagnose.transcripts import (
     find_row,
 )
 from asrgate.harness.metrics.word_errors import first_answers
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Result, Run
 from asrgate.harness.worker.client import Worker, WorkerError
 
 
@@ -82,7 +82,7 @@ def with_margins(
                 if answer.divergence is None:
                     return answer
                 samples = found[answer.clip].samples()
-                tokens = right[answer.clip]["tokens"]
+                tokens = right[answer.clip]["tokens"] or []
                 language = languages[answer.clip]
                 return replace(
                     answer,
@@ -126,7 +126,7 @@ def _decided(
     return replace(divergence, decision=Decision(**fields))
 
 
-def _reference(row: dict[str, Any]) -> Variant:
+def _reference(row: Result) -> Variant:
     variant = Variant(row["backend"], row["device"], row["precision"])
     try:
         engine = backends.describe(variant.backend)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jiwer
 
@@ -12,7 +11,7 @@ from asrgate.backends.base import AsrgateError
 from asrgate.backends.inspection.token_margins import Decision
 from asrgate.harness.diagnose.token_text import token_text
 from asrgate.harness.metrics.word_errors import Sample, first_answers
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import ClipRecord, Result, Run
 
 
 class OutputsError(AsrgateError):
@@ -147,7 +146,7 @@ def compare_outputs(run: Run, reference: str | None = None) -> Outputs:
     )
 
 
-def find_row(run: Run, name: str) -> dict[str, Any]:
+def find_row(run: Run, name: str) -> Result:
     """Return the run's result of that variant, or of the only variant of that backend.
 
     Raises:
@@ -169,7 +168,7 @@ def _answering(run: Run) -> list[str]:
     return [row["variant"] for row in run["results"] if first_answers(row)]
 
 
-def _output(run: Run, row: dict[str, Any], right: Mapping[str, Sample], n_vocab: int) -> Output:
+def _output(run: Run, row: Result, right: Mapping[str, Sample], n_vocab: int) -> Output:
     mine = first_answers(row)
     answers = [
         _difference(clip, right[clip["name"]], mine[clip["name"]], n_vocab)
@@ -188,16 +187,17 @@ def _output(run: Run, row: dict[str, Any], right: Mapping[str, Sample], n_vocab:
     )
 
 
-def _difference(clip: Mapping[str, Any], right: Sample, mine: Sample, n_vocab: int) -> Difference:
-    tokens = right["tokens"], mine["tokens"]
-    known = None not in tokens
+def _difference(clip: ClipRecord, right: Sample, mine: Sample, n_vocab: int) -> Difference:
+    ours, theirs = right["tokens"], mine["tokens"]
+    said, heard = right["text"], mine["text"]
+    known = ours is not None and theirs is not None
     return Difference(
         clip=clip["name"],
         audio_seconds=clip["audio_seconds"],
         same_text=right["text_sha256"] == mine["text_sha256"],
-        same_tokens=tokens[0] == tokens[1] if known else None,
-        words=None if None in (right["text"], mine["text"]) else word_chunks(right["text"], mine["text"]),
-        divergence=first_divergence(*tokens, n_vocab) if known else None,
+        same_tokens=ours == theirs if known else None,
+        words=None if said is None or heard is None else word_chunks(said, heard),
+        divergence=None if ours is None or theirs is None else first_divergence(ours, theirs, n_vocab),
     )
 
 
@@ -228,7 +228,7 @@ def _token(tokens: Sequence[int], index: int, n_vocab: int) -> Token | None:
     return Token(tokens[index], token_text(tokens[index], n_vocab)) if index < len(tokens) else None
 
 
-def _remarks(run: Run, row: dict[str, Any], others: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _remarks(run: Run, row: Result, others: Sequence[Result]) -> Iterator[str]:
     if not run["settings"]["texts"]:
         yield (
             "the run was stored with --no-texts: hashes say which texts differ, but there are no words or "

@@ -7,12 +7,13 @@ It is counted from the record of a run whose clips have the field `hallucination
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from asrgate.harness.metrics.normalizers import NormalizerError
 from asrgate.harness.metrics.word_errors import Texts, first_answers
-from asrgate.harness.record import Run
+from asrgate.harness.record import errors_of
+from asrgate.harness.record_types import ClipRecord, Result, Run
 
 FIELD = "hallucination"
 ALL = "all"
@@ -51,12 +52,10 @@ def repeated_grams(text: Sequence[str], reference: Sequence[str], size: int = GR
     return sum(max(0, count - max(1, said[gram])) for gram, count in _grams(text, size).items())
 
 
-def _row(
-    result: Mapping[str, Any], clips: Sequence[Mapping[str, Any]], texts: Texts | None
-) -> dict[str, Any]:
-    first = first_answers(dict(result))
+def _row(result: Result, clips: Sequence[ClipRecord], texts: Texts | None) -> dict[str, Any]:
+    first = first_answers(result)
     answered = [clip for clip in clips if clip["name"] in first]
-    counted = {entry["clip"]: entry for entry in (result["wer"] or {}).get("per_clip", [])}
+    counted = {entry["clip"]: entry for entry in errors_of(result)}
     seconds = sum(clip["audio_seconds"] for clip in answered)
     insertions = sum(counted[clip["name"]]["insertions"] for clip in answered if clip["name"] in counted)
     silent = [clip for clip in answered if clip["reference_words"] == 0]

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from asrgate.backends.base import AsrgateError, did_you_mean
+from asrgate.harness.record_types import NormalizerRecord
 
 Normalizer = Callable[[str, str], str]  # (text, ISO 639-1 language) -> words joined by single spaces
 
@@ -58,7 +59,7 @@ def normalizer(name: str) -> Normalizer:
     return normalize
 
 
-def identify(name: str) -> dict[str, str]:
+def identify(name: str) -> NormalizerRecord:
     """Return the `scoring.normalizer` entry: name, SHA-256 of the sources and word list, their version.
 
     Raises:

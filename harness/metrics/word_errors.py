@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jiwer
 
 from asrgate.harness.metrics import normalizers
-from asrgate.harness.record import Result, Run
-
-Sample = Mapping[str, Any]
-
-_COUNTS = (
-    "substitutions",
-    "deletions",
-    "insertions",
-    "reference_words",
-    "output_words",
-    "character_errors",
-    "reference_characters",
+from asrgate.harness.record import probes_of
+from asrgate.harness.record_types import (
+    ClipErrors,
+    ClipRecord,
+    Result,
+    RoundErrors,
+    Run,
+    Sample,
+    WordErrorRate,
 )
 
 
@@ -30,7 +27,7 @@ def is_answered(sample: Sample) -> bool:
 
 def is_timed(sample: Sample) -> bool:
     """Whether the sample's time counts: it was answered, and in the attempt used for speed and latency."""
-    return is_answered(sample) and sample["wall_seconds"] is not None and sample.get("timed", True)
+    return is_answered(sample) and sample.get("timed", True)
 
 
 def first_answers(result: Result) -> dict[str, Sample]:
@@ -104,33 +101,35 @@ class Texts:
         for clip in self._run["clips"]:
             clip["reference_words"] = self._words(clip["reference"], clip["name"])
         for result in self._run["results"]:
-            probes = (result["integrity"] or {}).get("probes", [])
-            for item in [*result["samples"], *probes]:
+            for item in [*result["samples"], *probes_of(result)]:
                 item["text_words"] = self._words(item["text"], item["clip"])
 
     def _words(self, text: str | None, clip: str) -> int | None:
         return None if text is None else self.words(text, clip)
 
 
-def count(run: Run, result: Result, first: Mapping[str, Sample], texts: Texts) -> Result | None:
+def count(run: Run, result: Result, first: Mapping[str, Sample], texts: Texts) -> WordErrorRate | None:
     """Return a result's `wer` without intervals and comparison, or None if no clip was answered."""
     if not any(is_answered(sample) for sample in result["samples"]):
         return None
     per_clip = [
-        _clip_errors(clip, first.get(clip["name"]), texts)
+        _clip_errors(clip, said, first.get(clip["name"]), texts)
         for clip in run["clips"]
-        if clip["reference"] is not None
+        if (said := clip["reference"]) is not None
     ]
-    total = {name: sum(entry[name] for entry in per_clip) for name in _COUNTS}
+    reference_words = sum(entry["reference_words"] for entry in per_clip)
     return {
-        "wer": ratio(errors(total), total["reference_words"]),
+        "wer": ratio(sum(map(errors, per_clip)), reference_words),
         "interval": None,
-        "substitutions": total["substitutions"],
-        "deletions": total["deletions"],
-        "insertions": total["insertions"],
-        "reference_words": total["reference_words"],
-        "output_words": total["output_words"],
-        "cer": ratio(total["character_errors"], total["reference_characters"]),
+        "substitutions": sum(entry["substitutions"] for entry in per_clip),
+        "deletions": sum(entry["deletions"] for entry in per_clip),
+        "insertions": sum(entry["insertions"] for entry in per_clip),
+        "reference_words": reference_words,
+        "output_words": sum(entry["output_words"] for entry in per_clip),
+        "cer": ratio(
+            sum(entry["character_errors"] for entry in per_clip),
+            sum(entry["reference_characters"] for entry in per_clip),
+        ),
         "exact_matches": sum(entry["exact"] for entry in per_clip),
         "clips": len(per_clip),
         "unstable_clips": _unstable_clips(result),
@@ -140,7 +139,7 @@ def count(run: Run, result: Result, first: Mapping[str, Sample], texts: Texts) -
     }
 
 
-def by_round(run: Run, result: Result, reference: Result | None, texts: Texts) -> list[Result]:
+def by_round(run: Run, result: Result, reference: Result | None, texts: Texts) -> list[RoundErrors]:
     """Return what each round's answers are worth: an engine may go bad after its first.
 
     Each entry is of the clips that were asked for in its round. `wer_difference` and `length_ratio` compare
@@ -165,7 +164,7 @@ def _round(
     theirs: Mapping[str, str],
     spoken: Mapping[str, str | None],
     texts: Texts,
-) -> Result:
+) -> RoundErrors:
     """Return an entry of `by_round`; `first`, `theirs` and `spoken` are texts by clip."""
     ours = _texts_of(asked)
     heard = {clip: ours.get(clip, "") for clip in asked}  # what failed counts as all words missing
@@ -207,7 +206,7 @@ def _is_understood(said: str | None, heard: str, clip: str, texts: Texts) -> boo
 
 
 def _texts_of(answers: Mapping[str, Sample]) -> dict[str, str]:
-    return {clip: sample["text"] for clip, sample in answers.items() if is_answered(sample)}
+    return {clip: sample["text"] or "" for clip, sample in answers.items() if is_answered(sample)}
 
 
 def _answers_by_round(result: Result) -> dict[int, dict[str, Sample]]:
@@ -218,38 +217,40 @@ def _answers_by_round(result: Result) -> dict[int, dict[str, Sample]]:
     return found
 
 
-def _clip_errors(clip: Mapping[str, Any], sample: Sample | None, texts: Texts) -> Result:
-    reference = texts.normalised(clip["reference"], clip["name"])
-    answer = "" if sample is None else sample["text"]
+def _clip_errors(clip: ClipRecord, said: str, sample: Sample | None, texts: Texts) -> ClipErrors:
+    reference = texts.normalised(said, clip["name"])
+    answer = "" if sample is None else sample["text"] or ""
     text = texts.normalised(answer, clip["name"])
-    words = texts.aligned(clip["reference"], answer, clip["name"])
+    words = texts.aligned(said, answer, clip["name"])
     # if a language has no spaces, the normaliser added those between its letters
     spelled = texts.is_unspaced(clip["name"])
     letters, heard = (t.replace(" ", "") if spelled else t for t in (reference, text))
     characters = jiwer.process_characters(letters, heard)
-    entry: Result = {
+    reference_words = len(reference.split())
+    return {
         "clip": clip["name"],
-        "wer": None,
-        **words._asdict(),
-        "reference_words": len(reference.split()),
+        "wer": ratio(words.edits, reference_words),
+        "substitutions": words.substitutions,
+        "deletions": words.deletions,
+        "insertions": words.insertions,
+        "reference_words": reference_words,
         "output_words": len(text.split()),
         "character_errors": characters.substitutions + characters.deletions + characters.insertions,
         "reference_characters": len(letters),
         "exact": sample is not None and text == reference,
     }
-    entry["wer"] = ratio(errors(entry), entry["reference_words"])
-    return entry
 
 
 def _unstable_clips(result: Result) -> list[str]:
-    hashes: dict[str, set[str]] = {}
+    hashes: dict[str, set[str | None]] = {}
     for sample in result["samples"]:
         if is_answered(sample):
             hashes.setdefault(sample["clip"], set()).add(sample["text_sha256"])
     return [clip for clip, found in hashes.items() if len(found) > 1]
 
 
-def errors(counts: Mapping[str, int]) -> int:
+def errors(counts: ClipErrors) -> int:
+    """Return all word errors of a clip."""
     return counts["substitutions"] + counts["deletions"] + counts["insertions"]
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from asrgate.harness.metrics import bootstrap, mann_whitney
 from asrgate.harness.metrics.word_errors import errors, is_answered, is_timed
-from asrgate.harness.record import Result, Run
+from asrgate.harness.record import errors_of
+from asrgate.harness.record_types import ClipErrors, ClipRecord, Result, Run
 
 SPIKE = 1.25  # a longer call, as a multiple of its clip's median, is capped at this multiple
 
@@ -237,12 +238,12 @@ def _hashes(result: Result, clips: Sequence[str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {clip: set() for clip in clips}
     for sample in result["samples"]:
         if is_answered(sample) and sample["clip"] in found:
-            found[sample["clip"]].add(sample["text_sha256"])
+            found[sample["clip"]].add(sample["text_sha256"] or "")
     return found
 
 
-def _counts(result: Result) -> dict[str, Any]:
-    return {} if result["wer"] is None else {entry["clip"]: entry for entry in result["wer"]["per_clip"]}
+def _counts(result: Result) -> dict[str, ClipErrors]:
+    return {entry["clip"]: entry for entry in errors_of(result)}
 
 
 def _walls(result: Result) -> dict[tuple[int, str], float]:
@@ -263,5 +264,5 @@ def _stage_means(result: Result, clips: Sequence[str]) -> dict[str, float]:
     return {stage: total / len(answered) for stage, total in totals.items()}
 
 
-def _identity(clip: Mapping[str, Any]) -> tuple[Any, ...]:
+def _identity(clip: ClipRecord) -> tuple[Any, ...]:
     return clip["name"], clip["sha256"], clip["language"], clip["reference_sha256"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.escape import visible
-from asrgate.harness.record import Result, Run
+from asrgate.harness.record_types import Result, Run
 from asrgate.harness.regression import changes
 from asrgate.harness.regression.changes import TimeChange
 from asrgate.harness.regression.preconditions import Difference, changed, differences

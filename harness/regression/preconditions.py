@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asrgate.harness import record
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 from asrgate.harness.regression import changes
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import machines
@@ -55,7 +55,8 @@ def _differences(base: Run, new: Run) -> Iterator[tuple[str, str]]:
     if before != after:
         yield "scenario", f"{before} in BASE, {after} in NEW"
     asked = [
-        run["settings"]["decoding"] | {k: run["settings"][k] for k in GATE_SETTINGS} for run in (base, new)
+        run["settings"]["decoding"] | {k: v for k, v in run["settings"].items() if k in GATE_SETTINGS}
+        for run in (base, new)
     ]
     for name, (before, after) in changed(*asked).items():
         yield "settings", f"{name} is {before!r} in BASE, {after!r} in NEW"

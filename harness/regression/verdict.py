@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from asrgate.harness.metrics import mann_whitney
-from asrgate.harness.record import Result
+from asrgate.harness.record_types import GateVerdict, Result
 from asrgate.harness.regression import changes
 from asrgate.harness.regression.changes import TextChange, TimeChange, WordChange
 
@@ -104,7 +104,7 @@ class _Remarks:
     notes: list[str] = field(default_factory=list)
 
 
-def _judge_gate(base: Result, new: Result, remarks: _Remarks) -> None:
+def _judge_gate(base: GateVerdict, new: GateVerdict, remarks: _Remarks) -> None:
     if base["ranked"] and not new["ranked"]:
         remarks.worse.append(f"it was ranked and no longer is: {'; '.join(new['reasons'])}")
     elif new["ranked"] and not base["ranked"]:

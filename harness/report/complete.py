@@ -7,7 +7,8 @@ from typing import Any
 
 from asrgate.harness.escape import markdown
 from asrgate.harness.metrics.word_errors import is_answered
-from asrgate.harness.record import Run
+from asrgate.harness.record import errors_of
+from asrgate.harness.record_types import ClipErrors, ClipRecord, Result, Run, Sample
 from asrgate.harness.report import markdown as page
 from asrgate.harness.report.columns import figure, percent
 from asrgate.harness.report.rows import UNAVAILABLE, rows
@@ -32,15 +33,15 @@ def render(run: Run) -> str:
 class _Answers:
     """One variant's samples and word errors by clip."""
 
-    def __init__(self, result: Mapping[str, Any]):
+    def __init__(self, result: Result):
         self.variant = result["variant"]
-        self.errors = {entry["clip"]: entry for entry in (result["wer"] or {}).get("per_clip", [])}
-        self.samples: dict[str, list[Mapping[str, Any]]] = {}
+        self.errors = {entry["clip"]: entry for entry in errors_of(result)}
+        self.samples: dict[str, list[Sample]] = {}
         for sample in sorted(result["samples"], key=lambda sample: sample["round"]):
             self.samples.setdefault(sample["clip"], []).append(sample)
 
 
-def _clip(clip: Mapping[str, Any], ordered: Sequence[_Answers]) -> Iterator[str]:
+def _clip(clip: ClipRecord, ordered: Sequence[_Answers]) -> Iterator[str]:
     yield f"### {markdown(clip['name'])}"
     facts = f"{clip['audio_seconds']:.1f} s, {markdown(clip['language'])}"
     yield f"{facts}. Reference: {_text(clip, 'reference')}"
@@ -66,11 +67,11 @@ def _lines(clip: str, answers: _Answers) -> Iterator[list[str]]:
         yield [name, *figures, figure(sample["wall_seconds"]), said]
 
 
-def _figures(counted: Mapping[str, Any] | None) -> list[str]:
+def _figures(counted: ClipErrors | None) -> list[str]:
     if counted is None:
         return [""] * 4
     wer = counted["wer"]
-    edits = (counted[name] for name in ("substitutions", "deletions", "insertions"))
+    edits = counted["substitutions"], counted["deletions"], counted["insertions"]
     return [percent(None if wer is None else 100 * wer), *map(str, edits)]
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from asrgate.backends.base import how_to_fix
 from asrgate.harness.escape import visible
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 from asrgate.harness.report import columns, context, parts
 from asrgate.harness.report.columns import Column
 from asrgate.harness.report.parts import Part

@@ -7,7 +7,7 @@ from typing import Any
 
 from asrgate.backends.base import Settings
 from asrgate.harness import record
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 from asrgate.harness.scenarios import registry
 
 SHORT_HASH = 12  # hex digits of a SHA-256 that are shown to readers
@@ -118,7 +118,7 @@ def gate(run: Run) -> str:
 
 def _isolation(run: Run) -> str:
     """Say whether the engines could reach the answers; nothing of a run from before that was recorded."""
-    found = [result["isolation"] for result in run["results"] if result.get("isolation")]
+    found = [shut_in for result in run["results"] if (shut_in := result.get("isolation")) is not None]
     if not found:
         return ""
     whole = all(each["files"] and each["signals"] and each["memory"] for each in found)

@@ -10,7 +10,7 @@ from pathlib import Path
 from asrgate import old_names
 from asrgate.backends.base import AsrgateError, did_you_mean
 from asrgate.harness import record
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 from asrgate.harness.report import complete, html, markdown, tables
 
 ENTRY_POINT_GROUP = "asrgate.reports"  # name -> a function from a run to text

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from asrgate.backends.base import AsrgateError, did_you_mean
 from asrgate.harness import record
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 from asrgate.harness.regression import preconditions
 from asrgate.harness.report.columns import figure, percent
 from asrgate.harness.report.rows import RANKED, UNAVAILABLE, Row, rows

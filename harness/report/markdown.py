@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from asrgate.harness.escape import markdown
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 from asrgate.harness.report import columns, context
 from asrgate.harness.report import parts as parts_of_run
 from asrgate.harness.report.columns import Column

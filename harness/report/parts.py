@@ -8,7 +8,7 @@ from typing import Any
 
 from asrgate.harness.corpus.fields import LENGTH
 from asrgate.harness.metrics import hallucination
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import AlsoScored, NormalizerRecord, Run
 from asrgate.harness.report.columns import figure, interval, percent
 from asrgate.harness.scoring import machines, slices
 
@@ -105,9 +105,13 @@ def _normalizers(run: Run) -> list[Part]:
     also = run["scoring"].get("also", [])
     if not also:
         return []
-    main = {
+    main: AlsoScored = {
         "normalizer": run["scoring"]["normalizer"],
-        "results": [{"variant": r["variant"], **r["wer"]} for r in run["results"] if r["wer"] is not None],
+        "results": [
+            {"variant": result["variant"], "wer": wer["wer"], "interval": wer["interval"], "cer": wer["cer"]}
+            for result in run["results"]
+            if (wer := result["wer"]) is not None
+        ],
     }
     body = []
     for entry in (main, *also):
@@ -204,7 +208,7 @@ def _shown(
     return [headings[n] for n in kept], [[row[n] for n in kept] for row in body], numbers
 
 
-def _normalizer(identity: dict[str, str]) -> str:
+def _normalizer(identity: NormalizerRecord) -> str:
     return f"Normaliser {identity['name']} {identity['version']}"
 
 

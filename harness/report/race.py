@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,7 +16,8 @@ from rich.text import Text
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.escape import visible
 from asrgate.harness.metrics.word_errors import first_answers, is_timed
-from asrgate.harness.record import Run
+from asrgate.harness.record import errors_of
+from asrgate.harness.record_types import Run, Sample
 from asrgate.harness.report import context
 from asrgate.harness.report.columns import figure, percent
 from asrgate.harness.report.rows import RANKED, UNAVAILABLE, rows
@@ -100,9 +100,7 @@ def race(run: Run, clip: str | None = None) -> Race:
         calls = [sample for sample in result["samples"] if sample["clip"] == chosen["name"]]
         walls = [s["wall_seconds"] for s in calls if is_timed(s) and s["wall_seconds"]]
         first = first_answers(result).get(chosen["name"])
-        counted = next(
-            (e for e in (result["wer"] or {}).get("per_clip", []) if e["clip"] == chosen["name"]), None
-        )
+        counted = next((e for e in errors_of(result) if e["clip"] == chosen["name"]), None)
         wer = None if counted is None else counted["wer"]
         is_ranked = row["group"] == RANKED
         has_answer = bool(walls) and first is not None
@@ -132,7 +130,7 @@ def race(run: Run, clip: str | None = None) -> Race:
     )
 
 
-def _said(sample: Mapping[str, Any] | None) -> str:
+def _said(sample: Sample | None) -> str:
     text = None if sample is None else sample["text"]
     return NOT_STORED if text is None else text
 

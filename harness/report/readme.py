@@ -9,7 +9,7 @@ from pathlib import Path
 from asrgate.backends.base import AsrgateError
 from asrgate.harness import record
 from asrgate.harness.escape import markdown
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 from asrgate.harness.report import context
 from asrgate.harness.report.markdown import table
 from asrgate.harness.report.rows import RANKED, UNRANKED, rows

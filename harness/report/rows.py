@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from asrgate.harness.column import Row
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Result, Run
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scenarios.scenario import RTFX
 
@@ -30,7 +31,7 @@ def rows(run: Run) -> list[Row]:
     return sorted(built, key=lambda row: (order.index(row["group"]), row["rank"] or 0))
 
 
-def _row(run: Run, result: dict[str, Any]) -> Row:
+def _row(run: Run, result: Result) -> Row:
     group = _group(run, result)
     return {
         "group": group,
@@ -53,16 +54,16 @@ def _row(run: Run, result: dict[str, Any]) -> Row:
     }
 
 
-def _group(run: Run, result: dict[str, Any]) -> str:
+def _group(run: Run, result: Result) -> str:
     if result["status"] == "unavailable":
         return UNAVAILABLE
     has_figure = registry.of(run).order.figure(result) is not None
-    has_both = (result["wer"] or {}).get("wer") is not None and has_figure
+    has_both = result["wer"] is not None and result["wer"]["wer"] is not None and has_figure
     judged = result["gate"]["ranked"] and result["gate"]["rank"] is not None
     return RANKED if result["status"] == "ok" and judged and has_both else UNRANKED
 
 
-def _reason(group: str, result: dict[str, Any]) -> str | None:
+def _reason(group: str, result: Result) -> str | None:
     if group == RANKED:
         return None
     if group == UNAVAILABLE:
@@ -73,8 +74,8 @@ def _reason(group: str, result: dict[str, Any]) -> str | None:
     return "; ".join(reasons) or "not judged yet"
 
 
-def _quality(result: dict[str, Any]) -> Row:
-    wer = result["wer"] or {}
+def _quality(result: Result) -> Row:
+    wer = _part(result["wer"])
     low, high = wer.get("interval") or (None, None)
     unstable = wer.get("unstable_clips")
     return {
@@ -93,8 +94,8 @@ def _quality(result: dict[str, Any]) -> Row:
     }
 
 
-def _versus(result: dict[str, Any]) -> Row:
-    versus = (result["wer"] or {}).get("versus_reference") or {}
+def _versus(result: Result) -> Row:
+    versus = _part(_part(result["wer"]).get("versus_reference"))
     low, high = versus.get("interval") or (None, None)
     return {
         "compared_with": versus.get("variant"),
@@ -109,8 +110,8 @@ def _versus(result: dict[str, Any]) -> Row:
     }
 
 
-def _speed(result: dict[str, Any]) -> Row:
-    rtfx = result["rtfx"] or {}
+def _speed(result: Result) -> Row:
+    rtfx = _part(result["rtfx"])
     low, high = rtfx.get("interval") or (None, None)
     return {
         "rtfx": rtfx.get("rtfx"),
@@ -124,8 +125,8 @@ def _speed(result: dict[str, Any]) -> Row:
     }
 
 
-def _latency(result: dict[str, Any]) -> Row:
-    latency = result["latency"] or {}
+def _latency(result: Result) -> Row:
+    latency = _part(result["latency"])
     stages = latency.get("stage_seconds", {})
     return {
         "samples": latency.get("count"),
@@ -138,23 +139,27 @@ def _latency(result: dict[str, Any]) -> Row:
     }
 
 
-def _of_scenarios(result: dict[str, Any]) -> Row:
+def _of_scenarios(result: Result) -> Row:
     """Return the figures of all scenarios, so that every run has the same columns."""
     found: Row = {}
+    parts: Mapping[str, Any] = result
     for scenario in registry.BUILTIN.values():
         part, names = scenario.figures
-        found |= {name: result.get(name) for name in scenario.row_fields}
-        found |= {name: (result.get(part) or {}).get(name) for name in names}
+        found |= {name: parts.get(name) for name in scenario.row_fields}
+        found |= {name: (parts.get(part) or {}).get(name) for name in names}
     return found
 
 
-def _resources(result: dict[str, Any]) -> Row:
-    resources = dict(result["resources"])
-    joules, audio_seconds = resources["energy_joules"], (result["rtfx"] or {}).get("audio_seconds")
-    known = joules is not None and audio_seconds
-    resources["energy_joules_per_audio_hour"] = joules / audio_seconds * 3600 if known else None
-    return resources
+def _resources(result: Result) -> Row:
+    joules, audio_seconds = result["resources"]["energy_joules"], _part(result["rtfx"]).get("audio_seconds")
+    an_hour = joules / audio_seconds * 3600 if joules is not None and audio_seconds else None
+    return {**result["resources"], "energy_joules_per_audio_hour": an_hour}
 
 
 def _percent(fraction: float | None) -> float | None:
     return None if fraction is None else 100 * fraction
+
+
+def _part(found: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return a part of a result; one that is null has no figures."""
+    return {} if found is None else found

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from asrgate.harness.escape import csv_cell
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 from asrgate.harness.report import context
 from asrgate.harness.report.rows import rows
 from asrgate.harness.scenarios import registry
@@ -50,6 +50,7 @@ def samples(run: Run) -> str:
     lines = []
     for result in run["results"]:
         for sample in result["samples"]:
+            parts: Mapping[str, Any] = sample
             line = {
                 "variant": result["variant"],
                 "round": sample["round"],
@@ -58,9 +59,9 @@ def samples(run: Run) -> str:
                 "timed": sample.get("timed", True),
                 "host": sample.get("host"),
                 "batch_size": result.get("batch_size"),
-                **{name: sample.get(name) for name in OF_SCENARIOS},
+                **{name: parts.get(name) for name in OF_SCENARIOS},
                 "audio_seconds": clips[sample["clip"]]["audio_seconds"],
-                **{name: sample[name] for name in SAMPLE_COLUMNS},
+                **{name: parts[name] for name in SAMPLE_COLUMNS},
             }
             lines.append(line | {f"{s}_seconds": sample["stage_seconds"].get(s) for s in STAGES})
     fixed = ["variant", "round", "clip", "attempt", "timed", "host", "batch_size"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 
 class Executor(ABC):
@@ -24,7 +23,7 @@ class Executor(ABC):
         """Answers that the checks ask of each variant."""
 
     @abstractmethod
-    def round(self, number: int, order: list[str]) -> dict[str, Any]:
+    def round(self, number: int, order: list[str]) -> dict[str, float | None]:
         """Have every variant answer the clips of a round that it has not answered.
 
         Returns:

@@ -25,10 +25,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from asrgate.backends.base import AsrgateError
 from asrgate.harness import record
+from asrgate.harness.record_types import Attempt, ClusterHost, Retry, RoundRecord, Sample
 from asrgate.harness.runner.plan import now
 
 NAME = "journal.jsonl"
@@ -61,12 +62,12 @@ class Kept:
 
     folder: Path
     head: dict[str, Any]
-    attempts: list[dict[str, Any]] = field(default_factory=list)
-    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    rounds: list[dict[str, Any]] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    rounds: list[RoundRecord] = field(default_factory=list)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    hosts: dict[int, dict[str, Any]] = field(default_factory=dict)
-    retries: list[dict[str, Any]] = field(default_factory=list)
+    hosts: dict[int, ClusterHost] = field(default_factory=dict)
+    retries: list[Retry] = field(default_factory=list)
     size_bytes: int = 0
 
 
@@ -163,7 +164,8 @@ def read(folder: Path) -> Kept:
 def _sorted(kept: Kept, lines: list[dict[str, Any]]) -> Kept:
     for line in lines:
         if "attempt" in line:
-            kept.attempts.append({"number": len(kept.attempts), "started_at": line["at"], **line["attempt"]})
+            began = {"number": len(kept.attempts), "started_at": line["at"], "finished_at": None}
+            kept.attempts.append(cast(Attempt, began | line["attempt"]))
         elif "sample" in line:
             kept.samples.setdefault(line["variant"], []).append(line["sample"])
         elif "round" in line:

@@ -7,7 +7,7 @@ import functools
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from asrgate.backends import Variant
 from asrgate.harness.corpus.sample_cache import Decoded
@@ -69,7 +69,7 @@ class LocalExecutor(Executor):
         """As Executor."""
         return 2 * len(self._copies)
 
-    def round(self, number: int, order: list[str]) -> dict[str, Any]:
+    def round(self, number: int, order: list[str]) -> dict[str, float | None]:
         """As Executor."""
         state = self._state
         load = meters.LoadMonitor([worker.pid for worker in self._workers.values()])
@@ -97,8 +97,8 @@ class LocalExecutor(Executor):
                 found = cache_probes.run(prober, self._copies, normalize)
                 state.progress.advance(2 * len(self._copies))
                 result = state.results[name]
-                result["integrity"] = {"probes": found}
-                result["resources"].update(worker.resources())
+                result["integrity"] = {"probes": found, "unseen_over_seen": None, "late_work_seconds": None}
+                result["resources"].update(cast(Any, worker.resources()))
                 result["resources"]["peak_vram_process_bytes"] = meters.process_vram_bytes(worker.pid)
 
     def close(self) -> None:

@@ -6,13 +6,14 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from asrgate.backends import Variant
 from asrgate.backends.base import Checkpoint, Settings
 from asrgate.harness import record
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import normalizers
+from asrgate.harness.record_types import Result, Run, RunSettings
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scenarios.scenario import Scenario
 from asrgate.harness.worker import environment
@@ -54,12 +55,12 @@ class Plan:
     command: Sequence[str] = field(default_factory=list)
 
 
-def blank_record(plan: Plan, run_id: str) -> record.Run:
+def blank_record(plan: Plan, run_id: str) -> Run:
     """Return the record of a run that has not begun: everything known before, a blank row a variant."""
     checkpoint = plan.checkpoint
     refusals = {str(variant): (reason, remedy) for variant, reason, remedy in plan.unavailable}
     variants = [*plan.variants, *(variant for variant, _, _ in plan.unavailable)]
-    return {
+    run: Run = {
         "schema_version": record.SCHEMA_VERSION,
         "run_id": run_id,
         "started_at": now(),
@@ -69,26 +70,7 @@ def blank_record(plan: Plan, run_id: str) -> record.Run:
         "command": list(plan.command),
         "host": environment.describe(),
         "versions": environment.versions(),
-        "settings": {
-            "decoding": plan.settings.as_dict(),
-            "rounds": plan.rounds,
-            "warmup": plan.warmup,
-            "timeout_seconds": plan.timeout_seconds,
-            "device": plan.device,
-            "reference": plan.reference,
-            "wer_tolerance": plan.wer_tolerance,
-            "max_wer": plan.max_wer,
-            "length_tolerance": plan.length_tolerance,
-            "seed": plan.seed,
-            "texts": plan.texts,
-            "slices": list(plan.slices),
-            "sample": plan.sample,
-            "augment": list(plan.augment),
-            "scenario": plan.scenario.name,
-            "batch_sizes": [],
-            **plan.scenario.settings(),
-            **({"executor": RAY} if plan.executor == RAY else {}),
-        },
+        "settings": _settings(plan),
         "checkpoint": {
             "name": checkpoint.name,
             "sha256": checkpoint.sha256,
@@ -116,43 +98,68 @@ def blank_record(plan: Plan, run_id: str) -> record.Run:
         ],
         "rounds": [],
         "warnings": [],
-        **({"hosts": [], "retries": []} if plan.executor == RAY else {}),
         "results": [
             _blank_row(variant, plan.scenario, *refusals.get(str(variant), (None, None)))
             for variant in variants
         ],
     }
+    if plan.executor == RAY:
+        run["hosts"], run["retries"] = [], []
+    return run
 
 
-def _blank_row(
-    variant: Variant, scenario: Scenario, refusal: str | None, remedy: str | None
-) -> dict[str, Any]:
+def _settings(plan: Plan) -> RunSettings:
+    found: RunSettings = {
+        "decoding": plan.settings.as_dict(),
+        "rounds": plan.rounds,
+        "warmup": plan.warmup,
+        "timeout_seconds": plan.timeout_seconds,
+        "device": plan.device,
+        "reference": plan.reference,
+        "wer_tolerance": plan.wer_tolerance,
+        "max_wer": plan.max_wer,
+        "length_tolerance": plan.length_tolerance,
+        "seed": plan.seed,
+        "texts": plan.texts,
+        "slices": list(plan.slices),
+        "sample": plan.sample,
+        "augment": list(plan.augment),
+        "scenario": plan.scenario.name,
+        "batch_sizes": [],
+        **cast(Any, plan.scenario.settings()),
+    }
+    if plan.executor == RAY:
+        found["executor"] = RAY
+    return found
+
+
+def _blank_row(variant: Variant, scenario: Scenario, refusal: str | None, remedy: str | None) -> Result:
     return {
         "variant": str(variant),
         "backend": variant.backend,
         "device": variant.device,
         "precision": variant.precision,
-        **scenario.blank_result(variant),
+        **cast(Any, scenario.blank_result(variant)),
         "status": "unavailable" if refusal else "error",
         "error": refusal or "the run ended before this variant was measured",
         "remedy": remedy,
         "gate": {"ranked": False, "rank": None, "reasons": [refusal or "not judged yet"]},
         "applied_settings": None,
         "isolation": None,
-        "load": dict.fromkeys(
-            ("import_seconds", "load_seconds", "first_call_seconds", "warm_call_seconds"), None
-        ),
-        "resources": dict.fromkeys(
-            (
-                "peak_rss_bytes",
-                "peak_vram_process_bytes",
-                "peak_vram_allocator_bytes",
-                "cpu_seconds",
-                "energy_joules",
-                "energy_source",
-            ),
-            None,
-        ),
+        "load": {
+            "import_seconds": None,
+            "load_seconds": None,
+            "first_call_seconds": None,
+            "warm_call_seconds": None,
+        },
+        "resources": {
+            "peak_rss_bytes": None,
+            "peak_vram_process_bytes": None,
+            "peak_vram_allocator_bytes": None,
+            "cpu_seconds": None,
+            "energy_joules": None,
+            "energy_source": None,
+        },
         "integrity": None,
         "wer": None,
         "rtfx": None,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from asrgate.backends.base import AsrgateError
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Attempt, Run
 from asrgate.harness.runner.journal import Kept
 from asrgate.harness.runner.plan import now
 
@@ -94,12 +94,18 @@ def restore(blank: Run, kept: Kept) -> set[tuple[str, int, str]]:
     blank["rounds"] = list(kept.rounds)
     if "hosts" in blank:
         blank["hosts"], blank["retries"] = list(kept.hosts.values()), list(kept.retries)
-    began = {"number": len(kept.attempts), "started_at": now(), "finished_at": None}
-    blank["attempts"] = [*kept.attempts, began | {name: blank[name] for name in ("host", "versions")}]
+    began: Attempt = {
+        "number": len(kept.attempts),
+        "started_at": now(),
+        "finished_at": None,
+        "host": blank["host"],
+        "versions": blank["versions"],
+    }
+    blank["attempts"] = [*kept.attempts, began]
     done = set()
     for row in blank["results"]:
         row["samples"] = list(kept.samples.get(row["variant"], []))
-        row.update(kept.failures.get(row["variant"], {}))
+        row.update(cast(Any, kept.failures.get(row["variant"], {})))
         done |= {(row["variant"], sample["round"], sample["clip"]) for sample in row["samples"]}
     return done
 

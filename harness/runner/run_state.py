@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from asrgate.backends.base import SAMPLE_RATE_HZ
 from asrgate.harness import record
 from asrgate.harness.corpus.audio import dithered
 from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.record_types import RoundRecord, Sample
 from asrgate.harness.runner import journal, resume
 from asrgate.harness.runner.plan import Plan, blank_record
 from asrgate.harness.runner.progress import Progress
@@ -106,9 +107,12 @@ class RunState:
         Args:
             fields: what the sample has in this scenario, or with this executor, alone.
         """
-        sample = _sample(clip, number, answer) | fields
-        self.note("sample", sample | {"attempt": self._attempt}, variant=name)
-        self.results[name]["samples"].append(sample | self._of_attempt())
+        sample = _sample(clip, number, answer)
+        sample.update(cast(Any, fields))
+        self.note("sample", {**sample, "attempt": self._attempt}, variant=name)
+        if "attempts" in self.record:
+            sample["attempt"] = self._attempt
+        self.results[name]["samples"].append(sample)
         self.progress.answered(name, clip.name, number, answer["wall_seconds"], answer["error"])
 
     def failure(self, name: str, doing: str, error: WorkerError) -> None:
@@ -117,20 +121,21 @@ class RunState:
         result = self.results[name]
         result["status"] = "unavailable" if error.unavailable else "error"
         result["error"], result["remedy"] = str(error), error.remedy
-        told = {key: result[key] for key in ("status", "error", "remedy")}
+        told = {"status": result["status"], "error": result["error"], "remedy": result["remedy"]}
         self.note("failure", told, variant=name)
         self.progress.failed(name, doing, str(error))
 
-    def round_over(self, entry: dict[str, Any]) -> None:
+    def round_over(self, entry: RoundRecord) -> None:
         """Keep a round's entry and write the record."""
-        entry = entry | self._of_attempt()
+        if "attempts" in self.record:
+            entry["attempt"] = self._attempt
         self.record["rounds"].append(entry)
         self.note("round", entry)
         if self._journal is not None:
             self._journal.sync()
         self.save()
 
-    def note(self, kind: str, value: dict[str, Any], **fields: Any) -> None:
+    def note(self, kind: str, value: Mapping[str, Any], **fields: Any) -> None:
         """Write a line of the journal, if the run has one."""
         if self._journal is not None:
             self._journal.add(kind, value, **fields)
@@ -142,7 +147,7 @@ class RunState:
             RecordError: it cannot be written.
         """
         stored = self.record if self.plan.texts else record.without_texts(self.record)
-        record.write(_without_partial_integrity(stored), self.folder / "run.json")
+        record.write(stored, self.folder / "run.json")
 
     def close(self) -> None:
         """Write the record for the last time; the journal stays only if the run can be resumed."""
@@ -158,18 +163,15 @@ class RunState:
     def _begin(self, kept: journal.Kept | None) -> journal.Journal:
         opened = journal.Journal(self.folder, kept.size_bytes if kept else 0)
         if kept is None:
-            head = {name: self.record[name] for name in ("run_id", "started_at")}
+            head = {"run_id": self.record["run_id"], "started_at": self.record["started_at"]}
             plan = resume.fingerprint(self.record)
             opened.add("plan", plan, journal_version=journal.VERSION, argv=self.plan.command[1:], **head)
-        opened.add("attempt", {name: self.record[name] for name in ("host", "versions")})
+        opened.add("attempt", {"host": self.record["host"], "versions": self.record["versions"]})
         opened.sync()
         return opened
 
-    def _of_attempt(self) -> dict[str, int]:
-        return {"attempt": self._attempt} if "attempts" in self.record else {}
 
-
-def _sample(clip: Clip, number: int, answer: dict[str, Any]) -> dict[str, Any]:
+def _sample(clip: Clip, number: int, answer: dict[str, Any]) -> Sample:
     text, tokens = answer["text"], answer["tokens"]
     return {
         "clip": clip.name,
@@ -186,12 +188,3 @@ def _sample(clip: Clip, number: int, answer: dict[str, Any]) -> dict[str, Any]:
         "token_count": None if tokens is None else len(tokens),
         "error": answer["error"],
     }
-
-
-def _without_partial_integrity(run: record.Run) -> record.Run:
-    """Return the run without integrity figures that are not all known yet."""
-    rows = [
-        row | {"integrity": None} if row["integrity"] and len(row["integrity"]) < 3 else row
-        for row in run["results"]
-    ]
-    return run | {"results": rows}

@@ -78,7 +78,14 @@ def _measure(state: RunState, executor: Executor) -> None:
     for number in state.rounds_left:
         order = state.order(number)
         load = executor.round(number, order)
-        state.round_over({"round": number, "order": order, **load})
+        state.round_over(
+            {
+                "round": number,
+                "order": order,
+                "load_average_1min": load["load_average_1min"],
+                "foreign_cpu_fraction": load["foreign_cpu_fraction"],
+            }
+        )
     executor.check()
 
 

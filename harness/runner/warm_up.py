@@ -20,7 +20,7 @@ def load(
     language: str,
     calls: int,
     said: Callable[[str], None],
-    row: dict[str, Any],
+    row: Any,
 ) -> None:
     """Load the worker's engine and have it answer the warm-up clip.
 

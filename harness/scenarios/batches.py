@@ -12,7 +12,7 @@ from asrgate.backends import Variant
 from asrgate.backends.base import WINDOW_SECONDS
 from asrgate.harness.corpus.audio import dithered
 from asrgate.harness.corpus.clips import Clip
-from asrgate.harness.record import Result
+from asrgate.harness.record_types import Result
 from asrgate.harness.scenarios.scenario import Answered, Load, LoadGenerator, Prober
 from asrgate.harness.worker.client import Worker
 

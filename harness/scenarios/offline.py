@@ -18,7 +18,7 @@ from asrgate.backends import Variant
 from asrgate.harness.column import Column, Row, count
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import bootstrap
-from asrgate.harness.record import Result, Run
+from asrgate.harness.record_types import Run, Sample, Speed
 from asrgate.harness.scenarios.batches import BatchGenerator, BatchVariant
 from asrgate.harness.scenarios.scenario import Load, LoadGenerator, Scenario
 
@@ -121,7 +121,7 @@ class Offline(Scenario):
         """As Scenario."""
         return BatchGenerator(load, lambda number: {"batch": number})
 
-    def speed(self, run: Run, answered: Sequence[Mapping[str, Any]]) -> Result | None:
+    def speed(self, run: Run, answered: Sequence[Sample]) -> Speed | None:
         """Return the audio seconds of a round over its wall seconds, the median over rounds.
 
         Only rounds in which every clip was answered count: a round that lacks some clips did other work. The
@@ -129,7 +129,7 @@ class Offline(Scenario):
         these rounds.
         """
         audio = {clip["name"]: clip["audio_seconds"] for clip in run["clips"]}
-        rounds: dict[int, list[Mapping[str, Any]]] = {}
+        rounds: dict[int, list[Sample]] = {}
         for sample in answered:
             rounds.setdefault(sample["round"], []).append(sample)
         whole = [of_round for _, of_round in sorted(rounds.items()) if len(of_round) == len(audio)]
@@ -146,7 +146,7 @@ class Offline(Scenario):
             "interval": _interval(found, run["settings"]["seed"]),
             "audio_seconds": sum(audio.values()) * len(whole),
             "wall_seconds": sum(walls),
-            "tokens_per_second": sum(s["token_count"] for s in counted) / counted_seconds
+            "tokens_per_second": sum(s["token_count"] or 0 for s in counted) / counted_seconds
             if counted
             else None,
         }

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 from asrgate.harness.scenarios.offline import Offline
 from asrgate.harness.scenarios.scenario import Scenario, ScenarioError
 from asrgate.harness.scenarios.server import Server

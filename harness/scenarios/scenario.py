@@ -15,7 +15,7 @@ from asrgate.backends.base import AsrgateError
 from asrgate.harness.column import Column
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics.word_errors import Texts, ratio
-from asrgate.harness.record import Result, Run
+from asrgate.harness.record_types import Result, Run, Sample, Speed
 from asrgate.harness.worker.client import Worker
 
 
@@ -37,12 +37,13 @@ class Order:
     name: str
     is_higher_better: bool = False
 
-    def figure(self, result: Mapping[str, Any]) -> float | None:
+    def figure(self, result: Result) -> float | None:
         """Return a result's figure, None if it has none."""
-        found: float | None = (result.get(self.part) or {}).get(self.name)
+        parts: Mapping[str, Any] = result
+        found: float | None = (parts.get(self.part) or {}).get(self.name)
         return found
 
-    def sort_key(self, result: Mapping[str, Any]) -> float:
+    def sort_key(self, result: Result) -> float:
         """Return what sorts results, the best first; the result must have the figure."""
         found = self.figure(result)
         assert found is not None
@@ -200,7 +201,7 @@ class Scenario(ABC):
         """What results are ranked by."""
         return RTFX
 
-    def speed(self, run: Run, answered: Sequence[Mapping[str, Any]]) -> Result | None:
+    def speed(self, run: Run, answered: Sequence[Sample]) -> Speed | None:
         """Return a result's `rtfx` from its timed samples, None if the scenario or the samples give none.
 
         Here audio seconds over wall seconds, over all calls. Where `speed_is_over_clips`, the bootstrap adds
@@ -219,7 +220,7 @@ class Scenario(ABC):
             "audio_seconds": audio_seconds,
             "wall_seconds": wall_seconds,
             "tokens_per_second": ratio(
-                sum(sample["token_count"] for sample in counted),
+                sum(sample["token_count"] or 0 for sample in counted),
                 sum(sample["wall_seconds"] for sample in counted),
             ),
         }
@@ -232,10 +233,10 @@ class Scenario(ABC):
         """
         return
 
-    def latencies(self, result: Mapping[str, Any]) -> list[float]:
+    def latencies(self, result: Result) -> list[float]:
         """Return the seconds of each timed sample that was answered, as `latency` says what they measure."""
         return []
 
-    def faults(self, result: Mapping[str, Any]) -> Iterator[str]:
+    def faults(self, result: Result) -> Iterator[str]:
         """Say why a result's times are no property of the engine."""
         return iter(())

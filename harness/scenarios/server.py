@@ -16,7 +16,7 @@ from asrgate.harness.argument_types import at_least, positive
 from asrgate.harness.column import Column, count, of, whole_percent
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics.word_errors import Texts
-from asrgate.harness.record import Result, Run
+from asrgate.harness.record_types import Result, Run, ServerSession
 from asrgate.harness.scenarios import server_requests
 from asrgate.harness.scenarios.scenario import Load, LoadGenerator, Order, Scenario
 from asrgate.harness.scenarios.server_requests import Terms
@@ -194,15 +194,19 @@ class Server(Scenario):
             "max_rate_per_second": rate if is_found else None,
         }
 
-    def latencies(self, result: Mapping[str, Any]) -> list[float]:
+    def latencies(self, result: Result) -> list[float]:
         """Return the seconds from arrival to answer of each answered request; none if no rate was found."""
         found = result.get("server")
         is_searched = self.terms.rate_per_second is None
         if found is None or (is_searched and found["max_rate_per_second"] is None):
             return []
-        return [s["finish_seconds"] - s["arrival_seconds"] for s in result["samples"] if s["error"] is None]
+        return [
+            (s["finish_seconds"] or 0.0) - (s["arrival_seconds"] or 0.0)
+            for s in result["samples"]
+            if s["error"] is None
+        ]
 
-    def faults(self, result: Mapping[str, Any]) -> Iterator[str]:
+    def faults(self, result: Result) -> Iterator[str]:
         """Say that no rate was found, or that the engine was overloaded."""
         found, terms = result.get("server"), self.terms
         if found is None:
@@ -229,12 +233,12 @@ class Server(Scenario):
             )
 
 
-def is_overloaded(session: Mapping[str, Any]) -> bool:
+def is_overloaded(session: ServerSession) -> bool:
     """Whether a session's requests came faster than they were answered: latency grows with its length."""
     return bool(session["is_cut_off"] or session["busy_seconds"] > session["arrivals_seconds"])
 
 
-def _tried(result: Mapping[str, Any]) -> str:
+def _tried(result: Result) -> str:
     rates = [s["rate_per_second"] for s in result["sessions"] if s["rate_per_second"] is not None]
     if not rates:
         return "it takes longer even without a queue"

@@ -9,14 +9,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import bootstrap
-from asrgate.harness.record import Result
+from asrgate.harness.record_types import Result, ServerSession
 from asrgate.harness.scenarios.batches import CallProber
 from asrgate.harness.scenarios.scenario import Answered, Load, LoadGenerator, Prober
 from asrgate.harness.scenarios.server_requests import Terms, arrivals, drawn
@@ -26,42 +25,6 @@ from asrgate.harness.worker.messages import Samples
 IDLE_SECONDS = 0.05  # until the next request is due, from which on there is time to look for late work
 TRIALS = 6  # of the search: it ends within 1/2**6 of the rate at which the engine is never idle
 CONFIRMATIONS = (1.0, 0.9, 0.8)  # of the rate found, each with arrivals the search has not seen
-
-
-@dataclass(frozen=True)
-class Session:
-    """One session: what was asked, and what came of it.
-
-    Attributes:
-        purpose: "measure", "capacity" (all at once), "search" or "confirm".
-        is_kept: the row's samples are its requests.
-        rate_per_second: None: all requests at once.
-        arrivals_seconds: when the last request arrived, from the start.
-        finish_seconds: when the last answer was there.
-        busy_seconds: spent answering.
-        largest_queue: most requests that one found waiting before it.
-        median_seconds, p99_seconds: of the latency, queueing included; None without an answer.
-        is_cut_off: its time ran out before every request was begun.
-        is_within: p99_seconds kept the limit, every request was answered, and the engine kept up with
-            arrivals; None: there was no limit.
-    """
-
-    purpose: str
-    round: int
-    is_kept: bool
-    rate_per_second: float | None
-    seed: int
-    requests: int
-    answered: int
-    failed: int
-    arrivals_seconds: float
-    finish_seconds: float
-    busy_seconds: float
-    largest_queue: int
-    median_seconds: float | None
-    p99_seconds: float | None
-    is_cut_off: bool
-    is_within: bool | None
 
 
 class ServerGenerator(LoadGenerator):
@@ -99,7 +62,7 @@ class ServerGenerator(LoadGenerator):
         held = _Held("measure", number, rate, self._load.seed + number)
         self._tell(worker, held)
         yield from self._hold(worker, held)
-        result["sessions"].append(asdict(held.session(self._terms, is_kept=True)))
+        result["sessions"].append(held.session(self._terms, is_kept=True))
 
     def prober(self, worker: Worker, probed: set[str], seed: int) -> Prober:
         """As LoadGenerator: a server's requests are single calls."""
@@ -112,7 +75,7 @@ class ServerGenerator(LoadGenerator):
         with the rate, but for noise. What they found is confirmed with other arrivals.
         """
 
-        def trial(purpose: str, rate: float | None, seed: int) -> tuple[list[Answered], Session]:
+        def trial(purpose: str, rate: float | None, seed: int) -> tuple[list[Answered], ServerSession]:
             held = _Held(purpose, number, rate, seed)
             self._tell(worker, held)
             requests = list(self._hold(worker, held))
@@ -130,7 +93,7 @@ class ServerGenerator(LoadGenerator):
                 break
             requests, session = trial("search", rate, self._load.seed)
             sessions.append(session)
-            if session.is_within:
+            if session["is_within"]:
                 passed = rate
             else:
                 high = rate
@@ -138,10 +101,11 @@ class ServerGenerator(LoadGenerator):
             assert passed is not None
             requests, session = trial("confirm", passed * share, self._load.seed + 1 + place)
             sessions.append(session)
-            if session.is_within:
+            if session["is_within"]:
                 break
         for nth, each in enumerate(sessions):
-            result["sessions"].append(asdict(each) | {"is_kept": nth == len(sessions) - 1})
+            each["is_kept"] = nth == len(sessions) - 1
+            result["sessions"].append(each)
         yield from requests
 
     def _tell(self, worker: Worker, held: _Held) -> None:
@@ -197,7 +161,7 @@ class _Held:
         self._timings.append((timing["arrival_seconds"], timing["start_seconds"], timing["finish_seconds"]))
         self._failed += failed
 
-    def session(self, terms: Terms, is_kept: bool) -> Session:
+    def session(self, terms: Terms, is_kept: bool) -> ServerSession:
         done = len(self._timings)
         latencies = [finish - arrival for arrival, _, finish in self._timings]
         median, p99 = bootstrap.percentiles(latencies, [50, 99]) if latencies else (None, None)
@@ -209,24 +173,24 @@ class _Held:
             # a short session hides what a queue that only grows would come to
             keeps_up = not is_cut_off and not self._failed and busy_seconds <= last
             is_within = keeps_up and p99 is not None and p99 <= terms.p99_seconds
-        return Session(
-            purpose=self.purpose,
-            round=self.number,
-            is_kept=is_kept,
-            rate_per_second=self.rate,
-            seed=self.seed,
-            requests=terms.requests,
-            answered=done - self._failed,
-            failed=self._failed,
-            arrivals_seconds=last,
-            finish_seconds=max((finish for _, _, finish in self._timings), default=0.0),
-            busy_seconds=busy_seconds,
-            largest_queue=largest_queue(self.arrivals, [start for _, start, _ in self._timings]),
-            median_seconds=median,
-            p99_seconds=p99,
-            is_cut_off=is_cut_off,
-            is_within=is_within,
-        )
+        return {
+            "purpose": self.purpose,
+            "round": self.number,
+            "is_kept": is_kept,
+            "rate_per_second": self.rate,
+            "seed": self.seed,
+            "requests": terms.requests,
+            "answered": done - self._failed,
+            "failed": self._failed,
+            "arrivals_seconds": last,
+            "finish_seconds": max((finish for _, _, finish in self._timings), default=0.0),
+            "busy_seconds": busy_seconds,
+            "largest_queue": largest_queue(self.arrivals, [start for _, start, _ in self._timings]),
+            "median_seconds": median,
+            "p99_seconds": p99,
+            "is_cut_off": is_cut_off,
+            "is_within": is_within,
+        }
 
 
 def largest_queue(arrivals_seconds: Sequence[float], starts_seconds: Sequence[float]) -> int:

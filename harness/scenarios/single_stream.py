@@ -12,7 +12,7 @@ from typing import Any
 from asrgate.harness.column import Column, of
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics.word_errors import is_timed
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Result, Run
 from asrgate.harness.scenarios.batches import BatchGenerator
 from asrgate.harness.scenarios.scenario import Load, LoadGenerator, Scenario
 
@@ -58,6 +58,6 @@ class SingleStream(Scenario):
         """As Scenario."""
         return BatchGenerator(load)
 
-    def latencies(self, result: Mapping[str, Any]) -> list[float]:
+    def latencies(self, result: Result) -> list[float]:
         """Return the wall seconds of each call."""
         return [sample["wall_seconds"] for sample in result["samples"] if is_timed(sample)]

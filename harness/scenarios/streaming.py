@@ -23,7 +23,7 @@ from asrgate.harness.column import Column, Row, count, of, whole_percent
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import bootstrap
 from asrgate.harness.metrics.word_errors import Texts, is_timed, ratio
-from asrgate.harness.record import Result, Run
+from asrgate.harness.record_types import Result, Run, Sample, Speed
 from asrgate.harness.scenarios.scenario import (
     Answered,
     Load,
@@ -165,7 +165,7 @@ class Streaming(Scenario):
         """The median final latency."""
         return Order("median final latency", "latency", "median_seconds")
 
-    def speed(self, run: Run, answered: Sequence[Mapping[str, Any]]) -> Result | None:
+    def speed(self, run: Run, answered: Sequence[Sample]) -> Speed | None:
         """Return None: the audio sets the pace."""
         return None
 
@@ -180,7 +180,7 @@ class Streaming(Scenario):
         unstable = words = 0
         for sample in timed:
             said = [*(partial["text"] for partial in sample["partials"]), sample["text"]]
-            spoken = [texts.normalised(text, sample["clip"]).split() for text in said]
+            spoken = [texts.normalised(text or "", sample["clip"]).split() for text in said]
             unstable += unstable_words(spoken)
             words += len(spoken[-1])
         result["streaming"] = {
@@ -189,14 +189,14 @@ class Streaming(Scenario):
             "unstable_partial_word_ratio": ratio(unstable, words),
             "partials": sum(len(sample["partials"]) for sample in timed),
             "busy_fraction": ratio(
-                sum(sample["busy_seconds"] for sample in timed),
+                sum(sample["busy_seconds"] or 0.0 for sample in timed),
                 sum(sample["wall_seconds"] for sample in timed),
             ),
         }
 
-    def latencies(self, result: Mapping[str, Any]) -> list[float]:
+    def latencies(self, result: Result) -> list[float]:
         """Return the seconds from the end of the audio to the final text of each answered stream."""
-        return [sample["final_latency_seconds"] for sample in _streamed(result)]
+        return [s["final_latency_seconds"] or 0.0 for s in _streamed(result)]
 
 
 class StreamGenerator(LoadGenerator):
@@ -241,7 +241,7 @@ class StreamProber:
         return self._worker.stream(samples, clip.language, what, self._chunk_seconds, is_paced=False)
 
 
-def _streamed(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _streamed(result: Result) -> list[Sample]:
     return [s for s in result["samples"] if is_timed(s) and s.get("final_latency_seconds") is not None]
 
 

@@ -13,7 +13,6 @@ import secrets
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from asrgate.harness import record
 from asrgate.harness.corpus.audio import dithered
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import word_errors
+from asrgate.harness.record_types import Integrity, ProbeRecord, Sample
 from asrgate.harness.scenarios.scenario import Prober
 
 UNSEEN_OVER_SEEN_LIMIT = 1.5  # an unseen copy may take this much longer than the clip itself
@@ -30,6 +30,7 @@ PROBED_CLIPS = 5
 LONGEST_PROBE_SECONDS = 30.0  # one window; a longer clip costs much and shows no more
 # Who spends less of a call than this computing, waits for something else: a GPU, a server, a clock.
 COMPUTING_FRACTION = 0.5
+LEAST_SECONDS = 1e-6  # of a call, so that ratios exist
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,7 @@ def prepare(clips: Sequence[Clip], audio: Mapping[str, np.ndarray], seed: int) -
     return probes
 
 
-def run(
-    prober: Prober, probes: Sequence[Probe], normalize: Callable[[str, str], str]
-) -> list[dict[str, Any]]:
+def run(prober: Prober, probes: Sequence[Probe], normalize: Callable[[str, str], str]) -> list[ProbeRecord]:
     """Run the probes on one worker; return one record entry each.
 
     If the copies took too long, new ones are made and tried, up to ATTEMPTS times in all. The times are those
@@ -89,27 +88,35 @@ def run(
         ]
         attempts.append(_attempt(prober, fresh, normalize))
     best = min(attempts, key=_wall_ratio)
-    return [
-        entry | {key: value for key, value in timed.items() if key.endswith("_seconds")}
-        for entry, timed in zip(attempts[0], best, strict=True)
-    ]
+    for entry, timed in zip(attempts[0], best, strict=True):
+        for key in ("seen_seconds", "unseen_seconds", "seen_cpu_seconds", "unseen_cpu_seconds"):
+            entry[key] = timed[key]
+    return attempts[0]
 
 
-def _wall_ratio(entries: Sequence[Mapping[str, Any]]) -> float:
+def _wall_ratio(entries: Sequence[ProbeRecord]) -> float:
     dithered_entries = [entry for entry in entries if entry["kind"] == "dithered"]
     if any(entry["text"] is None for entry in dithered_entries):
         return math.inf  # failing is quick, so such times must not count as answers
-    return _unseen_over_seen(dithered_entries, "seconds") if dithered_entries else 0.0
+    return _over_walls(dithered_entries) if dithered_entries else 0.0
 
 
-def _unseen_over_seen(entries: Sequence[Mapping[str, Any]], kind: str) -> float:
-    return statistics.median(entry[f"unseen_{kind}"] / max(entry[f"seen_{kind}"], 1e-6) for entry in entries)
+def _over_walls(entries: Sequence[ProbeRecord]) -> float:
+    """Return the wall time of copies over that of clips, the median."""
+    return statistics.median(p["unseen_seconds"] / max(p["seen_seconds"], LEAST_SECONDS) for p in entries)
+
+
+def _over_processors(entries: Sequence[ProbeRecord]) -> float:
+    """Return the processor time of copies over that of clips, the median."""
+    return statistics.median(
+        (p["unseen_cpu_seconds"] or 0.0) / max(p["seen_cpu_seconds"] or 0.0, LEAST_SECONDS) for p in entries
+    )
 
 
 def _attempt(
     prober: Prober, probes: Sequence[Probe], normalize: Callable[[str, str], str]
-) -> list[dict[str, Any]]:
-    entries = []
+) -> list[ProbeRecord]:
+    entries: list[ProbeRecord] = []
     for number, probe in enumerate(probes):
         asked = [("seen", probe.seen), ("unseen", probe.copy)]
         if number % 2:
@@ -139,20 +146,18 @@ def _attempt(
     return entries
 
 
-def summarise(probes: list[dict[str, Any]], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(probes: list[ProbeRecord], samples: Sequence[Sample]) -> Integrity:
     """Return a result's `integrity` from its probes and its measured samples."""
     dithered_probes = [p for p in probes if p["kind"] == "dithered" and p["text"] is not None]
     # A cache saves wall time and processor time; other work on the machine disturbs only wall time. But
     # processor time says nothing about an engine that waits while something else does its work.
     computes = any(
-        probe["unseen_cpu_seconds"] >= COMPUTING_FRACTION * probe["unseen_seconds"]
+        (probe["unseen_cpu_seconds"] or 0.0) >= COMPUTING_FRACTION * probe["unseen_seconds"]
         for probe in dithered_probes
     )
-    ratios = [
-        _unseen_over_seen(dithered_probes, kind)
-        for kind in (("seconds", "cpu_seconds") if computes else ("seconds",))
-        if dithered_probes
-    ]
+    ratios = [_over_walls(dithered_probes)] if dithered_probes else []
+    if computes:
+        ratios.append(_over_processors(dithered_probes))
     answered = [sample for sample in samples if sample["error"] is None]
     return {
         "probes": probes,

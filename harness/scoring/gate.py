@@ -9,10 +9,10 @@ judged again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from asrgate.harness.metrics import word_errors
-from asrgate.harness.record import Result, Run
+from asrgate.harness.record import probes_of
+from asrgate.harness.record_types import ProbeRecord, Result, RoundErrors, Run
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import timed_samples
 from asrgate.harness.scoring.cache_probes import UNSEEN_OVER_SEEN_LIMIT
@@ -133,7 +133,7 @@ def _steadiness(result: Result) -> Iterator[str]:
         )
 
 
-def _worst(result: Result, excess: Callable[[Result], float]) -> Result | None:
+def _worst(result: Result, excess: Callable[[RoundErrors], float]) -> RoundErrors | None:
     """Return the round whose `excess` over a limit is largest, None where no round exceeds it."""
     worst = max(_rounds(result), key=excess, default=None)
     return worst if worst is not None and excess(worst) > 1e-12 else None
@@ -171,11 +171,12 @@ def _differences(run: Run, result: Result, reference: Result | None) -> Iterator
         )
     elif (worst := _worst(result, lambda entry: (entry["wer_difference"] or 0.0) - tolerance)) is not None:
         yield (
-            f"WER {worst['wer']:.1%} in round {worst['round'] + 1} is {100 * worst['wer_difference']:.1f} "
-            f"points above the reference's (allowed: {100 * tolerance:.1f})"
+            f"WER {worst['wer']:.1%} in round {worst['round'] + 1} is "
+            f"{100 * (worst['wer_difference'] or 0):.1f} points above the reference's "
+            f"(allowed: {100 * tolerance:.1f})"
         )
-    versus = (result["wer"] or {}).get("versus_reference") or {}
-    ratio, length = versus.get("length_ratio"), run["settings"]["length_tolerance"]
+    versus = None if result["wer"] is None else result["wer"]["versus_reference"]
+    ratio, length = None if versus is None else versus["length_ratio"], run["settings"]["length_tolerance"]
     if ratio is not None and abs(ratio - 1) > length + 1e-12:
         yield (
             f"wrote {ratio:.0%} of the reference's number of words "
@@ -197,8 +198,8 @@ def _differences(run: Run, result: Result, reference: Result | None) -> Iterator
 
 def _copies(result: Result, reference: Result) -> Iterator[str]:
     """Compare the answers to copies with how the reference's answers changed on the same copies."""
-    theirs = {(p["kind"], p["clip"]): p for p in (reference["integrity"] or {}).get("probes", [])}
-    for probe in (result["integrity"] or {}).get("probes", []):
+    theirs = {(p["kind"], p["clip"]): p for p in probes_of(reference)}
+    for probe in probes_of(result):
         other = theirs.get((probe["kind"], probe["clip"]))
         if other is None or other["changed_words"] is None:
             continue
@@ -210,7 +211,7 @@ def _copies(result: Result, reference: Result) -> Iterator[str]:
             yield f"it answered a recording spliced from two clips with the text of {probe['clip']}"
 
 
-def _rounds(result: Result) -> list[Result]:
+def _rounds(result: Result) -> list[RoundErrors]:
     """Return what each round is worth; nothing in runs from before that was recorded."""
     return [] if result["wer"] is None else result["wer"]["rounds"]
 
@@ -219,8 +220,9 @@ def _off(length_ratio: float | None) -> float:
     return 0.0 if length_ratio is None else abs(length_ratio - 1)
 
 
-def _share(probe: dict[str, Any]) -> float:
-    return probe["changed_words"] / max(probe["text_words"] or 0, 1)
+def _share(probe: ProbeRecord) -> float:
+    """Return the words that the copy changed, over the copy's words."""
+    return (probe["changed_words"] or 0) / max(probe["text_words"] or 0, 1)
 
 
 def _wer(result: Result) -> float | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from asrgate.harness.metrics.word_errors import is_answered
-from asrgate.harness.record import Result, Run
+from asrgate.harness.record_types import Result, Run
 
 
 def settle(run: Run) -> None:

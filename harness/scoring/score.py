@@ -11,17 +11,15 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.metrics import bootstrap, normalizers, word_errors
 from asrgate.harness.metrics.word_errors import Texts, errors, first_answers, is_timed, ratio
-from asrgate.harness.record import Result, Run
+from asrgate.harness.record import errors_of
+from asrgate.harness.record_types import AlsoResult, AlsoScored, Latency, Result, Run, Sample
 from asrgate.harness.scenarios import registry
-
-Sample = Mapping[str, Any]
 
 
 class ScoreError(AsrgateError):
@@ -67,11 +65,13 @@ def score(
         _add_intervals(run)
 
 
-def _beside(run: Run, normalizer: str, firsts: Mapping[str, Mapping[str, Sample]], replicates: int) -> Result:
+def _beside(
+    run: Run, normalizer: str, firsts: Mapping[str, Mapping[str, Sample]], replicates: int
+) -> AlsoScored:
     """Return one entry of `scoring.also`; the intervals are of resamples of the scored clips."""
     texts = Texts(run, normalizer)
     counted = {r["variant"]: word_errors.count(run, r, firsts[r["variant"]], texts) for r in run["results"]}
-    found = []
+    found: list[AlsoResult] = []
     for variant, wer in counted.items():
         if wer is None:
             continue
@@ -120,21 +120,21 @@ def _compare_with_reference(run: Run, firsts: Mapping[str, Mapping[str, Sample]]
     """Fill `versus_reference`, but for what the bootstrap tells."""
     reference = _reference(run)
     for result in run["results"]:
-        if reference is None or result is reference or result["wer"] is None:
+        if reference is None or result is reference or result["wer"] is None or reference["wer"] is None:
             continue
         ours, theirs = firsts[result["variant"]], firsts[reference["variant"]]
         both = [clip for clip in ours if clip in theirs]
-        wers = result["wer"]["wer"], reference["wer"]["wer"]
+        wer, reference_wer = result["wer"]["wer"], reference["wer"]["wer"]
         result["wer"]["versus_reference"] = {
             "variant": reference["variant"],
-            "wer_difference": None if None in wers else wers[0] - wers[1],
+            "wer_difference": None if wer is None or reference_wer is None else wer - reference_wer,
             "interval": None,
             "probability_worse": None,
             "probability_different": None,
             "same_text_clips": sum(ours[c]["text_sha256"] == theirs[c]["text_sha256"] for c in both),
             "compared_clips": len(both),
             "length_ratio": ratio(
-                sum(ours[c]["text_words"] for c in both), sum(theirs[c]["text_words"] for c in both)
+                sum(ours[c]["text_words"] or 0 for c in both), sum(theirs[c]["text_words"] or 0 for c in both)
             ),
         }
 
@@ -145,7 +145,7 @@ def _reference(run: Run) -> Result | None:
     return next((r for r in run["results"] if r["variant"] == wanted and r["wer"] is not None), None)
 
 
-def _latency(walls: Sequence[float], result: Result) -> Result | None:
+def _latency(walls: Sequence[float], result: Result) -> Latency | None:
     if not walls:
         return None
     low, median, high, p90, p99 = bootstrap.percentiles(walls, [25, 50, 75, 90, 99])
@@ -164,7 +164,7 @@ def _latency(walls: Sequence[float], result: Result) -> Result | None:
     }
 
 
-def _timed(result: Mapping[str, Any]) -> list[Sample]:
+def _timed(result: Result) -> list[Sample]:
     return [sample for sample in result["samples"] if is_timed(sample)]
 
 
@@ -180,7 +180,7 @@ def _add_intervals(run: Run) -> None:
     names = [clip["name"] for clip in run["clips"]]
     columns = {"words": _column(names, {c["name"]: c["reference_words"] or 0 for c in run["clips"]})}
     for result in scored:
-        wrong = {entry["clip"]: errors(entry) for entry in result["wer"]["per_clip"]}
+        wrong = {entry["clip"]: errors(entry) for entry in errors_of(result)}
         columns[f"errors {result['variant']}"] = _column(names, wrong)
     for result in timed:
         walls = _median_walls(result)
@@ -198,14 +198,15 @@ def _add_intervals(run: Run) -> None:
         for result in scored:
             _add_word_intervals(result, sums)
     for result in timed:
-        if np.count_nonzero(columns[f"wall {result['variant']}"]) > 1:
-            interval = bootstrap.ratio_interval(
-                sums[f"audio {result['variant']}"], sums[f"wall {result['variant']}"]
-            )
+        if result["rtfx"] is not None and np.count_nonzero(columns[f"wall {result['variant']}"]) > 1:
+            audio_seconds, wall_seconds = (sums[f"{what} {result['variant']}"] for what in ("audio", "wall"))
+            interval = bootstrap.ratio_interval(audio_seconds, wall_seconds)
             result["rtfx"]["interval"] = None if interval is None else list(interval)
 
 
 def _add_word_intervals(result: Result, sums: Mapping[str, np.ndarray]) -> None:
+    if result["wer"] is None:
+        return
     ours = sums[f"errors {result['variant']}"]
     interval = bootstrap.ratio_interval(ours, sums["words"])
     result["wer"]["interval"] = None if interval is None else list(interval)

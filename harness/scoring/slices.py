@@ -15,7 +15,8 @@ from asrgate.backends.base import AsrgateError
 from asrgate.harness.corpus.fields import ABSENT, LENGTH, value_of
 from asrgate.harness.metrics import bootstrap
 from asrgate.harness.metrics.word_errors import errors, is_timed, ratio
-from asrgate.harness.record import Run
+from asrgate.harness.record import errors_of
+from asrgate.harness.record_types import ClipErrors, ClipRecord, Result, Run
 from asrgate.harness.scenarios import registry
 
 MOST_VALUES = 50  # with more rows than this it is a listing, not a comparison
@@ -92,16 +93,16 @@ def _values(run: Run, field: str) -> list[str]:
     return sorted({_value(clip, field) for clip in run["clips"]}, key=order)
 
 
-def _value(clip: Mapping[str, Any], field: str) -> str:
+def _value(clip: ClipRecord, field: str) -> str:
     return value_of(clip["audio_seconds"], clip["language"], clip["tags"], field)
 
 
-def _rows_of(run: Run, clips: Sequence[Mapping[str, Any]]) -> list[Slice]:
+def _rows_of(run: Run, clips: Sequence[ClipRecord]) -> list[Slice]:
     lengths = {clip["name"]: clip["audio_seconds"] for clip in clips}
     measured = [result for result in run["results"] if result["status"] != "unavailable"]
     built, columns = [], []
     for result in measured:
-        counted = {e["clip"]: e for e in (result["wer"] or {}).get("per_clip", []) if e["clip"] in lengths}
+        counted = {entry["clip"]: entry for entry in errors_of(result) if entry["clip"] in lengths}
         walls: dict[str, list[float]] = {}
         for sample in result["samples"]:
             if sample["clip"] in lengths and is_timed(sample) and registry.of(run).times_clips:
@@ -124,18 +125,12 @@ def _rows_of(run: Run, clips: Sequence[Mapping[str, Any]]) -> list[Slice]:
 
 
 def _row(
-    result: Mapping[str, Any],
+    result: Result,
     lengths: Mapping[str, float],
-    counted: Sequence[Mapping[str, Any]],
+    counted: Sequence[ClipErrors],
     walls: Mapping[str, Sequence[float]],
 ) -> Slice:
-    total = {
-        name: sum(entry[name] for entry in counted)
-        for name in (
-            *("substitutions", "deletions", "insertions", "reference_words"),
-            *("character_errors", "reference_characters"),
-        )
-    }
+    reference_words = sum(entry["reference_words"] for entry in counted)
     audio_seconds = sum(lengths[clip] * len(values) for clip, values in walls.items())
     every = [seconds for values in walls.values() for seconds in values]
     return {
@@ -143,14 +138,19 @@ def _row(
         "is_ranked": result["gate"]["ranked"],
         "clips": len(lengths),
         "audio_seconds": sum(lengths.values()),
-        "reference_words": total["reference_words"],
-        "substitutions": total["substitutions"],
-        "deletions": total["deletions"],
-        "insertions": total["insertions"],
-        "wer_percent": _percent(ratio(errors(total), total["reference_words"])),
+        "reference_words": reference_words,
+        "substitutions": sum(entry["substitutions"] for entry in counted),
+        "deletions": sum(entry["deletions"] for entry in counted),
+        "insertions": sum(entry["insertions"] for entry in counted),
+        "wer_percent": _percent(ratio(sum(map(errors, counted)), reference_words)),
         "wer_low_percent": None,
         "wer_high_percent": None,
-        "cer_percent": _percent(ratio(total["character_errors"], total["reference_characters"])),
+        "cer_percent": _percent(
+            ratio(
+                sum(entry["character_errors"] for entry in counted),
+                sum(entry["reference_characters"] for entry in counted),
+            )
+        ),
         "rtfx": ratio(audio_seconds, sum(every)),
         "rtfx_low": None,
         "rtfx_high": None,

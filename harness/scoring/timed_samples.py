@@ -9,10 +9,9 @@ the most complete rounds. Samples of the others are kept with `timed` false.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Attempt, Result, Run
 
 
 def settle(run: Run) -> None:
@@ -27,10 +26,8 @@ def settle(run: Run) -> None:
     for result in run["results"]:
         for sample in result["samples"]:
             sample["timed"] = sample["attempt"] == chosen
-        if (
-            chosen != len(attempts) - 1
-        ):  # a worker's meters count from its start, so they belong to the last attempt
-            result["resources"].update(energy_joules=None, energy_source=None)
+        if chosen != len(attempts) - 1:  # a worker's meters count from its start: they are the last attempt's
+            result["resources"]["energy_joules"] = result["resources"]["energy_source"] = None
     for attempt in attempts:
         attempt["timed"] = attempt["number"] == chosen
     run["host"], run["versions"] = attempts[chosen]["host"], attempts[chosen]["versions"]
@@ -42,7 +39,7 @@ def settle(run: Run) -> None:
     ]
 
 
-def complete_rounds(run: Run, result: Mapping[str, Any]) -> int | None:
+def complete_rounds(run: Run, result: Result) -> int | None:
     """Return how many complete rounds a row's timed samples cover; None in a run of one attempt."""
     if not run.get("attempts"):
         return None
@@ -71,7 +68,7 @@ def _complete_rounds(run: Run) -> Counter[tuple[str, int]]:
     return found
 
 
-def _changes(attempts: list[dict[str, Any]]) -> Iterator[str]:
+def _changes(attempts: list[Attempt]) -> Iterator[str]:
     first = attempts[0]
     for attempt in attempts[1:]:
         changed = [

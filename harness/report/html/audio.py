@@ -10,7 +10,7 @@ import soundfile
 
 from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
 from asrgate.harness.corpus.clips import load_clips
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 
 SHORT_SECONDS = 30.0  # longer clips would make the page heavy
 TOTAL_SECONDS = 3600.0  # about 15 MB of MP3, and a third more when encoded as text

@@ -10,7 +10,7 @@ from asrgate.harness.corpus.fields import bucket_name, length_bucket
 from asrgate.harness.escape import visible
 from asrgate.harness.metrics import bootstrap
 from asrgate.harness.metrics.word_errors import is_timed
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 from asrgate.harness.report.columns import figure as written
 from asrgate.harness.report.html import frontier, noise
 from asrgate.harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks

@@ -12,7 +12,7 @@ import jiwer
 
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.metrics.word_errors import Texts, first_answers, is_timed
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 from asrgate.harness.report.rows import Row
 from asrgate.harness.scenarios import registry
 

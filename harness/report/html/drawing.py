@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from asrgate.harness.record_types import Result
 from asrgate.harness.report.html.svg import OTHER, PALETTE, WIDTH_INCHES
 from asrgate.harness.report.rows import Row
 
@@ -30,7 +31,7 @@ def colour(number: int) -> str:
     return PALETTE[number] if number < len(PALETTE) else OTHER
 
 
-Measured = Sequence[tuple[int, Row, Mapping[str, Any]]]
+Measured = Sequence[tuple[int, Row, Result]]
 
 
 def new_figure(height_inches: float) -> tuple[Figure, Axes]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from asrgate.harness.escape import visible
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 from asrgate.harness.report.columns import figure as written
 from asrgate.harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
 from asrgate.harness.report.html.svg import INK, MUTED, PAPER, Mark, to_svg

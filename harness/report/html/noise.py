@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asrgate.harness.corpus.augment import CLEAN, FIELD
 from asrgate.harness.escape import visible
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 from asrgate.harness.report.columns import percent
 from asrgate.harness.report.html.drawing import Chart, Measured, colour, new_figure
 from asrgate.harness.report.html.svg import PALETTE, Mark, to_svg

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asrgate.harness.escape import visible
-from asrgate.harness.record import Run
+from asrgate.harness.record_types import Run
 from asrgate.harness.report import columns, context, parts
 from asrgate.harness.report.columns import Column
 from asrgate.harness.report.html import charts, clips, trend

@@ -8,12 +8,13 @@ import secrets
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.corpus.sample_cache import Decoded
+from asrgate.harness.record_types import Retry
 from asrgate.harness.runner.cluster import connect
 from asrgate.harness.runner.cluster.actor import LACKS_AUDIO, Job
 from asrgate.harness.runner.cluster.actor_pool import ActorPool, Answer, Handle, Hooks, Reply
@@ -158,7 +159,7 @@ class ClusterExecutor(Executor):
     def _lost(self, number: int, handle: Handle, chunk: Chunk) -> None:
         chunk.tries += 1
         names = [clip.name for clip in chunk.clips]
-        entry = {"round": number, "host": self._number(handle), "clips": names}
+        entry: Retry = {"round": number, "host": self._number(handle), "clips": names}
         self.record["retries"].append(entry)
         self.state.note("retry", entry)
         self.state.progress.note(f"an actor was lost with {len(names)} clips; they go to another")
@@ -187,7 +188,11 @@ class ClusterExecutor(Executor):
             for row in self.record["results"]:
                 name = row["variant"]
                 if name in answer.reply["probes"]:
-                    row["integrity"] = {"probes": answer.reply["probes"][name]}
+                    row["integrity"] = {
+                        "probes": answer.reply["probes"][name],
+                        "unseen_over_seen": None,
+                        "late_work_seconds": None,
+                    }
                     row["load"] = handle.loads[name]["load"]
                     self.state.progress.advance(2 * len(copies))
             self._fail(answer.reply["failures"], "checking its answers")
@@ -213,7 +218,7 @@ class ClusterExecutor(Executor):
                 told.append({} if answer.reply is None else answer.reply["resources"])
         for row in self.record["results"]:
             of_actors = [actor.get(row["variant"], {}) for actor in told]
-            row["resources"].update(machines.resources(self.record, row, of_actors))
+            row["resources"].update(cast(Any, machines.resources(self.record, row, of_actors)))
 
     def _came_up(self, handle: Handle, found: Reply) -> None:
         assert handle.machine is not None
@@ -228,8 +233,9 @@ class ClusterExecutor(Executor):
         known = self.record["hosts"]
         if handle.machine not in self.numbers:
             self.numbers[handle.machine] = len(known)
-            facts = {name: found[name] for name in ("host", "versions")}
-            known.append({"number": len(known), "actors": 0, **facts})
+            known.append(
+                {"number": len(known), "actors": 0, "host": found["host"], "versions": found["versions"]}
+            )
         entry = known[self.numbers[handle.machine]]
         together = sum(other.machine == handle.machine for other in self._pool.all)
         if together > entry["actors"]:
@@ -244,7 +250,7 @@ class ClusterExecutor(Executor):
             if name in reply["failures"]:
                 continue
             if row["applied_settings"] is None:
-                row.update(told, status="ok", error=None)
+                row.update(cast(Any, told | {"status": "ok", "error": None}))
             elif row["applied_settings"] != told["applied_settings"]:
                 unlike = f"{row['applied_settings']} at one actor and {told['applied_settings']} at another"
                 self.state.failure(
