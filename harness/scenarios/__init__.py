@@ -1,4 +1,5 @@
 """How clips reach an engine: single-stream, offline, server, streaming.
 
-`registry` names them. The worker's halves are harness/worker/server_session.py and streaming_session.py.
+`registry` is the table of them, `scenario` the interface. The worker's half of streaming is
+harness/worker/streaming_session.py.
 """
