@@ -104,7 +104,11 @@ class ProbeRecord(TypedDict):
     text_words: int | None
 
 
-class Integrity(TypedDict):
+class _IntegrityOptional(TypedDict, total=False):
+    spliced_over_seen: float | None
+
+
+class Integrity(_IntegrityOptional):
     """What the checks for cached, early and late work found."""
 
     probes: list[ProbeRecord]
@@ -243,6 +247,7 @@ class _ResultOptional(TypedDict, total=False):
     is_emulated: bool
     streaming: StreamingFigures | None
     isolation: Isolation | None
+    killed_by: str
 
 
 class Result(_ResultOptional):
@@ -371,6 +376,7 @@ class ClipRecord(TypedDict):
 
 class _RoundRecordOptional(TypedDict, total=False):
     attempt: int
+    audio_seed: int
 
 
 class RoundRecord(_RoundRecordOptional):

@@ -216,7 +216,7 @@ def _sample(clip: dict[str, Any], number: int, text: str | None, wall_seconds: f
         "round": number,
         "wall_seconds": wall_seconds if answered else None,
         "worker_seconds": wall_seconds if answered else None,
-        "cpu_seconds": wall_seconds * 2 if answered else None,
+        "cpu_seconds": wall_seconds * 0.9 if answered else None,
         "late_work_seconds": 0.0 if answered else None,
         "stage_seconds": {"encode": wall_seconds * 0.4, "decode": wall_seconds * 0.6} if answered else {},
         "text": text,

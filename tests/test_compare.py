@@ -653,3 +653,20 @@ def test_hostile_names_stay_text_in_annotations(hostile: Comparison) -> None:
     assert report.annotation("error", "a:b,c%\n", "d%\ne\r:,") == (
         "::error title=a%3Ab%2Cc%25\\n::d%25%0Ae\\r:,"
     )
+
+
+@pytest.mark.parametrize(
+    ("signal", "is_comparable"), [("SIGKILL", False), ("SIGTERM", False), ("SIGSEGV", True)]
+)
+def test_a_run_in_which_something_killed_an_engine_is_not_comparable(
+    signal: str, is_comparable: bool
+) -> None:
+    new = measured()
+    result_of(new, THIRD).update(status="error", error="the worker was killed", killed_by=signal)
+    record.validate(new)
+    if is_comparable:
+        against(new)
+        return
+    with pytest.raises(NotComparable, match=f"killed {THIRD} in NEW .{signal}."):
+        against(new)
+    against(new, allow=["killed"])

@@ -87,6 +87,27 @@ def test_copies_may_take_half_as_long_again() -> None:
     assert "copies that it had not heard took 1.5 times as long" in reason
 
 
+def test_splices_may_take_twice_as_long() -> None:
+    run = scored(WORDS, WORDS)
+    result = result_of(run, OTHER)
+    result["integrity"]["spliced_over_seen"] = 2.0
+    assert reasons(run) == []
+    result["integrity"]["spliced_over_seen"] = 2.01
+    (reason,) = reasons(run)
+    assert reason == "splices of two clips took 2.0 times as long as a clip: its answers were known"
+
+
+def test_it_may_keep_as_many_cores_busy_as_it_has_threads() -> None:
+    run = scored(WORDS, WORDS)
+    threads = run["settings"]["decoding"]["threads"]
+    (sample,) = [s for s in result_of(run, OTHER)["samples"] if s["wall_seconds"]]
+    sample["wall_seconds"], sample["cpu_seconds"] = 1.0, 1.1 * threads + 0.01
+    assert reasons(run) == []
+    sample["cpu_seconds"] += 0.01
+    (reason,) = reasons(run)
+    assert reason == f"it kept {sample['cpu_seconds']:.1f} cores busy, but was given {threads} (--threads)"
+
+
 @pytest.fixture
 def steady() -> Any:
     """A run of three rounds in which both engines answer alike."""

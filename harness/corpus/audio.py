@@ -11,7 +11,7 @@ that frame has 32 kbit/s and the others 24). It also pads a truncated file with 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -33,6 +33,7 @@ MIN_RATE_HZ, MAX_RATE_HZ = (
     1_000_000,
 )  # outside this range the header is wrong, and resampling would fill memory
 LSB_16BIT = 1 / 32_768
+MOVED_SECONDS, SOFTER_DB = 0.01, 1.0  # at most, of an altered copy
 
 SOUNDFILE_SIGNATURES = (b"RIFF", b"RF64", b"fLaC", b"OggS")  # WAV, FLAC, Vorbis and Opus; PyAV reads the rest
 BLOCK_FRAMES = 1 << 16
@@ -107,6 +108,27 @@ def dithered(samples: np.ndarray, seed: int) -> np.ndarray:
     """
     noise = np.random.default_rng(seed).uniform(-LSB_16BIT, LSB_16BIT, size=len(samples))
     return np.clip(samples + noise, -1.0, 1.0).astype(np.float32)
+
+
+def altered(samples: np.ndarray, seed: Sequence[int]) -> np.ndarray:
+    """Return a copy that says the same and whose samples are all others: as long, and inaudibly different.
+
+    It is up to 1 dB softer, comes up to 10 ms earlier or later, and is dithered. What moves out at one end is
+    silence at the other.
+
+    Args:
+        samples: float32, shape (samples,), mono, 16 kHz.
+        seed: the same numbers give the same copy.
+    """
+    rng = np.random.default_rng(list(seed))
+    most = min(round(MOVED_SECONDS * SAMPLE_RATE_HZ), len(samples) // 2)
+    moved = int(rng.integers(-most, most, endpoint=True))
+    copy = np.zeros_like(samples)
+    copy[max(moved, 0) : len(samples) + min(moved, 0)] = samples[
+        max(-moved, 0) : len(samples) - max(moved, 0)
+    ]
+    gain = 10 ** (-rng.uniform(0.0, SOFTER_DB) / 20)
+    return dithered(gain * copy, int(rng.integers(2**63)))
 
 
 def _check_file(path: Path) -> None:

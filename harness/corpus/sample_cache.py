@@ -6,6 +6,7 @@ name, since an engine could find any other one and read it before it is asked.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import weakref
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from asrgate.backends.base import SAMPLE_RATE_HZ
+from asrgate.harness.corpus.audio import altered
 from asrgate.harness.corpus.clips import Clip
 
 SAMPLE = np.dtype(np.float32)
@@ -78,3 +80,22 @@ class Decoded(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._clips)
+
+
+class Altered(Mapping[str, np.ndarray]):
+    """Clip name -> an altered copy of its samples: what a cache has heard of the clip does not help."""
+
+    def __init__(self, audio: Mapping[str, np.ndarray], seed: Sequence[int]):
+        """Alter what `audio` holds; the same numbers give the same copies."""
+        self._audio = audio
+        self._seed = seed
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        of_name = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+        return altered(self._audio[name], [*self._seed, of_name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._audio)
+
+    def __len__(self) -> int:
+        return len(self._audio)

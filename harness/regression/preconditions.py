@@ -12,7 +12,9 @@ from asrgate.harness.regression import changes
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import machines
 
-KINDS = ("checkpoint", "audio", "settings", "host", "normalizer", "incomplete")
+KINDS = ("checkpoint", "audio", "settings", "host", "normalizer", "incomplete", "killed")
+# Signals that a process raises itself when it crashes; any other comes from outside.
+CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
 GATE_SETTINGS = ("reference", "wer_tolerance", "max_wer", "length_tolerance")
 
 
@@ -36,6 +38,13 @@ def _differences(base: Run, new: Run) -> Iterator[tuple[str, str]]:
     for name, run in (("BASE", base), ("NEW", new)):
         if not run["complete"]:
             yield "incomplete", f"{name} is not complete: {run['interrupted'] or 'it was cut short'}"
+        for result in run["results"]:
+            if result.get("killed_by", CRASHES[0]) not in CRASHES:
+                yield (
+                    "killed",
+                    f"something killed {result['variant']} in {name} ({result['killed_by']}); what did so, "
+                    "or the memory that ran out, may have slowed the others too",
+                )
     if not record.is_same_model(base, new):
         yield (
             "checkpoint",

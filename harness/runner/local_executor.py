@@ -5,22 +5,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from asrgate.backends import Variant
 from asrgate.harness.corpus.sample_cache import Decoded
 from asrgate.harness.metrics import normalizers
+from asrgate.harness.record_types import ProbeRecord
 from asrgate.harness.runner import warm_up
 from asrgate.harness.runner.executor import Executor
 from asrgate.harness.runner.run_state import RunState
 from asrgate.harness.scenarios.scenario import Load
 from asrgate.harness.scoring import cache_probes
+from asrgate.harness.scoring.cache_probes import Probe
 from asrgate.harness.worker import meters, process_tree
 from asrgate.harness.worker.client import Worker, WorkerError
-
-COMPANION_SEED = 2_000_000  # added to the probes' seed: none of them has it
 
 
 class LocalExecutor(Executor):
@@ -54,10 +54,18 @@ class LocalExecutor(Executor):
             state.record["warnings"].append(
                 f"other processes are using the GPU ({pids}): times are disturbed"
             )
-        self._seed = secrets.randbits(32)  # now that the engines are loaded, so that none of them can know it
-        self._copies = cache_probes.prepare(plan.clips, audio, self._seed)
-        load = Load(plan.clips, audio, plan.rounds, plan.seed, state.progress.stage)
+        seed = state.audio_seed = secrets.randbits(32)
+        load = Load(plan.clips, audio, plan.rounds, plan.seed, seed, state.progress.stage)
         self._generator = plan.scenario.load_generator(load)
+        self._probes = cache_probes.prepare(plan.clips, audio, seed)
+        self._probed = {probe.clip.name for probe in self._probes}
+        later = [number for number in state.rounds_left if number > 0]
+        self._mixed_in: dict[int, list[tuple[int, Probe]]] = {}
+        self._answers: dict[str, list[tuple[int, Probe, dict[str, Any]]]] = {}  # to what was mixed in
+        if self._generator.can_mix_in and later:
+            splices = [probe for probe in self._probes if probe.kind == "spliced"]
+            self._mixed_in = cache_probes.schedule(splices, later, self._generator.calls, seed)
+            self._probes = [probe for probe in self._probes if probe.kind != "spliced"]
 
     @property
     def calls(self) -> int:
@@ -67,7 +75,7 @@ class LocalExecutor(Executor):
     @property
     def probe_calls(self) -> int:
         """As Executor."""
-        return 2 * len(self._copies)
+        return 2 * len(self._probes) + sum(map(len, self._mixed_in.values()))
 
     def round(self, number: int, order: list[str]) -> dict[str, float | None]:
         """As Executor."""
@@ -79,23 +87,41 @@ class LocalExecutor(Executor):
                     continue
                 is_done = functools.partial(state.is_done, name, number)
                 answers = self._generator.measure(worker, number, is_done, state.results[name])
-                for clip, answer, fields in answers:
+                waiting = list(self._mixed_in.get(number, []))
+                for count, (clip, answer, fields) in enumerate(answers, start=1):
                     state.answered(name, number, clip, answer, fields)
+                    while waiting and waiting[0][0] <= count:
+                        self._mix_in(worker, number, waiting.pop(0)[1])
+                for _, probe in waiting:  # the round began before the run was cut off
+                    self._mix_in(worker, number, probe)
         return load.finish()
+
+    def _mix_in(self, worker: Worker, number: int, probe: Probe) -> None:
+        """Ask for a copy in the middle of a round; it is compared with the clip's answer in that round."""
+        prober = self._generator.prober(worker, self._probed, secrets.randbits(32))
+        what = f"answering a {probe.kind} copy of {probe.clip.name}"
+        answer = prober.ask(probe.clip, probe.copy, True, what)
+        self._state.progress.advance(1)
+        self._answers.setdefault(str(worker.variant), []).append((number, probe, answer))
+
+    def _mixed_in_entries(self, name: str, normalize: Callable[[str, str], str]) -> Iterator[ProbeRecord]:
+        seen = {(s["round"], s["clip"]): s for s in self._state.results[name]["samples"]}
+        for number, probe, answer in self._answers.get(name, []):
+            yield cache_probes.entry_of(probe, seen[number, probe.clip.name], answer, normalize)
 
     def check(self) -> None:
         """As Executor."""
         state = self._state
         normalize = normalizers.normalizer(state.plan.normalizer)
-        probed = {copy.clip.name for copy in self._copies}
         for name in state.names:
             with self._turn(name, "checking its answers") as worker:
                 if worker is None:
                     continue
                 state.progress.stage(name, "checking for cached and late answers")
-                prober = self._generator.prober(worker, probed, self._seed + COMPANION_SEED)
-                found = cache_probes.run(prober, self._copies, normalize)
-                state.progress.advance(2 * len(self._copies))
+                prober = self._generator.prober(worker, self._probed, secrets.randbits(32))
+                found = cache_probes.run(prober, self._probes, normalize)
+                found += self._mixed_in_entries(name, normalize)
+                state.progress.advance(2 * len(self._probes))
                 result = state.results[name]
                 result["integrity"] = {"probes": found, "unseen_over_seen": None, "late_work_seconds": None}
                 result["resources"].update(cast(Any, worker.resources()))

@@ -29,6 +29,8 @@ class RunState:
         record: the run's record, which grows.
         results: variant -> its result in the record.
         failed: variants that are out of the run.
+        audio_seed: of altered copies of the clips; the executor draws it once the engines are loaded, so that
+            none can make the copies beforehand.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class RunState:
         self.record = blank_record(plan, run_id)
         self.results = {result["variant"]: result for result in self.record["results"]}
         self.failed = set(kept.failures) if kept else set()
+        self.audio_seed = 0
         self._attempt = len(kept.attempts) if kept else 0
         self._journal = self._begin(kept) if plan.texts and plan.scenario.is_resumable else None
         self._done = resume.restore(self.record, kept) if kept else set()
@@ -122,11 +125,14 @@ class RunState:
         result["status"] = "unavailable" if error.unavailable else "error"
         result["error"], result["remedy"] = str(error), error.remedy
         told = {"status": result["status"], "error": result["error"], "remedy": result["remedy"]}
+        if error.killed_by is not None:
+            told["killed_by"] = result["killed_by"] = error.killed_by
         self.note("failure", told, variant=name)
         self.progress.failed(name, doing, str(error))
 
     def round_over(self, entry: RoundRecord) -> None:
         """Keep a round's entry and write the record."""
+        entry["audio_seed"] = self.audio_seed
         if "attempts" in self.record:
             entry["attempt"] = self._attempt
         self.record["rounds"].append(entry)

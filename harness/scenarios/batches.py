@@ -68,6 +68,7 @@ class BatchGenerator(LoadGenerator):
             fields: what samples of a batch have beside, from its number in the round.
         """
         self.calls = len(load.clips)
+        self.can_mix_in = True
         self._load = load
         self._fields = fields
 
@@ -75,13 +76,13 @@ class BatchGenerator(LoadGenerator):
         self, worker: Worker, number: int, is_done: Callable[[Clip], bool], result: Result
     ) -> Iterator[Answered]:
         """As LoadGenerator. A batch that lacks one answer is asked for as a whole."""
-        load = self._load
+        load, audio = self._load, self._load.of_round(number)
         for batch_number, batch in enumerate(batches(load.clips, worker.variant)):
             missing = [clip for clip in batch.clips if not is_done(clip)]
             if not missing:
                 continue
             load.stage(str(worker.variant), f"round {number + 1}/{load.rounds}", missing[0].name)
-            answers = self._call(worker, batch)
+            answers = _call(worker, batch, audio)
             for clip, answer in zip(batch.clips, answers, strict=True):
                 if clip in missing:
                     yield Answered(clip, answer, self._fields(batch_number))
@@ -90,17 +91,18 @@ class BatchGenerator(LoadGenerator):
         """As LoadGenerator."""
         return BatchProber(worker, batches(self._load.clips, worker.variant), self._load.audio, probed, seed)
 
-    def _call(self, worker: Worker, batch: Batch) -> list[dict[str, Any]]:
-        """Have a batch transcribed; return one answer per clip, in their order.
 
-        The times of a call made for several clips are divided evenly between them, so that sums over clips
-        are those of the calls.
-        """
-        clips = [self._load.audio[clip.name] for clip in batch.clips]
-        what = f"answering clip {', '.join(clip.name for clip in batch.clips)}"
-        if not batch.together:
-            return [worker.call(clips[0], batch.clips[0].language, what)]
-        return worker.call_batch(clips, batch.clips[0].language, what)
+def _call(worker: Worker, batch: Batch, audio: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Have a batch transcribed; return one answer per clip, in their order.
+
+    The times of a call made for several clips are divided evenly between them, so that sums over clips are
+    those of the calls.
+    """
+    clips = [audio[clip.name] for clip in batch.clips]
+    what = f"answering clip {', '.join(clip.name for clip in batch.clips)}"
+    if not batch.together:
+        return [worker.call(clips[0], batch.clips[0].language, what)]
+    return worker.call_batch(clips, batch.clips[0].language, what)
 
 
 class CallProber:

@@ -14,6 +14,7 @@ from asrgate.backends import Variant
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.column import Column
 from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.corpus.sample_cache import Altered
 from asrgate.harness.metrics.word_errors import Texts, ratio
 from asrgate.harness.record_types import Result, Run, Sample, Speed
 from asrgate.harness.worker.client import Worker
@@ -68,6 +69,7 @@ class Load:
     Attributes:
         audio: clip name -> its samples, float32, shape (samples,), 16 kHz.
         seed: the run's.
+        audio_seed: of altered copies, drawn after the engines were loaded.
         stage: is told a variant, what it is doing, and with which clip.
     """
 
@@ -75,7 +77,15 @@ class Load:
     audio: Mapping[str, np.ndarray]
     rounds: int
     seed: int
+    audio_seed: int
     stage: Callable[[str, str, str], None]
+
+    def of_round(self, number: int) -> Mapping[str, np.ndarray]:
+        """Return the audio of a round: from the second one on, altered copies, the same for all engines.
+
+        So no engine is ever given the same samples twice, and none gains by keeping its answers.
+        """
+        return Altered(self.audio, [self.audio_seed, number]) if number else self.audio
 
 
 class Prober(Protocol):
@@ -87,9 +97,15 @@ class Prober(Protocol):
 
 
 class LoadGenerator(ABC):
-    """Hands the clips of one run to its workers, as MLPerf's load generator does."""
+    """Hands the clips of one run to its workers, as MLPerf's load generator does.
 
-    calls: int  # answers that a round has
+    Attributes:
+        calls: answers that a round has.
+        can_mix_in: other recordings can be asked for between the answers of a round.
+    """
+
+    calls: int
+    can_mix_in = False
 
     @abstractmethod
     def measure(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from asrgate.harness.corpus.audio import altered
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import bootstrap
 from asrgate.harness.record_types import Result, ServerSession
@@ -45,6 +46,7 @@ class ServerGenerator(LoadGenerator):
         self.calls = terms.requests
         self._terms = terms
         self._load = load
+        self._held = 0  # sessions so far
         self._clock = clock
         self._sleep = sleep
 
@@ -121,10 +123,12 @@ class ServerGenerator(LoadGenerator):
         """
         order = drawn(len(self._load.clips), self._terms.requests, held.seed)
         due = held.arrivals = arrivals(self._terms.requests, held.rate, held.seed)
+        self._held += 1
         start = self._clock()
         for place, (at, arrival) in enumerate(zip(order, due, strict=True)):
             clip = self._load.clips[at]
-            with Samples([self._load.audio[clip.name]]) as ready:  # decoded and copied before its turn
+            seed = [self._load.audio_seed, self._held, place]  # a clip that comes again is another copy
+            with Samples([altered(self._load.audio[clip.name], seed)]) as ready:  # made before its turn
                 while (ahead := arrival - (self._clock() - start)) > 0:
                     self._sleep(ahead)
                 begun = self._clock() - start

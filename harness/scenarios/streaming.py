@@ -212,13 +212,13 @@ class StreamGenerator(LoadGenerator):
         self, worker: Worker, number: int, is_done: Callable[[Clip], bool], result: Result
     ) -> Iterator[Answered]:
         """As LoadGenerator."""
-        load = self._load
+        load, audio = self._load, self._load.of_round(number)
         for clip in load.clips:
             if is_done(clip):
                 continue
             load.stage(str(worker.variant), f"round {number + 1}/{load.rounds}", clip.name)
             what = f"answering clip {clip.name}"
-            samples = load.audio[clip.name]
+            samples = audio[clip.name]
             answer = worker.stream(samples, clip.language, what, self._chunk_seconds, is_paced=True)
             fields = {name: answer.get(name) for name in FIGURES_OF_STREAMS}  # of one that failed, nulls
             yield Answered(clip, answer, fields | {"partials": answer.get("partials", [])})

@@ -1,9 +1,10 @@
 """Checks that a worker's speed is that of doing the work: nothing is cached or done early or late.
 
-After the measured rounds every worker answers a few clips once more (seen) and, with each, a copy that it was
-never given (unseen). One kind is the clip with noise of one 16-bit step added: it sounds the same, costs an
-honest engine the same, and matches no cache key. The other is a splice of two clips, whose words are those of
-neither.
+Every worker answers copies that it was never given (unseen), and their clips (seen). A **dithered** copy
+is the clip with noise of one 16-bit step added: it sounds the same, costs an honest engine the same, and
+matches no cache key. These are asked for after the last round. A **splice** starts like one clip and ends
+like another: a cache that hears knows a clip again whatever its samples, but not a splice. Splices are mixed
+into the rounds where the scenario lets them be, so that no engine can tell when it is tested.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import secrets
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +25,8 @@ from asrgate.harness.metrics import word_errors
 from asrgate.harness.record_types import Integrity, ProbeRecord, Sample
 from asrgate.harness.scenarios.scenario import Prober
 
-UNSEEN_OVER_SEEN_LIMIT = 1.5  # an unseen copy may take this much longer than the clip itself
+UNSEEN_OVER_SEEN_LIMIT = 1.5  # a dithered copy may take this much longer than the clip itself
+SPLICED_OVER_SEEN_LIMIT = 2.0  # and a splice, whose words are others and maybe more
 # Other work on the machine may by chance slow only the copies once; with a cache they are slower every time.
 ATTEMPTS = 3
 PROBED_CLIPS = 5
@@ -59,13 +62,42 @@ def prepare(clips: Sequence[Clip], audio: Mapping[str, np.ndarray], seed: int) -
     for number, clip in enumerate(spoken):
         samples = audio[clip.name]
         probes.append(Probe("dithered", clip, samples, dithered(samples, seed + number)))
-    if len(spoken) > 1:
-        first, second = spoken[len(spoken) // 2], spoken[-1]
-        if first is second:
-            first = spoken[0]
-        samples = audio[first.name]
-        probes.append(Probe("spliced", first, samples, _splice(samples, audio[second.name])))
+    long = [c for c in clips if c.reference != "" and c.audio_seconds > LONGEST_PROBE_SECONDS]
+    if long:  # a cache may be in front of long recordings alone
+        spoken.append(min(long, key=lambda clip: (clip.audio_seconds, clip.name)))
+    for first in spoken:
+        second = _partner(first, clips)
+        if second is not None:
+            samples = audio[first.name]
+            probes.append(Probe("spliced", first, samples, _splice(samples, audio[second.name])))
     return probes
+
+
+def _partner(first: Clip, clips: Sequence[Clip]) -> Clip | None:
+    """Return the clip to splice with: of the same language and of like length, if there is one."""
+    others = [c for c in clips if c.reference != "" and c.sha256 != first.sha256]
+    return min(
+        others,
+        key=lambda c: (c.language != first.language, abs(c.audio_seconds - first.audio_seconds), c.name),
+        default=None,
+    )
+
+
+def schedule(
+    probes: Sequence[Probe], rounds: Sequence[int], calls: int, seed: int
+) -> dict[int, list[tuple[int, Probe]]]:
+    """Spread probes over rounds at random; return round -> (after how many answers, probe), ascending.
+
+    Args:
+        rounds: numbers of the rounds that have a place for probes.
+        calls: answers that a round has.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[int, list[tuple[int, Probe]]] = {}
+    for probe in probes:
+        place = int(rng.integers(1, calls, endpoint=True)), probe
+        found.setdefault(int(rng.choice(list(rounds))), []).append(place)
+    return {number: sorted(of, key=lambda entry: entry[0]) for number, of in found.items()}
 
 
 def run(prober: Prober, probes: Sequence[Probe], normalize: Callable[[str, str], str]) -> list[ProbeRecord]:
@@ -81,9 +113,10 @@ def run(prober: Prober, probes: Sequence[Probe], normalize: Callable[[str, str],
     while _wall_ratio(attempts[-1]) > UNSEEN_OVER_SEEN_LIMIT and len(attempts) < ATTEMPTS:
         # copies that no engine has been given, this one in an attempt before or another in its turn
         fresh = [
-            replace(probe, copy=dithered(probe.seen, secrets.randbits(64)))
-            if probe.kind == "dithered"
-            else probe
+            replace(
+                probe,
+                copy=dithered(probe.seen if probe.kind == "dithered" else probe.copy, secrets.randbits(64)),
+            )
             for probe in probes
         ]
         attempts.append(_attempt(prober, fresh, normalize))
@@ -123,49 +156,66 @@ def _attempt(
             asked.reverse()  # so that a drifting machine favours neither
         what = f"answering a {probe.kind} copy of clip {probe.clip.name}"
         answers = {kind: prober.ask(probe.clip, samples, kind == "unseen", what) for kind, samples in asked}
-        texts = {kind: answer["text"] for kind, answer in answers.items()}
-        normalised = {
-            kind: None if text is None else " ".join(normalize(text, probe.clip.language).split())
-            for kind, text in texts.items()
-        }
-        unseen = texts["unseen"]
-        entries.append(
-            {
-                "kind": probe.kind,
-                "clip": probe.clip.name,
-                "seen_seconds": answers["seen"]["wall_seconds"],
-                "unseen_seconds": answers["unseen"]["wall_seconds"],
-                "seen_cpu_seconds": answers["seen"]["cpu_seconds"],
-                "unseen_cpu_seconds": answers["unseen"]["cpu_seconds"],
-                "changed_words": _changed_words(normalised["seen"], normalised["unseen"]),
-                "text": unseen,
-                "text_sha256": None if unseen is None else record.text_sha256(unseen),
-                "text_words": None if normalised["unseen"] is None else len(normalised["unseen"].split()),
-            }
-        )
+        entries.append(entry_of(probe, answers["seen"], answers["unseen"], normalize))
     return entries
+
+
+def entry_of(
+    probe: Probe, seen: Mapping[str, Any], unseen: Mapping[str, Any], normalize: Callable[[str, str], str]
+) -> ProbeRecord:
+    """Return a probe's record entry.
+
+    Args:
+        seen, unseen: answers to the clip, or to an altered copy of it, and to the probe's copy.
+    """
+    normalised = [
+        None if text is None else " ".join(normalize(text, probe.clip.language).split())
+        for text in (seen["text"], unseen["text"])
+    ]
+    text = unseen["text"]
+    return {
+        "kind": probe.kind,
+        "clip": probe.clip.name,
+        "seen_seconds": seen["wall_seconds"],
+        "unseen_seconds": unseen["wall_seconds"],
+        "seen_cpu_seconds": seen["cpu_seconds"],
+        "unseen_cpu_seconds": unseen["cpu_seconds"],
+        "changed_words": _changed_words(*normalised),
+        "text": text,
+        "text_sha256": None if text is None else record.text_sha256(text),
+        "text_words": None if normalised[1] is None else len(normalised[1].split()),
+    }
 
 
 def summarise(probes: list[ProbeRecord], samples: Sequence[Sample]) -> Integrity:
     """Return a result's `integrity` from its probes and its measured samples."""
-    dithered_probes = [p for p in probes if p["kind"] == "dithered" and p["text"] is not None]
-    # A cache saves wall time and processor time; other work on the machine disturbs only wall time. But
-    # processor time says nothing about an engine that waits while something else does its work.
-    computes = any(
-        (probe["unseen_cpu_seconds"] or 0.0) >= COMPUTING_FRACTION * probe["unseen_seconds"]
-        for probe in dithered_probes
-    )
-    ratios = [_over_walls(dithered_probes)] if dithered_probes else []
-    if computes:
-        ratios.append(_over_processors(dithered_probes))
     answered = [sample for sample in samples if sample["error"] is None]
     return {
         "probes": probes,
-        "unseen_over_seen": min(ratios, default=None),
+        "unseen_over_seen": _over_seen(probes, "dithered"),
+        "spliced_over_seen": _over_seen(probes, "spliced"),
         "late_work_seconds": sum(sample["late_work_seconds"] or 0.0 for sample in answered)
         if answered
         else None,
     }
+
+
+def _over_seen(probes: Sequence[ProbeRecord], kind: str) -> float | None:
+    """Return how much longer copies of a kind took than their clips, the median; None without answers.
+
+    A cache saves wall time and processor time, and other work on the machine disturbs only wall time, so
+    the smaller ratio of the two counts. But processor time says nothing about an engine that waits while
+    something else does its work.
+    """
+    answered = [probe for probe in probes if probe["kind"] == kind and probe["text"] is not None]
+    if not answered:
+        return None
+    computes = any(
+        (probe["unseen_cpu_seconds"] or 0.0) >= COMPUTING_FRACTION * probe["unseen_seconds"]
+        for probe in answered
+    )
+    walls = _over_walls(answered)
+    return min(walls, _over_processors(answered)) if computes else walls
 
 
 def _splice(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -15,9 +15,11 @@ from asrgate.harness.record import probes_of
 from asrgate.harness.record_types import ProbeRecord, Result, RoundErrors, Run
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import timed_samples
-from asrgate.harness.scoring.cache_probes import UNSEEN_OVER_SEEN_LIMIT
+from asrgate.harness.scoring.cache_probes import SPLICED_OVER_SEEN_LIMIT, UNSEEN_OVER_SEEN_LIMIT
 
 LATE_WORK_LIMIT = 0.05  # share of the measured time that may go on after calls have returned
+THREADS_LIMIT = 1.1  # cores that it keeps busy, over the threads that it was given
+TICK_SECONDS = 0.01  # per call: processes that end are counted in the kernel's ticks
 CHANGED_BETWEEN_ROUNDS_LIMIT = 0.1  # of an engine's words, against its own first answers to the same clips
 CHANGED_WORDS_LIMIT = 0.5  # of a copy's words, against the clip's own answer
 
@@ -68,6 +70,7 @@ def _own_faults(run: Run, result: Result) -> Iterator[str]:
     yield from _settings(run, result)
     yield from _quality_ceiling(run, result)
     yield from _steadiness(result)
+    yield from _processors(run, result)
     yield from _timing(run, result)
 
 
@@ -133,6 +136,16 @@ def _steadiness(result: Result) -> Iterator[str]:
         )
 
 
+def _processors(run: Run, result: Result) -> Iterator[str]:
+    """An engine may keep as many cores busy as it was given threads."""
+    threads = run["settings"]["decoding"].get("threads")
+    timed = [s for s in result["samples"] if word_errors.is_timed(s) and s["cpu_seconds"] is not None]
+    wall = sum(sample["wall_seconds"] for sample in timed)
+    cpu = sum(sample["cpu_seconds"] or 0.0 for sample in timed)
+    if threads and cpu > THREADS_LIMIT * threads * wall + TICK_SECONDS * len(timed):
+        yield f"it kept {cpu / wall:.1f} cores busy, but was given {threads} (--threads)"
+
+
 def _worst(result: Result, excess: Callable[[RoundErrors], float]) -> RoundErrors | None:
     """Return the round whose `excess` over a limit is largest, None where no round exceeds it."""
     worst = max(_rounds(result), key=excess, default=None)
@@ -150,6 +163,9 @@ def _timing(run: Run, result: Result) -> Iterator[str]:
     ratio = integrity["unseen_over_seen"]
     if ratio is not None and ratio > UNSEEN_OVER_SEEN_LIMIT:
         yield f"copies that it had not heard took {ratio:.1f} times as long: answers were cached or prepared"
+    ratio = integrity.get("spliced_over_seen")
+    if ratio is not None and ratio > SPLICED_OVER_SEEN_LIMIT:
+        yield f"splices of two clips took {ratio:.1f} times as long as a clip: its answers were known"
     looked_at = [s for s in result["samples"] if s["late_work_seconds"] is not None]
     # a stream spends most of the wall time waiting for audio
     wall = sum(s.get("busy_seconds") or s["wall_seconds"] for s in looked_at if word_errors.is_timed(s))

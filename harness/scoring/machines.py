@@ -66,7 +66,7 @@ def lost_calls(run: Run) -> int:
 def rows(run: Run) -> list[dict[str, Any]]:
     """Return one row for each kind of machine and variant with samples there: where it ran, how fast.
 
-    Samples from a attempt whose times do not count are left out. The first kind is the one that counts.
+    Samples from an attempt whose times do not count are left out. The first kind is the one that counts.
     """
     if not run.get("hosts"):
         return []

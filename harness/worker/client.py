@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,17 @@ SPIN_VARIABLES = {
 class WorkerError(Exception):
     """The worker refused, hung or died; the message becomes the row's `error`."""
 
-    def __init__(self, message: str, unavailable: bool = False, remedy: str | None = None):
+    def __init__(
+        self,
+        message: str,
+        unavailable: bool = False,
+        remedy: str | None = None,
+        killed_by: str | None = None,
+    ):
         super().__init__(message)
         self.unavailable = unavailable
         self.remedy = remedy
+        self.killed_by = killed_by  # name of the signal that ended the worker, if one did
 
 
 class Worker:
@@ -98,9 +105,11 @@ class Worker:
                 env=environment,
                 start_new_session=True,  # Ctrl-C reaches only the parent; the whole group can be killed
             )
+        self._cores: list[int] | None = None  # that the worker may use; None: it is not pinned
         if cores is not None:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(self._process.pid, cores)
+                self._cores = cores
         theirs.close()
         pidfd = os.pidfd_open(self._process.pid) if hasattr(os, "pidfd_open") else -1
         self._channel = Channel(ours, lambda: self._process.poll() is not None, pidfd)
@@ -319,10 +328,20 @@ class Worker:
         return reply
 
     def pause(self) -> None:
-        """Stop the process and all that it started until resume(): only one worker may use the machine."""
+        """Stop the process and all that it started until resume(): only one worker may use the machine.
+
+        Raises:
+            WorkerError: one of its threads may use other cores than it was given.
+        """
         if not self._paused:
             self._tree.pause()
             self._paused = True
+            others = set() if self._cores is None else self._tree.affinity() - set(self._cores)
+            if others:
+                raise WorkerError(
+                    f"it may use the cores {_numbers(others)} although it was given only "
+                    f"{_numbers(self._cores or [])} (--threads); its times would be those of more cores"
+                )
 
     def resume(self) -> None:
         """Let a paused process continue."""
@@ -349,7 +368,7 @@ class Worker:
         try:
             self._channel.send(message, clips)
         except OSError as error:
-            raise WorkerError(self._death("starting a call")) from error
+            raise self._death("starting a call") from error
 
     def _expect(self, event: str, what: str, most_bytes: int = messages.LARGEST_BYTES) -> dict[str, Any]:
         reply = self._receive(what, most_bytes)
@@ -370,7 +389,7 @@ class Worker:
                     "(--timeout raises the limit)"
                 ) from error
             except (Ended, OSError) as error:
-                raise WorkerError(self._death(what)) from error
+                raise self._death(what) from error
             messages.event_of(message)
             return message
 
@@ -383,22 +402,22 @@ class Worker:
             self.stop()
             raise WorkerError(f"the worker sent {error} while {what}") from error
 
-    def _death(self, what: str) -> str:
+    def _death(self, what: str) -> WorkerError:
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            return f"the worker closed its connection while {what}"
+            return WorkerError(f"the worker closed its connection while {what}")
         said = self._last_words() if self._quote_log else ""
         last_words = f"; it last printed: {said}" if said else ""
         if code >= 0:
-            return f"the worker exited with code {code} while {what}{last_words}"
+            return WorkerError(f"the worker exited with code {code} while {what}{last_words}")
         name = signal.Signals(-code).name
         why = {
             "SIGKILL": ": something killed it, most often the system because memory ran out",
             "SIGABRT": ": it called abort()",
             "SIGSEGV": ": it crashed on a bad memory access",
         }.get(name, "")
-        return f"the worker was killed by {name} while {what}{why}{last_words}"
+        return WorkerError(f"the worker was killed by {name} while {what}{why}{last_words}", killed_by=name)
 
 
 @functools.cache
@@ -407,6 +426,10 @@ def _private_folders() -> str:
     folder = tempfile.mkdtemp(prefix="asrgate-workers-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def _numbers(cores: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(cores)))
 
 
 def _times(reply: Mapping[str, Any], wall_seconds: float, cpu_seconds: float) -> dict[str, Any]:

@@ -105,6 +105,33 @@ class CachesByBeginning(CachesAnswers):
         return f"{len(audio)} {tones.hear(audio[: tones.WORD_SAMPLES * 2])}".encode()
 
 
+class HearsAgain(CachesAnswers):
+    """Knows a recording again by its words, whatever its samples; a splice has others."""
+
+    def key(self, audio: np.ndarray) -> bytes:
+        return tones.hear(audio).encode()
+
+
+class BehavesAtTheEnd(HearsAgain):
+    """The same, but works like everyone else once the rounds seem to be over."""
+
+    calls = 0
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        self.calls += 1
+        if self.calls > 3 * 5 + 5 + 2:  # rounds times clips, splices, and the warm-up
+            return Honest.transcribe(self, audio, language)
+        return super().transcribe(audio, language)
+
+
+class TakesMoreCores(Honest):
+    """Undoes that it was pinned."""
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+
 class AnswersLastClip(Honest):
     last = ""
 

@@ -24,6 +24,7 @@ from asrgate.backends.checkpoints.cache import cache_dir, locked, temporary_besi
 from asrgate.backends.checkpoints.catalog import CheckpointError
 from asrgate.backends.checkpoints.sha256 import file_sha256, hash_now
 from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.corpus.sample_cache import Altered
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.runner import warm_up
 from asrgate.harness.runner.cluster import node_slot
@@ -147,6 +148,7 @@ class Actor:
         order: Sequence[str],
         clips: Sequence[Clip],
         neighbours: Sequence[int],
+        seed: tuple[int, int],
         samples: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, Any]:
         """Have every variant answer all clips once, one variant after the other.
@@ -154,6 +156,7 @@ class Actor:
         Args:
             order: of the variants.
             neighbours: processes of the run's other actors on this machine.
+            seed: of altered copies, and the number of the round; the first round has the clips themselves.
             samples: clip name -> its samples, if the machine lacks the files.
 
         Returns:
@@ -169,7 +172,11 @@ class Actor:
             return {"lacks": LACKS_AUDIO}
         answers: dict[str, list[dict[str, Any]]] = {}
         failures: dict[str, dict[str, Any]] = {}
-        heard = {clip.name: clip.samples() if samples is None else samples[clip.name] for clip in clips}
+        heard: Mapping[str, np.ndarray] = {
+            clip.name: clip.samples() if samples is None else samples[clip.name] for clip in clips
+        }
+        if seed[1]:
+            heard = dict(Altered(heard, seed))
         started = time.monotonic()
         load = meters.LoadMonitor([*self._pids(), *neighbours])
         for name in order:
@@ -250,7 +257,12 @@ class Actor:
 
 def _failure(error: WorkerError) -> dict[str, Any]:
     """Return a WorkerError as the arguments of another."""
-    return {"message": str(error), "unavailable": error.unavailable, "remedy": error.remedy}
+    return {
+        "message": str(error),
+        "unavailable": error.unavailable,
+        "remedy": error.remedy,
+        "killed_by": error.killed_by,
+    }
 
 
 def _on_this_machine(wanted: Checkpoint, weights: np.ndarray | None) -> Checkpoint | None:

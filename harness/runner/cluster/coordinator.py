@@ -61,7 +61,8 @@ class ClusterExecutor(Executor):
         plan, progress = self.plan, self.state.progress
         audio = Decoded(plan.clips, kept_bytes=0)
         warmup = self.state.warmup_clip(audio[self.state.middle_clip.name])
-        prepared = cache_probes.prepare(plan.clips, audio, secrets.randbits(32))
+        self.state.audio_seed = secrets.randbits(32)
+        prepared = cache_probes.prepare(plan.clips, audio, self.state.audio_seed)
         self.copies = [dataclasses.replace(probe, clip=_absolute(probe.clip)) for probe in prepared]
         count, needs = connect.room(plan.variants, plan.settings.threads, plan.most_workers)
         progress.note(f"requesting {count} actor{'s' if count > 1 else ''} from the cluster")
@@ -112,7 +113,7 @@ class ClusterExecutor(Executor):
         state.progress.note(f"round {number + 1}/{self.plan.rounds}")
         while state.names and (waiting or pool.is_anyone("measure")):
             while waiting and pool.idle:
-                self._give(pool.idle.popleft(), waiting.popleft(), order)
+                self._give(pool.idle.popleft(), waiting.popleft(), number, order)
             self._take(pool.next_answer(), number, order, waiting)
         return self._load_of_round()
 
@@ -121,14 +122,15 @@ class ClusterExecutor(Executor):
         assert self.pool is not None, "load() comes first"
         return self.pool
 
-    def _give(self, handle: Handle, chunk: Chunk, order: Sequence[str]) -> None:
+    def _give(self, handle: Handle, chunk: Chunk, number: int, order: Sequence[str]) -> None:
         if self.sends_samples and chunk.samples is None:
             chunk.samples = {clip.name: clip.samples() for clip in chunk.clips}
         others = [s for s in self._pool.all if s is not handle and s.machine == handle.machine]
         neighbours = [pid for other in others for pid in other.pids]
         alive = [name for name in order if name not in self.state.failed]
         clips = [_absolute(clip) for clip in chunk.clips]
-        self._pool.ask(handle, "measure", alive, clips, neighbours, chunk.samples, work=chunk)
+        seed = (self.state.audio_seed, number)
+        self._pool.ask(handle, "measure", alive, clips, neighbours, seed, chunk.samples, work=chunk)
 
     def _take(self, answer: Answer[Chunk], number: int, order: Sequence[str], waiting: deque[Chunk]) -> None:
         handle, chunk, reply = answer.handle, answer.work, answer.reply
@@ -139,7 +141,7 @@ class ClusterExecutor(Executor):
             waiting.appendleft(chunk)
         elif reply.get("lacks") == LACKS_AUDIO:
             self.sends_samples = True
-            self._give(handle, chunk, order)
+            self._give(handle, chunk, number, order)
         else:
             self._keep(number, handle, chunk, reply)
             self._pool.idle.append(handle)
