@@ -100,12 +100,14 @@ def test_splices_may_take_twice_as_long() -> None:
 def test_it_may_keep_as_many_cores_busy_as_it_has_threads() -> None:
     run = scored(WORDS, WORDS)
     threads = run["settings"]["decoding"]["threads"]
-    (sample,) = [s for s in result_of(run, OTHER)["samples"] if s["wall_seconds"]]
-    sample["wall_seconds"], sample["cpu_seconds"] = 1.0, 1.1 * threads + 0.01
+    samples = result_of(run, OTHER)["samples"]
+    for sample in samples:
+        sample["wall_seconds"], sample["cpu_seconds"] = 1.0, 1.1 * threads + 0.009
     assert reasons(run) == []
-    sample["cpu_seconds"] += 0.01
+    for sample in samples:
+        sample["cpu_seconds"] += 0.002
     (reason,) = reasons(run)
-    assert reason == f"it kept {sample['cpu_seconds']:.1f} cores busy, but was given {threads} (--threads)"
+    assert reason == f"it kept {1.1 * threads:.1f} cores busy, but was given {threads} (--threads)"
 
 
 @pytest.fixture
