@@ -9,13 +9,12 @@ import numpy as np
 
 from asrgate.backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
 from asrgate.backends.faster_whisper import FasterWhisper
-from asrgate.backends.whisper_common.constants import N_SAMPLES
+from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_SAMPLES
 from asrgate.backends.whisper_common.decoding import require_language
 
 BATCH_SIZE = 8  # BatchedInferencePipeline.transcribe's own default
-FRAME_SAMPLES = 160  # 10 ms; less counts as no audio, as in openai-whisper
 GRID_FRAMES = 10  # the pipeline rounds a window's first frame down, sometimes by one frame too many
-GRID_SAMPLES = GRID_FRAMES * FRAME_SAMPLES
+GRID_SAMPLES = GRID_FRAMES * HOP_LENGTH
 
 
 class FasterWhisperBatched(FasterWhisper):
@@ -107,7 +106,7 @@ class FasterWhisperBatched(FasterWhisper):
         recording = np.zeros(starts[-1], np.float32)
         heard = {}
         for index, window in enumerate(windows):
-            if len(window) >= FRAME_SAMPLES:
+            if len(window) >= HOP_LENGTH:  # less than a frame counts as no audio, as in openai-whisper
                 recording[starts[index] : starts[index] + len(window)] = window
                 heard[starts[index] // GRID_SAMPLES] = index
         found: list[tuple[str, tuple[int, ...]]] = [("", ())] * len(windows)

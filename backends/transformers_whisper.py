@@ -24,7 +24,7 @@ from asrgate.backends.checkpoints.conversions.transformers_weights import (
     model_config,
 )
 from asrgate.backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
-from asrgate.backends.whisper_common.constants import N_FRAMES, N_SAMPLES
+from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_FRAMES, N_SAMPLES, num_languages
 from asrgate.backends.whisper_common.decoding import (
     require_honourable,
     require_language,
@@ -34,7 +34,6 @@ from asrgate.backends.whisper_common.stage_clock import StageClock
 from asrgate.backends.whisper_common.torch_setup import forbid_tf32, uses_tf32
 
 COMPILED = "+compiled"
-FRAME_SAMPLES = 160  # 10 ms; less counts as no audio, as in openai-whisper
 
 
 class TransformersWhisper:
@@ -57,7 +56,7 @@ class TransformersWhisper:
         from transformers import WhisperFeatureExtractor
         from whisper.tokenizer import LANGUAGES, get_tokenizer
 
-        count = checkpoint.dimensions["n_vocab"] - 51_765 - checkpoint.is_multilingual
+        count = num_languages(checkpoint.dimensions["n_vocab"])
         self._torch: Any = torch
         self._model = model
         self._languages = tuple(LANGUAGES)[:count]
@@ -156,7 +155,7 @@ class TransformersWhisper:
             BackendError: the model has no such language.
         """
         require_language(self._checkpoint, language, self._languages)
-        if len(audio) < FRAME_SAMPLES:
+        if len(audio) < HOP_LENGTH:  # less than a frame counts as no audio, as in openai-whisper
             return Transcript("", ())
         with self._clock.call(), self._torch.inference_mode(), _silenced():
             features = self._log_mel(audio)

@@ -10,16 +10,20 @@ import numpy as np
 from asrgate.backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
 from asrgate.backends.checkpoints.conversions.ggml_model import ggml_file
 from asrgate.backends.devices import require_package
-from asrgate.backends.whisper_common.constants import N_SAMPLES
+from asrgate.backends.whisper_common.constants import (
+    HOP_LENGTH,
+    LARGE_V3_VOCAB,
+    N_SAMPLES,
+    N_SAMPLES_PER_POSITION,
+    num_languages,
+)
 from asrgate.backends.whisper_common.decoding import (
     require_honourable,
     require_language,
     suppressed_tokens,
 )
+from asrgate.backends.whisper_common.greedy import TRIM
 
-TRIM = "+trim"
-POSITION_SAMPLES = 320  # one position of the encoder is 20 ms
-FRAME_SAMPLES = 160
 SHORTEST_SAMPLES = SAMPLE_RATE_HZ // 5  # whisper.cpp drops audio shorter than 0.1 s
 NEVER_WITH_TIMESTAMPS = 2  # text layers; see `_require_timestamps`
 
@@ -47,9 +51,9 @@ class WhisperCpp:
         self._checkpoint = checkpoint
         self._precision = precision
         self._settings = settings
-        # in the order of their tokens, of which the vocabulary has room for n_vocab - 51,766
+        # whisper.cpp lists its languages in the order of their tokens
         known = [library.whisper_lang_str(number) for number in range(library.whisper_lang_max_id() + 1)]
-        self._languages = tuple(known[: checkpoint.dimensions["n_vocab"] - 51_766])
+        self._languages = tuple(known[: num_languages(checkpoint.dimensions["n_vocab"])])
         self._system = library.whisper_print_system_info()
         self._system = self._system.decode() if isinstance(self._system, bytes) else str(self._system)
 
@@ -126,12 +130,12 @@ class WhisperCpp:
         is_long = len(audio) > N_SAMPLES
         if is_long:
             self._require_timestamps()
-        if len(audio) < FRAME_SAMPLES:
+        if len(audio) < HOP_LENGTH:
             return Transcript(
                 "", ()
             )  # no audio, as in openai-whisper; whisper.cpp would return the last clip's text
         library, context = self._library, self._context
-        positions = -(-len(audio) // POSITION_SAMPLES)
+        positions = -(-len(audio) // N_SAMPLES_PER_POSITION)
         if len(audio) < SHORTEST_SAMPLES:
             # whisper.cpp itself appends 30 s of silence to the audio, so this does not change the result
             audio = np.pad(audio, (0, SHORTEST_SAMPLES - len(audio)))
@@ -186,7 +190,7 @@ class WhisperCpp:
 
     def _require_timestamps(self) -> None:
         dimensions = self._checkpoint.dimensions
-        if dimensions["n_text_layer"] == NEVER_WITH_TIMESTAMPS and dimensions["n_vocab"] != 51_866:
+        if dimensions["n_text_layer"] == NEVER_WITH_TIMESTAMPS and dimensions["n_vocab"] != LARGE_V3_VOCAB:
             raise BackendError(
                 "whisper.cpp treats a model with 2 decoder layers as a first-release Distil-Whisper and "
                 "never gives it timestamps, which clips over 30 s need; "

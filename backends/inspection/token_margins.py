@@ -14,8 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from asrgate.backends.base import BackendError
-
-FRAMES_A_SECOND = 100  # of the spectrogram, the unit in which whisper.transcribe counts
+from asrgate.backends.whisper_common.constants import FRAMES_PER_SECOND
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def _places(windows: Sequence[Window], segments: Sequence[dict[str, Any]]) -> li
         if kept:  # otherwise it is an empty segment that was dropped
             ends = range(step, len(window.tokens) - len(kept) + 1)
             step = next(at for at in ends if list(window.tokens[at : at + len(kept)]) == kept)
-            places += [(window, seek / FRAMES_A_SECOND, step + i) for i in range(len(kept))]
+            places += [(window, seek / FRAMES_PER_SECOND, step + i) for i in range(len(kept))]
             step += len(kept)
     return places
 

@@ -17,11 +17,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from asrgate.backends.base import BackendError, Checkpoint, Settings, Transcript
-from asrgate.backends.whisper_common.constants import N_SAMPLES
+from asrgate.backends.whisper_common.constants import FRAMES_PER_SECOND, N_SAMPLES, num_languages
 from asrgate.backends.whisper_common.decoding import require_honourable, require_language
 from asrgate.backends.whisper_common.stage_clock import StageClock
 
-FRAMES_PER_SECOND = 100  # of a log-mel spectrogram
 TRIM = "+trim"  # suffix of precisions whose encoder gets only the frames that `frames_to_encode` gives
 SILENCE_ENCODED_SECONDS = 10.0  # after a clip; with less, a decoder may not find its end
 TRIMMED = f"the clip and {SILENCE_ENCODED_SECONDS:g} s; behind it the encoding of silence, computed at load"
@@ -257,7 +256,7 @@ class _Model:
         self.dims = engine.dims
         self.device = engine.device  # where transcribe puts its windows
         self.is_multilingual = is_multilingual
-        self.num_languages = engine.dims.n_vocab - 51_765 - int(is_multilingual)
+        self.num_languages = num_languages(engine.dims.n_vocab)
         self.decoder = SimpleNamespace(blocks=())  # DecodingTask looks for modules to cache; it finds none
         self._encode = encode
         self._engine = engine
