@@ -11,7 +11,6 @@ from asrgate.backends.base import BackendUnavailable
 
 CUDA_TORCH = "install a CUDA build of PyTorch (https://pytorch.org/get-started/locally)"
 
-
 CUDA_12_LIBRARIES = (  # from nvidia-cublas-cu12 and nvidia-cudnn-cu12, each before those that need it
     ("nvidia.cublas", "libcublasLt.so.12"),
     ("nvidia.cublas", "libcublas.so.12"),
@@ -69,6 +68,14 @@ def require_nvidia_gpu() -> None:
         raise BackendUnavailable(f"the NVIDIA driver cannot count its GPUs (NVML: {error})") from error
     finally:
         pynvml.nvmlShutdown()
+
+
+def require_torch(device: str) -> None:
+    """Raise BackendUnavailable unless torch is installed; on "cuda" it needs a GPU and a build with CUDA."""
+    require_package("torch", "torch")
+    if device == "cuda":
+        require_nvidia_gpu()
+        require_cuda_torch()
 
 
 def require_cuda_torch() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from asrgate.backends.base import BackendUnavailable, Checkpoint, Settings, Transcript
 from asrgate.backends.checkpoints.catalog import load_state_dict
-from asrgate.backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
+from asrgate.backends.devices import require_package, require_torch
 from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_FRAMES, N_SAMPLES
 from asrgate.backends.whisper_common.decoding import require_language
 from asrgate.backends.whisper_common.greedy import (
@@ -21,7 +21,7 @@ from asrgate.backends.whisper_common.greedy import (
     frames_to_encode,
     window_rules,
 )
-from asrgate.backends.whisper_common.torch_setup import forbid_tf32, set_threads, uses_tf32
+from asrgate.backends.whisper_common.torch_setup import forbid_tf32, require_cuda, set_threads, uses_tf32
 
 WINDOWS_AT_ONCE = 32  # encoded at once on a GPU
 
@@ -45,10 +45,7 @@ class TorchFast(GreedyBackend):
         """Raise BackendUnavailable if a package, the GPU or a CUDA build of torch is missing."""
         require_package("whisper", "openai-whisper")
         require_package("tiktoken", "tiktoken")
-        require_package("torch", "torch")
-        if device == "cuda":
-            require_nvidia_gpu()
-            require_cuda_torch()
+        require_torch(device)
 
     @classmethod
     def build(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> TorchEngine:
@@ -62,8 +59,8 @@ class TorchFast(GreedyBackend):
 
         set_threads(settings.threads)
         forbid_tf32()
-        if device == "cuda" and not torch.cuda.is_available():
-            raise BackendUnavailable(f"torch {torch.__version__} cannot use a CUDA device", CUDA_TORCH)
+        if device == "cuda":
+            require_cuda()
         if device == "cpu" and precision != "float32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             raise BackendUnavailable(
                 f"oneDNN has no bfloat16 arithmetic on this CPU, which {precision} needs; use float32"

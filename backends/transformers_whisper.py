@@ -12,7 +12,6 @@ import numpy as np
 from asrgate.backends.base import (
     SAMPLE_RATE_HZ,
     BackendError,
-    BackendUnavailable,
     Checkpoint,
     Settings,
     Transcript,
@@ -23,7 +22,7 @@ from asrgate.backends.checkpoints.conversions.transformers_weights import (
     generation_config,
     model_config,
 )
-from asrgate.backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
+from asrgate.backends.devices import require_package, require_torch
 from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_FRAMES, N_SAMPLES, num_languages
 from asrgate.backends.whisper_common.decoding import (
     require_honourable,
@@ -31,7 +30,7 @@ from asrgate.backends.whisper_common.decoding import (
     suppressed_tokens,
 )
 from asrgate.backends.whisper_common.stage_clock import StageClock
-from asrgate.backends.whisper_common.torch_setup import forbid_tf32, uses_tf32
+from asrgate.backends.whisper_common.torch_setup import forbid_tf32, require_cuda, uses_tf32
 
 COMPILED = "+compiled"
 
@@ -74,11 +73,8 @@ class TransformersWhisper:
     def check(cls, device: str, precision: str) -> None:
         """Raise BackendUnavailable if a package, the GPU or a CUDA build of torch is missing."""
         require_package("transformers", "transformers")
-        require_package("torch", "torch")
         require_package("whisper", "openai-whisper")  # its tokens
-        if device == "cuda":
-            require_nvidia_gpu()
-            require_cuda_torch()
+        require_torch(device)
 
     @classmethod
     def load(
@@ -108,8 +104,8 @@ class TransformersWhisper:
         logging.set_verbosity_error()  # at every call it warns about what Whisper's generate() itself does
         torch.set_num_threads(settings.threads)
         forbid_tf32()
-        if device == "cuda" and not torch.cuda.is_available():
-            raise BackendUnavailable(f"torch {torch.__version__} cannot use a CUDA device", CUDA_TORCH)
+        if device == "cuda":
+            require_cuda()
         model: Any = WhisperForConditionalGeneration(model_config(checkpoint))
         try:
             model.load_state_dict(fitting(load_state_dict(checkpoint)), strict=True)

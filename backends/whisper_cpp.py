@@ -14,7 +14,7 @@ from asrgate.backends.whisper_common.constants import (
     HOP_LENGTH,
     LARGE_V3_VOCAB,
     N_SAMPLES,
-    N_SAMPLES_PER_POSITION,
+    N_SAMPLES_PER_TOKEN,
     num_languages,
 )
 from asrgate.backends.whisper_common.decoding import (
@@ -135,7 +135,7 @@ class WhisperCpp:
                 "", ()
             )  # no audio, as in openai-whisper; whisper.cpp would return the last clip's text
         library, context = self._library, self._context
-        positions = -(-len(audio) // N_SAMPLES_PER_POSITION)
+        positions = -(-len(audio) // N_SAMPLES_PER_TOKEN)
         if len(audio) < SHORTEST_SAMPLES:
             # whisper.cpp itself appends 30 s of silence to the audio, so this does not change the result
             audio = np.pad(audio, (0, SHORTEST_SAMPLES - len(audio)))

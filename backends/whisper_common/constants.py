@@ -9,7 +9,7 @@ N_FRAMES = N_SAMPLES // HOP_LENGTH  # frames per window: 3,000
 FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP_LENGTH  # 100
 CONV_STRIDE = 2  # of the encoder's second convolution: frames per position
 N_AUDIO_CTX = N_FRAMES // CONV_STRIDE  # positions per window: 1,500
-N_SAMPLES_PER_POSITION = HOP_LENGTH * CONV_STRIDE  # 320: 20 ms
+N_SAMPLES_PER_TOKEN = HOP_LENGTH * CONV_STRIDE  # 320: a position lasts 20 ms
 LARGE_V3_VOCAB = MULTILINGUAL_VOCAB + 1  # tokens: large-v3 and its successors know one more language
 
 _TOKENS_OF_NO_LANGUAGE = 51_765  # tokens of an English-only vocabulary that stand for no language

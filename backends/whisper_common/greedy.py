@@ -6,20 +6,17 @@ Instead of its model it gets an object whose `decode` passes each window to an E
 
 from __future__ import annotations
 
-import importlib
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from asrgate.backends.base import BackendError, Checkpoint, Settings, Transcript
-from asrgate.backends.whisper_common.constants import FRAMES_PER_SECOND, N_SAMPLES, num_languages
-from asrgate.backends.whisper_common.decoding import require_honourable, require_language
-from asrgate.backends.whisper_common.stage_clock import StageClock
+from asrgate.backends.base import BackendError, Checkpoint, Settings
+from asrgate.backends.whisper_common.constants import FRAMES_PER_SECOND, num_languages
+from asrgate.backends.whisper_common.decoding import require_honourable
+from asrgate.backends.whisper_common.transcription import OpenAiTranscription
 
 TRIM = "+trim"  # suffix of precisions whose encoder gets only the frames that `frames_to_encode` gives
 SILENCE_ENCODED_SECONDS = 10.0  # after a clip; with less, a decoder may not find its end
@@ -133,7 +130,7 @@ def frames_to_encode(mel: Any) -> int:
     return min(mel.shape[-1], filled + filled % 2)
 
 
-class GreedyBackend:
+class GreedyBackend(OpenAiTranscription):
     """A backend made of an Engine; a subclass defines it with `devices`, `check` and `build`."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]]
@@ -142,34 +139,17 @@ class GreedyBackend:
     def __init__(
         self, engine: Engine, checkpoint: Checkpoint, device: str, precision: str, settings: Settings
     ):
-        from whisper.tokenizer import LANGUAGES
-
-        # the module, because the package's attribute of the same name is the function
-        self._module: Any = importlib.import_module("whisper.transcribe")
-        self._engine = engine
-        self._checkpoint = checkpoint
-        self._device = device
-        self._precision = precision
-        self._settings = settings
-        self._clock = StageClock(self.synchronize)
-        self._model = _Model(
-            engine,
-            self._clock.timed("encode", engine.encode),
-            checkpoint.is_multilingual,
+        model = _Model(engine, checkpoint.is_multilingual)
+        super().__init__(
+            model,
+            lambda audio, n_mels, padding: engine.log_mel(audio),
+            checkpoint,
+            device,
+            precision,
+            settings,
         )
-        self._languages = tuple(LANGUAGES)[: self._model.num_languages]
-        log_mel = self._clock.timed("log_mel", engine.log_mel)
-        self._log_mel = lambda audio, n_mels, padding: log_mel(audio)
-        self._options = {
-            "task": settings.task,
-            "temperature": settings.temperature,
-            "condition_on_previous_text": settings.condition_on_previous_text,
-            "no_speech_threshold": settings.no_speech_threshold,
-            "logprob_threshold": settings.logprob_threshold,
-            "compression_ratio_threshold": None,  # only triggers the fallback to other temperatures
-            "suppress_blank": settings.suppress_blank,
-            "suppress_tokens": settings.suppress_tokens,
-        }
+        model.encode = self._clock.timed("encode", engine.encode)
+        self._engine = engine
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> GreedyBackend:
@@ -197,68 +177,19 @@ class GreedyBackend:
     @property
     def applied_settings(self) -> Mapping[str, Any]:
         """The settings passed to whisper.transcribe, and those with which the engine really runs."""
-        return {
-            **self._settings.as_dict(),
-            **self._options,
-            "device": self._device,
-            "precision": self._precision,
-            "max_tokens_per_window": self._engine.dims.n_text_ctx // 2,
-            "without_timestamps": "clips up to 30 s",
-            "audio_context": "30 s",
-            **self._engine.applied(),
-        }
-
-    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
-        """Transcribe one clip with whisper.transcribe; see asrgate.backends.base.Backend.
-
-        Raises:
-            BackendError: the model has no such language.
-        """
-        require_language(self._checkpoint, language, self._languages)
-        with self._clock.call(), self._instrumented():
-            result = self._module.transcribe(
-                self._model,
-                audio,
-                language=language,
-                without_timestamps=len(audio) <= N_SAMPLES,
-                fp16=False,
-                **self._options,
-            )
-            tokens = tuple(token for segment in result["segments"] for token in segment["tokens"])
-            # as whisper's own writers print it; result["text"] would also contain stray special tokens
-            text = "".join(segment["text"] for segment in result["segments"]).strip()
-        return Transcript(text, tokens, dict(self._clock.seconds))
-
-    def synchronize(self) -> None:
-        """Wait for the device; on the CPU, engines return only when they are done."""
-        if self._device == "cuda":
-            import torch
-
-            torch.cuda.synchronize()
-
-    @contextmanager
-    def _instrumented(self) -> Iterator[None]:
-        original = self._module.log_mel_spectrogram
-        self._module.log_mel_spectrogram = self._log_mel
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Performing inference on CPU when CUDA is available")
-                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-                yield
-        finally:
-            self._module.log_mel_spectrogram = original
+        return {**super().applied_settings, "audio_context": "30 s", **self._engine.applied()}
 
 
 class _Model:
     """The parts of a whisper.model.Whisper that whisper.transcribe.transcribe needs."""
 
-    def __init__(self, engine: Engine, encode: Any, is_multilingual: bool):
+    def __init__(self, engine: Engine, is_multilingual: bool):
         self.dims = engine.dims
         self.device = engine.device  # where transcribe puts its windows
         self.is_multilingual = is_multilingual
         self.num_languages = num_languages(engine.dims.n_vocab)
         self.decoder = SimpleNamespace(blocks=())  # DecodingTask looks for modules to cache; it finds none
-        self._encode = encode
+        self.encode = engine.encode
         self._engine = engine
 
     def decode(self, mel: Any, options: Any) -> Any:
@@ -267,8 +198,7 @@ class _Model:
         from whisper.utils import compression_ratio
 
         rules, tokenizer = window_rules(self, options)
-        encoded = self._encode(mel)
-        window = self._engine.decode(encoded, rules)
+        window = self._engine.decode(self.encode(mel), rules)
         tokens = list(window.tokens)
         text = tokenizer.decode(tokens).strip()
         return DecodingResult(

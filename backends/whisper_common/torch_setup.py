@@ -1,10 +1,11 @@
-"""What every engine on PyTorch sets in the same way: threads, and float32 that is really float32."""
+"""What every engine on PyTorch needs in the same way: threads, a usable GPU, and float32 without TF32."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 
-from asrgate.backends.base import BackendError
+from asrgate.backends.base import BackendError, BackendUnavailable
+from asrgate.backends.devices import CUDA_TORCH
 
 
 def set_threads(threads: int) -> None:
@@ -18,6 +19,14 @@ def set_threads(threads: int) -> None:
             torch.set_num_interop_threads(1)
     if torch.get_num_threads() != threads:
         raise BackendError(f"torch runs {torch.get_num_threads()} threads although {threads} were requested")
+
+
+def require_cuda() -> None:
+    """Raise BackendUnavailable if torch cannot use a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(f"torch {torch.__version__} cannot use a CUDA device", CUDA_TORCH)
 
 
 def forbid_tf32() -> None:
