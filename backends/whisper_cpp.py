@@ -1,4 +1,4 @@
-"""whisper.cpp through pywhispercpp's bindings, from a ggml file written from the same checkpoint."""
+"""whisper.cpp through pywhispercpp's bindings, with a ggml file written from the same checkpoint."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ NEVER_WITH_TIMESTAMPS = 2  # text layers; see `_require_timestamps`
 class WhisperCpp:
     """whisper_full() on the CPU: greedy, one temperature, full 30 s context unless the precision says +trim.
 
-    If its rules differ from openai-whisper's and cannot be changed, `applied_settings` says so. It samples at
-    most 220 tokens per window, not 224. It never samples timestamps in clips of up to 30 s, while
-    openai-whisper just does not ask for them. In longer clips a window need not begin with a timestamp, and
+    Some of its rules differ from openai-whisper's and cannot be changed; `applied_settings` names them. It
+    samples at most 220 tokens per window, not 224. In clips of up to 30 s it never samples timestamps, while
+    openai-whisper only does not request them. In longer clips a window need not begin with a timestamp, and
     two successive timestamps may be equal. A window whose text did not end counts as unlikely, so it is
     skipped if its no-speech probability is above the threshold.
     """
@@ -65,7 +65,7 @@ class WhisperCpp:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> WhisperCpp:
-        """Write the ggml file unless the cache has it, and load it.
+        """Write the ggml file unless it is in the cache, and load it.
 
         Raises:
             BackendError: a setting or the checkpoint cannot be honoured, such as beams, or a list of
@@ -89,12 +89,14 @@ class WhisperCpp:
         options.use_gpu = False  # a build with CUDA would use one by default
         context = library.whisper_init_from_file_with_params(str(path), options)
         if context is None:
-            raise BackendError(f"whisper.cpp cannot load {path}; delete it and it will be written again")
+            raise BackendError(
+                f"whisper.cpp cannot load {path}; delete the file and it will be written again"
+            )
         return cls(library, context, checkpoint, precision, settings)
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """The settings passed to whisper_full, and where its own rules differ."""
+        """The settings passed to whisper_full, and how its own rules differ."""
         full = not self._precision.endswith(TRIM)
         return {
             **self._settings.as_dict(),
@@ -124,16 +126,15 @@ class WhisperCpp:
         Tokens of clips over 30 s are not reported: whisper.cpp drops the timestamps that open a segment.
 
         Raises:
-            BackendError: the model has no such language, or cannot do long clips.
+            BackendError: the model has no such language, or cannot transcribe long clips.
         """
         require_language(self._checkpoint, language, self._languages)
         is_long = len(audio) > N_SAMPLES
         if is_long:
             self._require_timestamps()
         if len(audio) < HOP_LENGTH:
-            return Transcript(
-                "", ()
-            )  # no audio, as in openai-whisper; whisper.cpp would return the last clip's text
+            # no audio, as in openai-whisper; whisper.cpp would return the last clip's text
+            return Transcript("", ())
         library, context = self._library, self._context
         positions = -(-len(audio) // N_SAMPLES_PER_TOKEN)
         if len(audio) < SHORTEST_SAMPLES:
@@ -161,7 +162,7 @@ class WhisperCpp:
         parameters.n_threads = settings.threads
         parameters.translate = settings.task == "translate"
         parameters.language = language
-        parameters.no_context = True  # nothing from the last clip
+        parameters.no_context = True  # takes no text from the last clip
         conditioned = settings.condition_on_previous_text
         parameters.n_max_text_ctx = self._checkpoint.dimensions["n_text_ctx"] // 2 if conditioned else 0
         parameters.no_timestamps = not is_long

@@ -141,7 +141,7 @@ class MaxEngine:
         return moved
 
     def graphs(self) -> dict[str, Callable[..., Any]]:
-        """Return name -> function that builds the graph from max.graph.Graph's keywords; subclasses add some."""
+        """Return name -> builder, called with keywords of max.graph.Graph; subclasses add their own."""
         return self._graphs.encoding()
 
     def _load(self, graphs: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:

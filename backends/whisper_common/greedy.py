@@ -1,7 +1,7 @@
-"""Greedy decoding around an engine of our own: openai-whisper's transcription, with the arithmetic replaced.
+"""Greedy decoding with an engine of our own: openai-whisper's transcription with its arithmetic replaced.
 
 whisper.transcribe.transcribe runs unchanged, so windows, seeking, silence and long-form are openai-whisper's.
-Instead of its model it gets an object whose `decode` passes each window to an Engine.
+In place of a model it gets an object whose `decode` passes each window to an Engine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from asrgate.backends.whisper_common.constants import FRAMES_PER_SECOND, num_lan
 from asrgate.backends.whisper_common.decoding import require_honourable
 from asrgate.backends.whisper_common.transcription import OpenAiTranscription
 
-TRIM = "+trim"  # suffix of precisions whose encoder gets only the frames that `frames_to_encode` gives
+TRIM = "+trim"  # suffix of precisions whose encoder computes only `frames_to_encode` of each window
 SILENCE_ENCODED_SECONDS = 10.0  # after a clip; with less, a decoder may not find its end
 TRIMMED = f"the clip and {SILENCE_ENCODED_SECONDS:g} s; behind it the encoding of silence, computed at load"
 
@@ -29,15 +29,17 @@ class WindowRules:
 
     Attributes:
         prompt: tokens fed before the first sampled one.
-        sot_index: position of the start-of-transcript token in `prompt`; the logits there give the no-speech
-            probability.
-        suppressed: ids that are never sampled, ascending.
+        sot_index: the position of the start-of-transcript token in `prompt`. The logits there give the
+            no-speech probability.
+        suppressed: ids that are never sampled, in ascending order.
         suppressed_first: ids that are also never sampled as the first token.
-        timestamps: whether the rules of ApplyTimestampRules apply; if not, only the prompt's last token
+        timestamps: whether the rules of ApplyTimestampRules apply. If not, only the prompt's last token
             discourages timestamps, as in openai-whisper.
-        max_initial_timestamp_index: the first timestamp is at most timestamp_begin plus this; None: no limit.
-        sample_limit: the most tokens that are sampled.
-        n_text_ctx: sampling also stops when prompt and sampled tokens exceed this together.
+        max_initial_timestamp_index: the first timestamp is at most timestamp_begin plus this. None means no
+            limit.
+        eot, no_timestamps, timestamp_begin, no_speech: ids of special tokens, as in whisper.tokenizer.
+        sample_limit: the largest number of tokens to sample.
+        n_text_ctx: sampling also stops when prompt and sampled tokens together exceed this number.
     """
 
     prompt: tuple[int, ...]
@@ -54,11 +56,11 @@ class WindowRules:
     n_text_ctx: int
 
     def for_any_prompt(self) -> WindowRules:
-        """A key that is the same for all windows of one kind: without the prompt and what depends on it."""
+        """Return the rules without the prompt and what depends on it: a key for windows of the same kind."""
         return replace(self, prompt=(), sot_index=0, sample_limit=0)
 
     def logit_biases(self, n_vocab: int) -> np.ndarray:
-        """What is added to the logits, 0 or -infinity, float32 (2, n_vocab): always; for the first token."""
+        """Return what to add to the logits: always, and for the first token; 0 or -infinity, (2, n_vocab)."""
         always = np.zeros(n_vocab, np.float32)
         always[list(self.suppressed)] = -np.inf
         if self.timestamps:
@@ -77,9 +79,10 @@ class Window:
     """One decoded window.
 
     Attributes:
-        tokens: sampled ids before the end of text.
-        sum_logprob: sum of the sampled tokens' log-probabilities after the rules, including the end of text.
-        no_speech_prob: probability of the no-speech token at the start of the transcript.
+        tokens: the sampled ids before the end of text.
+        sum_logprob: the sum of the sampled tokens' log-probabilities under the rules, including the end of
+            text.
+        no_speech_prob: the probability of the no-speech token at the start of the transcript.
     """
 
     tokens: Sequence[int]
@@ -91,10 +94,10 @@ class Engine(Protocol):
     """The arithmetic of Whisper in three stages."""
 
     dims: Any  # a whisper.model.ModelDimensions
-    device: Any  # the torch.device of what log_mel returns and encode takes
+    device: Any  # a torch.device: log_mel returns tensors on it, and encode takes them
 
     def log_mel(self, audio: np.ndarray) -> Any:
-        """Log-mel spectrogram, equal to whisper.audio.log_mel_spectrogram(audio, n_mels, padding=N_SAMPLES).
+        """Return what whisper.audio.log_mel_spectrogram(audio, n_mels, padding=N_SAMPLES) returns.
 
         Args:
             audio: float32, shape (samples,), 16 kHz.
@@ -105,7 +108,7 @@ class Engine(Protocol):
         ...
 
     def encode(self, mel: Any) -> Any:
-        """Encode one window, torch.Tensor float32 (n_mels, 3000), into whatever `decode` takes."""
+        """Encode one window, torch.Tensor float32 (n_mels, 3000), into the form that `decode` takes."""
         ...
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
@@ -113,7 +116,7 @@ class Engine(Protocol):
         ...
 
     def applied(self) -> Mapping[str, Any]:
-        """The settings with which the engine really runs, for the record."""
+        """Return the settings with which the engine really runs, for the record."""
         ...
 
 
@@ -121,10 +124,10 @@ def frames_to_encode(mel: Any) -> int:
     """Return how many frames of a window a trimmed encoder computes: the clip's and SILENCE_ENCODED_SECONDS.
 
     Args:
-        mel: torch.Tensor (n_mels, 3000), padded as in whisper.transcribe: with frames that are exactly zero.
+        mel: torch.Tensor (n_mels, 3000), padded as in whisper.transcribe, with frames that are exactly zero.
 
     Returns:
-        an even number, because two frames make a position.
+        An even number, because two frames make one position.
     """
     filled = int((mel != 0).any(0).sum()) + round(SILENCE_ENCODED_SECONDS * FRAMES_PER_SECOND)
     return min(mel.shape[-1], filled + filled % 2)
@@ -181,19 +184,19 @@ class GreedyBackend(OpenAiTranscription):
 
 
 class _Model:
-    """The parts of a whisper.model.Whisper that whisper.transcribe.transcribe needs."""
+    """The parts of a whisper.model.Whisper that whisper.transcribe.transcribe uses."""
 
     def __init__(self, engine: Engine, is_multilingual: bool):
         self.dims = engine.dims
-        self.device = engine.device  # where transcribe puts its windows
+        self.device = engine.device  # transcribe puts its windows there
         self.is_multilingual = is_multilingual
         self.num_languages = num_languages(engine.dims.n_vocab)
-        self.decoder = SimpleNamespace(blocks=())  # DecodingTask looks for modules to cache; it finds none
+        self.decoder = SimpleNamespace(blocks=())  # DecodingTask looks here for modules to cache
         self.encode = engine.encode
         self._engine = engine
 
     def decode(self, mel: Any, options: Any) -> Any:
-        """One window (n_mels, 3000) to a whisper.decoding.DecodingResult; see whisper.decoding.decode."""
+        """Decode one window (n_mels, 3000), as whisper.decoding.decode; return a DecodingResult."""
         from whisper.decoding import DecodingResult
         from whisper.utils import compression_ratio
 
@@ -217,7 +220,7 @@ def window_rules(model: Any, options: Any) -> tuple[WindowRules, Any]:
     """Take the rules from the DecodingTask that openai-whisper would run; also return its tokenizer.
 
     Args:
-        model: has `dims`, `is_multilingual`, `num_languages` and `decoder.blocks`.
+        model: an object with `dims`, `is_multilingual`, `num_languages` and `decoder.blocks`.
         options: a whisper.decoding.DecodingOptions for greedy decoding.
     """
     from whisper.decoding import ApplyTimestampRules, DecodingTask, SuppressBlank, SuppressTokens
