@@ -18,9 +18,9 @@ class WindowState(NamedTuple):
     written: int  # the number of tokens sampled so far
     last_is_stamp: int  # 1 if the last sampled token is a timestamp, else 0
     before_is_stamp: int  # the same for the token before it; 1 if there is none
-    stamp: int  # the last sampled timestamp
+    stamp: int  # the last sampled timestamp; before the first one, one less than the lowest
     done: int  # 0 or 1
-    failed: int  # 1 if it is done because no token was allowed
+    failed: int  # 1 if it is done because no token was allowed, or the logits were not numbers
 
 
 def log_mel(hops: TensorValue, tables: TensorValue, filters: TensorValue) -> TensorValue:

@@ -1,4 +1,4 @@
-"""Log-mel spectrogram on a GPU: a block a frame, a thread a frequency, without products that could round to TF32."""
+"""Log-mel spectrogram on a GPU: one block per frame, one thread per frequency, no products that could round to TF32."""
 
 import extensibility
 from extensibility import InputTensor, OutputTensor
@@ -13,7 +13,7 @@ from .block import Block, Floats, run_on_cpu, run_on_gpu
 comptime FFT = 400
 comptime BINS = FFT // 2 + 1
 comptime HOP = 160
-comptime LOG_MEL_THREADS = 256  # of a block: one for each frequency, and some
+comptime LOG_MEL_THREADS = 256  # per block: at least one per frequency
 
 
 @fieldwise_init
@@ -29,7 +29,7 @@ struct LogMel(Block, TrivialRegisterPassable):
 
     comptime THREADS = LOG_MEL_THREADS
     comptime PHASES = 3
-    # where things lie in shared memory
+    # offsets in shared memory
     comptime COSINE = FFT
     comptime POWER = 2 * FFT
     comptime SHARED = 2 * FFT + BINS
