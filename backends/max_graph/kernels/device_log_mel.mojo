@@ -92,7 +92,7 @@ struct AsrDeviceLogMel:
         filters: InputTensor[dtype=DType.float32, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        var found = log_mel.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
+        var mel = log_mel.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
         var audio = hops.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
         var given = tables.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
         var bands = filters.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
@@ -101,10 +101,10 @@ struct AsrDeviceLogMel:
         if (frames + 2) * HOP > hops.dim_size(0) * hops.dim_size(1):
             raise Error("asr_device_log_mel: there is not enough audio for the frames")
         comptime if target == "cpu":
-            run_on_cpu(LogMel(found, audio, given, bands, n_mels, Int32(frames)), frames)
+            run_on_cpu(LogMel(mel, audio, given, bands, n_mels, Int32(frames)), frames)
         else:
             ctx.enqueue_function[log_mel_on_gpu](
-                found, audio, given, bands, n_mels, Int32(frames),
+                mel, audio, given, bands, n_mels, Int32(frames),
                 grid_dim=frames,
                 block_dim=LogMel.THREADS,
             )

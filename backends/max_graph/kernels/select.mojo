@@ -100,12 +100,12 @@ struct AsrSelect:
             logprob.unsafe_ptr().unsafe_store(0, stamp_top - top - log(stamps))
         else:
             var total = stamps + choice.weight(text_start, begin, top)
-            var found = (
+            var chosen = (
                 choice.first(text_start, begin, top) if text_top >= stamp_top else choice.first(
                     stamp_start, size, top
                 )
             )
-            token.unsafe_ptr().unsafe_store(0, Int64(found))
+            token.unsafe_ptr().unsafe_store(0, Int64(chosen))
             logprob.unsafe_ptr().unsafe_store(0, -log(total))
         var chance = Float32(0)
         if no_speech >= 0:
