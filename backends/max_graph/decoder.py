@@ -204,9 +204,10 @@ class _Loop:
         return logits(self._decoder, x, self_attention, cross_attention)
 
     def _first_allowed(self, state: LoopState) -> tuple[TensorValue, TensorValue]:
-        """The first text token and the first timestamp that the timestamp rules allow."""
+        """Return the first text token and the first timestamp that the timestamp rules allow."""
         last, before = state.last_is_stamp, state.before_is_stamp
-        pair_open = (last == 1) & (before == 0)  # an end without the next start: no text may follow
+        # the last token ended a segment, so only a timestamp or the end of text may follow
+        pair_open = (last == 1) & (before == 0)
         text_start = ops.where(pair_open, self._rules.eot, _integer(0))
         stamp_start = ops.where(
             (last == 1) & (before == 1),
