@@ -27,7 +27,7 @@ class Selection:
         self._numbers = torch.arange(n_vocab - self._begin, device=device)
         self._last_is_timestamp = torch.empty_like(self._ended)
         self._penultimate_is_timestamp = torch.empty_like(self._ended)
-        self._last_timestamp = torch.empty_like(self.token)  # from timestamp_begin on; -1: none yet
+        self._last_timestamp = torch.empty_like(self.token)  # minus timestamp_begin; -1 if none yet
         self._window = torch.arange(batch, device=device)  # the window that each row decodes
         self.reset()
 
