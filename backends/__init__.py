@@ -1,4 +1,4 @@
-"""The table of backends, and how names become classes. Engines are not imported until a backend is chosen.
+"""The table of backends, and how names become classes. No engine is imported before a backend is chosen.
 
 To add a backend:
 
@@ -37,7 +37,7 @@ BUILTIN = {  # name -> "module:class", in the order in which tables show them
     "transformers": "asrgate.backends.transformers_whisper:TransformersWhisper",
 }
 
-# plug-ins: name, where the class is, PYTHONPATH -> what was found out
+# (name of a plug-in, where its class is, PYTHONPATH) -> its description
 _described: dict[tuple[str, str, str | None], Description | BackendUnavailable] = {}
 
 
@@ -63,7 +63,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Any:
-    """Import and return the backend class called `name`: for the process that runs it; others `describe` it.
+    """Import and return the backend class called `name`, in the process that runs it; others call `describe`.
 
     Raises:
         UnknownBackend: no backend is registered under the name.
@@ -86,20 +86,20 @@ def load(name: str) -> Any:
 
 
 def describe(name: str) -> Description:
-    """Return what the backend called `name` offers; a plug-in's code runs in a process of its own for it.
+    """Return what the backend called `name` offers. The code of a plug-in runs in a separate process.
 
     Raises:
         UnknownBackend: nothing is registered under the name.
-        BackendUnavailable: its module cannot be imported, or what it offers cannot be found out.
+        BackendUnavailable: its module cannot be imported, or it cannot be described.
     """
-    found = describe_all([name])[name]
-    if isinstance(found, BackendUnavailable):
-        raise BackendUnavailable(found.reason, found.remedy)
-    return found
+    result = describe_all([name])[name]
+    if isinstance(result, BackendUnavailable):
+        raise BackendUnavailable(result.reason, result.remedy)
+    return result
 
 
 def describe_all(wanted: Iterable[str]) -> dict[str, Description | BackendUnavailable]:
-    """Describe several at once, which is quicker for plug-ins; they are described once in a process.
+    """Describe several backends at once, which is quicker for plug-ins; each is described once per process.
 
     Returns:
         name -> its description, or why there is none.
@@ -111,11 +111,11 @@ def describe_all(wanted: Iterable[str]) -> dict[str, Description | BackendUnavai
     plugins = {} if all(name in BUILTIN for name in wanted) else _plugins()
     if unknown := [name for name in wanted if name not in BUILTIN and name not in plugins]:
         raise UnknownBackend(_unknown(unknown[0]))
-    path = os.environ.get("PYTHONPATH")  # where the process that describes them finds them
+    path = os.environ.get("PYTHONPATH")  # the process that describes plug-ins searches it
     keys = {name: (name, plugins[name].value, path) for name in wanted if name not in BUILTIN}
     missing = {name: plugins[name].value for name, key in keys.items() if key not in _described}
     if missing:
-        _described.update({keys[name]: found for name, found in description.of_plugins(missing).items()})
+        _described.update({keys[name]: result for name, result in description.of_plugins(missing).items()})
     return {name: _described[keys[name]] if name in keys else _describe_our_own(name) for name in wanted}
 
 
@@ -125,45 +125,47 @@ def parse(
     """Turn one `name[@device[/precision]]` into variants.
 
     Without a device, the backend's own devices are used, narrowed by `device` ("cpu" or "cuda"; "auto" keeps
-    all of them). Without a precision, the device's default precision is used. `devices` are those of its
-    class; if None, those it is described with.
+    all of them). Without a precision, the device's default precision is used. `devices` are those of the
+    backend's class; if None, they are taken from its description.
 
     Raises:
         UnknownBackend, BackendUnavailable: as `describe`.
         BackendError: the backend has no such device or precision.
     """
-    name, _, place = text.strip().partition("@")
+    name, _, rest = text.strip().partition("@")
     if devices is None:
         devices = describe(name).devices
-    chosen, _, precision = place.partition("/")
+    chosen, _, precision = rest.partition("/")
     if chosen and chosen not in devices:
         raise BackendError(f"{name} has no device {chosen!r}; it has {_either(devices)}")
     if precision and precision not in devices[chosen]:
         raise BackendError(
             f"{name}@{chosen} has no precision {precision!r}; it has {_either(devices[chosen])}"
         )
-    places = [chosen] if chosen else [d for d in devices if device in ("auto", d)]
-    if not places:
+    selected = [chosen] if chosen else [d for d in devices if device in ("auto", d)]
+    if not selected:
         raise BackendError(f"{name} does not run on {device}; it has {_either(devices)}")
-    return [Variant(name, d, precision or devices[d][0]) for d in places]
+    return [Variant(name, d, precision or devices[d][0]) for d in selected]
 
 
 def every(device: str = "auto") -> list[Variant]:
-    """All variants of all backends that can be described, every precision, in table order.
+    """All variants of all backends that can be described, in every precision, in the table's order.
 
     Remote ones are left out: audio goes to a server only when the user names the backend that sends it.
     """
-    described = [one for one in describe_all(names()).values() if isinstance(one, Description)]
-    found = [variant for one in described for variant in variants_of(one)]
-    return [variant for variant in found if device in ("auto", variant.device) and variant.device != REMOTE]
+    described = [result for result in describe_all(names()).values() if isinstance(result, Description)]
+    variants = [variant for backend in described for variant in variants_of(backend)]
+    return [
+        variant for variant in variants if device in ("auto", variant.device) and variant.device != REMOTE
+    ]
 
 
 def defaults(device: str = "auto") -> list[Variant]:
-    """The variants of a run that names no backends: each backend on every device in its first precision."""
-    found: dict[tuple[str, str], Variant] = {}
+    """The variants of a run that names no backends: every backend on each device, in the first precision."""
+    first: dict[tuple[str, str], Variant] = {}
     for variant in every(device):
-        found.setdefault((variant.backend, variant.device), variant)
-    return list(found.values())
+        first.setdefault((variant.backend, variant.device), variant)
+    return list(first.values())
 
 
 def of(name: str) -> list[Variant]:
@@ -176,7 +178,7 @@ def of(name: str) -> list[Variant]:
 
 
 def variants_of(described: Description) -> list[Variant]:
-    """All variants that a description names."""
+    """All variants of a described backend."""
     return [Variant(described.name, d, p) for d, precisions in described.devices.items() for p in precisions]
 
 

@@ -14,7 +14,7 @@ SAMPLE_RATE_HZ = 16_000
 MULTILINGUAL_VOCAB = 51_865  # tokens; multilingual vocabularies have at least this many
 WINDOW_SECONDS = 30  # Whisper's audio context; longer clips take the engine's sequential long-form path
 LOAD_LOG = "asrgate.load"  # the logger's name: lines for the user while a backend loads, at INFO
-REMOTE = "remote"  # the device of an engine behind an address: its weights, memory and energy cannot be seen
+REMOTE = "remote"  # the device of an engine on a server: its weights, memory and energy cannot be seen
 
 
 class AsrgateError(Exception):
@@ -41,7 +41,7 @@ class BackendUnavailable(BackendError):
 
 
 def how_to_fix(remedy: str | None) -> str:
-    """Return ` (to fix this: …)` to put behind a message, or "" if nothing can fix it."""
+    """Return ` (to fix this: …)` to append to a message, or "" if nothing can fix it."""
     return f" (to fix this: {remedy})" if remedy else ""
 
 

@@ -1,4 +1,4 @@
-"""Runs modules of this project in separate processes, whatever files the current folder contains.
+"""Runs modules of this project in separate processes, whatever files are in the current folder.
 
 `python -m` and `python -c` put the current folder first on the path, so a `numpy.py` there would run instead
 of numpy. PYTHONSAFEPATH prevents this, but only from Python 3.11 on.

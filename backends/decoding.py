@@ -1,4 +1,4 @@
-"""The old address of `whisper_common.decoding`; files of an earlier `new-backend` import it."""
+"""The old address of `whisper_common.decoding`, which files of an earlier `new-backend` import."""
 
 import warnings
 
@@ -8,7 +8,7 @@ __all__ = ["require_honourable", "require_language", "suppressed_tokens"]
 
 warnings.warn(
     "asrgate.backends.decoding is now asrgate.backends.whisper_common.decoding; "
-    "the old one goes with the next release",
+    "the next release removes the old address",
     DeprecationWarning,
     stacklevel=2,
 )

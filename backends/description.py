@@ -1,7 +1,7 @@
-"""What is known of a backend before it is loaded, and how a plug-in is asked for it without being imported.
+"""What is known about a backend before it is loaded, and how a plug-in is described without its import here.
 
-A plug-in's code runs in processes of its own alone: `of_plugins` starts one that forks one for each plug-in
-(asrgate.backends.description_process) and takes from it small, checked data and nothing else.
+A plug-in's code runs only in separate processes. `of_plugins` starts one process, which forks another for
+each plug-in (asrgate.backends.description_process), and takes nothing from it but small, checked data.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any
 from asrgate.backends import child_process
 from asrgate.backends.base import BackendUnavailable
 
-LIMIT_SECONDS = 60.0  # for a plug-in to be imported and to check all its variants
+LIMIT_SECONDS = 60.0  # for importing a plug-in and checking all its variants
 SPARE_SECONDS = 30.0  # for the process that starts the others
-MOST_AT_ONCE = 16  # plug-ins: one that hangs must not keep the others waiting
-MOST_VARIANTS = 100  # of one plug-in; also of the modules in its `imports`
+MOST_AT_ONCE = 16  # plug-ins described at once, so that one that hangs does not keep the others waiting
+MOST_VARIANTS = 100  # of one plug-in; also the limit for the modules in its `imports`
 LONGEST_NAME = 100
 LONGEST_MESSAGE = 2000
-LARGEST_ANSWER = 4 << 20  # bytes of JSON of one plug-in: MOST_VARIANTS reasons and remedies, escaped
+LARGEST_ANSWER = 4 << 20  # bytes of JSON per plug-in: MOST_VARIANTS reasons and remedies, escaped
 MEND = "repair or uninstall the package that provides it"
-METHODS = {  # field of a Description -> the optional method of the class it tells of
+METHODS = {  # field of a Description -> the optional method of the class that it is about
     "takes_batches": "transcribe_batch",
     "streams": "stream",
     "traces_encoder": "encoder_trace",
@@ -41,10 +41,10 @@ class Description:
     Attributes:
         name: as the user writes it.
         devices: device -> precisions, the default one first; see base.Backend.
-        imports: modules of the engine.
+        imports: the engine's modules.
         check: called with a device and a precision; raises BackendUnavailable if this machine
             cannot run them.
-        takes_batches, streams, traces_encoder, decides: whether it has the method that METHODS names.
+        takes_batches, streams, traces_encoder, decides: whether its class has the method that METHODS names.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Description:
 
 
 def of_class(name: str, backend_class: Any) -> Description:
-    """Describe a class of our own."""
+    """Describe one of our own classes."""
     return Description(
         name,
         {device: tuple(precisions) for device, precisions in backend_class.devices.items()},
@@ -71,25 +71,25 @@ def of_class(name: str, backend_class: Any) -> Description:
 def of_plugins(
     targets: Mapping[str, str], limit_seconds: float | None = None
 ) -> dict[str, Description | BackendUnavailable]:
-    """Describe classes of other packages, all at once, in other processes.
+    """Describe classes of other packages, all at once, in separate processes.
 
     Args:
         targets: name of the backend -> where its class is, "module:class".
-        limit_seconds: for each of them; None: LIMIT_SECONDS.
+        limit_seconds: for each of them; None stands for LIMIT_SECONDS.
 
     Returns:
-        name -> its description, or why there is none. A plug-in that fails costs only itself.
+        name -> its description, or why there is none. A plug-in that fails does not affect the others.
     """
     limit = LIMIT_SECONDS if limit_seconds is None else limit_seconds
     turns = -(-len(targets) // MOST_AT_ONCE)
-    answers = _asked({"targets": dict(targets), "limit_seconds": limit}, turns * limit + SPARE_SECONDS)
-    found: dict[str, Description | BackendUnavailable] = {}
+    answers = _answers({"targets": dict(targets), "limit_seconds": limit}, turns * limit + SPARE_SECONDS)
+    results: dict[str, Description | BackendUnavailable] = {}
     for name in targets:
         try:
-            found[name] = _read(name, answers.get(name))
+            results[name] = _read(name, answers.get(name))
         except BackendUnavailable as error:
-            found[name] = error
-    return found
+            results[name] = error
+    return results
 
 
 def methods_of(backend_class: Any) -> dict[str, bool]:
@@ -101,11 +101,11 @@ def checked_devices(value: Any) -> dict[str, tuple[str, ...]]:
     """Return a plain copy of a plug-in's `devices`.
 
     Raises:
-        BackendUnavailable: they are not what base.Backend says, or too many.
+        BackendUnavailable: they are not as base.Backend defines them, or there are too many.
     """
     if not isinstance(value, Mapping):
         raise BackendUnavailable(f"its `devices` are a {type(value).__name__}, not a mapping", MEND)
-    found: dict[str, tuple[str, ...]] = {}
+    devices: dict[str, tuple[str, ...]] = {}
     for device, precisions in islice(value.items(), MOST_VARIANTS + 1):
         _require_name(device, "device")
         if not isinstance(precisions, (list, tuple)):
@@ -116,42 +116,42 @@ def checked_devices(value: Any) -> dict[str, tuple[str, ...]]:
             _require_name(precision, "precision")
         if not precisions:
             raise BackendUnavailable(f"its device {device} has no precision", MEND)
-        found[str(device)] = tuple(map(str, precisions[: MOST_VARIANTS + 1]))
-    if not found:
+        devices[str(device)] = tuple(map(str, precisions[: MOST_VARIANTS + 1]))
+    if not devices:
         raise BackendUnavailable("it names no device", MEND)
-    if sum(map(len, found.values())) > MOST_VARIANTS:
+    if sum(map(len, devices.values())) > MOST_VARIANTS:
         raise BackendUnavailable(
             f"it names more than {MOST_VARIANTS} pairs of a device and a precision", MEND
         )
-    return found
+    return devices
 
 
 def checked_imports(value: Any) -> tuple[str, ...]:
     """Return a plain copy of a plug-in's `imports`.
 
     Raises:
-        BackendUnavailable: they are no names of modules, or too many.
+        BackendUnavailable: they are not names of modules, or there are too many.
     """
     if not isinstance(value, (list, tuple)) or len(value) > MOST_VARIANTS:
-        raise BackendUnavailable("its `imports` are no list of modules, or too many", MEND)
+        raise BackendUnavailable("its `imports` are not a list of modules, or there are too many", MEND)
     for module in value:
         _require_name(module, "module")
         if not all(part.isidentifier() for part in module.split(".")):
-            raise BackendUnavailable(f"its `imports` name {module!r}, which is no module", MEND)
+            raise BackendUnavailable(f"its `imports` name {module!r}, which is no module's name", MEND)
     return tuple(map(str, value))
 
 
 def message(text: Any) -> str:
-    """Return what a plug-in says as a text that can be shown: cut, and with odd characters made visible."""
+    """Return a plug-in's text in a form that can be shown: cut, and with unprintable characters escaped."""
     if not isinstance(text, str):
-        return f"a {type(text).__name__} in place of a message"
+        return f"a {type(text).__name__} instead of a message"
     shown = text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in shown)
 
 
 def _require_name(value: Any, what: str) -> None:
     if not isinstance(value, str):
-        raise BackendUnavailable(f"it names a {what} that is a {type(value).__name__}, not a text", MEND)
+        raise BackendUnavailable(f"it names a {what} that is a {type(value).__name__}, not a string", MEND)
     if (
         not 0 < len(value) <= LONGEST_NAME
         or not value.isprintable()
@@ -165,8 +165,8 @@ def _require_name(value: Any, what: str) -> None:
         )
 
 
-def _asked(request: Mapping[str, Any], limit_seconds: float) -> dict[str, Any]:
-    """Have the request carried out; return name -> {"answer": JSON text} or {"ended": what happened}."""
+def _answers(request: Mapping[str, Any], limit_seconds: float) -> dict[str, Any]:
+    """Run the process for a request; return name -> {"answer": JSON text} or {"ended": what happened}."""
     targets = request["targets"]
     process = subprocess.Popen(
         child_process.command("asrgate.backends.description_process"),
@@ -181,29 +181,29 @@ def _asked(request: Mapping[str, Any], limit_seconds: float) -> dict[str, Any]:
     try:
         process.stdin.write(json.dumps(request).encode() + b"\n")
         process.stdin.flush()
-        found = dict(json.loads(process.stdout.read()))  # each answer is bounded where it is collected
+        answers = dict(json.loads(process.stdout.read()))  # that process limits the size of each answer
     except (OSError, ValueError, TypeError):
         process.kill()
         trouble = f"the process that looks at plug-ins ended with status {process.wait()}"
-        found = {name: {"ended": trouble} for name in targets}
+        answers = {name: {"ended": trouble} for name in targets}
     finally:
         watchdog.cancel()
         with contextlib.suppress(OSError):
-            process.stdin.close()  # it ends what it started, and itself
+            process.stdin.close()  # the process then ends its forks and itself
         process.stdout.close()
         process.wait()
-    return found
+    return answers
 
 
 def _read(name: str, reply: Any) -> Description:
-    """Return what a plug-in's process answered, checked.
+    """Return the description in the answer of a plug-in's process, after checking it.
 
     Raises:
         BackendUnavailable: the plug-in or its answer is broken.
     """
     if not isinstance(reply, dict) or "answer" not in reply:
         ended = reply.get("ended") if isinstance(reply, dict) else None
-        raise BackendUnavailable(message(ended or "nothing was answered"), MEND)
+        raise BackendUnavailable(message(ended or "it did not answer"), MEND)
     try:
         answer = json.loads(reply["answer"])
         if "trouble" in answer:
@@ -228,7 +228,7 @@ def _read(name: str, reply: Any) -> Description:
 
 
 def _refusal(outcome: Any) -> tuple[str, str | None] | None:
-    """Return the reason and the remedy that a plug-in's process gives, fit to be shown; None stays None."""
+    """Return the reason and the remedy from a plug-in's process, in a form that can be shown, or None."""
     if outcome is None:
         return None
     reason, remedy = outcome

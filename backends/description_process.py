@@ -1,7 +1,7 @@
-"""The process that asks plug-ins what they offer: one fork for each, so that none can spoil another's answer.
+"""The process that describes plug-ins, each in its own fork, so that none can spoil another's answer.
 
-Started by asrgate.backends.description. It reads one line of JSON, {"targets", "limit_seconds"}, writes
-name -> {"answer"} or {"ended"}, and ends early when its input is closed. It imports no plug-in itself.
+asrgate.backends.description starts it. It reads one line of JSON, {"targets", "limit_seconds"}, writes
+name -> {"answer"} or {"ended"}, and ends early if its input is closed. It imports no plug-in itself.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 from asrgate.backends import description
 from asrgate.backends.base import BackendUnavailable
 
-TICK_SECONDS = 0.2  # between looks at forks whose pipe another process may hold open
+TICK_SECONDS = 0.2  # between checks of forks, whose pipes other processes may keep open
 ANSWER_FD = 3
 MOST_FDS = 1 << 16
 REINSTALL = "reinstall the package that provides it"
 
-# Bound before any plug-in is imported: what it patches must not let its fork go on as this process.
+# Bound before any plug-in is imported: a plug-in that patches os must not let its fork go on as this process.
 _exit = os._exit
 
 
@@ -37,22 +37,22 @@ class _Fork:
     pipe: int
     deadline: float
     received: bytearray = field(default_factory=bytearray)
-    status: int | None = None  # of a process that has ended and was waited for
+    status: int | None = None  # None until the process has ended and was waited for
 
 
 def main() -> None:
     """Carry out one request."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it closes the input
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes the input
     request = json.loads(os.fdopen(os.dup(0), "rb", buffering=0).readline())
-    found = _ask_all(request["targets"], request["limit_seconds"])
-    if found is not None:
-        sys.stdout.write(json.dumps(found))
+    answers = _describe_all(request["targets"], request["limit_seconds"])
+    if answers is not None:
+        sys.stdout.write(json.dumps(answers))
 
 
-def _ask_all(targets: Mapping[str, str], limit_seconds: float) -> dict[str, dict[str, str]] | None:
-    """Return what each plug-in answers; None when the parent has closed the input."""
+def _describe_all(targets: Mapping[str, str], limit_seconds: float) -> dict[str, dict[str, str]] | None:
+    """Return each plug-in's answer, or None if the parent has closed the input."""
     waiting = list(targets.items())
-    found: dict[str, dict[str, str]] = {}
+    answers: dict[str, dict[str, str]] = {}
     running: dict[int, _Fork] = {}
     selector = selectors.DefaultSelector()
     selector.register(0, selectors.EVENT_READ)
@@ -66,20 +66,20 @@ def _ask_all(targets: Mapping[str, str], limit_seconds: float) -> dict[str, dict
             if 0 in ready:
                 return None
             for fork in list(running.values()):
-                result = _looked_at(fork, fork.pipe in ready, limit_seconds)
-                if result is not None:
-                    found[fork.name] = result
+                answer = _answer(fork, fork.pipe in ready, limit_seconds)
+                if answer is not None:
+                    answers[fork.name] = answer
                     selector.unregister(fork.pipe)
                     os.close(fork.pipe)
                     del running[fork.pipe]
     finally:
         for fork in running.values():
             _end(fork)
-    return found
+    return answers
 
 
-def _looked_at(fork: _Fork, is_ready: bool, limit_seconds: float) -> dict[str, str] | None:
-    """Return the result of a fork that has one; it has ended then."""
+def _answer(fork: _Fork, is_ready: bool, limit_seconds: float) -> dict[str, str] | None:
+    """Return the answer of a fork, which is then ended, or None if it has none yet."""
     if is_ready:
         part = os.read(fork.pipe, 1 << 16)
         fork.received += part
@@ -90,7 +90,7 @@ def _looked_at(fork: _Fork, is_ready: bool, limit_seconds: float) -> dict[str, s
             _end(fork)
             return {"ended": f"it answered with more than {description.LARGEST_ANSWER:,} bytes"}
         return {"ended": _how_it_ended(_end(fork))} if not part else None
-    if fork.status is not None:  # what it wrote before its end would have been ready
+    if fork.status is not None:  # anything written before its end would have been ready
         return {"ended": _how_it_ended(_end(fork))}
     pid, status = os.waitpid(fork.pid, os.WNOHANG)
     if pid:
@@ -108,11 +108,11 @@ def _how_it_ended(status: int) -> str:
 
 
 def _end(fork: _Fork) -> int:
-    """Kill a fork and what it started; return its wait status."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter: macOS, of zombies
+    """Kill a fork and the processes that it started; return its wait status."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for zombies
         os.killpg(fork.pid, signal.SIGKILL)
     if fork.status is None:
-        os.kill(fork.pid, signal.SIGKILL)  # it may not have made its group yet
+        os.kill(fork.pid, signal.SIGKILL)  # it may not have its own group yet
         fork.status = os.waitpid(fork.pid, 0)[1]
     return fork.status
 
@@ -125,7 +125,7 @@ def _start(name: str, target: str, limit_seconds: float) -> _Fork:
             os.setsid()
             os.dup2(write, ANSWER_FD)
             nothing = os.open(os.devnull, os.O_RDWR)
-            for standard in (0, 1, 2):  # not ours: what a plug-in prints is no part of the answer
+            for standard in (0, 1, 2):  # what a plug-in prints must not become part of our output
                 os.dup2(nothing, standard)
             os.closerange(ANSWER_FD + 1, MOST_FDS)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -143,7 +143,7 @@ def _described(target: str) -> dict[str, Any]:
     try:
         backend_class = EntryPoint("", target, "").load()
     except (ImportError, AttributeError) as error:
-        return {"trouble": [f"its module cannot be imported: {_told(error)}", REINSTALL]}
+        return {"trouble": [f"its module cannot be imported: {_text(error)}", REINSTALL]}
     except BaseException as error:
         return {"trouble": [f"its module cannot be imported: {_named(error)}", description.MEND]}
     try:
@@ -168,7 +168,7 @@ def _described(target: str) -> dict[str, Any]:
 
 
 def _outcome(backend_class: Any, device: str, precision: str) -> list[str | None] | None:
-    """Return None where the machine can run the variant, else the reason and the remedy."""
+    """Return None if the machine can run the variant, else the reason and the remedy."""
     try:
         backend_class.check(device, precision)
     except BackendUnavailable as error:
@@ -180,10 +180,10 @@ def _outcome(backend_class: Any, device: str, precision: str) -> list[str | None
 
 
 def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_told(error)}"
+    return f"{type(error).__name__}: {_text(error)}"
 
 
-def _told(error: BaseException) -> str:
+def _text(error: BaseException) -> str:
     try:
         return description.message(str(error))
     except Exception:

@@ -1,4 +1,4 @@
-"""What this machine offers an engine, determined without importing the engine."""
+"""What this machine offers an engine, found out without importing the engine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from asrgate.backends.base import BackendUnavailable
 
 CUDA_TORCH = "install a CUDA build of PyTorch (https://pytorch.org/get-started/locally)"
 
-
-CUDA_12_LIBRARIES = (  # from nvidia-cublas-cu12 and nvidia-cudnn-cu12, each before those that need it
+CUDA_12_LIBRARIES = (  # of nvidia-cublas-cu12 and nvidia-cudnn-cu12; each comes before those that need it
     ("nvidia.cublas", "libcublasLt.so.12"),
     ("nvidia.cublas", "libcublas.so.12"),
     ("nvidia.cudnn", "libcudnn.so.9"),
@@ -20,9 +19,9 @@ CUDA_12_LIBRARIES = (  # from nvidia-cublas-cu12 and nvidia-cudnn-cu12, each bef
 
 
 def load_cuda_12_libraries() -> list[Path]:
-    """Load CUDA 12's libraries from Python packages, if installed; return the files.
+    """Load CUDA 12's libraries from Python packages, if these are installed; return the files.
 
-    CTranslate2 opens them by name, which finds only system-wide libraries or those already loaded.
+    CTranslate2 opens the libraries by name, which finds only those that are system-wide or already loaded.
     """
     loaded = []
     for package, name in CUDA_12_LIBRARIES:
@@ -30,8 +29,8 @@ def load_cuda_12_libraries() -> list[Path]:
             spec = find_spec(package)
         except ImportError:
             continue
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            path = Path(place) / "lib" / name
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            path = Path(folder) / "lib" / name
             if path.exists():
                 ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
                 loaded.append(path)
@@ -71,11 +70,19 @@ def require_nvidia_gpu() -> None:
         pynvml.nvmlShutdown()
 
 
+def require_torch(device: str) -> None:
+    """Raise BackendUnavailable unless torch is installed; on "cuda" it needs a GPU and a build with CUDA."""
+    require_package("torch", "torch")
+    if device == "cuda":
+        require_nvidia_gpu()
+        require_cuda_torch()
+
+
 def require_cuda_torch() -> None:
-    """Raise BackendUnavailable if the installed torch was built without CUDA, by its version file."""
+    """Raise BackendUnavailable if torch was built without CUDA, according to its version file."""
     text = (require_package("torch", "torch").parent / "version.py").read_text(encoding="utf-8")
     if re.search(r"^cuda\b[^=\n]*=\s*None\b", text, re.MULTILINE):
-        found = re.search(r"^__version__\s*=\s*'([^']*)'", text, re.MULTILINE)
+        version = re.search(r"^__version__\s*=\s*'([^']*)'", text, re.MULTILINE)
         raise BackendUnavailable(
-            f"the installed torch {found[1] if found else ''} is a CPU build", CUDA_TORCH
+            f"the installed torch {version[1] if version else ''} is a CPU build", CUDA_TORCH
         )

@@ -47,7 +47,7 @@ class FasterWhisper:
         self._settings = settings
         suppressed = suppressed_tokens(settings, checkpoint)
         if suppressed:
-            # openai-whisper never samples it; faster-whisper does not since 1.2
+            # openai-whisper never samples this token, nor does faster-whisper since 1.2
             suppressed.append(tokenizer.no_speech)
         self._options = {
             "task": settings.task,
@@ -108,9 +108,9 @@ class FasterWhisper:
                 "pip install nvidia-cublas-cu12 nvidia-cudnn-cu12" if device == "cuda" else None,
             ) from error
         computed = model.model.compute_type
-        if computed not in (precision, f"{precision}_float32"):  # int8 keeps other layers in float32
+        if computed not in (precision, f"{precision}_float32"):  # with int8, other layers stay float32
             raise BackendError(f"CTranslate2 would compute in {computed} although {precision} was requested")
-        model.max_length = checkpoint.dimensions["n_text_ctx"]  # it assumes 448 for every model
+        model.max_length = checkpoint.dimensions["n_text_ctx"]  # the library assumes 448 for every model
         return cls(model, checkpoint, device, precision, settings)
 
     @property

@@ -9,21 +9,20 @@ import numpy as np
 
 from asrgate.backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
 from asrgate.backends.faster_whisper import FasterWhisper
-from asrgate.backends.whisper_common.constants import N_SAMPLES
+from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_SAMPLES
 from asrgate.backends.whisper_common.decoding import require_language
 
 BATCH_SIZE = 8  # BatchedInferencePipeline.transcribe's own default
-FRAME_SAMPLES = 160  # 10 ms; less counts as no audio, as in openai-whisper
-GRID_FRAMES = 10  # the pipeline rounds a window's first frame down, sometimes by one frame too many
-GRID_SAMPLES = GRID_FRAMES * FRAME_SAMPLES
+GRID_FRAMES = 10  # windows begin on a grid: the pipeline rounds a first frame down, sometimes by one too many
+GRID_SAMPLES = GRID_FRAMES * HOP_LENGTH
 
 
 class FasterWhisperBatched(FasterWhisper):
     """faster_whisper.BatchedInferencePipeline with explicit windows, and so without its voice filter.
 
-    A recording is cut every 30 s, wherever that falls, and its windows are decoded together and without
-    timestamps. This is chunked long-form, not the sequential one of the other engines, and it costs quality.
-    The pipeline ignores the two silence thresholds; they are applied here to what it reports.
+    A recording is cut every 30 s, even within a word, and its windows are decoded together and without
+    timestamps. This is chunked long-form, not the sequential long-form of the other engines, and it costs
+    quality. The pipeline ignores the two silence thresholds; they are applied here to what it reports.
     """
 
     def __init__(self, model: Any, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
@@ -40,7 +39,7 @@ class FasterWhisperBatched(FasterWhisper):
         """As FasterWhisper.load.
 
         Raises:
-            BackendError: a setting cannot be honoured. condition_on_previous_text cannot, because all windows
+            BackendError: a setting cannot be honoured. condition_on_previous_text is one, because all windows
                 are decoded at once.
         """
         if settings.condition_on_previous_text:
@@ -54,7 +53,7 @@ class FasterWhisperBatched(FasterWhisper):
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """The same as for FasterWhisper, and how recordings are cut."""
+        """The settings of FasterWhisper, and how recordings are cut."""
         return {
             **super().applied_settings,
             "max_initial_timestamp": None,
@@ -71,16 +70,16 @@ class FasterWhisperBatched(FasterWhisper):
         """
         windows = [audio[start : start + N_SAMPLES] for start in range(0, len(audio), N_SAMPLES)]
         with self._clock.call():
-            found = self._decode(windows, language, BATCH_SIZE)
-        text = "".join(text for text, _ in found).strip()
-        return Transcript(text, tuple(t for _, tokens in found for t in tokens), dict(self._clock.seconds))
+            decoded = self._decode(windows, language, BATCH_SIZE)
+        text = "".join(text for text, _ in decoded).strip()
+        return Transcript(text, tuple(t for _, tokens in decoded for t in tokens), dict(self._clock.seconds))
 
     def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> list[Transcript]:
         """Transcribe clips of one language, all of them in one batch.
 
         Args:
-            audios: each float32, shape (samples,), mono, 16 kHz, at most 30 s. Not modified.
-            language: ISO 639-1 code for all of them.
+            audios: each float32, shape (samples,), mono, 16 kHz, at most 30 s. They are not modified.
+            language: ISO 639-1 code of all of them.
 
         Returns:
             One Transcript per clip, in order, without stage seconds, because a batch shares its stages.
@@ -94,25 +93,25 @@ class FasterWhisperBatched(FasterWhisper):
                 f"a clip of {longest / SAMPLE_RATE_HZ:.1f} s is longer than the 30 s that fit a batch; "
                 "transcribe it alone"
             )
-        found = self._decode(audios, language, max(len(audios), 1))
-        return [Transcript(text.strip(), tokens) for text, tokens in found]
+        decoded = self._decode(audios, language, max(len(audios), 1))
+        return [Transcript(text.strip(), tokens) for text, tokens in decoded]
 
     def _decode(
         self, windows: Sequence[np.ndarray], language: str, batch_size: int
     ) -> list[tuple[str, tuple[int, ...]]]:
         require_language(self._checkpoint, language, self._languages)
-        # One recording of all windows, each on a grid: the pipeline identifies a window by its start time.
+        # All windows become one recording, each on a grid: the pipeline identifies a window by its start.
         lengths = [-(-len(window) // GRID_SAMPLES) * GRID_SAMPLES for window in windows]
         starts = np.cumsum([0, *lengths]).tolist()
         recording = np.zeros(starts[-1], np.float32)
-        heard = {}
+        by_start = {}  # window's start, in steps of the grid -> its index
         for index, window in enumerate(windows):
-            if len(window) >= FRAME_SAMPLES:
+            if len(window) >= HOP_LENGTH:  # less than a frame counts as no audio, as in openai-whisper
                 recording[starts[index] : starts[index] + len(window)] = window
-                heard[starts[index] // GRID_SAMPLES] = index
-        found: list[tuple[str, tuple[int, ...]]] = [("", ())] * len(windows)
-        if not heard:
-            return found
+                by_start[starts[index] // GRID_SAMPLES] = index
+        decoded: list[tuple[str, tuple[int, ...]]] = [("", ())] * len(windows)
+        if not by_start:
+            return decoded
         segments, _ = self._pipeline.transcribe(
             recording,
             language=language,
@@ -120,19 +119,19 @@ class FasterWhisperBatched(FasterWhisper):
             batch_size=batch_size,
             clip_timestamps=[
                 {"start": _seconds(starts[index]), "end": _seconds(starts[index] + len(windows[index]))}
-                for index in heard.values()
+                for index in by_start.values()
             ],
             **self._batched,
         )
         for segment in segments:
-            index = heard[round(segment.seek / GRID_FRAMES)]
+            index = by_start[round(segment.seek / GRID_FRAMES)]
             if segment.text.strip() and not self._is_silent(segment):
-                text, tokens = found[index]
-                found[index] = (text + segment.text, (*tokens, *segment.tokens))
-        return found
+                text, tokens = decoded[index]
+                decoded[index] = (text + segment.text, (*tokens, *segment.tokens))
+        return decoded
 
     def _is_silent(self, segment: Any) -> bool:
-        # as whisper.transcribe.transcribe skips a window
+        # whisper.transcribe.transcribe skips a window by the same rule
         settings = self._settings
         return (
             segment.no_speech_prob > settings.no_speech_threshold

@@ -5,38 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-
 from asrgate.backends.base import Checkpoint, Settings
-from asrgate.backends.max_graph import engine
-from asrgate.backends.whisper_common.greedy import GreedyBackend, Window, WindowRules
+from asrgate.backends.max_graph.engine import MaxBackend, MaxEngine
+from asrgate.backends.whisper_common.greedy import Window, WindowRules
 
 
-class MaxHybrid(GreedyBackend):
-    """Keys and values of the audio go to the decoder of `torch-fast` through DLPack, without copying."""
-
-    devices: ClassVar[Mapping[str, Sequence[str]]] = {
-        "cpu": ("float32",),
-        "cuda": ("float16", "bfloat16"),  # MAX's own float32 products may round to TF32 there
-    }
-    imports: ClassVar[Sequence[str]] = engine.IMPORTS
-
-    @classmethod
-    def check(cls, device: str, precision: str) -> None:
-        """Raise BackendUnavailable if MAX, another required package or the GPU is missing."""
-        engine.check(device)
-
-    @classmethod
-    def build(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> _Engine:
-        """Load weights and graphs, compiled on first use; see GreedyBackend.load."""
-        return _Engine(checkpoint, device, precision, settings)
-
-    def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        """See asrgate.backends.inspection.encoder_trace.TracesEncoder."""
-        return self._engine.trace(audio)  # type: ignore[attr-defined]
-
-
-class _Engine(engine.MaxEngine):
+class _Engine(MaxEngine):
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
         from asrgate.backends.torch_whisper.decoder import TorchDecoder
 
@@ -55,3 +29,13 @@ class _Engine(engine.MaxEngine):
     def applied(self) -> Mapping[str, Any]:
         """See asrgate.backends.whisper_common.greedy.Engine."""
         return {**super().applied(), "decoder": "PyTorch"}
+
+
+class MaxHybrid(MaxBackend):
+    """Keys and values of the audio go to the decoder of `torch-fast` through DLPack, without copying."""
+
+    devices: ClassVar[Mapping[str, Sequence[str]]] = {
+        "cpu": ("float32",),
+        "cuda": ("float16", "bfloat16"),  # MAX's own float32 products may round to TF32 there
+    }
+    engine_class = _Engine

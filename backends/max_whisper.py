@@ -6,38 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
-import numpy as np
-
 from asrgate.backends.base import Checkpoint, Settings
-from asrgate.backends.max_graph import engine
-from asrgate.backends.whisper_common.greedy import TRIM, GreedyBackend, Window, WindowRules
+from asrgate.backends.max_graph.engine import MaxBackend, MaxEngine
+from asrgate.backends.whisper_common.greedy import TRIM, Window, WindowRules
 
 
-class MaxWhisper(GreedyBackend):
-    """The encoder's graph ends in the decoder's cross-attention keys and values; a second graph decodes."""
-
-    devices: ClassVar[Mapping[str, Sequence[str]]] = {
-        "cpu": ("float32", "bfloat16", "int8", "bfloat16" + TRIM, "int8" + TRIM),
-        "cuda": ("float16", "bfloat16"),  # MAX's own float32 products may round to TF32 there
-    }
-    imports: ClassVar[Sequence[str]] = engine.IMPORTS
-
-    @classmethod
-    def check(cls, device: str, precision: str) -> None:
-        """Raise BackendUnavailable if MAX, another required package or the GPU is missing."""
-        engine.check(device)
-
-    @classmethod
-    def build(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> _Engine:
-        """Load weights and graphs, compiled on first use; see GreedyBackend.load."""
-        return _Engine(checkpoint, device, precision, settings)
-
-    def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        """See asrgate.backends.inspection.encoder_trace.TracesEncoder."""
-        return self._engine.trace(audio)  # type: ignore[attr-defined]
-
-
-class _Engine(engine.MaxEngine):
+class _Engine(MaxEngine):
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
         from asrgate.backends.max_graph.decoder import GraphLoop
         from asrgate.backends.max_graph.device_decoder import StepLoop
@@ -62,3 +36,13 @@ class _Engine(engine.MaxEngine):
     def applied(self) -> Mapping[str, Any]:
         """See asrgate.backends.whisper_common.greedy.Engine."""
         return {**super().applied(), "greedy_loop": self._loop.how}
+
+
+class MaxWhisper(MaxBackend):
+    """The encoder's graph ends in the decoder's cross-attention keys and values; a second graph decodes."""
+
+    devices: ClassVar[Mapping[str, Sequence[str]]] = {
+        "cpu": ("float32", "bfloat16", "int8", "bfloat16" + TRIM, "int8" + TRIM),
+        "cuda": ("float16", "bfloat16"),  # MAX's own float32 products may round to TF32 there
+    }
+    engine_class = _Engine

@@ -3,7 +3,7 @@
     ASRGATE_OPENAI_URL=http://localhost:8000/v1 ASRGATE_OPENAI_MODEL=openai/whisper-tiny.en \\
         asrgate run --backends openai-api
 
-docs/remote.md says what such a row can show and when it may be ranked.
+docs/remote.md says what the rows of such a server show and when they may be ranked.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from asrgate.backends.whisper_common.decoding import require_honourable, require
 
 RETRIED = (408, 429, 500, 502, 503, 504)
 FIRST_WAIT_SECONDS = 0.5  # before the first retry; doubled for each further one
-LONGEST_HELLO_SECONDS = 30.0
+CONNECT_LIMIT_SECONDS = 30.0  # for the first request, before anything is measured
 LONGEST_ANSWER_BYTES = 16 * 2**20
 SHOWN_CHARACTERS = 200  # of a server's answer, in a message
 
 
 class OpenAiApi:
-    """A server reached through OpenAI's transcription API, each clip sent as 32-bit float WAV.
+    """A server with OpenAI's transcription API, to which each clip is sent as 32-bit float WAV.
 
-    The API carries the task and the language; everything else in `Settings` is up to the server. For those
-    fields `applied_settings` has only what the user states in the environment, and leaves out the rest.
+    The API carries the task and the language; everything else in `Settings` is up to the server. Of those
+    fields `applied_settings` has only the ones that the user states in the environment.
     """
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {REMOTE: ("as-served",)}
@@ -64,11 +64,12 @@ class OpenAiApi:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> OpenAiApi:
-        """Connect, and ask the server for its models if it lists them.
+        """Connect to the server, and get its list of models if it has one.
 
         Raises:
             BackendUnavailable: the server cannot be reached.
-            BackendError: it refuses the key, a setting cannot be requested, or other weights are stated.
+            BackendError: the server refuses the key, a setting cannot be requested, or the user states other
+                weights.
         """
         server = openai_server.from_environment()
         require_honourable(checkpoint, settings)
@@ -76,7 +77,7 @@ class OpenAiApi:
         import httpx2
 
         headers = {"Authorization": f"Bearer {server.key.value}"} if server.key.value else {}
-        # redirects stay off, because a key must not follow one to another host
+        # without redirects, because a key must not be sent to another host
         client = httpx2.Client(headers=headers, follow_redirects=False)
         backend = cls(server, client, checkpoint, settings)
         try:
@@ -88,7 +89,7 @@ class OpenAiApi:
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """What the request carries, what the user states, and the server's name, without unknown fields."""
+        """What the request carries, what the user states, and the server's name, but no unknown fields."""
         stated = self._server.stated(self._settings)
         carried = {"task": self._settings.task}
         if self._settings.task == "transcribe":  # /audio/translations has no field for the language
@@ -113,8 +114,8 @@ class OpenAiApi:
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
         """Send one clip and return the answer; retry if the server is busy or fails.
 
-        `stage_seconds` has "wav" (encoding), "request" (the try that was answered) and, for each failed try,
-        "retry_1", "retry_2", … (that try and the wait after it).
+        `stage_seconds` has "wav" (encoding), "request" (the attempt that succeeded) and, for each failed
+        attempt, "retry_1", "retry_2", … (the attempt and the wait after it).
 
         Raises:
             BackendError: the server refused, failed every time, did not answer in time, or gave a bad answer.
@@ -144,8 +145,8 @@ class OpenAiApi:
             except _ConnectionFailure as error:
                 failure, headers = str(error), {}
             wait = FIRST_WAIT_SECONDS * 2**attempt
-            asked = _retry_after_seconds(headers.get("retry-after"))
-            wait = wait if asked is None else asked
+            requested = _retry_after_seconds(headers.get("retry-after"))
+            wait = wait if requested is None else requested
             if attempt == self._server.retries:
                 break
             if time.perf_counter() + wait >= deadline:
@@ -160,13 +161,13 @@ class OpenAiApi:
         """Nothing to wait for: an answer is complete when `transcribe` has read it."""
 
     def _connect(self) -> None:
-        """Contact the server before anything is measured; get its models and its own name.
+        """Contact the server before anything is measured; get its models and the name of its software.
 
         Raises:
-            BackendUnavailable: it cannot be reached.
-            BackendError: it refuses the key, or does not answer in time.
+            BackendUnavailable: the server cannot be reached.
+            BackendError: the server refuses the key, or does not answer in time.
         """
-        deadline = time.perf_counter() + min(self._server.timeout_seconds, LONGEST_HELLO_SECONDS)
+        deadline = time.perf_counter() + min(self._server.timeout_seconds, CONNECT_LIMIT_SECONDS)
         try:
             status, headers, answer = self._request("GET", f"{self._server.url}/models", deadline)
         except _ConnectionFailure as error:
@@ -180,16 +181,16 @@ class OpenAiApi:
             try:
                 self._models = sorted(str(model["id"]) for model in json.loads(answer)["data"])[:50]
             except (ValueError, TypeError, KeyError):
-                self._models = None  # it has no list in OpenAI's form; the calls will show
+                self._models = None  # no list in OpenAI's form; a call will show whether the model exists
 
     def _request(
         self, method: str, address: str, deadline: float, **content: Any
     ) -> tuple[int, Mapping[str, str], bytes]:
-        """Return status, headers and body of one request.
+        """Send one request; return the status, headers and body of the answer.
 
         Raises:
             _ConnectionFailure: the connection failed.
-            BackendError: the deadline passed, or the answer has no end.
+            BackendError: the deadline passed, or the answer is too long.
         """
         import httpx2
 
@@ -214,11 +215,11 @@ class OpenAiApi:
         except httpx2.TimeoutException as error:
             raise late from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            said = self._server.hide_key(str(error)) or type(error).__name__
-            raise _ConnectionFailure(f"the connection to {self._server.url} failed: {said}") from error
+            reason = self._server.hide_key(str(error)) or type(error).__name__
+            raise _ConnectionFailure(f"the connection to {self._server.url} failed: {reason}") from error
 
     def _failure(self, status: int, answer: bytes) -> str:
-        """Describe why the server did not transcribe."""
+        """Return why the server did not transcribe."""
         why = {
             401: f"it needs a valid key in {openai_server.KEY}",
             403: f"the key in {openai_server.KEY} has no permission for this",
@@ -241,16 +242,16 @@ class OpenAiApi:
         return text.strip()
 
     def _quoted(self, answer: bytes) -> str:
-        said = " ".join(self._server.hide_key(answer.decode("utf-8", "replace")).split())
-        return repr(said[:SHOWN_CHARACTERS]) if said else "nothing"
+        text = " ".join(self._server.hide_key(answer.decode("utf-8", "replace")).split())
+        return repr(text[:SHOWN_CHARACTERS]) if text else "nothing"
 
 
 class _ConnectionFailure(Exception):
-    """No answer came, for a reason other than time."""
+    """No answer came, for another reason than a timeout."""
 
 
 def _require_stated(server: Server, checkpoint: Checkpoint, settings: Settings) -> None:
-    """Refuse anything that contradicts what the user stated about the server, or that cannot be requested."""
+    """Raise BackendError if the run contradicts what the user states, or if a setting cannot be requested."""
     if server.checkpoint_sha256 not in (None, checkpoint.sha256, checkpoint.tensors_sha256):
         raise BackendError(
             f"{openai_server.CHECKPOINT} states that the server runs {server.checkpoint_sha256:.12}…, but "
@@ -267,7 +268,7 @@ def _require_stated(server: Server, checkpoint: Checkpoint, settings: Settings) 
 def _wav(audio: np.ndarray) -> bytes:
     """Return the samples as a WAV file of 32-bit floats, so that the server gets exactly these samples.
 
-    soundfile is not used, because it writes the time into the file. The same clip must be the same bytes;
+    soundfile is not used, because it writes the time into the file. The same clip must give the same bytes;
     otherwise a server that caches answers by them would not be detected.
     """
     data = audio.astype("<f4").tobytes()

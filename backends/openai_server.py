@@ -1,4 +1,4 @@
-"""Which OpenAI-compatible server to use and what the user states about it, read from the environment."""
+"""Which OpenAI-compatible server to use and what the user states about it, from the environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asrgate.backends.base import BackendUnavailable, Settings
 
 URL = "ASRGATE_OPENAI_URL"
 MODEL = "ASRGATE_OPENAI_MODEL"
-KEY = "ASRGATE_OPENAI_KEY"  # not OPENAI_API_KEY: a key must only go to the server that it was set for
+KEY = "ASRGATE_OPENAI_KEY"  # not OPENAI_API_KEY: a key must only be sent to the server that it is meant for
 CHECKPOINT = "ASRGATE_OPENAI_CHECKPOINT"
 DECODING = "ASRGATE_OPENAI_DECODING"
 TIMEOUT = "ASRGATE_OPENAI_TIMEOUT"
@@ -45,7 +45,8 @@ class Server:
         model: the server's name for the model.
         key: sent as a bearer token, if not None. It appears in no message, record or representation.
         checkpoint_sha256: of the weights that it serves, as the user states; None if unknown.
-        decoding: fields of Settings with which the server runs, as the user states; None: all as requested.
+        decoding: the fields of Settings with which the server runs, as the user states; None if all are as
+            requested.
         timeout_seconds: time allowed for one call, including all its tries and waits.
         retries: how often a call is retried.
     """
@@ -59,7 +60,7 @@ class Server:
     retries: int
 
     def stated(self, settings: Settings) -> dict[str, Any]:
-        """Return those fields of Settings that the API cannot carry, as the user states them."""
+        """Return the fields of Settings that the API cannot carry, as far as the user states them."""
         if self.decoding is None:
             return {name: getattr(settings, name) for name in LEFT_TO_SERVER}
         return dict(self.decoding)
@@ -141,22 +142,22 @@ def _decoding(text: str) -> dict[str, Any] | None:
         name = name.strip()
         if name not in LEFT_TO_SERVER:
             raise BackendUnavailable(
-                f"{DECODING} states {name!r}, which it cannot state",
+                f"{DECODING} states {name!r}, which is not one of the settings it can state",
                 f"write {AS_ASKED}, or NAME=VALUE separated by semicolons, for {', '.join(LEFT_TO_SERVER)}",
             )
-        like = type(Settings.__dataclass_fields__[name].default)
+        expected = type(Settings.__dataclass_fields__[name].default)
         try:
-            found = value.strip() if like is str else json.loads(value)
+            parsed = value.strip() if expected is str else json.loads(value)
         except ValueError:
-            found = None
-        if like is float and type(found) is int:
-            found = float(found)
-        if type(found) is not like:
+            parsed = None
+        if expected is float and type(parsed) is int:
+            parsed = float(parsed)
+        if type(parsed) is not expected:
             raise BackendUnavailable(
-                f"{DECODING} states {name}={value.strip()!r}, which is not of type {like.__name__}",
+                f"{DECODING} states {name}={value.strip()!r}, which is not of type {expected.__name__}",
                 f"write it as JSON, for example {name}={json.dumps(getattr(Settings(), name))}",
             )
-        stated[name] = found
+        stated[name] = parsed
     return stated
 
 

@@ -1,4 +1,4 @@
-"""Whisper in carefully tuned PyTorch, without any other engine."""
+"""Whisper in tuned PyTorch, without any other engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from asrgate.backends.base import BackendUnavailable, Checkpoint, Settings, Transcript
 from asrgate.backends.checkpoints.catalog import load_state_dict
-from asrgate.backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
+from asrgate.backends.devices import require_package, require_torch
 from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_FRAMES, N_SAMPLES
 from asrgate.backends.whisper_common.decoding import require_language
 from asrgate.backends.whisper_common.greedy import (
@@ -21,17 +21,17 @@ from asrgate.backends.whisper_common.greedy import (
     frames_to_encode,
     window_rules,
 )
-from asrgate.backends.whisper_common.torch_setup import forbid_tf32, set_threads, uses_tf32
+from asrgate.backends.whisper_common.torch_setup import forbid_tf32, require_cuda, set_threads, uses_tf32
 
-WINDOWS_AT_ONCE = 32  # encoded at once on a GPU
+WINDOWS_AT_ONCE = 32  # how many a GPU encodes at once
 
 
 class TorchFast(GreedyBackend):
-    """openai-whisper's transcription over TorchEncoder and TorchDecoder.
+    """openai-whisper's transcription with TorchEncoder and TorchDecoder.
 
-    Precisions are those of the matrices; sums, normalisation and the residual stream stay float32. On the
-    CPU the decoder's steps are always float32, see TorchDecoder. "+trim" encodes only the clip and a little
-    silence of each window, which is not the computation that Whisper was trained for.
+    A precision is that of the matrices; sums, normalisation and the residual stream stay float32. On the CPU
+    the decoder's steps are always float32, see TorchDecoder. With "+trim" only the clip and a little silence
+    of each window are encoded, which is not the computation that Whisper was trained for.
     """
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -45,10 +45,7 @@ class TorchFast(GreedyBackend):
         """Raise BackendUnavailable if a package, the GPU or a CUDA build of torch is missing."""
         require_package("whisper", "openai-whisper")
         require_package("tiktoken", "tiktoken")
-        require_package("torch", "torch")
-        if device == "cuda":
-            require_nvidia_gpu()
-            require_cuda_torch()
+        require_torch(device)
 
     @classmethod
     def build(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> TorchEngine:
@@ -62,8 +59,8 @@ class TorchFast(GreedyBackend):
 
         set_threads(settings.threads)
         forbid_tf32()
-        if device == "cuda" and not torch.cuda.is_available():
-            raise BackendUnavailable(f"torch {torch.__version__} cannot use a CUDA device", CUDA_TORCH)
+        if device == "cuda":
+            require_cuda()
         if device == "cpu" and precision != "float32" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             raise BackendUnavailable(
                 f"oneDNN has no bfloat16 arithmetic on this CPU, which {precision} needs; use float32"
@@ -73,9 +70,9 @@ class TorchFast(GreedyBackend):
     def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> list[Transcript]:
         """Transcribe clips together: their windows are encoded and decoded as one batch.
 
-        For a clip of up to 30 s the result is that of `transcribe`, up to rounding. A longer one is cut every
-        30 s and the parts are decoded as separate clips, so words at the cuts may be lost; `applied_settings`
-        says "chunked".
+        For a clip of up to 30 s the result is that of `transcribe`, up to rounding. A longer clip is cut
+        every 30 s and its parts are decoded as separate clips, so words at the cuts may be lost;
+        `applied_settings` says "chunked".
 
         Args:
             audios: float32 arrays as `transcribe` takes them.
@@ -102,18 +99,18 @@ class TorchFast(GreedyBackend):
             **{name: self._options[name] for name in passed_on},
         )
         rules, _ = window_rules(self._model, options)
-        heard = {}
+        transcripts = {}
         decoded = self._engine.decoded([chunks[index] for index in order], rules)
         for index, ready in zip(order, decoded, strict=True):
             self._engine.ready = ready
-            heard[index] = self.transcribe(chunks[index], language)
-        found, position = [], 0
+            transcripts[index] = self.transcribe(chunks[index], language)
+        results, position = [], 0
         for clip in clips:
-            parts = [heard[index] for index in range(position, position + len(clip))]
+            parts = [transcripts[index] for index in range(position, position + len(clip))]
             position += len(clip)
             text = " ".join(part.text for part in parts if part.text)
-            found.append(Transcript(text, tuple(token for part in parts for token in part.tokens or ())))
-        return found
+            results.append(Transcript(text, tuple(token for part in parts for token in part.tokens or ())))
+        return results
 
 
 class TorchEngine:
@@ -137,7 +134,7 @@ class TorchEngine:
         self._decoder = TorchDecoder(weights, self.dims, matrices, device)
         if self._trims:
             self._decoder.follow_with(self._encoder.encode(torch.zeros(1, self.dims.n_mels, N_FRAMES))[0])
-        # log-mel and first window of the clip to transcribe next, if already computed
+        # log-mel and first window of the next clip to transcribe, if they are already computed
         self.ready: tuple[Any, Window] | None = None
 
     def log_mel(self, audio: np.ndarray) -> Any:
@@ -158,9 +155,9 @@ class TorchEngine:
         return ready[1] if ready else self._decoder.decode(encoded, rules)
 
     def decoded(self, chunks: Sequence[np.ndarray], rules: WindowRules) -> list[tuple[Any, Window] | None]:
-        """Log-mel and window of clips of up to 30 s, decoded in one batch; None for one without a frame.
+        """Return log-mel and window of clips of up to 30 s, decoded in one batch; None if one has no frame.
 
-        The longest should come first: they end last, and those after them drop out earlier.
+        The longest clips should come first: they end last, and those after them drop out earlier.
         """
         from whisper.audio import pad_or_trim
 
@@ -172,7 +169,7 @@ class TorchEngine:
         return [next(done) if len(chunk) >= HOP_LENGTH else None for chunk in chunks]
 
     def _features(self, windows: Sequence[Any]) -> list[Any]:
-        """The encoder's output for each window; one window keeps a CPU's cores busy, but not a GPU."""
+        """Return the encoder's output for each window; one window keeps a CPU's cores busy, but not a GPU."""
         if self.device.type == "cpu":
             return [self.encode(window) for window in windows]
         parts = self._torch.stack(list(windows)).split(WINDOWS_AT_ONCE)

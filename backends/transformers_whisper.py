@@ -12,7 +12,6 @@ import numpy as np
 from asrgate.backends.base import (
     SAMPLE_RATE_HZ,
     BackendError,
-    BackendUnavailable,
     Checkpoint,
     Settings,
     Transcript,
@@ -23,27 +22,26 @@ from asrgate.backends.checkpoints.conversions.transformers_weights import (
     generation_config,
     model_config,
 )
-from asrgate.backends.devices import CUDA_TORCH, require_cuda_torch, require_nvidia_gpu, require_package
-from asrgate.backends.whisper_common.constants import N_FRAMES, N_SAMPLES
+from asrgate.backends.devices import require_package, require_torch
+from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_FRAMES, N_SAMPLES, num_languages
 from asrgate.backends.whisper_common.decoding import (
     require_honourable,
     require_language,
     suppressed_tokens,
 )
 from asrgate.backends.whisper_common.stage_clock import StageClock
-from asrgate.backends.whisper_common.torch_setup import forbid_tf32, uses_tf32
+from asrgate.backends.whisper_common.torch_setup import forbid_tf32, require_cuda, uses_tf32
 
 COMPILED = "+compiled"
-FRAME_SAMPLES = 160  # 10 ms; less counts as no audio, as in openai-whisper
 
 
 class TransformersWhisper:
     """WhisperForConditionalGeneration.generate, greedy: eager, or with a static cache and torch.compile.
 
     The two are precisions of one backend (`float32`, `float32+compiled`), so that a table shows them side by
-    side and only the first is part of a default run, because compiling takes minutes. Long clips use its own
-    sequential long-form. For clips of up to 30 s, its own no-speech rule runs the whole model a second time;
-    here the same rule is applied to the states of the first pass instead.
+    side. Only the first is part of a default run, because compiling takes minutes. Long clips use
+    transformers' own sequential long-form. For clips of up to 30 s, its no-speech rule would run the whole
+    model a second time; here the same rule is applied to the states of the first pass.
     """
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -57,7 +55,7 @@ class TransformersWhisper:
         from transformers import WhisperFeatureExtractor
         from whisper.tokenizer import LANGUAGES, get_tokenizer
 
-        count = checkpoint.dimensions["n_vocab"] - 51_765 - checkpoint.is_multilingual
+        count = num_languages(checkpoint.dimensions["n_vocab"])
         self._torch: Any = torch
         self._model = model
         self._languages = tuple(LANGUAGES)[:count]
@@ -75,17 +73,14 @@ class TransformersWhisper:
     def check(cls, device: str, precision: str) -> None:
         """Raise BackendUnavailable if a package, the GPU or a CUDA build of torch is missing."""
         require_package("transformers", "transformers")
-        require_package("torch", "torch")
         require_package("whisper", "openai-whisper")  # its tokens
-        if device == "cuda":
-            require_nvidia_gpu()
-            require_cuda_torch()
+        require_torch(device)
 
     @classmethod
     def load(
         cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings
     ) -> TransformersWhisper:
-        """Build the model and load every tensor; none may be missing or left over.
+        """Build the model and load every tensor; no tensor may be missing or left over.
 
         Raises:
             BackendUnavailable: torch cannot use the GPU.
@@ -106,11 +101,11 @@ class TransformersWhisper:
         from transformers import WhisperForConditionalGeneration
         from transformers.utils import logging
 
-        logging.set_verbosity_error()  # at every call it warns about what Whisper's generate() itself does
+        logging.set_verbosity_error()  # every call would warn about what Whisper's generate() itself does
         torch.set_num_threads(settings.threads)
         forbid_tf32()
-        if device == "cuda" and not torch.cuda.is_available():
-            raise BackendUnavailable(f"torch {torch.__version__} cannot use a CUDA device", CUDA_TORCH)
+        if device == "cuda":
+            require_cuda()
         model: Any = WhisperForConditionalGeneration(model_config(checkpoint))
         try:
             model.load_state_dict(fitting(load_state_dict(checkpoint)), strict=True)
@@ -156,13 +151,13 @@ class TransformersWhisper:
             BackendError: the model has no such language.
         """
         require_language(self._checkpoint, language, self._languages)
-        if len(audio) < FRAME_SAMPLES:
+        if len(audio) < HOP_LENGTH:  # less than a frame counts as no audio, as in openai-whisper
             return Transcript("", ())
         with self._clock.call(), self._torch.inference_mode(), _silenced():
             features = self._log_mel(audio)
-            spoken = {"language": language, "task": self._settings.task}
+            prompt = {"language": language, "task": self._settings.task}
             options = {
-                **(spoken if self._checkpoint.is_multilingual else {}),
+                **(prompt if self._checkpoint.is_multilingual else {}),
                 "max_new_tokens": self._max_tokens,
             }
             if len(audio) <= N_SAMPLES:
@@ -187,7 +182,7 @@ class TransformersWhisper:
         return self._checkpoint.dimensions["n_text_ctx"] // 2
 
     def _features(self, audio: np.ndarray) -> Any:
-        found = self._extractor(
+        features = self._extractor(
             audio,
             sampling_rate=SAMPLE_RATE_HZ,
             truncation=False,
@@ -196,9 +191,9 @@ class TransformersWhisper:
             return_tensors="pt",
         ).input_features
         # zeros after the spectrogram, as in openai-whisper; the extractor would add silence to the audio
-        missing = max(N_FRAMES - found.shape[-1], 0)
-        found = self._torch.nn.functional.pad(found, (0, missing))
-        return found.to(self._device, self._model.dtype)
+        missing = max(N_FRAMES - features.shape[-1], 0)
+        features = self._torch.nn.functional.pad(features, (0, missing))
+        return features.to(self._device, self._model.dtype)
 
     def _window(self, features: Any, options: dict[str, Any]) -> list[list[int]]:
         scores: list[Any] = []
@@ -223,21 +218,22 @@ class TransformersWhisper:
         return [] if self._is_silent(states[0], scores, tokens) else [tokens]
 
     def _is_silent(self, states: Any, scores: list[Any], tokens: list[int]) -> bool:
-        # as whisper.transcribe.transcribe skips a window; the prompt's first token starts the transcript
+        # whisper.transcribe.transcribe skips a window by the same rule; the prompt's first token starts the
+        # transcript
         torch = self._torch
         logits = self._model.proj_out(states[0, 0]).float()
         no_speech = logits.softmax(-1)[self._tokenizer.no_speech].item()
         if no_speech <= self._settings.no_speech_threshold:
             return False
-        # greedy: the likeliest token was sampled, and the last one is the end of the text
+        # decoding is greedy, so the likeliest token was sampled; the last one is the end of the text
         likelihoods = torch.stack([score[0].float().log_softmax(-1).max() for score in scores])
-        # the end counts as sampled even if the window was cut before it
-        text = sum(token != self._tokenizer.eot for token in tokens)
-        sampled = likelihoods.sum().item() / (text + 1)
-        return sampled <= self._settings.logprob_threshold
+        # the end of the text counts as sampled even if the window was cut before it
+        n_text = sum(token != self._tokenizer.eot for token in tokens)
+        average_logprob = likelihoods.sum().item() / (n_text + 1)
+        return average_logprob <= self._settings.logprob_threshold
 
     def _long_form(self, features: Any, options: dict[str, Any]) -> list[list[int]]:
-        found = self._model.generate(
+        results = self._model.generate(
             features,
             return_timestamps=True,
             return_segments=True,
@@ -247,8 +243,8 @@ class TransformersWhisper:
             logprob_threshold=self._settings.logprob_threshold,
             **options,
         )
-        segments = [segment["tokens"].tolist() for segment in found["segments"][0]]
-        # it leaves the next segment's opening timestamp at the end of a window's last complete segment
+        segments = [segment["tokens"].tolist() for segment in results["segments"][0]]
+        # a window's last complete segment ends with the opening timestamp of the next one, which is dropped
         begin = self._tokenizer.timestamp_begin
         return [tokens[:-1] if min(tokens[-2:]) >= begin else tokens for tokens in segments]
 

@@ -1,4 +1,4 @@
-"""whisper.cpp through pywhispercpp's bindings, from a ggml file written from the same checkpoint."""
+"""whisper.cpp through pywhispercpp's bindings, with a ggml file written from the same checkpoint."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import numpy as np
 from asrgate.backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
 from asrgate.backends.checkpoints.conversions.ggml_model import ggml_file
 from asrgate.backends.devices import require_package
-from asrgate.backends.whisper_common.constants import N_SAMPLES
+from asrgate.backends.whisper_common.constants import (
+    HOP_LENGTH,
+    LARGE_V3_VOCAB,
+    N_SAMPLES,
+    N_SAMPLES_PER_TOKEN,
+    num_languages,
+)
 from asrgate.backends.whisper_common.decoding import (
     require_honourable,
     require_language,
     suppressed_tokens,
 )
+from asrgate.backends.whisper_common.greedy import TRIM
 
-TRIM = "+trim"
-POSITION_SAMPLES = 320  # one position of the encoder is 20 ms
-FRAME_SAMPLES = 160
 SHORTEST_SAMPLES = SAMPLE_RATE_HZ // 5  # whisper.cpp drops audio shorter than 0.1 s
 NEVER_WITH_TIMESTAMPS = 2  # text layers; see `_require_timestamps`
 
@@ -27,9 +31,9 @@ NEVER_WITH_TIMESTAMPS = 2  # text layers; see `_require_timestamps`
 class WhisperCpp:
     """whisper_full() on the CPU: greedy, one temperature, full 30 s context unless the precision says +trim.
 
-    If its rules differ from openai-whisper's and cannot be changed, `applied_settings` says so. It samples at
-    most 220 tokens per window, not 224. It never samples timestamps in clips of up to 30 s, while
-    openai-whisper just does not ask for them. In longer clips a window need not begin with a timestamp, and
+    Some of its rules differ from openai-whisper's and cannot be changed; `applied_settings` names them. It
+    samples at most 220 tokens per window, not 224. In clips of up to 30 s it never samples timestamps, while
+    openai-whisper only does not request them. In longer clips a window need not begin with a timestamp, and
     two successive timestamps may be equal. A window whose text did not end counts as unlikely, so it is
     skipped if its no-speech probability is above the threshold.
     """
@@ -47,9 +51,9 @@ class WhisperCpp:
         self._checkpoint = checkpoint
         self._precision = precision
         self._settings = settings
-        # in the order of their tokens, of which the vocabulary has room for n_vocab - 51,766
+        # whisper.cpp lists its languages in the order of their tokens
         known = [library.whisper_lang_str(number) for number in range(library.whisper_lang_max_id() + 1)]
-        self._languages = tuple(known[: checkpoint.dimensions["n_vocab"] - 51_766])
+        self._languages = tuple(known[: num_languages(checkpoint.dimensions["n_vocab"])])
         self._system = library.whisper_print_system_info()
         self._system = self._system.decode() if isinstance(self._system, bytes) else str(self._system)
 
@@ -61,7 +65,7 @@ class WhisperCpp:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> WhisperCpp:
-        """Write the ggml file unless the cache has it, and load it.
+        """Write the ggml file unless it is in the cache, and load it.
 
         Raises:
             BackendError: a setting or the checkpoint cannot be honoured, such as beams, or a list of
@@ -85,12 +89,14 @@ class WhisperCpp:
         options.use_gpu = False  # a build with CUDA would use one by default
         context = library.whisper_init_from_file_with_params(str(path), options)
         if context is None:
-            raise BackendError(f"whisper.cpp cannot load {path}; delete it and it will be written again")
+            raise BackendError(
+                f"whisper.cpp cannot load {path}; delete the file and it will be written again"
+            )
         return cls(library, context, checkpoint, precision, settings)
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """The settings passed to whisper_full, and where its own rules differ."""
+        """The settings passed to whisper_full, and how its own rules differ."""
         full = not self._precision.endswith(TRIM)
         return {
             **self._settings.as_dict(),
@@ -120,18 +126,17 @@ class WhisperCpp:
         Tokens of clips over 30 s are not reported: whisper.cpp drops the timestamps that open a segment.
 
         Raises:
-            BackendError: the model has no such language, or cannot do long clips.
+            BackendError: the model has no such language, or cannot transcribe long clips.
         """
         require_language(self._checkpoint, language, self._languages)
         is_long = len(audio) > N_SAMPLES
         if is_long:
             self._require_timestamps()
-        if len(audio) < FRAME_SAMPLES:
-            return Transcript(
-                "", ()
-            )  # no audio, as in openai-whisper; whisper.cpp would return the last clip's text
+        if len(audio) < HOP_LENGTH:
+            # no audio, as in openai-whisper; whisper.cpp would return the last clip's text
+            return Transcript("", ())
         library, context = self._library, self._context
-        positions = -(-len(audio) // POSITION_SAMPLES)
+        positions = -(-len(audio) // N_SAMPLES_PER_TOKEN)
         if len(audio) < SHORTEST_SAMPLES:
             # whisper.cpp itself appends 30 s of silence to the audio, so this does not change the result
             audio = np.pad(audio, (0, SHORTEST_SAMPLES - len(audio)))
@@ -157,7 +162,7 @@ class WhisperCpp:
         parameters.n_threads = settings.threads
         parameters.translate = settings.task == "translate"
         parameters.language = language
-        parameters.no_context = True  # nothing from the last clip
+        parameters.no_context = True  # takes no text from the last clip
         conditioned = settings.condition_on_previous_text
         parameters.n_max_text_ctx = self._checkpoint.dimensions["n_text_ctx"] // 2 if conditioned else 0
         parameters.no_timestamps = not is_long
@@ -186,7 +191,7 @@ class WhisperCpp:
 
     def _require_timestamps(self) -> None:
         dimensions = self._checkpoint.dimensions
-        if dimensions["n_text_layer"] == NEVER_WITH_TIMESTAMPS and dimensions["n_vocab"] != 51_866:
+        if dimensions["n_text_layer"] == NEVER_WITH_TIMESTAMPS and dimensions["n_vocab"] != LARGE_V3_VOCAB:
             raise BackendError(
                 "whisper.cpp treats a model with 2 decoder layers as a first-release Distil-Whisper and "
                 "never gives it timestamps, which clips over 30 s need; "

@@ -65,7 +65,7 @@ MAY_IMPORT = {  # package or module -> those of this project it may import; from
     "backends.description_process": {"backends.base", "backends.description"},
     "backends.checkpoints": {"backends.base", "backends.child_process", "backends.installation"},
     "backends.inspection": {"backends.base", "backends.whisper_common"},
-    "backends.whisper_common": {"backends.base"},
+    "backends.whisper_common": {"backends.base", "backends.devices"},
     "backends.torch_whisper": {"backends.whisper_common"},
     "backends.max_graph": {
         *("backends.base", "backends.checkpoints", "backends.devices", "backends.inspection"),

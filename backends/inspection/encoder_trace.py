@@ -1,6 +1,6 @@
 """The outputs of an encoder's layers by name, so that two engines can be compared layer by layer.
 
-A backend that can show them implements `TracesEncoder`, which `asrgate debug-encoder` uses.
+A backend that can return them implements `TracesEncoder`, which `asrgate debug-encoder` uses.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class TracesEncoder(Protocol):
         """Return each layer's output for the clip's first window, computed as for a transcription.
 
         Args:
-            audio: float32, shape (samples,), mono, 16 kHz, in [-1, 1]. Must not be modified. The window is
-                the first one of whisper.transcribe: see `first_window`.
+            audio: float32, shape (samples,), mono, 16 kHz, in [-1, 1]. It must not be modified. The window
+                is the first one of whisper.transcribe; see `first_window`.
 
         Returns:
-            name -> float32 array, whatever precision the engine uses, with the names, shapes and order of
+            name -> float32 array, whatever the engine's precision, with the names, shapes and order of
             `layer_shapes`. Each layer's input is what the engine itself computed before it.
         """
         ...
@@ -66,12 +66,12 @@ def layer_shapes(dimensions: Mapping[str, int]) -> dict[str, tuple[int, int]]:
 def first_window(log_mel: Any) -> Any:
     """Cut the first window from a clip's spectrogram as whisper.transcribe does.
 
-    Frames beyond the end of the audio become zeros. Silence does not look like that in a log-mel spectrogram,
-    but this is what Whisper's decoder gets.
+    Frames beyond the end of the audio become zeros. Silence looks different in a log-mel spectrogram, but
+    zeros are what Whisper's encoder gets.
 
     Args:
-        log_mel: torch.Tensor (n_mels, samples // 160 + 3000), as
-            whisper.audio.log_mel_spectrogram(audio, n_mels, padding=N_SAMPLES) gives.
+        log_mel: torch.Tensor (n_mels, samples // 160 + 3000), the result of
+            whisper.audio.log_mel_spectrogram(audio, n_mels, padding=N_SAMPLES).
 
     Returns:
         torch.Tensor (n_mels, 3000).
@@ -83,20 +83,20 @@ def first_window(log_mel: Any) -> Any:
 
 
 def trace_whisper(model: Any, log_mel: Any) -> dict[str, np.ndarray]:
-    """Return the trace of openai-whisper's model, using hooks on its own forward pass.
+    """Return the trace of openai-whisper's model, from hooks on its own forward pass.
 
     Args:
         model: a whisper.model.Whisper, or a deliberately changed one.
-        log_mel: torch.Tensor (n_mels, 3000) on the model's device, in the precision to run in.
+        log_mel: torch.Tensor (n_mels, 3000) on the model's device, in the precision to compute in.
     """
     import torch
     from torch.overrides import TorchFunctionMode
 
-    found: dict[str, Any] = {LOG_MEL: log_mel}
+    traced: dict[str, Any] = {LOG_MEL: log_mel}
     convolved: dict[str, Any] = {}
 
     class Activations(TorchFunctionMode):
-        """Records the activation of a convolution's output, for which there is no module to hook."""
+        """Records the activation after a convolution, which is no module that could be hooked."""
 
         def __torch_function__(
             self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -104,15 +104,15 @@ def trace_whisper(model: Any, log_mel: Any) -> dict[str, np.ndarray]:
             result = function(*args, **(kwargs or {}))
             for name, output in convolved.items():
                 is_activation = isinstance(result, torch.Tensor) and result.shape == output.shape
-                if name not in found and is_activation and args and args[0] is output:
-                    found[name] = result[0].T
+                if name not in traced and is_activation and args and args[0] is output:
+                    traced[name] = result[0].T
             return result
 
     def keep_convolved(name: str) -> Any:
         return lambda _module, _inputs, output: convolved.__setitem__(name, output)
 
     def keep(name: str) -> Any:
-        return lambda _module, _inputs, output: found.__setitem__(name, output[0])
+        return lambda _module, _inputs, output: traced.__setitem__(name, output[0])
 
     encoder = model.encoder
     hooks = [
@@ -127,16 +127,16 @@ def trace_whisper(model: Any, log_mel: Any) -> dict[str, np.ndarray]:
     finally:
         for hook in hooks:
             hook.remove()
-    found["ln_post"] = encoded[0]
+    traced["ln_post"] = encoded[0]
     with torch.no_grad():
         for number, block in enumerate(model.decoder.blocks):
-            found[f"cross_key.{number}"] = block.cross_attn.key(encoded)[0]
-            found[f"cross_value.{number}"] = block.cross_attn.value(encoded)[0]
-    return {name: _as_array(tensor) for name, tensor in found.items()}
+            traced[f"cross_key.{number}"] = block.cross_attn.key(encoded)[0]
+            traced[f"cross_value.{number}"] = block.cross_attn.value(encoded)[0]
+    return {name: _as_array(tensor) for name, tensor in traced.items()}
 
 
 def require_trace(trace: Mapping[str, np.ndarray], dimensions: Mapping[str, int]) -> None:
-    """Raise BackendError if the trace's names, order, shapes or types are not those of `layer_shapes`."""
+    """Raise BackendError if the trace's names, order, shapes or types differ from `layer_shapes`."""
     expected = layer_shapes(dimensions)
     if list(trace) != list(expected):
         raise BackendError(
@@ -144,9 +144,9 @@ def require_trace(trace: Mapping[str, np.ndarray], dimensions: Mapping[str, int]
         )
     for name, array in trace.items():
         if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != expected[name]:
-            found = getattr(array, "dtype", type(array).__name__), getattr(array, "shape", "")
+            kind, shape = getattr(array, "dtype", type(array).__name__), getattr(array, "shape", "")
             raise BackendError(
-                f"its encoder_trace gives {name} as {found[0]} {found[1]}; it must be a numpy array, float32 "
+                f"its encoder_trace gives {name} as {kind} {shape}; it must be a numpy array, float32 "
                 f"{expected[name]}"
             )
 

@@ -1,7 +1,7 @@
-"""How narrowly openai-whisper chose a token: the margin between it and the token that another engine chose.
+"""How narrowly openai-whisper chose a token: the margin between it and another engine's token.
 
-Two engines that are both correct may still differ where two tokens are practically equal, because rounding
-decides. Such a difference has a small margin; a difference caused by a fault usually does not.
+Two correct engines may still differ if two tokens are practically equally likely, because rounding decides.
+Such a difference has a small margin; a difference caused by a fault usually has a large one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from asrgate.backends.base import BackendError
-
-FRAMES_A_SECOND = 100  # of the spectrogram, the unit in which whisper.transcribe counts
+from asrgate.backends.whisper_common.constants import FRAMES_PER_SECOND
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,14 @@ class Decision:
     """One choice of a token.
 
     Attributes:
-        window_start_seconds: where in the clip the decoded window begins.
-        step: the number of tokens sampled in the window before.
+        window_start_seconds: the time in the clip at which the decoded window begins.
+        step: the number of tokens that were sampled in the window before this one.
         chosen: the sampled id, which may be the end of text.
         other: the id that it is compared with.
-        margin: by how much `chosen` won, in logits (natural logarithm), after Whisper's rules. If the
-            timestamp rule decided between text and timestamp, it compares the timestamps' sum with the best
-            text token, and so does the margin. None if the rules forbid `other` there.
-        timestamp_rule: whether that rule decided.
+        margin: by how much `chosen` won, in logits (natural logarithm), after Whisper's rules. The timestamp
+            rule compares the sum of all timestamps with the best text token; if it decided, so does the
+            margin. None if the rules forbid `other` at this step.
+        timestamp_rule: whether the timestamp rule decided between text and timestamp.
     """
 
     window_start_seconds: float
@@ -54,18 +53,19 @@ class Decides(Protocol):
             audio: float32, shape (samples,), mono, 16 kHz, in [-1, 1].
             language: ISO 639-1 code.
             tokens: the tokens of this backend's Transcript for the clip.
-            index: index of the first token in `tokens` that the other engine lacks; may be their number.
-            other: the other engine's token there; None if its transcript had ended.
+            index: the index in `tokens` of the first token that the other engine lacks. It equals their
+                number if only the other engine goes on.
+            other: the other engine's token at that index; None if its transcript had ended.
 
         Raises:
-            BackendError: the clip does not give the same tokens again, or the choice cannot be found.
+            BackendError: the clip yields different tokens this time, or the choice cannot be found.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """One call of whisper.decoding.decode: log-mel window (n_mels, 3000), DecodingOptions, sampled tokens."""
+    """One call of whisper.decoding.decode: its log-mel (n_mels, 3000), its DecodingOptions and its result."""
 
     log_mel: Any
     options: Any
@@ -102,48 +102,50 @@ def decide(
 ) -> Decision:
     """Return the decision at token `index` of a finished transcription; see `Decides.decision`.
 
-    A transcript leaves out what whisper.transcribe drops (the unfinished end of a window, empty segments). So
-    the engines may have diverged at the token after the last common one, or at the next one that was kept.
-    Of these places, the one where `other` was possible and closest is returned.
+    A transcript lacks what whisper.transcribe drops: the unfinished end of a window, and empty segments. So
+    the engines may have diverged at the token after the last common one, or at the next token that was kept.
+    Of these decisions, the one in which `other` was allowed and closest is returned.
 
     Args:
         model: the whisper.model.Whisper.
-        windows: as `recorded_windows` kept them.
-        segments: of the dict that whisper.transcribe returned.
+        windows: from `recorded_windows`.
+        segments: from the dict that whisper.transcribe returned.
     """
-    places = _places(windows, segments)
+    positions = _positions(windows, segments)
     again = [token for segment in segments for token in segment["tokens"]]
     if again[: index + 1] != list(tokens[: index + 1]):
         raise BackendError(
             "decoded again, the clip gives different tokens than the record has; the record comes from "
-            "another machine or version, or its engine is not stable"
+            "another machine or version, or the engine's answers vary"
         )
-    candidates = list(places[index : index + 1])
+    candidates = list(positions[index : index + 1])
     if index > 0:
-        window, start, step = places[index - 1]
+        window, start, step = positions[index - 1]
         candidates.insert(0, (window, start, step + 1))
     elif not candidates and windows:
         candidates = [(windows[0], 0.0, 0)]
-    found = [
+    decisions = [
         _decision(model, window, start, step, other) for window, start, step in dict.fromkeys(candidates)
     ]
-    parted = [decision for decision in found if decision.chosen != decision.other]
-    if not parted:
+    differing = [decision for decision in decisions if decision.chosen != decision.other]
+    if not differing:
         raise BackendError(
             "no single choice explains the difference: the engines cut the windows differently"
         )
-    return min(parted, key=lambda decision: float("inf") if decision.margin is None else decision.margin)
+    return min(differing, key=lambda decision: float("inf") if decision.margin is None else decision.margin)
 
 
-def _places(windows: Sequence[Window], segments: Sequence[dict[str, Any]]) -> list[tuple[Window, float, int]]:
-    """Return each transcript token's window, the second at which that begins, and the token's step in it."""
-    places = []
+def _positions(
+    windows: Sequence[Window], segments: Sequence[dict[str, Any]]
+) -> list[tuple[Window, float, int]]:
+    """Return each transcript token's window, the window's start in seconds, and the token's step in it."""
+    positions = []
     remaining = iter(windows)
     seek, window, step = None, None, 0
     for segment in segments:
         if segment["seek"] != seek:
             seek, step = segment["seek"], 0
-            # windows skipped as silent have no segments; those of the others have these two figures unchanged
+            # a window skipped as silent has no segments; all others pass these two figures on unchanged
             figures = segment["avg_logprob"], segment["no_speech_prob"]
             window = next(w for w in remaining if (w.avg_logprob, w.no_speech_prob) == figures)
         assert window is not None and seek is not None
@@ -151,9 +153,9 @@ def _places(windows: Sequence[Window], segments: Sequence[dict[str, Any]]) -> li
         if kept:  # otherwise it is an empty segment that was dropped
             ends = range(step, len(window.tokens) - len(kept) + 1)
             step = next(at for at in ends if list(window.tokens[at : at + len(kept)]) == kept)
-            places += [(window, seek / FRAMES_A_SECOND, step + i) for i in range(len(kept))]
+            positions += [(window, seek / FRAMES_PER_SECOND, step + i) for i in range(len(kept))]
             step += len(kept)
-    return places
+    return positions
 
 
 def _decision(model: Any, window: Window, start_seconds: float, step: int, other: int | None) -> Decision:
@@ -168,7 +170,7 @@ def _decision(model: Any, window: Window, start_seconds: float, step: int, other
         features = model.embed_audio(window.log_mel[None].to(model.device))
         logits = model.logits(prefix, features)[:, -1].float()
     begin = tokenizer.timestamp_begin
-    # The rule that weighs timestamps against text must not hide what the others allow: let text outweigh.
+    # Make text outweigh timestamps, so that the rule that compares them does not hide what the others allow.
     weighed = logits.clone()
     weighed[:, :begin] += 1e4
     for rule in task.logit_filters:

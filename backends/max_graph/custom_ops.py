@@ -1,4 +1,4 @@
-"""Calls of our Mojo kernels in a MAX graph: one function an operation, all for the CPU.
+"""Calls of our Mojo kernels in a MAX graph: one function per operation, all for the CPU.
 
 A graph that uses one needs `Graph(..., custom_extensions=[custom_ops.KERNELS])`.
 """
@@ -25,16 +25,16 @@ def linear(
 ) -> TensorValue:
     """act(scale * (x weightT) + bias) + added, for a few rows of x: the decoder's products.
 
-    Reads each row of the matrix once for up to eight rows of x, sums in float32 whatever the matrix
-    holds, and stays on the calling thread up to 16 MiB of matrix: see ONE_THREAD_BYTES in linear.mojo.
+    It reads each row of the matrix once for up to eight rows of x, and sums in float32 whatever the matrix's
+    type. For a matrix of up to 16 MiB it stays on the calling thread: see ONE_THREAD_BYTES in linear.mojo.
 
     Args:
-        x: float32 (batch, k); best up to 8 rows.
-        weight: float32, float16, bfloat16 or int8 (n, k), rows as torch.nn.Linear has them.
-        scale: float32 (n,), one factor a row of an int8 matrix; see `quantize_rows`.
-        bias: float32 (n,), before the activation.
-        added: float32 (batch, n), after the activation: the residual.
-        gelu: the exact, erf-based GELU.
+        x: float32 (batch, k); up to 8 rows are best.
+        weight: float32, float16, bfloat16 or int8 (n, k), with the rows of torch.nn.Linear.
+        scale: float32 (n,), one factor per row of an int8 matrix; see `quantize_rows`.
+        bias: float32 (n,), added before the activation.
+        added: float32 (batch, n), the residual, added after the activation.
+        gelu: whether the activation is the exact, erf-based GELU; without it there is none.
 
     Returns:
         float32 (batch, n).
@@ -64,12 +64,12 @@ def linear(
 
 
 def cross_attention(query: TensorValue, keys: TensorValue, values: TensorValue, layer: int) -> TensorValue:
-    """softmax(q kT / sqrt(head size)) v of one new position over the audio.
+    """softmax(q kT / sqrt(head size)) v of one new position over the audio's positions.
 
     Args:
         query: float32 (1, n_state).
         keys, values: float32 or bfloat16 (layers, heads, positions, head size).
-        layer: which of the layers.
+        layer: the layer's number.
 
     Returns:
         float32 (1, n_state).
@@ -93,14 +93,14 @@ def self_attention(
     layer: int,
     n_head: int,
 ) -> TensorValue:
-    """Put a new position's key and value into the cache, and attend to it and all before it.
+    """Put a new position's key and value into the cache, and attend to this position and all before it.
 
     Args:
         query, key, value: float32 (1, n_state).
         position: int64 (1,).
         cache: float32 (layers, 2, n_text_ctx, n_state), changed in place.
-        layer: which of the layers.
-        n_head: heads side by side in n_state.
+        layer: the layer's number.
+        n_head: the number of heads, which lie side by side in n_state.
 
     Returns:
         float32 (1, n_state).
@@ -116,7 +116,7 @@ def self_attention(
 
 
 def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A float matrix (n, k) as int8 (n, k) and float32 scales (n,): weight = int8 * scale, row by row."""
+    """Return a float matrix (n, k) as int8 (n, k) and float32 (n,): each row is its int8 times its scale."""
     scale = np.abs(weight).max(axis=1) / 127
     scale = np.where(scale == 0, 1, scale).astype(np.float32)
     return np.rint(weight / scale[:, None]).astype(np.int8), scale
@@ -125,19 +125,19 @@ def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def log_mel(
     audio: TensorValue, filters: TensorValue, frames: Dim | int, *, reflect: bool = True
 ) -> TensorValue:
-    """log10 of the mel-filtered power of each 10 ms, at least -10: Whisper's before its clamp and scaling.
+    """log10 of the mel-filtered power of every 10 ms, at least -10: Whisper's before its clamp and scaling.
 
-    One FFT of 400 samples under a periodic Hann window a frame; the zeros of the filters are skipped.
+    Each frame takes one FFT of 400 samples under a periodic Hann window. The filters' zeros are skipped.
 
     Args:
-        audio: float32 (samples,) of 16 kHz.
-        filters: float32 (n_mels, 201), as whisper.audio.mel_filters has them.
-        frames: how many; at most samples // 160 + 1, of which whisper drops the last.
-        reflect: mirror the audio by 200 samples at both ends, as whisper does, so that frame i is centred
-            on sample 160 i. Without, frame i is samples 160 i to 160 i + 399 and all must be there.
+        audio: float32 (samples,), 16 kHz.
+        filters: float32 (n_mels, 201), from whisper.audio.mel_filters.
+        frames: the number of frames; at most samples // 160 + 1, of which whisper drops the last.
+        reflect: whether to mirror the audio by 200 samples at both ends, as whisper does, so that frame i is
+            centred on sample 160 i. If not, frame i is samples 160 i to 160 i + 399, which must all exist.
 
     Returns:
-        float32 (n_mels, frames). The graph stops with an error on audio too short.
+        float32 (n_mels, frames). The graph stops with an error if the audio is too short.
     """
     cpu = DeviceRef.CPU()
     return ops.custom(
@@ -152,21 +152,23 @@ def log_mel(
 def select(
     logits: TensorValue, masks: TensorValue, rules: TensorValue
 ) -> tuple[TensorValue, TensorValue, TensorValue]:
-    """The likeliest allowed token, under whisper.decoding's suppression and timestamp rules.
+    """Select the likeliest token that whisper.decoding's suppression and timestamp rules allow.
 
-    If the last rule asks for it, text is forbidden where all timestamps together are likelier than the
-    likeliest text token. The first of equals wins.
+    If the rules ask for it, text is forbidden when all timestamps together are likelier than the likeliest
+    text token. Of equally likely tokens, the first one wins.
 
     Args:
         logits: float32 (n_vocab,).
-        masks: float32 (masks, n_vocab), one is added to the logits: minus infinity forbids, 0 does not.
-        rules: int64 (6,): first text token allowed, first timestamp token, first timestamp allowed,
-            whether to weigh timestamps against text (1 or 0), the no-speech token or -1, and which mask.
+        masks: float32 (masks, n_vocab), one of which is added to the logits: minus infinity forbids a token,
+            0 allows it.
+        rules: int64 (6,): the first allowed text token, the first timestamp token, the first allowed
+            timestamp, whether to weigh timestamps against text (1 or 0), the no-speech token or -1, and the
+            mask's number.
 
     Returns:
-        The token, int64 (1,); its log-probability among the allowed, float32 (1,); the probability of the
-        no-speech token among all, unmasked, float32 (1,), or 0 if that was not asked for. The graph stops
-        with an error if nothing is allowed or a rule is out of range.
+        The token, int64 (1,); its log-probability among the allowed tokens, float32 (1,); and the probability
+        of the no-speech token among all tokens, unmasked, float32 (1,), or 0 if it was not requested. The
+        graph stops with an error if no token is allowed or a rule is out of range.
     """
     cpu = DeviceRef.CPU()
     one = TensorType(DType.float32, (1,), cpu)

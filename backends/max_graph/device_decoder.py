@@ -1,7 +1,7 @@
 """One step of Whisper's greedy decoding as a MAX graph that leaves everything on the device.
 
-A GPU replays it, token after token, without waiting for the host, which looks only every few steps whether
-the window is done. asrgate.backends.max_graph.decoder is what the CPU takes.
+A GPU replays it token after token without waiting for the host, which checks only every few steps whether
+the window is done. The CPU uses asrgate.backends.max_graph.decoder instead.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from asrgate.backends.max_graph.decoder import (
     new_buffer,
     rule_numbers,
 )
+from asrgate.backends.max_graph.device_ops import WindowState
 from asrgate.backends.max_graph.modules import Place, TextDecoder
 from asrgate.backends.max_graph.session import Launch
 from asrgate.backends.whisper_common.greedy import Window, WindowRules
 
-POSITION, TOKEN, COUNT, DONE, FAILED = 0, 1, 2, 6, 7  # in the state; see device_ops
-STEPS_BETWEEN_LOOKS = 8
+POSITION, TOKEN = (WindowState._fields.index(name) for name in ("position", "token"))
+STEPS_BETWEEN_CHECKS = 8  # whether the window is done
 
 
 def step_types(dims: Any, place: Place) -> list:
-    """Input types of `step`, in order; device_ops.choose describes the last six."""
+    """The types of the inputs of `step`, in order; device_ops.choose describes the last six."""
     device = place.device
     return [
         cross_type(dims, place),
@@ -49,17 +50,17 @@ def step_types(dims: Any, place: Place) -> list:
 
 
 def step(decoder: TextDecoder, dims: Any) -> Callable[..., TensorValue]:
-    """The graph's function: feed the token that the state names, sample the next one, advance the state.
+    """Return the graph's function: it feeds the state's token, samples the next one and advances the state.
 
-    Its output, what the layers are given (1, n_state), only makes it a graph with one.
+    It returns the first layer's input (1, n_state) only because a graph must have an output.
     """
 
     def forward(*inputs: Any) -> TensorValue:
         cross_key, cross_value, cache, masks, state, sums, sampled, prompt, numbers = inputs
         cache, state = cache.buffer, state.buffer
-        fed = ops.buffer_load(state)
-        x = embedded(decoder, fed[TOKEN : TOKEN + 1], fed[POSITION : POSITION + 1])
-        found = logits(
+        now = ops.buffer_load(state)
+        x = embedded(decoder, now[TOKEN : TOKEN + 1], now[POSITION : POSITION + 1])
+        step_logits = logits(
             decoder,
             x,
             lambda attn, x, layer: device_ops.self_attention(
@@ -68,7 +69,7 @@ def step(decoder: TextDecoder, dims: Any) -> Callable[..., TensorValue]:
             lambda q, layer: device_ops.cross_attention(q, cross_key.tensor, cross_value.tensor, layer),
         )
         device_ops.choose(
-            found, masks.tensor, state, sums.buffer, sampled.buffer, prompt.tensor, numbers.tensor
+            step_logits, masks.tensor, state, sums.buffer, sampled.buffer, prompt.tensor, numbers.tensor
         )
         return x
 
@@ -79,13 +80,14 @@ class StepLoop:
     """Runs `step` on one window after another."""
 
     def __init__(self, models: Mapping[str, Any], dims: Any, place: Place, driver: Any):
-        """Allocate the buffers, and capture the step where MAX can; the arguments are GraphLoop's."""
+        """Allocate the buffers, and capture the step if MAX can; the arguments are those of GraphLoop."""
         self._n_text_ctx, self._driver = dims.n_text_ctx, driver
         buffers = [new_buffer(kind, driver) for kind in step_types(dims, place)]
         self._cross_key, self._cross_value, _, self._masks, self._state, *rest = buffers
         self._sums, self._sampled, self._prompt, self._numbers = rest
-        # done: a step changes nothing
-        self._fill((self._state, _numbers(self._state, [0, 0, 0, 0, 0, 0, 1, 0])))
+        # a step changes nothing once the window is done
+        done = WindowState(0, 0, 0, 0, 0, 0, done=1, failed=0)
+        self._fill((self._state, _numbers(self._state, done)))
         self._launch = Launch(models["step"], buffers)
         self.how = f"a step at a time, {self._launch.how}"
 
@@ -93,7 +95,7 @@ class StepLoop:
         """Decode one window.
 
         Args:
-            cross_key, cross_value, masks: buffers as `step_types` has them.
+            cross_key, cross_value, masks: buffers of the types that `step_types` gives.
             rules: what may be sampled.
 
         Raises:
@@ -101,7 +103,16 @@ class StepLoop:
         """
         prompt = np.zeros(self._n_text_ctx)
         prompt[: len(rules.prompt)] = rules.prompt
-        start = [0, rules.prompt[0], 0, 0, 1, rules.timestamp_begin - 1, 0, 0]
+        start = WindowState(
+            position=0,
+            token=rules.prompt[0],
+            written=0,
+            last_is_stamp=0,
+            before_is_stamp=1,
+            stamp=rules.timestamp_begin - 1,
+            done=0,
+            failed=0,
+        )
         self._fill(
             (self._cross_key, cross_key),
             (self._cross_value, cross_value),
@@ -112,29 +123,29 @@ class StepLoop:
             (self._numbers, _numbers(self._numbers, [*rule_numbers(rules), len(rules.prompt)])),
         )
         state = self._advance(len(rules.prompt) - 1)
-        while not state[DONE]:
-            state = self._advance(STEPS_BETWEEN_LOOKS)
-        if state[FAILED]:
+        while not state.done:
+            state = self._advance(STEPS_BETWEEN_CHECKS)
+        if state.failed:
             raise BackendError("no token is allowed, or the logits are not numbers")
         sum_logprob, no_speech = self._read(self._sums).tolist()
-        return Window(self._read(self._sampled)[: state[COUNT]].tolist(), sum_logprob, no_speech)
+        return Window(self._read(self._sampled)[: state.written].tolist(), sum_logprob, no_speech)
 
-    def _advance(self, steps: int) -> np.ndarray:
+    def _advance(self, steps: int) -> WindowState:
         for _ in range(steps):
             self._launch()
-        return self._read(self._state)
+        return WindowState(*self._read(self._state).tolist())
 
     def _fill(self, *pairs: tuple[Buffer, Buffer]) -> None:
-        for held, given in pairs:
-            held.inplace_copy_from(given)
-        # MAX 26.7 copies while Python goes on: a source could be gone, or a step begin, too soon
+        for target, source in pairs:
+            target.inplace_copy_from(source)
+        # MAX 26.7 copies while Python goes on; a source could be freed, or a step begin, before it is done
         self._driver.synchronize()
 
     @staticmethod
-    def _read(held: Any) -> np.ndarray:
-        return held.to(CPU()).to_numpy()
+    def _read(buffer: Any) -> np.ndarray:
+        return buffer.to(CPU()).to_numpy()
 
 
 def _numbers(like: Buffer, values: Any) -> Buffer:
-    """On the host, of another buffer's type."""
+    """Return values in a buffer on the host, of the same type as another buffer."""
     return Buffer.from_numpy(np.array(values, like.dtype.to_numpy()))

@@ -1,19 +1,30 @@
-"""Calls of our Mojo kernels for GPUs; they run on a CPU too, to be tested.
+"""Calls of our Mojo kernels for GPUs; they also run on a CPU, so that they can be tested there.
 
 A graph that uses one needs `Graph(..., custom_extensions=[custom_ops.KERNELS])`.
-
-The state of a window that is decoded, int64 (8,): position and token to be fed, number of tokens sampled,
-whether the last one and the one before it are timestamps, the last timestamp, whether the window is done, and
-whether that is because no token was allowed.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from max.graph import BufferValue, TensorType, TensorValue, ops
 
 
+class WindowState(NamedTuple):
+    """The state of a window that is being decoded, in the order of the int64 (8,) that the kernels take."""
+
+    position: int  # of the next token to feed
+    token: int  # the next token to feed
+    written: int  # the number of tokens sampled so far
+    last_is_stamp: int  # 1 if the last sampled token is a timestamp, else 0
+    before_is_stamp: int  # the same for the token before it; 1 if there is none
+    stamp: int  # the last sampled timestamp; before the first one, one less than the lowest
+    done: int  # 0 or 1
+    failed: int  # 1 if it is done because no token was allowed, or the logits were not numbers
+
+
 def log_mel(hops: TensorValue, tables: TensorValue, filters: TensorValue) -> TensorValue:
-    """custom_ops.log_mel without its mirroring: log10 of the mel-filtered power of each 10 ms, at least -10.
+    """custom_ops.log_mel without its mirroring: log10 of the mel-filtered power of every 10 ms, at least -10.
 
     Args:
         hops: float32 (hops, 160), audio of 16 kHz; frame i is samples 160 i to 160 i + 399.
@@ -35,14 +46,14 @@ def log_mel(hops: TensorValue, tables: TensorValue, filters: TensorValue) -> Ten
 def self_attention(
     qkv: TensorValue, cache: BufferValue, state: BufferValue, layer: int, n_head: int
 ) -> TensorValue:
-    """Put a new position's key and value into the cache, and attend to it and all before it.
+    """Put a new position's key and value into the cache, and attend to this position and all before it.
 
     Args:
         qkv: query, key and value side by side, (1, 3 n_state).
         cache: (layers, 2, n_text_ctx, n_state) of the same type, changed in place.
-        state: of the window; its position counts.
-        layer: which of the layers.
-        n_head: heads side by side in n_state.
+        state: the WindowState, of which only the position is used.
+        layer: the layer's number.
+        n_head: the number of heads, which lie side by side in n_state.
 
     Returns:
         (1, n_state), softmax(q kT / sqrt(head size)) v, summed in float32.
@@ -58,12 +69,12 @@ def self_attention(
 
 
 def cross_attention(query: TensorValue, keys: TensorValue, values: TensorValue, layer: int) -> TensorValue:
-    """softmax(q kT / sqrt(head size)) v of one new position over the audio, summed in float32.
+    """softmax(q kT / sqrt(head size)) v of one new position over the audio's positions, summed in float32.
 
     Args:
         query: (1, n_state).
         keys, values: (layers, heads, positions, head size) of the same type.
-        layer: which of the layers.
+        layer: the layer's number.
 
     Returns:
         (1, n_state).
@@ -86,18 +97,19 @@ def choose(
     prompt: TensorValue,
     numbers: TensorValue,
 ) -> None:
-    """Take the likeliest allowed token, as custom_ops.select does, and go on to the next position.
+    """Take the likeliest allowed token, as custom_ops.select does, and advance to the next position.
 
     Nothing changes once the window is done.
 
     Args:
         logits: float32 (n_vocab,).
-        masks: float32 (2, n_vocab), added to the logits: always, and at the first sampled token.
-        state: of the window.
-        sums: float32 (2,): sum of log-probabilities, no-speech probability.
-        sampled: int64 (n_text_ctx,), the tokens.
-        prompt: int64 (n_text_ctx,), fed before any token is sampled.
-        numbers: int64 (8,), those of asrgate.backends.max_graph.decoder.rule_numbers and the prompt's length.
+        masks: float32 (2, n_vocab), added to the logits: the first row always, the second for the first
+            sampled token.
+        state: the WindowState, changed in place.
+        sums: float32 (2,): the sum of log-probabilities and the no-speech probability.
+        sampled: int64 (n_text_ctx,), to which the tokens are written.
+        prompt: int64 (n_text_ctx,), the tokens fed before any token is sampled.
+        numbers: int64 (8,), asrgate.backends.max_graph.decoder.rule_numbers and the prompt's length.
     """
     ops.inplace_custom(
         "asr_device_choice",

@@ -1,4 +1,4 @@
-"""Calls of our Mojo kernels for many rows at once: the encoder's products and attention, on the CPU.
+"""Calls of our Mojo kernels for many rows at once: the encoder's products and attention on the CPU.
 
 A graph that uses one needs `Graph(..., custom_extensions=[custom_ops.KERNELS])`.
 """
@@ -11,14 +11,15 @@ import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
 
-PANEL = 32  # columns of a packed panel; kernels/matrix.mojo has the same
+PANEL = 32  # columns per packed panel; kernels/matrix.mojo and matrix_bf16.mojo have the same number
 
 
-def panels(weight: Any) -> np.ndarray:
-    """A float32 matrix (n, k), rows as torch.nn.Linear has them, as (n / 32, k, 32): how `product` reads it.
+def whole_panels(weight: Any) -> np.ndarray:
+    """Return a weight as a float32 matrix (n, k) whose rows are padded with zeros to a multiple of 32.
 
-    A convolution's kernel (n, channels, width) becomes the matrix (n, width channels) first. Rows are
-    filled up with zeros to a multiple of 32.
+    Args:
+        weight: (n, k), with the rows of torch.nn.Linear; or a convolution's kernel (n, channels, width),
+            which becomes the matrix (n, width channels).
     """
     array = np.asarray(weight, np.float32)
     if array.ndim == 3:
@@ -26,7 +27,13 @@ def panels(weight: Any) -> np.ndarray:
     n, k = array.shape
     padded = np.zeros((-(-n // PANEL) * PANEL, k), np.float32)
     padded[:n] = array
-    return np.ascontiguousarray(padded.reshape(-1, PANEL, k).transpose(0, 2, 1))
+    return padded
+
+
+def panels(weight: Any) -> np.ndarray:
+    """Return a weight as `product` reads it: float32 (n / 32, k, 32); see `whole_panels`."""
+    padded = whole_panels(weight)
+    return np.ascontiguousarray(padded.reshape(-1, PANEL, padded.shape[1]).transpose(0, 2, 1))
 
 
 def product(
@@ -41,45 +48,74 @@ def product(
 ) -> TensorValue:
     """act(x weightT + bias) + added, in float32.
 
-    With `rows` and `step`, row i of the left factor is the k numbers from i * step on of x read as one
-    line: overlapping rows, which make a convolution (or a windowed DFT) a product.
+    With `rows` and `step`, x is read as one line of numbers, and row i of the left factor is its k numbers
+    from i * step on. The rows overlap, which makes a product of a convolution (or of a windowed DFT).
 
     Args:
-        x: float32 (m, k), or anything of rank 2 with `rows` and `step`.
+        x: float32 (m, k), or any shape of rank 2 with `rows` and `step`.
         weight: float32 (n / 32, k, 32), see `panels`.
-        bias: float32 (n,), before the activation.
-        added: float32 (m, n), after it: the residual.
-        gelu: the exact, erf-based GELU.
+        rows: the number of rows of the left factor, m; x's own by default.
+        step: the distance between the beginnings of two rows; k by default.
+        bias: float32 (n,), added before the activation.
+        added: float32 (m, n), the residual, added after the activation.
+        gelu: whether the activation is the exact, erf-based GELU; without it there is none.
 
     Returns:
         float32 (m, n).
     """
+    n_in, out_dtype = int(weight.shape[1]), DType.float32
+    return product_of("asr_product", x, weight, n_in, out_dtype, rows, step, bias, added, gelu)
+
+
+def product_of(
+    kernel: str,
+    x: TensorValue,
+    weight: TensorValue,
+    n_in: int,
+    out_dtype: DType,
+    rows: Dim | int | None,
+    step: int | None,
+    bias: TensorValue | None,
+    added: TensorValue | None,
+    gelu: bool,
+) -> TensorValue:
+    """Call a kernel that computes `product`; weights in panels have k = `n_in` columns."""
     cpu = DeviceRef.CPU()
-    width = int(weight.shape[0]) * PANEL
     vector = ops.constant(np.zeros(1, np.float32), DType.float32, cpu)
     matrix = ops.constant(np.zeros((1, 1), np.float32), DType.float32, cpu)
+    shape = (x.shape[0] if rows is None else rows, int(weight.shape[0]) * PANEL)
     return ops.custom(
-        "asr_product",
+        kernel,
         cpu,
         [x, weight, vector if bias is None else bias, matrix if added is None else added],
-        [TensorType(DType.float32, (x.shape[0] if rows is None else rows, width), cpu)],
+        [TensorType(out_dtype, shape, cpu)],
         {
             "biased": bias is not None,
             "residual": added is not None,
             "gelu": gelu,
-            "step": int(weight.shape[1]) if step is None else step,
+            "step": n_in if step is None else step,
         },
     )[0].tensor
 
 
-def attention(query: TensorValue, key: TensorValue, value: TensorValue, n_head: int) -> TensorValue:
-    """softmax(q kT / sqrt(head size)) v over all positions: float32 (positions, n_state) each."""
+def attention(
+    query: TensorValue, key: TensorValue, value: TensorValue, n_head: int, kernel: str = "asr_attention"
+) -> TensorValue:
+    """softmax(q kT / sqrt(head size)) v over all positions.
+
+    Args:
+        query, key, value: float32 (positions, n_state).
+        n_head: the number of heads, which lie side by side in n_state.
+        kernel: the name of the kernel that computes it.
+
+    Returns:
+        (positions, n_state), of the query's type.
+    """
     cpu = DeviceRef.CPU()
-    size = int(query.shape[1]) // n_head
     return ops.custom(
-        "asr_attention",
+        kernel,
         cpu,
         [query, key, value],
-        [TensorType(DType.float32, query.shape, cpu)],
-        {"size": size},
+        [TensorType(query.dtype, query.shape, cpu)],
+        {"size": int(query.shape[1]) // n_head},
     )[0].tensor

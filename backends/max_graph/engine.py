@@ -1,49 +1,73 @@
-"""Log-mel and encoder in MAX: what `max-hybrid` and `max` share."""
+"""Log-mel and encoder in MAX, which `max-hybrid` and `max` share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from asrgate.backends.base import BackendError, BackendUnavailable, Checkpoint, Settings
 from asrgate.backends.checkpoints.catalog import load_state_dict
-from asrgate.backends.devices import require_cuda_torch, require_nvidia_gpu, require_package
+from asrgate.backends.devices import require_package, require_torch
 from asrgate.backends.max_graph import session as sessions
 from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_FRAMES
-from asrgate.backends.whisper_common.greedy import TRIM, TRIMMED, frames_to_encode
+from asrgate.backends.whisper_common.greedy import (
+    TRIM,
+    TRIMMED,
+    GreedyBackend,
+    Window,
+    WindowRules,
+    frames_to_encode,
+)
 
-PANEL = 32  # columns that the kernels compute at once
 MAX_RELEASE = "26.7"
-IMPORTS = ("torch", "whisper", "max.driver", "max.engine", "max.graph", "max.nn")
 
 
 def check(device: str) -> None:
-    """Raise BackendUnavailable if MAX, a package beside it or the GPU is missing."""
+    """Raise BackendUnavailable if MAX, another required package or the GPU is missing."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        found = version("max")
+        installed = version("max")
     except PackageNotFoundError:
         raise BackendUnavailable("the package max is not installed", "pip install max") from None
-    if not found.startswith(f"{MAX_RELEASE}."):
+    if not installed.startswith(f"{MAX_RELEASE}."):
         raise BackendUnavailable(
-            f"MAX {found} is installed; the graphs are written for {MAX_RELEASE}",
+            f"MAX {installed} is installed; the graphs are written for {MAX_RELEASE}",
             f"pip install 'max=={MAX_RELEASE}.*'",
         )
     require_package("whisper", "openai-whisper")
-    require_package("torch", "torch")
-    if device == "cuda":
-        require_nvidia_gpu()
-        require_cuda_torch()
+    require_torch(device)
+
+
+class MaxBackend(GreedyBackend):
+    """A backend made of a MaxEngine; a subclass defines it with `devices` and `engine_class`."""
+
+    imports: ClassVar[Sequence[str]] = ("torch", "whisper", "max.driver", "max.engine", "max.graph", "max.nn")
+    engine_class: ClassVar[type[MaxEngine]]
+    _engine: MaxEngine
+
+    @classmethod
+    def check(cls, device: str, precision: str) -> None:
+        """Raise BackendUnavailable if MAX, another required package or the GPU is missing."""
+        check(device)
+
+    @classmethod
+    def build(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> MaxEngine:
+        """Load weights and graphs, compiled on first use; see GreedyBackend.load."""
+        return cls.engine_class(checkpoint, device, precision, settings)
+
+    def encoder_trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
+        """See asrgate.backends.inspection.encoder_trace.TracesEncoder."""
+        return self._engine.trace(audio)
 
 
 class MaxEngine:
     """The first two stages of asrgate.backends.whisper_common.greedy.Engine; a subclass adds the decoder.
 
-    torch and MAX hand tensors to one another through DLPack, without copies. On a GPU each has a stream of
-    its own, so one waits before the other reads or frees what both hold.
+    torch and MAX exchange tensors through DLPack, without copies. On a GPU each has its own stream, so one
+    waits before the other reads or frees memory that both use.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str, settings: Settings):
@@ -71,8 +95,8 @@ class MaxEngine:
                 self._session = InferenceSession(devices=[CPU(), self._driver])
             else:
                 self._driver = CPU()
-                # MAX 26.7 aborts the process when num_threads is given: it takes a thread for each core that
-                # this process may use, and the harness pins a worker to as many as it may have
+                # MAX 26.7 aborts the process if num_threads is given. It starts one thread per core that the
+                # process may use, and the harness pins a worker to as many cores as it may use
                 self._session = InferenceSession()
         except (RuntimeError, ValueError) as error:
             raise BackendUnavailable(f"MAX cannot use {device}: {str(error).splitlines()[0]}") from error
@@ -80,7 +104,7 @@ class MaxEngine:
         halves = all(tensor.dtype == torch.float16 for tensor in self.state_dict.values())
         self.place = place(DeviceRef.from_device(self._driver), precision.removesuffix(TRIM), halves)
         whisper = Whisper(self.dims, self.place)
-        # on the host, also for a GPU: MAX moves them there when it loads the graphs
+        # on the host even for a GPU: MAX moves them when it loads the graphs
         weights = {name: Buffer.from_dlpack(x) for name, x in whisper.prepared(self.state_dict).items()}
         try:
             whisper.load_state_dict(weights)
@@ -108,16 +132,16 @@ class MaxEngine:
             self._whole = [torch.empty_like(x) for x in self._silence]
 
     def _to_device(self, tensor: Any) -> Any:
-        """A torch CPU tensor as a MAX buffer on the engine's device."""
+        """Return a torch tensor on the CPU as a MAX buffer on the engine's device."""
         buffer = self._buffer.from_dlpack(tensor)
         if self.device.type == "cpu":
             return buffer
         moved = buffer.to(self._driver)
-        self._driver.synchronize()  # the tensor may be gone at once
+        self._driver.synchronize()  # the caller may free the tensor at once
         return moved
 
     def graphs(self) -> dict[str, Callable[..., Any]]:
-        """Name -> what builds the graph from keywords of max.graph.Graph; a subclass adds its own."""
+        """Return name -> builder, called with keywords of max.graph.Graph; subclasses add their own."""
         return self._graphs.encoding()
 
     def _load(self, graphs: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
@@ -125,39 +149,43 @@ class MaxEngine:
         return sessions.load_all(self._session, self.device.type, facts, graphs, self._weights)
 
     def encode(self, mel: Any) -> Any:
-        """One window (n_mels, 3000) to cross-attention keys and values: see WhisperGraphs.encoder."""
+        """Turn one window (n_mels, 3000) into cross-attention keys and values; see WhisperGraphs.encoder."""
         if not self._trims:
             return self._encoded(mel)
-        heard = self._encoded(mel[:, : frames_to_encode(mel)])
-        for whole, silence, part in zip(self._whole, self._silence, heard, strict=True):
+        parts = self._encoded(mel[:, : frames_to_encode(mel)])
+        for whole, silence, part in zip(self._whole, self._silence, parts, strict=True):
             positions = part.shape[2]
             whole[:, :, :positions] = self._torch.from_dlpack(part)
             whole[:, :, positions:] = silence[:, :, positions:]
         return [self._buffer.from_dlpack(whole) for whole in self._whole]
 
+    def decode(self, encoded: Any, rules: WindowRules) -> Window:
+        """See asrgate.backends.whisper_common.greedy.Engine; a subclass defines it."""
+        raise NotImplementedError
+
     def _encoded(self, mel: Any) -> Sequence[Any]:
-        given = self._from_torch(mel)
+        window = self._from_torch(mel)
         if self.device.type == "cpu":
-            return self._models["encoder"].execute(given)
-        self._mel.inplace_copy_from(given)
+            return self._models["encoder"].execute(window)
+        self._mel.inplace_copy_from(window)
         encoded = self._encoder()
-        self._driver.synchronize()  # `given` may be gone at once
+        self._driver.synchronize()  # `window` is freed on return
         return encoded
 
     def log_mel(self, audio: np.ndarray) -> Any:
-        """See greedy.Engine; frames of silence are filled in rather than computed."""
+        """See greedy.Engine; frames of silence are filled in, not computed."""
         from asrgate.backends.max_graph.log_mel import cut
 
         hops = self._to_device(self._torch.from_numpy(cut(audio)))
-        heard, silence = self._to_torch(self._models["log_mel"].execute(hops, self._filters))
+        spoken, silence = self._to_torch(self._models["log_mel"].execute(hops, self._filters))
         mel = self._torch.empty((self.dims.n_mels, len(audio) // HOP_LENGTH + N_FRAMES), device=self.device)
-        frames = min(heard.shape[1], mel.shape[1])
-        mel[:, :frames] = heard[:, :frames]
+        frames = min(spoken.shape[1], mel.shape[1])
+        mel[:, :frames] = spoken[:, :frames]
         mel[:, frames:] = silence
         return mel
 
     def trace(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        """As inspection.encoder_trace.TracesEncoder; a graph of its own gives out every layer."""
+        """See inspection.encoder_trace.TracesEncoder; a separate graph outputs every layer."""
         from asrgate.backends.inspection.encoder_trace import first_window, layer_shapes
 
         model = self._load({"layers": self._graphs.layers})["layers"]
@@ -195,17 +223,28 @@ class MaxEngine:
 
 
 def _require_whole_panels(dims: Any, device: str) -> None:
-    """Raise BackendError if the kernels cannot take these dimensions; every Whisper of OpenAI's fits."""
+    """Raise BackendError if the kernels cannot take these dimensions; all of OpenAI's models fit."""
+    from asrgate.backends.max_graph.encoder_ops import PANEL
+
     sizes = dims.n_audio_state // dims.n_audio_head, dims.n_text_state // dims.n_text_head
     if device == "cpu" and any(size % PANEL for size in sizes):
         raise BackendError(
-            f"its kernels take heads of a multiple of {PANEL}, and this checkpoint's have {sizes[0]} and "
-            f"{sizes[1]}; take whisper-cpu or faster-whisper for it"
+            f"its kernels need attention heads of a multiple of {PANEL} numbers, but this checkpoint's have "
+            f"{sizes[0]} (encoder) and {sizes[1]} (decoder); use whisper-cpu or faster-whisper for it"
         )
 
 
 def place(device: Any, precision: str, halves: bool) -> Any:
-    """What `precision` means on a max.graph.DeviceRef, for a checkpoint that is stored in float16 or not."""
+    """Return what a precision means on a device.
+
+    Args:
+        device: a max.graph.DeviceRef.
+        precision: as the variant's name states it, without "+trim".
+        halves: whether the checkpoint is stored in float16.
+
+    Returns:
+        an asrgate.backends.max_graph.modules.Place.
+    """
     from max.dtype import DType
 
     from asrgate.backends.max_graph.modules import Place
@@ -216,6 +255,6 @@ def place(device: Any, precision: str, halves: bool) -> Any:
     whole, half = DType.float32, DType.bfloat16
     if precision == "float32":
         return Place(device, whole, whole, DType.float16 if halves else whole, whole, has_kernels=True)
-    stored = DType.float16 if halves else half
-    step = DType.int8 if precision == "int8" else stored
+    step_16 = DType.float16 if halves else half  # float16 holds a checkpoint of float16 exactly
+    step = DType.int8 if precision == "int8" else step_16
     return Place(device, whole, half, step, half, has_kernels=True)

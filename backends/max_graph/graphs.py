@@ -1,4 +1,4 @@
-"""The MAX graphs of one Whisper: what `max-hybrid` and `max` compile."""
+"""The MAX graphs of one Whisper model, which `max-hybrid` and `max` compile."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from asrgate.backends.whisper_common.constants import N_FRAMES
 
 
 class WhisperGraphs:
-    """Builders of the graphs; each takes keywords of max.graph.Graph and needs no device to be there."""
+    """Builders of the graphs: each takes keywords of max.graph.Graph, and needs no device to build."""
 
     def __init__(
         self, dims: Any, place: Place, log_mel_method: str, weights: Mapping[str, Any] | None = None
     ):
-        """Keep what the graphs depend on.
+        """Keep everything that the graphs depend on.
 
         Args:
             dims: a whisper.model.ModelDimensions.
-            place: where and how they compute.
+            place: where and how the graphs compute.
             log_mel_method: see log_mel.chosen_method.
-            weights: as modules.Whisper.load_state_dict takes them; None to only compile.
+            weights: as modules.Whisper.load_state_dict takes them; None if the graphs are only compiled.
         """
         self.dims, self.place, self.log_mel_method = dims, place, log_mel_method
         self._weights = weights
 
     def encoding(self) -> dict[str, Callable[..., Graph]]:
-        """Name -> builder, of all that comes before the decoder."""
+        """Return name -> builder of the graphs before the decoder."""
         return {"log_mel": self.log_mel, "encoder": self.encoder}
 
     def decoding(self) -> dict[str, Callable[..., Graph]]:
-        """Name -> builder of the decoder: its whole loop, or a step where the state stays on the device."""
+        """Return name -> builder of the decoder: its loop, or one step if the state stays on the device."""
         return {"greedy": self.greedy} if self.place.has_kernels else {"step": self.step}
 
     def log_mel(self, **shared: Any) -> Graph:
@@ -51,14 +51,14 @@ class WhisperGraphs:
         )
 
     def encoder(self, **shared: Any) -> Graph:
-        """A window's log-mel (n_mels, frames) to the cross-attention's keys and values.
+        """Turn a window's log-mel (n_mels, frames) into the cross-attention's keys and values.
 
-        Outputs: both (layers, heads, n_audio_ctx, head size).
+        Both outputs are (layers, heads, n_audio_ctx, head size).
         """
         return self._of_window(_cross, shared)
 
     def layers(self, **shared: Any) -> Graph:
-        """The same with every layer as an output, float32: see inspection.encoder_trace.layer_shapes."""
+        """The same with every layer as a float32 output: see inspection.encoder_trace.layer_shapes."""
 
         def outputs(whisper: Whisper, mel: Any) -> Any:
             layers = dict(whisper.encoder.layers(mel))
@@ -87,13 +87,13 @@ class WhisperGraphs:
         def forward(mel: Any) -> Any:
             return outputs(self._modules(), ops.cast(mel.tensor, self.place.dtype))
 
-        # only on the CPU is a window ever trimmed, and there a number known in advance makes nothing faster
+        # windows are trimmed only on the CPU, where a length known in advance makes nothing faster
         frames = "frames" if self.place.has_kernels else N_FRAMES
         kind = TensorType(DType.float32, (self.dims.n_mels, frames), device=self.place.device)
         return Graph(forward=forward, input_types=[kind], **shared)
 
     def _modules(self) -> Whisper:
-        """New modules with the weights: MAX 26.7 ties a module to the first graph it is used in."""
+        """Return new modules with the weights: MAX 26.7 ties a module to the first graph that uses it."""
         whisper = Whisper(self.dims, self.place)
         if self._weights is not None:
             whisper.load_state_dict(self._weights)

@@ -1,7 +1,7 @@
-"""Whisper's log-mel spectrogram as a MAX graph, its spectrum in one of two ways.
+"""Whisper's log-mel spectrogram as a MAX graph, whose spectrum is computed by one of two methods.
 
-"mojo": our kernel, an FFT on the CPU and a plain DFT on a GPU. "matmul": frames times a windowed DFT matrix,
-on the CPU, where it is the slower.
+"mojo" is our kernel: an FFT on the CPU and a plain DFT on a GPU. "matmul" multiplies the frames by a windowed
+DFT matrix; it exists only on the CPU, where it is slower.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from asrgate.backends.max_graph import custom_ops, device_ops, encoder_ops
 from asrgate.backends.max_graph.modules import Place
 from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_FFT, N_FRAMES
 
-BINS = N_FFT // 2 + 1
-FLOOR = 1e-10  # power below it counts as silence
+BINS = N_FFT // 2 + 1  # of the spectrum: 201
+FLOOR = 1e-10  # less power than this counts as silence
 RANGE = 8.0  # decades below the loudest bin that are kept
 
 
 def hops_type(device: DeviceRef) -> TensorType:
-    """Audio cut every 10 ms: float32 (hops, 160)."""
+    """The type of audio cut every 10 ms: float32 (hops, 160)."""
     return TensorType(DType.float32, ("hops", HOP_LENGTH), device=device)
 
 
 def tables() -> np.ndarray:
-    """float32 (2, 400): a periodic Hann window, and one period of the cosine."""
+    """Return a periodic Hann window and one period of the cosine: float32 (2, 400)."""
     cosine = np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
     return np.stack([0.5 - 0.5 * cosine, cosine]).astype(np.float32)
 
 
 def windowed_dft() -> np.ndarray:
-    """float32 (400, 402): a periodic Hann window times cosines, then times sines."""
+    """Return a periodic Hann window times cosines, then times sines: float32 (400, 402)."""
     sample = np.arange(N_FFT, dtype=np.float64)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * sample / N_FFT)
     angle = 2 * np.pi * sample[:, None] * np.arange(BINS) / N_FFT
@@ -43,10 +43,10 @@ def windowed_dft() -> np.ndarray:
 
 
 def chosen_method(device: str) -> str:
-    """ASRGATE_MAX_LOG_MEL if it is set, else the faster one on "cpu" or "cuda".
+    """Return the method that ASRGATE_MAX_LOG_MEL names, by default the faster one on "cpu" or "cuda".
 
     Raises:
-        BackendError: there is no such method on the device.
+        BackendError: the device has no such method.
     """
     known = ("mojo", "matmul") if device == "cpu" else ("mojo",)
     method = os.environ.get("ASRGATE_MAX_LOG_MEL") or known[0]
@@ -59,7 +59,7 @@ def chosen_method(device: str) -> str:
 
 
 def filters_type(n_mels: int, place: Place, method: str) -> TensorType:
-    """Of `prepared_filters`."""
+    """The type of `prepared_filters`."""
     if place.has_kernels and method == "matmul":
         panels = -(-n_mels // encoder_ops.PANEL)
         return TensorType(DType.float32, (panels, BINS, encoder_ops.PANEL), device=place.device)
@@ -67,7 +67,7 @@ def filters_type(n_mels: int, place: Place, method: str) -> TensorType:
 
 
 def prepared_filters(filters: Any, place: Place, method: str) -> Any:
-    """whisper's mel filters (n_mels, 201), a torch.Tensor, as `log_mel` takes them."""
+    """Return whisper's mel filters, a torch.Tensor (n_mels, 201), in the layout that `log_mel` takes."""
     import torch
 
     if place.has_kernels and method == "matmul":
@@ -78,10 +78,18 @@ def prepared_filters(filters: Any, place: Place, method: str) -> Any:
 def log_mel(
     hops: TensorValue, filters: TensorValue, n_mels: int, place: Place, method: str
 ) -> tuple[TensorValue, TensorValue]:
-    """(hops, 160) and `prepared_filters` to the scaled log-mel (n_mels, hops - 2) and silence's value.
+    """Compute what whisper.audio.log_mel_spectrogram does, for audio that was padded by 200 samples in front.
 
-    As whisper.audio.log_mel_spectrogram, for audio that was padded by 200 samples in front. The second
-    result, (1, 1), is what a frame of digital silence has in every band: it depends on the loudest bin.
+    Args:
+        hops: float32 (hops, 160).
+        filters: the result of `prepared_filters`.
+        n_mels: 80 or 128.
+        place: where and how to compute.
+        method: "mojo" or "matmul".
+
+    Returns:
+        The scaled log-mel (n_mels, hops - 2), and the value (1, 1) that a frame of digital silence has in
+        every band, which depends on the loudest bin.
     """
     frames, device = Dim("hops") - 2, place.device
     if not place.has_kernels:
@@ -99,7 +107,7 @@ def log_mel(
 
 
 def _mel_by_matmul(hops: TensorValue, filters: TensorValue, n_mels: int) -> TensorValue:
-    """Power in each mel band: (hops - 2, n_mels)."""
+    """The power in each mel band: (hops - 2, n_mels)."""
     cpu = DeviceRef.CPU()
     dft = ops.constant(encoder_ops.panels(windowed_dft().T), DType.float32, device=cpu)
     spectrum = encoder_ops.product(hops, dft, rows=Dim("hops") - 2, step=HOP_LENGTH)
@@ -108,9 +116,9 @@ def _mel_by_matmul(hops: TensorValue, filters: TensorValue, n_mels: int) -> Tens
 
 
 def cut(audio: np.ndarray) -> np.ndarray:
-    """Audio (samples,) as float32 (hops, 160) for `log_mel`: all frames that hear any of it.
+    """Return audio (samples,) as float32 (hops, 160) for `log_mel`: every frame that overlaps the audio.
 
-    Mirrored by 200 samples at the start, followed by silence, as whisper's STFT sees it.
+    The audio is mirrored by 200 samples at the start and followed by silence, as for whisper's STFT.
     """
     frames = min(-(-(len(audio) + N_FFT // 2) // HOP_LENGTH), len(audio) // HOP_LENGTH + N_FRAMES)
     padded = np.zeros((frames + 2) * HOP_LENGTH, np.float32)

@@ -1,7 +1,7 @@
-"""Whisper as MAX Graph modules (Radford et al. 2022), named as whisper.model names them.
+"""Whisper as MAX Graph modules (Radford et al. 2022), with the names of whisper.model.
 
-Because the names are the same, `load_state_dict` takes openai-whisper's state dict as `prepared` lays it out,
-and strictly: a missing, misshapen or superfluous tensor is an error that names it.
+Because the names are the same, `load_state_dict` takes openai-whisper's state dict after `prepared` has laid
+it out. It is strict: a missing, misshapen or superfluous tensor is an error that names the tensor.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from asrgate.backends.max_graph.session import restore_environment
 
 restore_environment()  # importing max.nn sets up Mojo's Python
 
-WHOLE = 32  # MAX's products on a GPU are fast where rows have a multiple of it
-PANELS, ROWS = "panels", "rows"  # layouts of a matrix on the CPU: for many rows at once, for a few
+WHOLE = 32  # MAX's products on a GPU are fast if the length of a row is a multiple of this
+PANELS, ROWS = "panels", "rows"  # layouts of a matrix on the CPU: for many rows at once, and for a few
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Place:
     """Where and how the graphs compute.
 
     Attributes:
-        device: of weights and activations.
-        dtype: of activations, and of weights unless said otherwise.
-        encoder_dtype: of the encoder's factors; on the CPU bfloat16 ones are multiplied as such and summed
-            in `dtype`.
-        step_dtype: of the matrices read at every decoding step. On the CPU they may stay in the
-            checkpoint's float16: it is exact, products are summed in `dtype`, and half as much is read.
-            int8 has a factor a row.
-        cross_dtype: of the cross-attention's keys and values.
-        has_kernels: whether the products are our Mojo kernels for the CPU. Where they are MAX's own, as on a
+        device: the device of weights and activations.
+        dtype: the type of activations, and of all weights without a type of their own below.
+        encoder_dtype: the type of the encoder's factors. On the CPU, bfloat16 factors are multiplied as such
+            and summed in `dtype`.
+        step_dtype: the type of the matrices read at every decoding step. On the CPU they may stay in the
+            checkpoint's float16: this is exact, products are summed in `dtype`, and half as much is read.
+            int8 has one factor per row.
+        cross_dtype: the type of the cross-attention's keys and values.
+        has_kernels: whether the products are our Mojo kernels for the CPU. If they are MAX's own, as on a
             GPU, the decoder keeps its state on the device: see asrgate.backends.max_graph.device_decoder.
     """
 
@@ -50,11 +50,11 @@ class Place:
 
     @property
     def panel_ops(self) -> Any:
-        """Our products and attention of many rows in `encoder_dtype`."""
+        """The module with our products and attention of many rows in `encoder_dtype`."""
         return bfloat16_ops if self.encoder_dtype == DType.bfloat16 else encoder_ops
 
     def panel_weight(self, n_out: int, n_in: int) -> Weight:
-        """The weight of a product of many rows, laid out in panels."""
+        """Return the weight of a product of many rows, laid out in panels."""
         panels, width = -(-n_out // encoder_ops.PANEL), encoder_ops.PANEL
         if self.panel_ops is bfloat16_ops:
             return Weight("weight", DType.bfloat16, (panels, n_in // 2, width, 2), device=self.device)
@@ -62,7 +62,7 @@ class Place:
 
 
 class Linear(Module):
-    """torch.nn.Linear, with what follows it: act(x weightT + bias) + added."""
+    """torch.nn.Linear and the operations after it: act(x weightT + bias) + added."""
 
     def __init__(self, n_in: int, n_out: int, place: Place, *, bias: bool = True, layout: str = PANELS):
         super().__init__()
@@ -95,7 +95,7 @@ class Linear(Module):
 
 
 class TokenEmbedding(Module):
-    """torch.nn.Embedding, whose matrix also gives the logits."""
+    """torch.nn.Embedding, whose matrix also computes the logits."""
 
     def __init__(self, n_vocab: int, n_state: int, place: Place):
         super().__init__()
@@ -141,7 +141,7 @@ class Conv1d(Module):
             return self.place.panel_ops.product(
                 padded, self.weight, rows=rows, step=self.stride * self.n_in, bias=self.bias, gelu=True
             )
-        # a product over the taps side by side: no layout of MAX's convolution is involved
+        # a product over the taps side by side, which avoids the layouts of MAX's convolution
         taps = [padded[tap : tap + int(rows) * self.stride : self.stride] for tap in range(3)]
         if self.filled > 3 * self.n_in:
             zeros = np.zeros((int(rows), self.filled - 3 * self.n_in), np.float32)
@@ -151,7 +151,7 @@ class Conv1d(Module):
 
 
 class MultiHeadAttention(Module):
-    """whisper.model.MultiHeadAttention: heads of n_state / n_head, no bias on the keys."""
+    """whisper.model.MultiHeadAttention: heads of size n_state / n_head; the keys have no bias."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ def split_heads(x: TensorValue, n_head: int) -> TensorValue:
 
 
 class Gelu(Module):
-    """Holds the place of the activation in `mlp`; the product before it applies it."""
+    """Stands for the activation in `mlp`; the product before it applies it."""
 
     def __call__(self, x: TensorValue) -> TensorValue:
         return x
@@ -254,7 +254,7 @@ class ResidualAttentionBlock(Module):
 class AudioEncoder(Module):
     """whisper.model.AudioEncoder: log-mel (n_mels, 2 n) to (n, n_state), n at most n_audio_ctx.
 
-    On the CPU n may be a dimension that only shows when the graph runs.
+    On the CPU, n may be a dimension that is unknown until the graph runs.
     """
 
     def __init__(self, dims: Any, place: Place):
@@ -274,7 +274,7 @@ class AudioEncoder(Module):
         return list(self.layers(mel))[-1][1]
 
     def layers(self, mel: TensorValue) -> Iterator[tuple[str, TensorValue]]:
-        """Each layer's name, as in inspection.encoder_trace, and output (positions, n_state)."""
+        """Yield each layer's name, as in inspection.encoder_trace, and its output (positions, n_state)."""
         x = self.conv1(mel.transpose(0, 1))
         yield "conv1", x
         x = self.conv2(x)
@@ -291,16 +291,16 @@ class AudioEncoder(Module):
 
     def _through(self, block: ResidualAttentionBlock, index: int, x: TensorValue) -> TensorValue:
         if self.conv1.place.has_kernels:
-            # MAX 26.7's build_subgraph cannot name custom_extensions; a kernel is compiled once anyway
+            # MAX 26.7's build_subgraph cannot name custom_extensions; a kernel is compiled only once anyway
             return block(x)
         if index == 0:  # one subgraph for all blocks, so that they are compiled once
-            name = f"{Graph.current.name}_block"  # a module of graphs has each name once
+            name = f"{Graph.current.name}_block"  # a name must be unique in a module of graphs
             self._subgraph = block.build_subgraph(name, [x], weight_prefix="encoder.blocks.0.")
         return ops.call(self._subgraph, x, prefix=f"encoder.blocks.{index}.")[0].tensor
 
 
 class TextDecoder(Module):
-    """whisper.model.TextDecoder: its weights; asrgate.backends.max_graph.decoder says how they are used."""
+    """The weights of whisper.model.TextDecoder, which asrgate.backends.max_graph.decoder uses."""
 
     def __init__(self, dims: Any, place: Place):
         super().__init__()
@@ -318,12 +318,12 @@ class TextDecoder(Module):
         self.ln = LayerNorm(n_state, [place.device], place.dtype)
 
     def __call__(self, features: TensorValue) -> list[tuple[TensorValue, TensorValue]]:
-        """Keys and values of each layer's cross-attention, of the encoder's output and shaped as it is."""
+        """Return keys and values of each layer's cross-attention, in the shape of the encoder's output."""
         return [(block.cross_attn.key(features), block.cross_attn.value(features)) for block in self.blocks]
 
 
 class Whisper(Module):
-    """whisper.model.Whisper: one strict `load_state_dict` for all graphs made of it."""
+    """whisper.model.Whisper, with one strict `load_state_dict` for all its graphs."""
 
     def __init__(self, dims: Any, place: Place):
         super().__init__()
@@ -339,9 +339,9 @@ class Whisper(Module):
         return self.encoder(mel)
 
     def prepared(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """A checkpoint's tensors (torch, on the CPU) in the types and layouts of the weights.
+        """Return a checkpoint's tensors (torch, on the CPU) in the types and layouts of the weights.
 
-        A tensor of no weight's name is returned as it is, for `load_state_dict` to name.
+        A tensor whose name no weight has is returned unchanged, so that `load_state_dict` names it.
         """
         import torch
 
@@ -359,7 +359,7 @@ class Whisper(Module):
         }
 
     def _prepared(self, name: str, tensor: Any) -> dict[str, Any]:
-        """One of them; an int8 matrix comes with its factors, one a row, as a second tensor."""
+        """Return one tensor laid out; an int8 matrix comes with a second tensor, one factor per row."""
         import torch
 
         weight = self._weights.get(name)

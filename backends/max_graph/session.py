@@ -1,4 +1,4 @@
-"""Compiled MAX graphs, kept in the cache under what they depend on."""
+"""Compiled MAX graphs, cached under everything that they depend on."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from asrgate.backends.checkpoints.cache import cache_dir, locked, temporary_besi
 
 PACKAGE = Path(__file__).parent
 LOG = logging.getLogger(LOAD_LOG)
-_KEYS = itertools.count(1)  # of captured graphs
-# Mojo's Python set-up writes these behind Python's back: every child process would then run another Python
+_KEYS = itertools.count(1)  # one per captured graph
+# Mojo's set-up changes these without `os.environ`, so that every child process would run another Python
 LEAKED = ("PYTHONEXECUTABLE", "PYTHONPATH", "MOJO_PYTHON_LIBRARY")
 
 
 def artefact_path(name: str, device: str, parts: Mapping[str, Any]) -> Path:
-    """File of the compiled graph `name`: another MAX release, source, machine or size gives another file.
+    """Return the file of a compiled graph: another MAX release, source, machine or size gives another file.
 
     Args:
-        name: of the graph.
+        name: the graph's name.
         device: "cpu" or "cuda".
-        parts: JSON-ready facts the graph's code depends on, such as dimensions and precision.
+        parts: JSON-ready facts that the graph's code depends on, such as dimensions and precision.
     """
     key = {
         "name": name,
@@ -45,7 +45,7 @@ def artefact_path(name: str, device: str, parts: Mapping[str, Any]) -> Path:
 
 
 def source_sha256() -> str:
-    """Hash of this package's Python and Mojo files: a changed graph is a new one."""
+    """Return a hash of this package's Python and Mojo files, so that a changed graph is compiled anew."""
     digest = hashlib.sha256()
     for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.mojo")]):
         digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -53,7 +53,7 @@ def source_sha256() -> str:
 
 
 def machine(device: str) -> str:
-    """What compiled code is specialised for: the CPU's model and instruction sets, or the GPU's name."""
+    """Return what compiled code is made for: the CPU's model and instruction sets, or the GPU's name."""
     from max.driver import Accelerator
 
     if device != "cpu":
@@ -64,10 +64,10 @@ def machine(device: str) -> str:
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
     facts = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-    wanted = {
+    relevant = {
         k.strip(): v.strip() for k, v in facts.items() if k.strip() in ("model name", "flags", "Features")
     }
-    return json.dumps(wanted, sort_keys=True)
+    return json.dumps(relevant, sort_keys=True)
 
 
 def load_all(
@@ -77,15 +77,15 @@ def load_all(
     graphs: Mapping[str, Callable[..., Any]],
     weights: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Graphs ready to run, from the cache or compiled: in one go, as each compilation costs 11 s.
+    """Return graphs ready to run, from the cache or compiled all at once, as each compilation costs 11 s.
 
     Args:
         session: a max.engine.InferenceSession.
         device: "cpu" or "cuda".
-        parts: JSON-ready facts the graphs depend on besides their names.
-        graphs: name -> what builds that max.graph.Graph; it is called with keywords to hand on to Graph, and
-            only if the graphs are not in the cache.
-        weights: name -> tensor, of all graphs.
+        parts: JSON-ready facts that the graphs depend on besides their names.
+        graphs: name -> function that builds the max.graph.Graph. It is called only if the cache lacks the
+            graphs, with keywords to pass on to Graph.
+        weights: name -> tensor, for all graphs.
 
     Returns:
         Graph name -> max.engine.Model.
@@ -101,24 +101,24 @@ def load_all(
             return dict(session.init_all(read(target), weights_registry=weights))
         LOG.info("MAX %s compiles %s, once for this machine", version("max"), names)
         start = time.perf_counter()
-        made = compiled(session, graphs)
+        model = compiled(session, graphs)
         partial = temporary_beside(target)
-        made.export_mef(partial)
+        model.export_mef(partial)
         partial.replace(target)
         LOG.info("compiled %s in %.0f s", names, time.perf_counter() - start)
-        return dict(session.init_all(made, weights_registry=weights))
+        return dict(session.init_all(model, weights_registry=weights))
 
 
 class Launch:
-    """A graph on buffers that stay where they are: captured and replayed as one where MAX can do that.
+    """A graph on buffers that keep their addresses: captured once and replayed, if MAX can do that.
 
     Attributes:
-        how: "as one captured graph", or "kernel by kernel" with MAX's reason.
+        how: "as one captured graph", or "kernel by kernel" and MAX's reason.
     """
 
     def __init__(self, model: Any, buffers: Sequence[Any]):
         self._model, self._buffers, self._key = model, list(buffers), next(_KEYS)
-        model.execute(*self._buffers)  # what is set up at a first run cannot be captured
+        model.execute(*self._buffers)  # a first run sets up things that cannot be captured
         try:
             self._outputs = model.capture(self._key, *self._buffers)
         except (RuntimeError, ValueError) as error:
@@ -128,7 +128,7 @@ class Launch:
             self.how = "as one captured graph"
 
     def __call__(self) -> Sequence[Any]:
-        """Run the graph on what the buffers hold now; its outputs, which the next call may overwrite."""
+        """Run the graph on the buffers' present contents; the next call may overwrite the outputs."""
         if self._outputs is None:
             return self._model.execute(*self._buffers)
         self._model.replay(self._key, *self._buffers)
@@ -136,7 +136,7 @@ class Launch:
 
 
 def compiled(session: Any, graphs: Mapping[str, Callable[..., Any]]) -> Any:
-    """Graphs as a max.engine.CompiledModel; see `load_all`."""
+    """Compile graphs into one max.engine.CompiledModel; see `load_all`."""
     from max.graph import KernelLibrary, Module
 
     from asrgate.backends.max_graph.custom_ops import KERNELS
@@ -154,7 +154,7 @@ def compiled(session: Any, graphs: Mapping[str, Callable[..., Any]]) -> Any:
 
 
 def restore_environment() -> None:
-    """Give child processes the environment that `os.environ` shows, whatever Mojo's set-up added to it."""
+    """Give child processes the environment that `os.environ` shows, without what Mojo's set-up added."""
     for name in LEAKED:
         if name in os.environ:
             os.putenv(name, os.environ[name])
@@ -166,7 +166,7 @@ def try_out(device: str) -> str:
     """Compile and run a small graph on "cpu" or "cuda"; return MAX's release and the device's name.
 
     Raises:
-        RuntimeError: MAX cannot compile for the device or computes nonsense on it.
+        RuntimeError: MAX cannot compile for the device, or its results there are wrong.
         ValueError: there is no such device.
     """
     import numpy as np
@@ -179,10 +179,10 @@ def try_out(device: str) -> str:
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((8, 8), np.float32) for _ in range(2))
     kind = TensorType(DType.float32, a.shape, device=DeviceRef.from_device(driver))
-    # no product of matrices: that takes three times as long to compile
+    # without a product of matrices, which would take three times as long to compile
     graph = Graph("try_out", lambda a, b: a.tensor * b.tensor + a.tensor, input_types=[kind, kind])
     model = InferenceSession(devices=[driver]).load(graph)
-    found = model.execute(*(Buffer.from_numpy(x).to(driver) for x in (a, b)))[0].to(CPU()).to_numpy()
-    if not np.allclose(found, a * b + a, atol=1e-5):
-        raise RuntimeError(f"a product and a sum are wrong by {np.abs(found - a * b - a).max():.1e}")
+    computed = model.execute(*(Buffer.from_numpy(x).to(driver) for x in (a, b)))[0].to(CPU()).to_numpy()
+    if not np.allclose(computed, a * b + a, atol=1e-5):
+        raise RuntimeError(f"a product and a sum are wrong by {np.abs(computed - a * b - a).max():.1e}")
     return f"MAX {version('max')} compiles and runs on {driver.label}"

@@ -1,1 +1,1 @@
-"""Whisper in tuned PyTorch: encoder, decoder, token selection. `torch-fast` and `max-hybrid` use it."""
+"""Whisper in tuned PyTorch: encoder, decoder and token selection. `torch-fast` and `max-hybrid` use it."""

@@ -1,16 +1,24 @@
-"""Whisper's text decoder in tuned PyTorch: greedy, with everything that no token changes computed once."""
+"""Whisper's text decoder in tuned PyTorch: greedy; what does not depend on tokens is computed only once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from asrgate.backends.torch_whisper.linear import linear
 from asrgate.backends.torch_whisper.selection import Selection
 from asrgate.backends.whisper_common.greedy import Window, WindowRules
 
-STEPS_BETWEEN_STOP_CHECKS = {"cpu": 1, "cuda": 8}  # asking a GPU whether all have ended leaves it idle
+STEPS_BETWEEN_STOP_CHECKS = {"cpu": 1, "cuda": 8}  # a GPU idles while it is asked whether all have ended
+
+
+class _CapturedStep(NamedTuple):
+    """A step as a CUDA graph, and the tensors that it reads and writes."""
+
+    selection: Selection
+    graph: Any  # a torch.cuda.CUDAGraph
+    position: Any  # torch.Tensor int64 (1,)
 
 
 class TorchDecoder:
@@ -29,9 +37,9 @@ class TorchDecoder:
         Args:
             weights: the checkpoint's tensors by whisper's names, "decoder.token_embedding.weight" and so on.
             dims: a whisper.model.ModelDimensions.
-            precision: of weights and products, "float32", "bfloat16" or (CUDA) "float16". On the CPU,
-                "bfloat16" applies only to the cross-attention's keys and values. A step is float32, whose
-                weights take no more memory if the checkpoint's are float16.
+            precision: of weights and products: "float32", "bfloat16" or (CUDA) "float16". On the CPU,
+                "bfloat16" applies only to the cross-attention's keys and values. A step is then float32, but
+                its weights are kept in float16 if the checkpoint's are.
             device: "cpu" or "cuda".
             projects_audio: False if `decode` is given cross-attention keys and values, not features.
         """
@@ -43,7 +51,7 @@ class TorchDecoder:
         self._n_layer, self._n_ctx, self._n_vocab = dims.n_text_layer, dims.n_text_ctx, dims.n_vocab
         self._on_cpu = self._device.type == "cpu"
         self._dtype = getattr(torch, precision)
-        # on a CPU, PyTorch's attention is 20 times slower for one bfloat16 row than for a float32 row
+        # on a CPU, PyTorch's attention is 20 times slower for one bfloat16 row than for one float32 row
         self._step_dtype = torch.float32 if self._on_cpu else self._dtype
 
         def tensor(name: str) -> Any:
@@ -62,21 +70,21 @@ class TorchDecoder:
         ]
         if projects_audio:
             self._cross_weight = torch.cat([tensor(name) for name in cross]).to(self._dtype)
-        self._behind: Any = None
+        self._silence: Any = None  # keys and values that complete features shorter than a window
         self._self_cache: Any = None
         self._cross_cache: Any = None
         self._numbers = torch.arange(self._n_ctx, device=self._device)
-        self._graphs: dict[tuple[int, WindowRules], tuple[Selection, Any, Any]] = {}
+        self._graphs: dict[tuple[int, WindowRules], _CapturedStep] = {}
 
     def follow_with(self, features: Any) -> None:
-        """Set what follows features that are shorter than a window.
+        """Set the features that complete those shorter than a window.
 
         Args:
-            features: of a whole window, torch.Tensor (n_audio_ctx, n_state), any float type. Shorter ones
-                passed to `decode` and `decode_batch` are completed with these, position by position.
+            features: those of a whole window, torch.Tensor (n_audio_ctx, n_state), any float type. They
+                supply the missing positions of shorter ones passed to `decode` and `decode_batch`.
         """
         with self._torch.inference_mode():
-            self._behind = self._projected(features.to(self._device)).to(self._step_dtype)
+            self._silence = self._projected(features.to(self._device)).to(self._step_dtype)
 
     def decode(self, audio_features: Any, rules: WindowRules) -> Window:
         """Decode one window.
@@ -96,21 +104,21 @@ class TorchDecoder:
         """
         with self._torch.inference_mode():
             self._reserve(1, keys.shape[2])
-            for part, given in enumerate((keys.mT[:, None], values.mT[:, None])):
-                if self._on_cpu and given.dtype == self._step_dtype:
-                    self._cross[part] = given
+            for part, projected in enumerate((keys.mT[:, None], values.mT[:, None])):
+                if self._on_cpu and projected.dtype == self._step_dtype:
+                    self._cross[part] = projected
                 else:
-                    self._cross[part].copy_(given)
+                    self._cross[part].copy_(projected)
             return self._decode(1, rules)[0]
 
     def decode_batch(self, features: Sequence[Any], rules: WindowRules) -> list[Window]:
         """Decode windows together, until the last of them has ended.
 
         Args:
-            features: the encoder's outputs, torch.Tensor (n_audio_ctx, n_state) each, any float type. On the
-                CPU, windows drop out as they end, and those at the end of the list at once, so the longest
-                should come first.
-            rules: what may be sampled, the same for all.
+            features: the encoder's outputs, each a torch.Tensor (n_audio_ctx, n_state), any float type. On
+                the CPU, windows drop out as they end. Those at the end of the list do so at once, so the
+                longest should come first.
+            rules: what may be sampled; the same for all windows.
         """
         with self._torch.inference_mode():
             self._attend_to(features)
@@ -125,7 +133,7 @@ class TorchDecoder:
         selection.choose(self._logits(states[:, -1]).float() + selection.first_bias, first=True)
         sampled = [selection.sampled()]
         every = STEPS_BETWEEN_STOP_CHECKS[self._device.type]
-        # as in whisper.decoding._main_loop: the one token that is not fed back may exceed the context
+        # as in whisper.decoding._main_loop: the last token, which is not fed back, may exceed the context
         for count in range(1, min(rules.sample_limit, rules.n_text_ctx - prompt.shape[1] + 1)):
             if count % every == 0 and selection.ended():
                 break
@@ -134,16 +142,15 @@ class TorchDecoder:
         return selection.windows(torch.stack(sampled, 1), no_speech_prob)
 
     def _step(self, rules: WindowRules, batch: int) -> tuple[Selection, Callable[[int], None]]:
-        """Return a fresh selection, and a function that feeds its last tokens and samples the next ones."""
+        """Return a new selection, and a function that feeds its last tokens and samples the next ones."""
         if self._on_cpu:
             selection = Selection(rules, batch, self._n_vocab, self._device)
 
             def step(position: Any) -> None:
                 running = selection.running()
                 rows = running[-1] + 1
-                if (
-                    2 * len(running) <= rows
-                ):  # moving a window's keys and values takes as long as a few of its steps
+                # moving a window's keys and values takes as long as a few of its steps
+                if 2 * len(running) <= rows:
                     for source, target in selection.close_ranks():
                         self._cross_cache[:, :, target] = self._cross_cache[:, :, source]
                         self._self_cache[:, :, target] = self._self_cache[:, :, source]
@@ -155,17 +162,17 @@ class TorchDecoder:
         key = batch, rules.for_any_prompt()
         if key not in self._graphs:
             self._graphs[key] = self._captured(rules, batch)
-        selection, graph, position_now = self._graphs[key]
-        selection.reset()
+        captured = self._graphs[key]
+        captured.selection.reset()
 
         def replay(position: int) -> None:
-            position_now.fill_(position)
-            graph.replay()
+            captured.position.fill_(position)
+            captured.graph.replay()
 
-        return selection, replay
+        return captured.selection, replay
 
-    def _captured(self, rules: WindowRules, batch: int) -> tuple[Selection, Any, Any]:
-        """One step as a CUDA graph, which launches thousands of small kernels as one."""
+    def _captured(self, rules: WindowRules, batch: int) -> _CapturedStep:
+        """Capture one step as a CUDA graph, which launches thousands of small kernels as one."""
         torch = self._torch
         selection = Selection(rules, batch, self._n_vocab, self._device)
         position = torch.zeros(1, dtype=torch.int64, device=self._device)
@@ -174,7 +181,7 @@ class TorchDecoder:
             states = self._states(selection.token[:, None], position)
             selection.choose(self._logits(states[:, -1]).float() + selection.bias)
 
-        stream = torch.cuda.Stream()  # what libraries initialise at their first call cannot be captured
+        stream = torch.cuda.Stream()  # libraries initialise things at their first call, which no graph may do
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             step()
@@ -183,26 +190,30 @@ class TorchDecoder:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             step()
-        return selection, graph, position
+        return _CapturedStep(selection, graph, position)
 
     def _attend_to(self, features: Sequence[Any]) -> None:
         """Compute all layers' keys and values of the audio, with one product per window."""
-        whole = max(len(one) for one in features) if self._behind is None else self._behind.shape[-1]
+        whole = max(map(len, features)) if self._silence is None else self._silence.shape[-1]
         self._reserve(len(features), whole)
-        for index, one in enumerate(features):
+        for index, window in enumerate(features):
             cache = self._cross_cache[:, :, index]
-            cache[..., : len(one)] = self._projected(one.to(self._device))
-            if len(one) < whole:
-                cache[..., len(one) :] = self._behind[..., len(one) :]
+            cache[..., : len(window)] = self._projected(window.to(self._device))
+            if len(window) < whole:
+                cache[..., len(window) :] = self._silence[..., len(window) :]
 
     def _projected(self, features: Any) -> Any:
-        """(positions, n_state) to cross-attention keys and values (layers, 2, heads, size, positions)."""
-        # rows of time, so that the product itself lays out one matrix per head
+        """Turn (positions, n_state) into keys and values of the cross-attention.
+
+        Returns:
+            torch.Tensor (layers, 2, heads, head size, positions).
+        """
+        # time runs along the rows, so that the product itself lays out one matrix per head
         product = self._torch.matmul(self._cross_weight, features.to(self._dtype).mT)
         return product.view(self._n_layer, 2, self._n_head, -1, len(features))
 
     def _reserve(self, batch: int, length: int) -> None:
-        """Allocate caches for this many windows of this many audio positions."""
+        """Allocate caches for `batch` windows of `length` audio positions, unless they exist."""
         torch = self._torch
         cache = self._cross_cache
         if cache is None or cache.shape[2] < batch or cache.shape[-1] != length:
@@ -211,7 +222,7 @@ class TorchDecoder:
             heads = (self._n_layer, 2, batch, self._n_head)
             self._cross_cache = torch.empty(*heads, width, length, **options)
             self._self_cache = torch.zeros(*heads, self._n_ctx, width, **options)
-            self._graphs = {}  # they hold the addresses of the old ones
+            self._graphs = {}  # they use the addresses of the old caches
             # keys and values, each (layers, batch, heads, head size, positions)
             self._cross = list(self._cross_cache.unbind(1))
 
@@ -220,8 +231,8 @@ class TorchDecoder:
 
         Args:
             tokens: int64 (batch, n).
-            position: the position of the first of them. For a single token it may be a tensor (1,); then no
-                shape depends on it, and the step can be captured.
+            position: the position of the first token. For a single token it may be a tensor (1,). Then no
+                shape depends on it, so the step can be captured.
 
         Returns:
             torch.Tensor float32 (batch, n, n_state), after `ln`.
@@ -229,18 +240,18 @@ class TorchDecoder:
         torch, functional = self._torch, self._torch.nn.functional
         batch, count = tokens.shape
         captured = isinstance(position, torch.Tensor)
-        place = position if captured else slice(position, position + count)
-        seen = slice(None) if captured else slice(position + count)
+        now = position if captured else slice(position, position + count)
+        so_far = slice(None) if captured else slice(position + count)
         mask = (self._numbers <= position)[None] if captured else None
         heads = (batch, count, self._n_head, -1)
-        x = functional.embedding(tokens, self._embedding) + self._positions[place]
+        x = functional.embedding(tokens, self._embedding) + self._positions[now]
         for index, layer in enumerate(self._layers):
             q, k, v = self._split(layer.qkv(layer.attn_ln(x)), heads)
             keys, values = self._self_cache[index, :, :batch].unbind(0)
-            keys[:, :, place] = k
-            values[:, :, place] = v
+            keys[:, :, now] = k
+            values[:, :, now] = v
             attended = functional.scaled_dot_product_attention(
-                q, keys[:, :, seen], values[:, :, seen], attn_mask=mask, is_causal=count > 1
+                q, keys[:, :, so_far], values[:, :, so_far], attn_mask=mask, is_causal=count > 1
             )
             x = x + layer.out(attended.transpose(1, 2).flatten(2))
             q = layer.cross_q(layer.cross_ln(x)).to(self._step_dtype).view(heads).transpose(1, 2)
@@ -251,11 +262,11 @@ class TorchDecoder:
         return self._ln(x)
 
     def _split(self, qkv: Any, heads: tuple[int, ...]) -> list[Any]:
-        """Query, key and value, each (batch, heads, positions, width)."""
+        """Split into query, key and value, each (batch, heads, positions, width)."""
         return [part.view(heads).transpose(1, 2) for part in qkv.to(self._step_dtype).chunk(3, -1)]
 
     def _layer(self, tensor: Any, block: str) -> Any:
-        """One whisper.model.ResidualAttentionBlock; products with the same input are fused."""
+        """Prepare one whisper.model.ResidualAttentionBlock; products with the same input are fused."""
         torch = self._torch
 
         def weight(name: str) -> Any:
@@ -278,7 +289,7 @@ class TorchDecoder:
                 torch.cat([bias("attn.query"), no_bias, bias("attn.value")]),
             ),
             out=self._linear(weight("attn.out"), bias("attn.out")),
-            # scaled before the product, so that its weights stay float16's
+            # scaled before the product, so that its weights remain values that float16 can hold
             cross_ln=self._norm(tensor, f"{block}.cross_attn_ln", scale),
             cross_q=self._linear(weight("cross_attn.query"), bias("cross_attn.query") * scale),
             cross_out=self._linear(weight("cross_attn.out"), cross_bias),

@@ -12,12 +12,12 @@ import numpy as np
 from asrgate.backends.torch_whisper.linear import linear
 from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_AUDIO_CTX, N_FFT, N_SAMPLES
 
-ROWS = N_AUDIO_CTX  # the number of rows that the weights' packing is tuned for: one window
-QUERIES_AT_ONCE = 500
+ROWS = N_AUDIO_CTX  # the number of rows for which the weights' packing is tuned: one window
+QUERIES_AT_ONCE = 500  # see `_attention`
 
 
 class TorchEncoder:
-    """whisper.model.AudioEncoder, its matrices in one precision, sums and normalisation in float32."""
+    """whisper.model.AudioEncoder: matrices in one precision, sums and normalisation in float32."""
 
     def __init__(self, weights: Mapping[str, Any], dims: Any, precision: str, device: str):
         """Prepare the weights.
@@ -69,18 +69,18 @@ class TorchEncoder:
             return self._ln_post(x)
 
     def _attention(self, q: Any, k: Any, v: Any) -> Any:
-        """Softmax(q k^T) v of (batch, heads, positions, width); q is already scaled."""
+        """softmax(q kT) v; all three are (batch, heads, positions, width), and q is already scaled."""
         torch = self._torch
         if self._dtype != torch.bfloat16 or q.device.type != "cpu":
             return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0)
-        # PyTorch's fused kernel gains nothing from bfloat16 on a CPU; oneDNN's products are 8 times faster.
-        # Taking a slice of the queries at a time keeps the attention weights in the cache.
+        # On a CPU PyTorch's fused kernel gains nothing from bfloat16; oneDNN's products are 8 times faster.
+        # With a slice of the queries at a time, the attention weights stay in the processor's cache.
         keys, values = k.mT.contiguous(), v.contiguous()
         slices = q.split(QUERIES_AT_ONCE, 2)
         return torch.cat([torch.matmul(torch.matmul(part, keys).softmax(-1), values) for part in slices], 2)
 
     def _layer(self, tensor: Any, block: str) -> Any:
-        """One whisper.model.ResidualAttentionBlock, with query, key and value in one product."""
+        """Prepare one whisper.model.ResidualAttentionBlock, with query, key and value in one product."""
         torch = self._torch
         attn = f"{block}.attn"
         scale = (self._n_state // self._n_head) ** -0.5
@@ -112,9 +112,9 @@ class TorchEncoder:
 
 
 def log_mel(audio: np.ndarray, n_mels: int, device: Any) -> Any:
-    """Log-mel spectrogram, equal to whisper.audio.log_mel_spectrogram(audio, n_mels, padding=N_SAMPLES).
+    """Return what whisper.audio.log_mel_spectrogram(audio, n_mels, padding=N_SAMPLES) returns.
 
-    Only frames that overlap the audio are transformed; the log-mel of the 30 s of silence after it is known.
+    Only frames that overlap the audio are transformed: the log-mel of the 30 s of silence after it is known.
 
     Args:
         audio: float32, shape (samples,), 16 kHz.
@@ -132,10 +132,10 @@ def log_mel(audio: np.ndarray, n_mels: int, device: Any) -> Any:
     window = torch.hann_window(N_FFT, device=device)
     spectrum = torch.stft(signal, N_FFT, HOP_LENGTH, window=window, return_complex=True)
     power = spectrum[..., :-1].abs() ** 2
-    heard = (mel_filters(power.device, n_mels) @ power).clamp(min=1e-10).log10()
-    floor = heard.max() - 8.0
+    spoken = (mel_filters(power.device, n_mels) @ power).clamp(min=1e-10).log10()
+    floor = spoken.max() - 8.0
     frames = (len(audio) + N_SAMPLES) // HOP_LENGTH
     result = torch.empty(n_mels, frames, device=device)
-    result[:, : heard.shape[1]] = heard
-    result[:, heard.shape[1] :] = -10.0
+    result[:, : spoken.shape[1]] = spoken
+    result[:, spoken.shape[1] :] = -10.0
     return torch.maximum(result, floor).add_(4.0).div_(4.0)

@@ -1,4 +1,4 @@
-"""Linear layers for few rows at a time, where reading the weights is the main work; packed once, at load."""
+"""Linear layers, packed once at load; for few rows at a time, reading the weights is the main work."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ Linear = Callable[[Any], Any]  # (..., n_in) -> (..., n_out)
 
 
 def linear(weight: Any, bias: Any, gelu: bool = False, rows: int = 1) -> Linear:
-    """A linear layer in the weight's precision, optionally followed by gelu.
+    """Return a linear layer in the weight's precision, optionally followed by a GELU.
 
-    On the CPU the weight is packed once. If a float32 weight has only values that float16 can hold, as in
-    OpenAI's checkpoints, it is kept in float16 and widened in registers: the same products, half the memory.
+    On the CPU the weight is packed once. If float16 can hold all values of a float32 weight, as in OpenAI's
+    checkpoints, it is kept in float16 and widened in registers: the products are the same, for half the
+    memory.
 
     Args:
         weight: (n_out, n_in), on its device.
         bias: (n_out,) or None.
-        gelu: whether to append the exact gelu.
+        gelu: whether to append the exact GELU.
         rows: the usual number of rows, for which the packing is tuned.
     """
     import torch
@@ -39,7 +40,7 @@ def linear(weight: Any, bias: Any, gelu: bool = False, rows: int = 1) -> Linear:
 
 
 def _holds_halves(weight: Any) -> bool:
-    """Whether FBGEMM's product of float32 with float16 loses nothing of a float32 weight."""
+    """Return whether FBGEMM's product of float32 and float16 keeps a float32 weight exact."""
     import torch
 
     if weight.dtype != torch.float32 or "fbgemm" not in torch.backends.quantized.supported_engines:

@@ -1,6 +1,6 @@
-"""Selects tokens by the rules of whisper.decoding's logit filters and greedy decoder, on tensors alone.
+"""Selects tokens by the rules of whisper.decoding's logit filters and greedy decoder, in tensor operations.
 
-Nothing here reads a value from the device, so that a step can be captured in a CUDA graph.
+`choose` reads no value from the device, so that a step can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from asrgate.backends.whisper_common.greedy import Window, WindowRules
 
 
 class Selection:
-    """Greedy choices for a batch of windows under one set of rules, and their sums."""
+    """Greedy choices for a batch of windows under one set of rules, and their summed log-probabilities."""
 
     def __init__(self, rules: WindowRules, batch: int, n_vocab: int, device: Any):
         import torch
@@ -21,18 +21,18 @@ class Selection:
         self._eot = rules.eot
         self._begin = rules.timestamp_begin
         self._timestamps = rules.timestamps
-        self.token = torch.empty(batch, dtype=torch.int64, device=device)  # the last one sampled
+        self.token = torch.empty(batch, dtype=torch.int64, device=device)  # the last token sampled
         self._ended = torch.empty(batch, dtype=torch.bool, device=device)
         self._sum_logprob = torch.empty(batch, device=device)
         self._numbers = torch.arange(n_vocab - self._begin, device=device)
         self._last_is_timestamp = torch.empty_like(self._ended)
         self._penultimate_is_timestamp = torch.empty_like(self._ended)
-        self._last_timestamp = torch.empty_like(self.token)  # counted from timestamp_begin; -1: none yet
+        self._last_timestamp = torch.empty_like(self.token)  # minus timestamp_begin; -1 if none yet
         self._window = torch.arange(batch, device=device)  # the window that each row decodes
         self.reset()
 
     def reset(self) -> None:
-        """Reset all choices, for the next windows under the same rules."""
+        """Forget all choices, before the next windows under the same rules."""
         self.token.fill_(self._eot)
         self._ended.fill_(False)
         self._sum_logprob.zero_()
@@ -45,9 +45,9 @@ class Selection:
         """Sample the next token of every window into `token`.
 
         Args:
-            logits: float32 (batch, n_vocab), with the bias of this step already added; they are overwritten.
+            logits: float32 (batch, n_vocab), with this step's bias already added. They are overwritten.
                 There are fewer rows if the last windows have ended.
-            first: whether it is the window's first token, for which only the bias applies.
+            first: whether this is the window's first token, to which only the bias applies.
         """
         import torch
 
@@ -58,7 +58,7 @@ class Selection:
             text, timestamps = logits[:, : self._begin], logits[:, self._begin :]
             if not first:
                 closes = last & ~penultimate
-                # a new segment may begin where the last one was closed, but a segment must have a length
+                # a new segment may begin where the last one closed, but no segment may be empty
                 least = last_timestamp + (~closes)
                 text[:, : self._eot].masked_fill_(closes[:, None], -torch.inf)
                 forbidden = (last & penultimate)[:, None] | (self._numbers < least[:, None])
@@ -78,19 +78,19 @@ class Selection:
             last_timestamp.copy_(torch.where(sampled, token - self._begin, last_timestamp))
 
     def ended(self) -> bool:
-        """Whether every window has ended; waits for the device."""
+        """Return whether every window has ended; this waits for the device."""
         return bool(self._ended.all())
 
     def sampled(self) -> Any:
-        """The last token of every window, int64 (batch,), in the original order of the windows."""
+        """Return the last token of every window, int64 (batch,), in the windows' original order."""
         return self._in_order(self.token)
 
     def running(self) -> list[int]:
-        """The rows that have not ended, ascending; waits for the device."""
+        """Return the rows that have not ended, ascending; this waits for the device."""
         return [row for row, ended in enumerate(self._ended.tolist()) if not ended]
 
     def close_ranks(self) -> list[tuple[int, int]]:
-        """Move the rows that have not ended to the front; waits for the device.
+        """Move the rows that have not ended to the front; this waits for the device.
 
         Returns:
             (from, to) of each row that was swapped with one that has ended.
@@ -108,25 +108,25 @@ class Selection:
         return rows.clone().index_copy_(0, self._window, rows)
 
     def windows(self, sampled: Any, no_speech_prob: Any) -> list[Window]:
-        """The finished windows.
+        """Return the finished windows.
 
         Args:
-            sampled: int64 (batch, steps), the results of `sampled()` step by step.
+            sampled: int64 (batch, steps), the result of `sampled()` for each step.
             no_speech_prob: float32 (batch,).
         """
-        found = []
+        windows = []
         total_logprob = self._in_order(self._sum_logprob)
         for tokens, total, silence in zip(
             sampled.tolist(), total_logprob.tolist(), no_speech_prob.tolist(), strict=True
         ):
             end = tokens.index(self._eot) if self._eot in tokens else len(tokens)
-            found.append(Window(tuple(tokens[:end]), total, silence))
-        return found
+            windows.append(Window(tuple(tokens[:end]), total, silence))
+        return windows
 
 
 @lru_cache(maxsize=8)
 def _biases(rules: WindowRules, n_vocab: int, device: str) -> Any:
-    """WindowRules.logit_biases on a device."""
+    """Return WindowRules.logit_biases on a device."""
     import torch
 
     return torch.from_numpy(rules.logit_biases(n_vocab)).to(device)

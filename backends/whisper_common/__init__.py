@@ -1,1 +1,1 @@
-"""What Whisper engines share: settings, suppressed tokens, and the greedy transcription loop."""
+"""What Whisper engines share: constants, checks of settings, and transcription as openai-whisper does it."""

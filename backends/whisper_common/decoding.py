@@ -1,4 +1,4 @@
-"""What every Whisper engine must honour in the same way: settings, languages, suppressed tokens."""
+"""What every Whisper engine must honour in the same way: settings, languages and suppressed tokens."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def require_language(checkpoint: Checkpoint, language: str, known: Sequence[str]
     Args:
         checkpoint: the model.
         language: an ISO 639-1 code.
-        known: the engine's languages; empty if they are unknown without importing it.
+        known: the engine's languages; empty if they cannot be known without importing the engine.
     """
     if not checkpoint.is_multilingual:
         if language != "en":
@@ -54,7 +54,7 @@ def suppressed_tokens(settings: Settings, checkpoint: Checkpoint) -> list[int]:
     """Return `suppress_tokens` as ids; -1 stands for Whisper's list of non-speech symbols.
 
     Raises:
-        BackendError: not a comma-separated list of token ids of this vocabulary.
+        BackendError: the setting is not a comma-separated list of token ids of this vocabulary.
     """
     try:
         tokens = (

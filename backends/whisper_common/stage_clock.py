@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 class StageClock:
-    """Adds up the time spent in wrapped functions during a measured call; the rest is "decode"."""
+    """Adds up the time spent in wrapped functions during a measured call; the remaining time is "decode"."""
 
     def __init__(self, synchronize: Callable[[], None]):
-        """`synchronize` blocks until the device is idle, so that a stage is charged with its own work."""
+        """`synchronize` must block until the device is idle, so that a stage is charged with its own work."""
         self.seconds: dict[str, float] = {}
         self._synchronize = synchronize
 
@@ -36,7 +36,7 @@ class StageClock:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Measure one call: reset the seconds, and count time outside all stages as "decode"."""
+        """Measure one call: reset the seconds, then count the time outside all stages as "decode"."""
         self.seconds = {}
         start = perf_counter_ns()
         yield

@@ -1,10 +1,10 @@
-"""Kernels for GPUs whose logic can be tested without one.
+"""Kernels for GPUs whose logic can be tested without a GPU.
 
-A kernel is a sequence of phases. In each, every thread of a block does its part, and none goes on before all have done
-theirs: on a GPU a barrier sees to that; on the CPU one thread plays them all in turn.
+A kernel is a sequence of phases. In each phase every thread of a block does its part, and no thread goes on before all
+have done theirs. On a GPU a barrier ensures this; on the CPU one thread does the parts of all threads in turn.
 
-What a GPU runs is a function around `run_on_gpu` that names the threads of its blocks: without
-MAX_THREADS_PER_BLOCK_METADATA the compiler may give each more registers than so many can have.
+A GPU runs a function around `run_on_gpu` that states the number of threads per block. Without
+MAX_THREADS_PER_BLOCK_METADATA the compiler may give each thread more registers than that many threads can have.
 """
 
 from std.memory import AddressSpace, stack_allocation
@@ -28,7 +28,7 @@ trait Block(Copyable, ImplicitlyCopyable):
 
 @always_inline
 def run_on_gpu[Job: Block](job: Job):
-    """What each thread of a GPU runs."""
+    """Run the part of one thread of a GPU."""
     var shared = stack_allocation[Job.SHARED, Float32, address_space=AddressSpace.SHARED, alignment=16]()
     var floats = shared.unsafe_address_space_cast[AddressSpace.GENERIC]().unsafe_origin_cast[MutUntrackedOrigin]()
     comptime for number in range(Job.PHASES):
@@ -37,7 +37,7 @@ def run_on_gpu[Job: Block](job: Job):
 
 
 def run_on_cpu[Job: Block](job: Job, blocks: Int):
-    """All threads of all blocks, by one."""
+    """Run the parts of all threads of all blocks on one thread of the CPU."""
     var shared = unsafe_alloc[Float32](Job.SHARED).unsafe_origin_cast[MutUntrackedOrigin]()
     for block in range(blocks):
         comptime for number in range(Job.PHASES):

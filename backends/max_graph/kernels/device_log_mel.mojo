@@ -1,4 +1,4 @@
-"""Log-mel spectrogram on a GPU: a block a frame, a thread a frequency, without products that could round to TF32."""
+"""Log-mel spectrogram on a GPU: one block per frame, one thread per frequency, no products that could round to TF32."""
 
 import extensibility
 from extensibility import InputTensor, OutputTensor
@@ -13,7 +13,7 @@ from .block import Block, Floats, run_on_cpu, run_on_gpu
 comptime FFT = 400
 comptime BINS = FFT // 2 + 1
 comptime HOP = 160
-comptime LOG_MEL_THREADS = 256  # of a block: one for each frequency, and some
+comptime LOG_MEL_THREADS = 256  # per block: at least one per frequency
 
 
 @fieldwise_init
@@ -29,7 +29,7 @@ struct LogMel(Block, TrivialRegisterPassable):
 
     comptime THREADS = LOG_MEL_THREADS
     comptime PHASES = 3
-    # where things lie in shared memory
+    # offsets in shared memory
     comptime COSINE = FFT
     comptime POWER = 2 * FFT
     comptime SHARED = 2 * FFT + BINS
@@ -92,7 +92,7 @@ struct AsrDeviceLogMel:
         filters: InputTensor[dtype=DType.float32, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        var found = log_mel.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
+        var mel = log_mel.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
         var audio = hops.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
         var given = tables.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
         var bands = filters.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
@@ -101,10 +101,10 @@ struct AsrDeviceLogMel:
         if (frames + 2) * HOP > hops.dim_size(0) * hops.dim_size(1):
             raise Error("asr_device_log_mel: there is not enough audio for the frames")
         comptime if target == "cpu":
-            run_on_cpu(LogMel(found, audio, given, bands, n_mels, Int32(frames)), frames)
+            run_on_cpu(LogMel(mel, audio, given, bands, n_mels, Int32(frames)), frames)
         else:
             ctx.enqueue_function[log_mel_on_gpu](
-                found, audio, given, bands, n_mels, Int32(frames),
+                mel, audio, given, bands, n_mels, Int32(frames),
                 grid_dim=frames,
                 block_dim=LogMel.THREADS,
             )

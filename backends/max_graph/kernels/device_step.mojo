@@ -1,6 +1,6 @@
-"""What a step of greedy decoding needs on a GPU besides products: attention of one position, choice of a token.
+"""What a step of greedy decoding on a GPU needs besides products: attention of one position, and choice of a token.
 
-Nothing is asked of the host, so that a step can be captured and replayed.
+No step depends on the host, so that it can be captured and replayed.
 """
 
 import extensibility
@@ -15,36 +15,37 @@ from max.gpu.host import DeviceContext
 
 from .block import Block, Floats, Integers, Numbers, run_on_cpu, run_on_gpu
 
-comptime ATTENTION_THREADS = 512  # of a block
+comptime ATTENTION_THREADS = 512  # per block
 comptime CHOICE_THREADS = 512
 comptime NEVER = Float32.MIN  # minus infinity
 
-# of `state`
-comptime POSITION = 0  # of the token that is fed
-comptime TOKEN = 1  # that is fed
-comptime COUNT = 2  # of tokens sampled, without the end of the text
+# indices in `state`; device_ops.WindowState has the same order
+comptime POSITION = 0  # of the next token to feed
+comptime TOKEN = 1  # the next token to feed
+comptime COUNT = 2  # the number of tokens sampled, without the end of the text
 comptime LAST = 3  # whether the last token sampled is a timestamp
-comptime BEFORE = 4  # whether the one before it is; 1 while there is none
-comptime STAMP = 5  # the last timestamp sampled; before the first, one less than all
+comptime BEFORE = 4  # the same for the token before it; 1 if there is none
+comptime STAMP = 5  # the last timestamp sampled; before the first one, one less than the lowest
 comptime DONE = 6
-comptime FAILED = 7  # no token was allowed, or the logits were no numbers
+comptime FAILED = 7  # no token was allowed, or the logits were not numbers
 
-# of `numbers`
+# indices in `numbers`
 comptime SOT_INDEX = 0
 comptime EOT = 1
 comptime BEGIN = 2  # the first timestamp
 comptime NO_SPEECH = 3
 comptime SAMPLE_LIMIT = 4
-comptime TIMESTAMPS = 5  # whether their rules hold
+comptime TIMESTAMPS = 5  # whether the rules of timestamps apply
 comptime LAST_POSITION = 6
-comptime PROMPT = 7  # its length
+comptime PROMPT = 7  # the prompt's length
 
 
 @fieldwise_init
 struct Attention[dtype: DType, size: Int, room: Int](Block, TrivialRegisterPassable):
-    """One query's attention, a block a head; rows of keys and values lie `row` apart, heads `head` apart.
+    """One query's attention, one block per head; rows of keys and values lie `row` apart, heads `head` apart.
 
-    At most `room` positions; as many as `state` says where there is one, after its new key and value are stored.
+    It attends to at most `room` positions. If there is a `state`, it stores the new key and value first, and attends to
+    the positions up to that of the state.
     """
 
     var y: Numbers[Self.dtype]
@@ -60,16 +61,16 @@ struct Attention[dtype: DType, size: Int, room: Int](Block, TrivialRegisterPassa
 
     comptime THREADS = ATTENTION_THREADS
     comptime LEVELS = 9
-    comptime WIDTH = 16 // size_of[Self.dtype]()  # numbers in the widest load
+    comptime WIDTH = 16 // size_of[Self.dtype]()  # numbers per widest load
     comptime PAIRS = Self.size // 2
     comptime GROUPS = Self.THREADS // Self.PAIRS
-    # where things lie in shared memory
+    # offsets in shared memory
     comptime SCORES = Self.size
     comptime TOPS = Self.SCORES + Self.room
     comptime SUMS = Self.TOPS + Self.THREADS
     comptime MIXED = Self.SUMS + Self.THREADS
     comptime SHARED = Self.MIXED + Self.GROUPS * Self.size
-    # numbers of phases
+    # numbers of the phases
     comptime WEIGH = 2 + Self.LEVELS
     comptime MIX = Self.WEIGH + 1 + Self.LEVELS
     comptime PHASES = Self.MIX + 2
@@ -282,7 +283,7 @@ struct AsrDeviceCrossAttention:
 
 @fieldwise_init
 struct Best(Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
-    """The highest of some numbers, where it stands, and the sum of all exponentials relative to it."""
+    """The highest of some numbers, its index, and the sum of all exponentials relative to it."""
 
     var top: Float32
     var sum: Float32
@@ -313,7 +314,7 @@ struct Best(Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
 
 @fieldwise_init
 struct Choice(Block, TrivialRegisterPassable):
-    """The token that follows, under whisper.decoding's rules, and the state after it: one block."""
+    """The next token under whisper.decoding's rules, and the state after it, in one block."""
 
     var logits: Floats
     var masks: Floats
@@ -328,7 +329,7 @@ struct Choice(Block, TrivialRegisterPassable):
     comptime LEVELS = 9
     comptime PHASES = 2 + Self.LEVELS
     comptime SHARED = 9 * Self.THREADS
-    # of the three kinds of Best that each thread has
+    # the three kinds of Best that each thread has
     comptime ALL = 0
     comptime STAMPS = 3 * Self.THREADS
     comptime TEXT = 6 * Self.THREADS

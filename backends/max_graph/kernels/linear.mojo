@@ -1,4 +1,4 @@
-"""A few rows times a big matrix, as one step of a decoder needs it: bound by reading the matrix."""
+"""A few rows times a big matrix, as a decoder's step needs it; reading the matrix limits its speed."""
 
 import extensibility
 from extensibility import InputTensor, ManagedTensorSlice, OutputTensor
@@ -12,11 +12,11 @@ from max.runtime.asyncrt import parallelism_level
 comptime Floats = Pointer[Float32, MutUntrackedOrigin]
 comptime Weights[dtype: DType] = Pointer[Scalar[dtype], MutUntrackedOrigin]
 comptime LANES = simd_width_of[DType.float32]()
-# Smaller matrices stay on the calling thread. Others may gain by more threads from 4 MiB on, but threads that are
-# woken at every step spin on after the last one, for up to a fifth of the time of a long recording of a small model.
+# Smaller matrices stay on the calling thread. From 4 MiB on, more threads may be faster. But threads that are woken at
+# every step keep spinning after the last one, for up to a fifth of a small model's time on a long recording.
 comptime ONE_THREAD_BYTES = 16 * 1024 * 1024
 comptime PART_BYTES = 4 * 1024 * 1024
-# Finer than one part a thread, so that a thread held up by other programs does not hold up the rest.
+# More than one part per thread, so that a thread that other programs delay does not delay the others.
 comptime PARTS_PER_THREAD = 4
 
 
@@ -24,7 +24,7 @@ comptime PARTS_PER_THREAD = 4
 def dot_products[
     dtype: DType, rows: Int, batch: Int, unroll: Int
 ](x: Floats, w: Weights[dtype], k: Int) -> SIMD[DType.float32, rows * batch]:
-    """Dot products of `rows` rows of w with `batch` rows of x; the batch runs fastest."""
+    """Dot products of `rows` rows of w with `batch` rows of x; the batch is the fastest index."""
     comptime STEP = LANES * unroll
     var sums = Array[SIMD[DType.float32, LANES], rows * batch * unroll](fill=0)
 
@@ -94,7 +94,7 @@ struct Linear[dtype: DType, scaled: Bool, biased: Bool, residual: Bool, gelu: Bo
 
     @always_inline
     def rows_of[batch: Int](self, start: Int, end: Int, first_batch: Int):
-        # one row after another: on reading several rows at once the bandwidth halves
+        # one row after another, because reading several rows at once halves the bandwidth
         comptime unroll = 4 if batch <= 4 else 2
         for row in range(start, end):
             self.block[1, batch, unroll](row, first_batch)

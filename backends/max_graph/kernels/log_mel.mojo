@@ -1,4 +1,4 @@
-"""Whisper's log-mel spectrogram before its clamp: one FFT of 400 samples a frame, one frame a SIMD lane."""
+"""Whisper's log-mel spectrogram before its clamp: one FFT of 400 samples per frame, one frame per SIMD lane."""
 
 import extensibility
 from extensibility import InputTensor, OutputTensor
@@ -18,7 +18,7 @@ comptime BINS = HALF + 1
 comptime FLOOR = Float32(1e-10)
 comptime PI = 3.141592653589793
 comptime Lanes = SIMD[DType.float32, LANES]
-# A thread's least share: fewer frames are computed sooner than another thread wakes.
+# The smallest share of a thread: computing fewer frames takes less time than waking another thread.
 comptime GROUPS_PER_PART = 512 // LANES
 
 
@@ -47,7 +47,7 @@ struct Complex(Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
 
     @always_inline
     def turned(self) -> Self:
-        """Times -i."""
+        """Return the numbers times -i."""
         return Self(self.im, -self.re)
 
 
@@ -109,7 +109,7 @@ def stage[radix: Int, length: Int](source: Floats, target: Floats, table: Floats
         var turns_re = Array[Float32, radix](fill=1)
         var turns_im = Array[Float32, radix](fill=0)
         comptime for j in range(1, radix):
-            # the table is of N_FFT steps a turn
+            # the table has N_FFT steps per turn
             var at = p * j * (N_FFT // length)
             turns_re[j] = table.unsafe_load(2 * at)
             turns_im[j] = table.unsafe_load(2 * at + 1)
@@ -124,15 +124,15 @@ def stage[radix: Int, length: Int](source: Floats, target: Floats, table: Floats
 
 @fieldwise_init
 struct LogMel[reflect: Bool](Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
-    """Audio to (n_mels, frames), log10 of the filtered power, at least -10."""
+    """Turns audio into log10 of the filtered power, at least -10: (n_mels, frames)."""
 
     var y: Floats
     var audio: Floats
     var filters: Floats
     var table: Floats
-    """Cosine and minus sine of each of N_FFT steps of a turn, then a window of N_FFT samples."""
+    """Cosine and minus sine of each of the N_FFT steps of a turn, then a window of N_FFT samples."""
     var ranges: Pointer[Int64, MutUntrackedOrigin]
-    """First and one past the last bin of each filter."""
+    """Each filter's first bin, and the bin after its last one."""
     var samples: Int
     var frames: Int
     var n_mels: Int
@@ -151,7 +151,7 @@ struct LogMel[reflect: Bool](Copyable, ImplicitlyCopyable, TrivialRegisterPassab
 
     @always_inline
     def read(self, first: Int, target: Floats):
-        """Windowed samples of LANES frames, frames in lanes."""
+        """Write the windowed samples of LANES frames, one frame per lane."""
         comptime for lane in range(LANES):
             var frame = min(first + lane, self.frames - 1)
             var start = frame * HOP
@@ -169,7 +169,7 @@ struct LogMel[reflect: Bool](Copyable, ImplicitlyCopyable, TrivialRegisterPassab
 
     @always_inline
     def powers(self, spectrum: Floats, target: Floats):
-        """Power in each bin from the transform of even samples as real and odd as imaginary parts."""
+        """Compute the power in each bin from a transform of the even samples as real and the odd as imaginary parts."""
         for k in range(BINS):
             var here = load(spectrum, k % HALF)
             var there = load(spectrum, (HALF - k) % HALF)
@@ -182,7 +182,7 @@ struct LogMel[reflect: Bool](Copyable, ImplicitlyCopyable, TrivialRegisterPassab
             target.unsafe_store(k * LANES, Float32(0.25) * (sum.re * sum.re + sum.im * sum.im))
 
     def group(self, first: Int, one: Floats, other: Floats):
-        """LANES frames from `first` on; `one` and `other` are scratch for N_FFT + 2 lanes each."""
+        """Compute LANES frames from `first` on; `one` and `other` are scratch memory for N_FFT + 2 lanes each."""
         comptime LOG10_E = Float32(0.4342944819032518)
         self.read(first, one)
         stage[4, 200](one, other, self.table)

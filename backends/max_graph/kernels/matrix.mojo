@@ -1,4 +1,4 @@
-"""Products of many rows and attention over many positions, as the encoder needs them: bound by arithmetic."""
+"""Products of many rows and attention over many positions, as the encoder needs them; arithmetic limits their speed."""
 
 import extensibility
 from extensibility import InputTensor, ManagedTensorSlice, OutputTensor
@@ -12,14 +12,14 @@ from max.runtime.asyncrt import parallelism_level
 
 comptime Floats = Pointer[Float32, MutUntrackedOrigin]
 comptime LANES = simd_width_of[DType.float32]()
-# Columns of a packed panel; asrgate.backends.max_graph.encoder_ops.panels lays weights out so.
+# Columns of a packed panel, the layout that asrgate.backends.max_graph.encoder_ops.panels writes.
 comptime PANEL = 32
 comptime VECTORS = PANEL // LANES
-# Rows of a register tile: with 32 registers 24 hold sums, and what is left holds a panel's row and a factor.
+# Rows of a register tile: of 32 registers, 24 hold sums and the others a panel's row and a factor.
 comptime ROWS = 12 if LANES == 16 else 2
 comptime PARTS_PER_THREAD = 4
-# Terms that are summed in one go. Silence is the same number over and over, and so is its rounding error: in
-# one go over 1,500 positions it grew to 1e-5 of the sum.
+# The number of terms that are summed in one go. Silence repeats the same number, and so the same rounding error: in one
+# go over 1,500 positions, the error grew to 1e-5 of the sum.
 comptime CHUNK = 128
 
 
@@ -111,7 +111,7 @@ struct Product[biased: Bool, residual: Bool, gelu: Bool](
 struct Attention(Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
     """The operands of softmax(q kT scale) v, heads side by side in rows of n.
 
-    `keys` is scratch for the packed keys of all heads.
+    `keys` is scratch memory for the packed keys of all heads.
     """
 
     var y: Floats
@@ -129,7 +129,7 @@ struct Attention(Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
         return ceildiv(self.positions, PANEL)
 
     def pack(self, head: Int):
-        """Keys of a head as panels of 32 positions, (panels, size, 32); those beyond the end are zero."""
+        """Pack a head's keys as panels of 32 positions, (panels, size, 32); positions beyond the end are zero."""
         var packed = self.keys.unsafe_offset(head * self.panels() * PANEL * self.size)
         for position in range(self.panels() * PANEL):
             var target = packed.unsafe_offset(

@@ -1,7 +1,7 @@
 """Products of many rows and attention over many positions in bfloat16, summed in float32.
 
-Uses the processor's dot products of bfloat16 pairs where it has them (AVX512-BF16); elsewhere the same
-numbers are multiplied as float32.
+It uses the processor's dot products of bfloat16 pairs (AVX512-BF16). If the processor lacks them, the same numbers are
+multiplied as float32.
 """
 
 import extensibility
@@ -19,10 +19,10 @@ from .linear import LANES, Floats, Weights, floats
 
 comptime Halves = Weights[DType.bfloat16]
 comptime Sums[rows: Int] = Array[SIMD[DType.float32, LANES], rows * VECTORS]
-# Columns of a packed panel; asrgate.backends.max_graph.bfloat16_ops.pairs lays weights out so.
+# Columns of a packed panel, the layout that asrgate.backends.max_graph.bfloat16_ops.pairs writes.
 comptime PANEL = 32
 comptime VECTORS = PANEL // LANES
-# Rows of a register tile: with 32 registers 24 hold sums, and what is left holds a panel's row and a factor.
+# Rows of a register tile: of 32 registers, 24 hold sums and the others a panel's row and a factor.
 comptime ROWS = 12 if LANES == 16 else 2
 comptime PARTS_PER_THREAD = 4
 comptime HAS_PAIRS = LANES == 16 and CompilationTarget._has_feature["avx512bf16"]()
@@ -34,7 +34,7 @@ def add_pairs(
     a: SIMD[DType.bfloat16, 2 * LANES],
     b: SIMD[DType.bfloat16, 2 * LANES],
 ) -> SIMD[DType.float32, LANES]:
-    """The sums plus, lane by lane, the products of two pairs."""
+    """Add the products of two pairs to the sums, lane by lane."""
     comptime if HAS_PAIRS:
         return rebind[SIMD[DType.float32, LANES]](
             llvm_intrinsic["llvm.x86.avx512bf16.dpbf16ps.512", SIMD[DType.float32, 16]](
@@ -80,7 +80,7 @@ def narrow[dtype: DType](source: Weights[dtype], target: Halves, count: Int):
 
 @always_inline
 def exp2_roughly[width: SIMDLength](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
-    """The power of two of x <= 0 to 4e-6, a thousandth of what rounding to bfloat16 takes away."""
+    """Two to the power of x <= 0, to 4e-6: a thousandth of the error of rounding to bfloat16."""
     var bounded = max(x, SIMD[DType.float32, width](-126))
     var whole = round(bounded)
     var rest = bounded - whole
@@ -167,11 +167,11 @@ struct Attention[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialR
 
     @always_inline
     def head_elements(self) -> Int:
-        """Room of a head's packed keys, and of its packed values."""
+        """The size of a head's packed keys, and of its packed values."""
         return self.panels() * PANEL * Self.size
 
     def pack(self, head: Int):
-        """A head's keys as (panels of positions, size / 2, 32, 2), its values as (size / 32, positions / 2, 32, 2).
+        """Pack a head's keys as (panels of positions, size / 2, 32, 2) and values as (size / 32, positions / 2, 32, 2).
 
         Positions beyond the end, up to a whole panel, are zero.
         """
@@ -233,7 +233,7 @@ struct Attention[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialR
 
     @always_inline
     def softmax(self, scores: Floats, weights: Halves) -> Float32:
-        """Exponentials of scores as bfloat16, zero beyond the positions, and the sum of what was written."""
+        """Write exponentials of scores as bfloat16, zero beyond the positions, and return the sum of all written."""
         comptime SCALE = Float32(Self.size) ** -0.5 * Float32(1.4426950408889634)  # to powers of two
         var whole = self.positions // LANES * LANES
         var highest = SIMD[DType.float32, LANES](Float32.MIN)

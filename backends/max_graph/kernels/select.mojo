@@ -24,18 +24,18 @@ struct Choice(Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
         return self.logits.unsafe_load[width=width](index) + self.mask.unsafe_load[width=width](index)
 
     def top(self, start: Int, end: Int) -> Float32:
-        """The highest of a range, minus infinity if none is allowed."""
+        """Return the highest of a range, or minus infinity if none is allowed."""
         var highest = Lanes(NEVER)
         var whole = start + max(end - start, 0) // LANES * LANES
         for i in range(start, whole, LANES):
             highest = max(highest, self.at[LANES](i))
-        var found = highest.reduce_max()
+        var result = highest.reduce_max()
         for i in range(whole, end):
-            found = max(found, self.at[1](i))
-        return found
+            result = max(result, self.at[1](i))
+        return result
 
     def weight(self, start: Int, end: Int, top: Float32) -> Float32:
-        """Sum of exponentials of a range, relative to `top`."""
+        """Return the sum of exponentials of a range, relative to `top`."""
         var sums = Lanes(0)
         var whole = start + max(end - start, 0) // LANES * LANES
         for i in range(start, whole, LANES):
@@ -100,12 +100,12 @@ struct AsrSelect:
             logprob.unsafe_ptr().unsafe_store(0, stamp_top - top - log(stamps))
         else:
             var total = stamps + choice.weight(text_start, begin, top)
-            var found = (
+            var chosen = (
                 choice.first(text_start, begin, top) if text_top >= stamp_top else choice.first(
                     stamp_start, size, top
                 )
             )
-            token.unsafe_ptr().unsafe_store(0, Int64(found))
+            token.unsafe_ptr().unsafe_store(0, Int64(chosen))
             logprob.unsafe_ptr().unsafe_store(0, -log(total))
         var chance = Float32(0)
         if no_speech >= 0:

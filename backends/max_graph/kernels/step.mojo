@@ -1,4 +1,4 @@
-"""Attention of one new position, as one step of a decoder needs it: bound by reading keys and values."""
+"""Attention of one new position, as a decoder's step needs it; reading keys and values limits its speed."""
 
 import extensibility
 from extensibility import InputTensor, OutputTensor
@@ -93,7 +93,7 @@ struct AsrStepCrossAttention:
             size,
             Float32(size) ** -0.5,
         )
-        # all of it takes less than waking another thread
+        # all of it takes less time than waking another thread
         for head in range(heads):
             job.attend(head)
 
