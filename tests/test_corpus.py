@@ -12,6 +12,7 @@ import soundfile
 
 from asrgate.harness.corpus import audio as audio_file
 from asrgate.harness.corpus.clips import CorpusError, load_clips
+from asrgate.harness.corpus.languages import LanguageError
 
 SHARED_AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
 
@@ -91,20 +92,20 @@ def test_language_given_by_the_caller_wins(tmp_path):
     write_wav(tmp_path / "a.wav")
     manifest = write_manifest(tmp_path, {"audio_filepath": "a.wav", "lang": "de"})
     assert [c.language for c in load_clips(manifest=manifest, language="fr")] == ["fr"]
-    with pytest.raises(CorpusError, match="'English' is not a language code"):
-        load_clips(manifest=manifest, language="English")
+    with pytest.raises(LanguageError, match="no language 'Englis'"):
+        load_clips(manifest=manifest, language="Englis")
 
 
 def test_single_file_is_what_its_folders_manifest_says(tmp_path):
     write_wav(tmp_path / "one.wav")
     path = write_wav(tmp_path / "two.wav", pitch_hz=880)
-    broken = {"audio_filepath": "one.wav", "lang": "English"}
+    broken = {"audio_filepath": "one.wav", "lang": "Englisch"}
     write_manifest(tmp_path, broken, {"audio_filepath": "two.wav", "text": "hallo", "lang": "de"})
     (clip,) = load_clips([path])
     assert (clip.name, clip.reference, clip.language) == ("two", "hallo", "de")
     (tmp_path / "two.txt").write_text("hello")  # closer than the manifest
     assert load_clips([path])[0].reference == "hello"
-    assert "lang must be an ISO 639-1 code" in problems_of(tmp_path / "one.wav")
+    assert "lang: Whisper has no language 'Englisch'; did you mean en" in problems_of(tmp_path / "one.wav")
 
 
 def test_folder_with_texts_beside_the_audio(tmp_path):
@@ -210,7 +211,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path):
         ({"audio_filepath": 3}, "audio_filepath must be a path, not 3"),
         ({"audio_filepath": "a\0.wav"}, "audio_filepath must be a path"),
         ({"audio_filepath": "a.wav", "text": 3}, "text must be a string"),
-        ({"audio_filepath": "a.wav", "lang": "English"}, "lang must be an ISO 639-1 code"),
+        ({"audio_filepath": "a.wav", "lang": "xx"}, "lang: Whisper has no language 'xx'"),
         ({"audio_filepath": "a.wav", "duration": "1"}, "duration must be a number"),
         ({"audio_filepath": "a.wav", "duration": True}, "duration must be a number"),
         ({"audio_filepath": "a.wav", "duration": -1}, "duration must be a number"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from asrgate.harness import corpus, record, report
 from asrgate.harness.cli import run_options
 from asrgate.harness.corpus import augment, sampling
 from asrgate.harness.corpus.clips import BUNDLED_MANIFEST, Clip
+from asrgate.harness.corpus.languages import ENGLISH_NAMES
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.runner import journal, json_events, lock, progress, resume, runner
 from asrgate.harness.runner.cluster import connect
@@ -39,6 +41,9 @@ from asrgate.harness.scenarios.server_options import Terms
 from asrgate.harness.scoring import slices
 from asrgate.harness.worker import client
 
+_log = logging.getLogger(__name__)
+
+LANGUAGE_FREE_TOKENS = 51_766  # of a multilingual vocabulary; the others are one for each language
 UNKNOWN = "unknown"  # the device and precision of a backend that cannot say what it has
 
 
@@ -166,6 +171,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
             f"{model.name} understands only English, but some clips are in {', '.join(foreign)}; "
             "choose a multilingual --model, other clips, or pass --language en to decode them as English"
         )
+    _check_languages(model, clips)
     settings = Settings(
         task=arguments.task,
         language=arguments.language,
@@ -206,6 +212,31 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         denied=_denied(arguments, clips),
         command=["asrgate", *arguments.argv],
     )
+
+
+def _check_languages(model: Checkpoint, clips: Sequence[Clip]) -> None:
+    """Refuse clips in a language that the model was not trained with, and say which are taken for English."""
+    if not model.is_multilingual:
+        return
+    known = list(ENGLISH_NAMES)[: model.dimensions["n_vocab"] - LANGUAGE_FREE_TOKENS]
+    for clip in clips:
+        if clip.language not in known:
+            raise RunError(
+                f"{model.name} has no language {clip.language} ({ENGLISH_NAMES[clip.language]}), which clip "
+                f"{clip.name} is in; choose another --model, leave such clips out with --where, or pass "
+                "--language"
+            )
+    untold = [clip.name for clip in clips if not clip.is_language_told]
+    if untold:
+        _log.warning(
+            "no language is named for %d of %d clips (%s%s), so they are decoded as %s; name it "
+            "in the manifest or pass --language",
+            len(untold),
+            len(clips),
+            ", ".join(untold[:3]),
+            ", …" if len(untold) > 3 else "",
+            ENGLISH_NAMES[corpus.DEFAULT_LANGUAGE].title(),
+        )
 
 
 MOST_DENIED_FILES = 1000  # beyond that their folders are named: each name costs a worker 0.2 ms at its start

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from asrgate.harness.corpus import languages
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.runner.plan import LOCAL, RAY
 from asrgate.harness.scenarios import registry, server_options, streaming
@@ -164,7 +165,12 @@ def _add_scenarios(parser: argparse.ArgumentParser) -> None:
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how to decode (the same for every backend)")
     how.add_argument("--beam-size", type=at_least(1), default=1, metavar="N", help="1 means greedy (default)")
-    how.add_argument("--language", metavar="XX", help="default: each clip's own language, or else English")
+    how.add_argument(
+        "--language",
+        type=language,
+        metavar="XX",
+        help="of every clip, such as de or German; default: each clip's own language, or else English",
+    )
     how.add_argument("--task", choices=["transcribe", "translate"], default="transcribe")
     how.add_argument(
         "--threads",
@@ -277,6 +283,14 @@ def at_least(least: int) -> Any:
         return int(text)
 
     return integer
+
+
+def language(text: str) -> str:
+    """Return Whisper's code of the language that an argument names."""
+    try:
+        return languages.code_of(text)
+    except languages.LanguageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _field(text: str) -> tuple[str, str]:

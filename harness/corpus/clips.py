@@ -18,7 +18,8 @@ import numpy as np
 from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
 from asrgate.backends.installation import shipped
 from asrgate.harness.corpus import audio as audio_file
-from asrgate.harness.corpus.manifests import Entry, is_language, read, read_manifest
+from asrgate.harness.corpus import languages
+from asrgate.harness.corpus.manifests import Entry, read, read_manifest
 
 BUNDLED_MANIFEST = shipped(
     "audio_samples/manifest.jsonl", Path(__file__).resolve().parent / "bundled" / "manifest.jsonl"
@@ -45,9 +46,10 @@ class Clip:
         path: the audio file.
         audio_seconds: length of the decoded audio.
         sha256: of the decoded samples, see asrgate.harness.corpus.audio.sha256.
-        language: ISO 639-1 code.
+        language: Whisper's code, see asrgate.harness.corpus.languages.
         reference: what is said; "" if nothing is, None if unknown.
         tags: everything else in the manifest, including its `duration` if that disagrees with the audio.
+        is_language_told: whether the manifest or the caller names the language; else it is DEFAULT_LANGUAGE.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Clip:
     language: str
     reference: str | None
     tags: Mapping[str, Any] = field(default_factory=dict)
+    is_language_told: bool = True
 
     def samples(self) -> np.ndarray:
         """Decode the file again: float32, shape (samples,), mono, 16 kHz, in [-1, 1].
@@ -80,19 +83,21 @@ def load_clips(
             manifest.jsonl is read through it; any other is searched for audio, with references from
             `name.txt` next to it or from a LibriSpeech `*.trans.txt`.
         manifest: a manifest file.
-        language: replaces every clip's language; without it, English if a manifest names none.
+        language: replaces every clip's language, by name or code; without it, English if a manifest names
+            none.
 
     Raises:
         CorpusError: any file or line is wrong; the message lists all problems.
+        LanguageError: Whisper knows no such language.
     """
-    if language is not None and not is_language(language):
-        raise CorpusError(f"{language!r} is not a language code; give an ISO 639-1 code such as en, de or zh")
+    if language is not None:
+        language = languages.code_of(language)
     if manifest is None and not audio:
         manifest = BUNDLED_MANIFEST
     problems: list[str] = []
-    entries = [] if manifest is None else read_manifest(Path(manifest), problems)
+    entries = [] if manifest is None else read_manifest(Path(manifest), problems, language)
     for path in map(Path, audio):
-        entries += read(path, problems)
+        entries += read(path, problems, language)
     entries = _without_repeats(entries, problems)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter's lock
         checked = list(pool.map(_check, entries, _names(entries), repeat(language)))
@@ -155,6 +160,7 @@ def _check(entry: Entry, name: str, language: str | None) -> Clip | str:
         language=language or entry.language or DEFAULT_LANGUAGE,
         reference=entry.reference,
         tags=tags,
+        is_language_told=bool(language or entry.language),
     )
 
 

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import soundfile
 from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
 from asrgate.harness import record
 from asrgate.harness.corpus import audio as audio_file
+from asrgate.harness.corpus import languages
 from asrgate.harness.corpus.importers import CorpusImportError, Utterance
 from asrgate.harness.corpus.manifests import FOLDER_MANIFEST
 
@@ -26,12 +28,13 @@ PROBLEMS_SHOWN = 10
 
 @dataclass(frozen=True)
 class Imported:
-    """What was written: the number and length of the clips, and why others were left out."""
+    """What was written: the number and length of the clips, their languages, and why others were left out."""
 
     manifest: Path
     clips: int
     audio_seconds: float
     without_text: int
+    languages: Mapping[str, int]  # code -> clips; "" where none is named
     problems: tuple[str, ...]
 
 
@@ -63,15 +66,18 @@ def write(
     problems: list[str] = []
     taken: set[str] = set()
     total_seconds, without_text = 0.0, 0
+    spoken: Counter[str] = Counter()
     for utterance in utterances:
         if limit is not None and len(lines) + len(problems) >= limit:
             break
         try:
+            language = utterance.language or languages.spoken(utterance.language_fields)
             name, seconds = _place(utterance, folder, taken)
         except AsrgateError as error:
             problems.append(f"{utterance.where}: {error}")
             continue
-        lines.append(_line(utterance, name, seconds, tags or {}))
+        lines.append(_line(utterance, name, seconds, language, tags or {}))
+        spoken[language or ""] += 1
         total_seconds += seconds
         without_text += utterance.text is None
     if (problems and not skip_broken) or not lines:
@@ -86,7 +92,7 @@ def write(
             listed(problems, "no clip is left") if problems else "the corpus contains no clips"
         )
     record.write_text(manifest, "".join(line + "\n" for line in lines))
-    return Imported(manifest, len(lines), total_seconds, without_text, tuple(problems))
+    return Imported(manifest, len(lines), total_seconds, without_text, spoken, tuple(problems))
 
 
 def listed(problems: list[str], consequence: str, remedy: str = "") -> str:
@@ -158,13 +164,13 @@ def _free(name: str, taken: set[str]) -> str:
     return chosen
 
 
-def _line(utterance: Utterance, name: str, seconds: float, tags: dict[str, Any]) -> str:
+def _line(utterance: Utterance, name: str, seconds: float, language: str | None, tags: dict[str, Any]) -> str:
     fields: dict[str, Any] = {"audio_filepath": name}
     if utterance.text is not None:
         fields["text"] = utterance.text
     fields["duration"] = round(seconds, 3)
-    if utterance.language is not None:
-        fields["lang"] = utterance.language
+    if language is not None:
+        fields["lang"] = language
     clean = {
         key: value for key, value in utterance.tags.items() if key not in (*fields, "text", "lang", "offset")
     }

@@ -1,7 +1,8 @@
 """Reads manifests, folders and single files into entries for clips, which are not decoded yet.
 
 A manifest has one JSON object per line with NeMo's field names: `audio_filepath` (relative to the manifest),
-`text`, `duration` in seconds, `lang`; any other field (`license`, `source`, ...) becomes a tag of the clip.
+`text`, `duration` in seconds, `lang` or another name for the language (see asrgate.harness.corpus.languages);
+any other field (`license`, `source`, ...) becomes a tag of the clip.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from asrgate.harness.corpus import languages
 from asrgate.harness.corpus.audio import EXTENSIONS
+from asrgate.harness.corpus.languages import LanguageError
 
 MANIFEST_EXTENSIONS = (".jsonl", ".json")  # NeMo names its line-by-line manifests .json
 FOLDER_MANIFEST = "manifest.jsonl"
@@ -36,38 +38,46 @@ class Entry:
     tags: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read(path: Path, problems: list[str]) -> list[Entry]:
-    """Return the clips that a manifest, a folder or an audio file names; add what is wrong to `problems`."""
+def read(path: Path, problems: list[str], language: str | None = None) -> list[Entry]:
+    """Return the clips that a manifest, a folder or an audio file names; add what is wrong to `problems`.
+
+    Args:
+        language: of every clip, whatever the fields of a manifest say.
+    """
     if path.is_dir():
         if (path / FOLDER_MANIFEST).is_file():
-            return read_manifest(path / FOLDER_MANIFEST, problems)
+            return read_manifest(path / FOLDER_MANIFEST, problems, language)
         return _read_folder(path, problems)
     if path.suffix.lower() in MANIFEST_EXTENSIONS:
-        return read_manifest(path, problems)
-    return [_single(path, problems)]
+        return read_manifest(path, problems, language)
+    return [_single(path, problems, language)]
 
 
-def _single(path: Path, problems: list[str]) -> Entry:
+def _single(path: Path, problems: list[str], language: str | None) -> Entry:
     """Return one file's entry: with the text next to it, or else as its folder's manifest has it."""
     text = _text_beside(path, problems)
     manifest = path.parent / FOLDER_MANIFEST
     if text is None and manifest.is_file():
         others: list[str] = []
-        for entry in read_manifest(manifest, others):
+        for entry in read_manifest(manifest, others, language):
             if os.path.realpath(entry.path) == os.path.realpath(path):
                 return entry
         problems += others  # one of the bad lines may be this file's
     return Entry(path, path.parent, str(path), text)
 
 
-def read_manifest(path: Path, problems: list[str]) -> list[Entry]:
-    """Return the clips of a manifest's good lines; add what is wrong with the others to `problems`."""
+def read_manifest(path: Path, problems: list[str], language: str | None = None) -> list[Entry]:
+    """Return the clips of a manifest's good lines; add what is wrong with the others to `problems`.
+
+    Args:
+        language: of every clip, whatever the lines say.
+    """
     before = len(problems)
     entries = []
     for where, line in _lines(path, problems):
         try:
-            entries.append(_manifest_entry(line, path, where))
-        except ValueError as error:
+            entries.append(_manifest_entry(line, path, where, language))
+        except (ValueError, LanguageError) as error:
             problems.append(f"{where}: {error}")
         except RecursionError:
             problems.append(f"{where}: the JSON is nested too deeply to be read")
@@ -76,8 +86,8 @@ def read_manifest(path: Path, problems: list[str]) -> list[Entry]:
     return entries
 
 
-def _manifest_entry(line: str, manifest: Path, where: str) -> Entry:
-    """Turn one line into an entry; raise ValueError saying what is wrong with it."""
+def _manifest_entry(line: str, manifest: Path, where: str, language: str | None) -> Entry:
+    """Turn one line into an entry; raise ValueError or LanguageError saying what is wrong with it."""
     try:
         fields = json.loads(line, parse_constant=_refuse_constant)
         json.dumps(fields, ensure_ascii=False).encode()
@@ -93,9 +103,9 @@ def _manifest_entry(line: str, manifest: Path, where: str) -> Entry:
     text = fields.pop("text", None)
     if text is not None and not isinstance(text, str):
         raise ValueError(f"text must be a string, or absent if unknown, not {reprlib.repr(text)}")
-    language = fields.pop("lang", None)
-    if language is not None and not (isinstance(language, str) and is_language(language)):
-        raise ValueError(f"lang must be an ISO 639-1 code such as en, not {reprlib.repr(language)}")
+    if language is None:
+        language = languages.spoken(fields)
+    fields = languages.without(fields)
     duration = fields.pop("duration", None)
     if duration is not None and not (_is_number(duration) and duration > 0):
         raise ValueError(f"duration must be a number of seconds above 0, not {reprlib.repr(duration)}")
@@ -167,11 +177,6 @@ def _lines(path: Path, problems: list[str]) -> Iterable[tuple[str, str]]:
     # split only at newlines: JSON strings and texts may contain the other separators of str.splitlines
     numbered = enumerate(text.split("\n"), start=1)
     return [(f"{path}:{number}", line) for number, line in numbered if line.strip()]
-
-
-def is_language(text: str) -> bool:
-    """Whether the text has the form of an ISO 639 language code."""
-    return re.fullmatch(r"[a-z]{2,3}", text) is not None
 
 
 def _is_number(value: Any) -> bool:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from asrgate.backends.checkpoints.sha256 import hash_now
+from asrgate.harness.corpus import languages
 from asrgate.harness.corpus.importers import tabular
 from asrgate.harness.corpus.importers.utterance import (
     CorpusImportError,
     Options,
     Utterance,
     choose_column,
-    language_of,
     plain,
 )
 
@@ -89,6 +89,7 @@ def open_dataset(text: str, options: Options) -> tuple[Source, Iterator[Utteranc
     language = choose_column(
         options.language_column, tabular.LANGUAGE_COLUMNS, there, "--language-column", name
     )
+    classes = {column: kind for column, kind in rows.features.items() if hasattr(kind, "int2str")}
     for column, option, what in ((audio, "--audio-column", "audio"), (texts, "--text-column", "texts")):
         if column is None:
             raise CorpusImportError(
@@ -97,11 +98,15 @@ def open_dataset(text: str, options: Options) -> tuple[Source, Iterator[Utteranc
             )
     assert audio is not None and texts is not None
     rows = rows.cast_column(audio, datasets.Audio(decode=False))  # our decoder is the one that is measured
-    return source, _utterances(rows, source, (audio, texts, language), options)
+    return source, _utterances(rows, source, (audio, texts, language), classes, options)
 
 
 def _utterances(
-    rows: Any, source: Source, columns: tuple[str, str, str | None], options: Options
+    rows: Any,
+    source: Source,
+    columns: tuple[str, str, str | None],
+    classes: Mapping[str, Any],
+    options: Options,
 ) -> Iterator[Utterance]:
     audio, texts, language = columns
     rows = iter(rows)
@@ -127,15 +132,25 @@ def _utterances(
             where=where,
             content=content,
             text=None if text is None else text.strip(),
-            language=options.language or _language(row, language) or language_of(source.config),
-            tags=plain({key: value for key, value in row.items() if key not in columns}),
+            language=options.language,
+            language_fields=_language_fields(row, language, classes, source, options),
+            tags=plain(languages.without({key: value for key, value in row.items() if key not in columns})),
         )
         number += 1
 
 
-def _language(row: Mapping[str, Any], column: str | None) -> str | None:
-    value = row[column] if column is not None else None
-    return language_of(value) if isinstance(value, str) else None
+def _language_fields(
+    row: Mapping[str, Any], column: str | None, classes: Mapping[str, Any], source: Source, options: Options
+) -> Mapping[str, Any]:
+    """Return the fields that name a row's language, classes by their names; else the config, such as de."""
+    told = {
+        name: classes[name].int2str(value) if name in classes and isinstance(value, int) else value
+        for name, value in row.items()
+        if name in (*languages.FIELDS, *languages.TARGET_FIELDS, column)
+    }
+    if options.language_column is not None:
+        return {"language": told[column or ""]}
+    return told if column is not None else {**told, "lang": languages.find(source.config)}
 
 
 def _ending(content: bytes, path: str | None) -> str:

@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from asrgate.harness.corpus import languages
 from asrgate.harness.corpus.importers.utterance import (
     CorpusImportError,
     Options,
     Utterance,
-    language_of,
     plain,
     read_text,
 )
 from asrgate.harness.corpus.manifests import FOLDER_MANIFEST, MANIFEST_EXTENSIONS
 
-_OWN = ("audio_filepath", "text", "duration", "offset", "lang", "language")
+_OWN = ("audio_filepath", "text", "duration", "offset")
 
 
 def recognises(path: Path) -> bool:
@@ -61,10 +61,11 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
             where=where,
             path=file,
             text=_text(fields, where),
-            language=options.language or language_of(fields.get("lang") or fields.get("language")),
+            language=options.language,
+            language_fields=fields,
             start_seconds=start if is_part else None,
             seconds=seconds,
-            tags=plain({key: value for key, value in fields.items() if key not in _OWN}),
+            tags=plain(languages.without({key: value for key, value in fields.items() if key not in _OWN})),
         )
 
 
