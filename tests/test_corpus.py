@@ -183,7 +183,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path):
             {"audio_filepath": "cut.wav"},
             {"audio_filepath": "empty.wav"},
             {"audio_filepath": "gone.wav"},
-            {"audio_filepath": "long.wav", "duration": 1.9},
+            {"audio_filepath": "long.wav", "duration": 2.2},
         )
     )
     for line, reason in {
@@ -192,7 +192,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path):
         4: "cut.wav is truncated",
         5: "empty.wav is empty",
         6: "gone.wav does not exist",
-        7: "duration says 1.9 s, but long.wav lasts 2.00 s",
+        7: "duration says 2.2 s, but long.wav lasts 2.00 s",
     }.items():
         assert re.search(rf"manifest\.jsonl:{line}: .*{reason}", told), (line, told)
     assert told.startswith("6 problems")
@@ -216,7 +216,14 @@ def test_every_problem_is_reported_with_its_line(tmp_path):
         ({"audio_filepath": "a.wav", "duration": True}, "duration must be a number"),
         ({"audio_filepath": "a.wav", "duration": -1}, "duration must be a number"),
         ('{"audio_filepath": "a.wav", "duration": 1e999}', "duration must be a number|no number"),
-        ({"audio_filepath": "a.wav", "offset": 0.2}, "parts of files are not supported"),
+        ({"audio_filepath": "a.wav", "offset": "0"}, "offset must be a number"),
+        ({"audio_filepath": "a.wav", "offset": -1}, "offset must be a number"),
+        ({"audio_filepath": "a.wav", "offset": 0.5}, "lies beyond the end"),
+        (
+            {"audio_filepath": "a.wav", "offset": 0.2, "duration": 0.5},
+            "from 0.20 to 0.70 s lies beyond the end",
+        ),
+        ({"audio_filepath": "a.wav", "offset": 0.47, "duration": 0.02}, "is shorter than"),
         ({"audio_filepath": "x" * 300 + ".wav"}, "cannot be read"),
     ],
 )
@@ -266,12 +273,45 @@ def test_nan_audio_is_found_before_the_run(tmp_path):
 
 def test_durations_may_be_rounded_but_not_wrong(tmp_path):
     write_wav(tmp_path / "a.wav", seconds=20.0)
-    for duration, good in ((20.15, True), (19.85, True), (20.3, False), (19.7, False)):
+    for duration in (20.15, 19.85):
         manifest = write_manifest(tmp_path, {"audio_filepath": "a.wav", "duration": duration})
-        if good:
-            assert "duration" not in load_clips(manifest=manifest)[0].tags
-        else:
-            assert "it may be cut off" in problems_of(manifest=manifest)
+        (clip,) = load_clips(manifest=manifest)
+        assert (clip.audio_seconds, dict(clip.tags)) == (20.0, {})
+    manifest = write_manifest(tmp_path, {"audio_filepath": "a.wav", "duration": 20.3})
+    assert "it may be cut off" in problems_of(manifest=manifest)
+
+
+@pytest.mark.parametrize("ending", [".wav", ".flac", ".ogg", ".mp3"])
+def test_offset_and_duration_cut_every_container(tmp_path, ending, caplog):
+    path = tmp_path / f"talk{ending}"
+    soundfile.write(path, np.concatenate([tone(1.0, pitch) for pitch in (300, 500, 700)]), 16_000)
+    manifest = write_manifest(
+        tmp_path,
+        *[
+            {"audio_filepath": path.name, "offset": start, "duration": 1.0, "text": "a"}
+            for start in (0, 1.0, 2.0)
+        ],
+        {"audio_filepath": path.name, "offset": 1.5},
+    )
+    clips = load_clips(manifest=manifest)
+    assert [clip.name for clip in clips[:3]] == ["talk-0.000", "talk-1.000", "talk-2.000"]
+    assert [clip.audio_seconds for clip in clips[:3]] == pytest.approx([1.0] * 3, abs=0.01)
+    assert clips[3].audio_seconds == pytest.approx(1.5, abs=0.15)
+    assert [clip.tags["offset"] for clip in clips] == [0, 1.0, 2.0, 1.5]
+    whole = audio_file.decode(path)
+    for start, clip in enumerate(clips[:3]):
+        assert np.array_equal(clip.samples(), whole[start * 16_000 : (start + 1) * 16_000])
+    assert "duration says" not in caplog.text
+    again = write_manifest(tmp_path, *[{"audio_filepath": path.name, "offset": 1, "duration": 1}] * 2)
+    assert "is already listed" in problems_of(manifest=again)
+
+
+def test_a_duration_without_an_offset_cuts_with_a_warning(tmp_path, caplog):
+    path = write_wav(tmp_path / "a.wav", seconds=3.0)
+    (clip,) = load_clips(manifest=write_manifest(tmp_path, {"audio_filepath": "a.wav", "duration": 1.25}))
+    assert np.array_equal(clip.samples(), audio_file.decode(path)[:20_000])
+    assert clip.tags["duration"] == 1.25
+    assert "manifest.jsonl:1: duration says 1.25 s, but a.wav lasts 3.00 s; only its first" in caplog.text
 
 
 def test_only_an_mp3_may_outlast_its_declared_duration(tmp_path, caplog):

@@ -283,6 +283,10 @@ def _import(arguments: argparse.Namespace) -> int:
     )
     for problem in written.problems[: export.PROBLEMS_SHOWN]:
         print(f"left out: {visible(problem)}", file=sys.stderr)
+    for remark in written.remarks[: export.PROBLEMS_SHOWN]:
+        print(f"warning: {visible(remark)}", file=sys.stderr)
+    if len(written.remarks) > export.PROBLEMS_SHOWN:
+        print(f"warning: and {len(written.remarks) - export.PROBLEMS_SHOWN} more such", file=sys.stderr)
     left_out = f", {len(written.problems)} left out" if written.problems else ""
     without = f", {written.without_text} without a text" if written.without_text else ""
     spoken = ", ".join(

@@ -14,8 +14,7 @@ import numpy as np
 
 from asrgate.backends.base import SAMPLE_RATE_HZ
 from asrgate.harness.corpus import audio as audio_file
-from asrgate.harness.corpus import manifests
-from asrgate.harness.corpus.clips import disagreement
+from asrgate.harness.corpus import manifests, parts
 from asrgate.harness.corpus.manifests import Entry
 
 AUDIBLE_PEAK = 0.001  # -60 dB of full scale: anything quieter is silence, which may well have no text
@@ -24,7 +23,7 @@ KINDS = {  # name -> what it means, in the order in which they are reported
     "unreadable line": "a line of the manifest cannot be used",
     "missing audio": "the file does not exist",
     "unreadable audio": "the file cannot be decoded to its end",
-    "duration disagrees": "the manifest's duration is not the audio's",
+    "duration disagrees": "the manifest's offset or duration is not the audio's",
     "no reference": "there is no text, so the clip has no WER",
     "empty reference": "the text is empty, but the audio is not silent",
     "duplicate reference": "the same text in the same language as an earlier clip",
@@ -89,13 +88,14 @@ def _listen(entry: Entry) -> _Sound:
     if not entry.path.exists():
         return _Sound(0.0, None, None, [Problem("missing audio", entry.where, str(entry.path))])
     try:
-        samples = audio_file.decode(entry.path)
+        part = parts.read(entry.path, entry.start_seconds, entry.declared_seconds)
+    except parts.PartError as error:
+        return _Sound(0.0, None, None, [Problem("duration disagrees", entry.where, str(error))])
     except audio_file.AudioError as error:
         return _Sound(0.0, None, None, [Problem("unreadable audio", entry.where, str(error))])
-    seconds = len(samples) / SAMPLE_RATE_HZ
-    detail = disagreement(entry, seconds)
-    problems = [Problem("duration disagrees", entry.where, detail)] if detail else []
-    return _Sound(seconds, float(np.abs(samples).max()), audio_file.sha256(samples), problems)
+    seconds = len(part.samples) / SAMPLE_RATE_HZ
+    problems = [Problem("duration disagrees", entry.where, part.remark)] if part.remark else []
+    return _Sound(seconds, float(np.abs(part.samples).max()), audio_file.sha256(part.samples), problems)
 
 
 def _of_line(line: str) -> Problem:

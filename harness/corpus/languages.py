@@ -24,9 +24,10 @@ FIELDS = (
 TARGET_FIELDS = ("target_lang", "tgt_lang", "target_language", "target_locale")
 
 # Whisper's code | other codes of ISO 639-1, -2 and -3 and BCP 47, retired ones included | names. Codes and
-# first names are whisper.tokenizer's LANGUAGES, in its order, which is that of the model's tokens; the next names
-# its TO_LANGUAGE_CODE. Other codes: the ISO 639-3 tables (https://iso639-3.sil.org) with the members of
-# macrolanguages that stand for the whole (cmn for zho). The last name is the language's own, by Unicode CLDR.
+# first names are whisper.tokenizer's LANGUAGES, in its order, which is that of the model's tokens; the names
+# after them its TO_LANGUAGE_CODE. Other codes: the ISO 639-3 tables (https://iso639-3.sil.org) with those
+# members of macrolanguages that stand for the whole (cmn for zho). The last name is the language's own, as in
+# Unicode CLDR.
 _TABLE = """
 en  | eng | english, american english, british english
 zh  | zho chi cmn | chinese, mandarin, mandarin chinese, standard chinese, 普通话, 汉语, 漢語, 中文
@@ -140,18 +141,12 @@ _AMBIGUOUS = {
 # Often written in place of a language: countries, and languages that are close to one that Whisper knows.
 _NEAREST = {
     code: nearest
-    for nearest, codes in {
-        **{
-            "ar": "ary arz apc",
-            "cs": "cz",
-            "da": "dk",
-            "de": "at gsw bar nds",
-            "el": "gr",
-            "en": "us gb sco",
-        },
-        **{"es": "ast an", "et": "ee", "fa": "ir", "it": "rm scn", "ja": "jp", "ko": "kr", "nl": "fy fry"},
-        **{"sr": "rs", "sv": "se", "uk": "ua", "vi": "vn", "zh": "cn tw nan wuu hak"},
-    }.items()
+    for codes, nearest in (
+        *(("ary arz apc", "ar"), ("cz", "cs"), ("dk", "da"), ("at gsw bar nds", "de"), ("gr", "el")),
+        *(("us gb sco", "en"), ("ast an", "es"), ("ee", "et"), ("ir", "fa"), ("rm scn", "it"), ("jp", "ja")),
+        *(("kr", "ko"), ("fy fry", "nl"), ("rs", "sr"), ("se", "sv"), ("ua", "uk"), ("vn", "vi")),
+        ("cn tw nan wuu hak", "zh"),
+    )
     for code in codes.split()
 }
 _UNTOLD = {"und", "mul", "mis", "zxx", "auto", "unknown", "none", "n/a", "other", "multilingual"}

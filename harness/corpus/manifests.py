@@ -1,8 +1,8 @@
 """Reads manifests, folders and single files into entries for clips, which are not decoded yet.
 
 A manifest has one JSON object per line with NeMo's field names: `audio_filepath` (relative to the manifest),
-`text`, `duration` in seconds, `lang` or another name for the language (see asrgate.harness.corpus.languages);
-any other field (`license`, `source`, ...) becomes a tag of the clip.
+`text`, `offset` and `duration` in seconds, `lang` or another name for the language (see languages.py); any
+other field (`license`, `source`, ...) becomes a tag of the clip.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Entry:
     reference: str | None = None
     language: str | None = None
     declared_seconds: float | None = None
+    start_seconds: float | None = None  # of the part that is meant; None: no offset is given
     tags: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -109,9 +110,11 @@ def _manifest_entry(line: str, manifest: Path, where: str, language: str | None)
     duration = fields.pop("duration", None)
     if duration is not None and not (_is_number(duration) and duration > 0):
         raise ValueError(f"duration must be a number of seconds above 0, not {reprlib.repr(duration)}")
-    if fields.get("offset") not in (None, 0):
-        raise ValueError("offset: parts of files are not supported; cut the audio into one file per clip")
-    return Entry(_inside(manifest.parent, name), manifest.parent, where, text, language, duration, fields)
+    offset = fields.pop("offset", None)
+    if offset is not None and not (_is_number(offset) and offset >= 0):
+        raise ValueError(f"offset must be a number of seconds from 0, not {reprlib.repr(offset)}")
+    path = _inside(manifest.parent, name)
+    return Entry(path, manifest.parent, where, text, language, duration, offset, fields)
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -52,10 +52,9 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
     root = Path(os.path.commonpath([file.parent for file in files]))
     for (where, fields), file in zip(items, files, strict=True):
         start, seconds = _number(fields, "offset", where), _number(fields, "duration", where)
-        is_part = bool(start)  # NeMo writes offset 0 for whole files
         name = file.relative_to(root).as_posix()
-        if is_part:
-            name = f"{os.path.splitext(name)[0]}-{start:.3f}.flac"
+        if start is not None:
+            name = f"{os.path.splitext(name)[0]}-{start:.3f}{os.path.splitext(name)[1]}"
         yield Utterance(
             name=name,
             where=where,
@@ -63,7 +62,7 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
             text=_text(fields, where),
             language=options.language,
             language_fields=fields,
-            start_seconds=start if is_part else None,
+            start_seconds=start,
             seconds=seconds,
             tags=plain(languages.without({key: value for key, value in fields.items() if key not in _OWN})),
         )
