@@ -6,6 +6,7 @@ import pickle
 import re
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -345,3 +346,80 @@ def test_the_manifest_of_real_recordings_loads(caplog):
     assert sum(clip.language == "en" for clip in clips) == 45
     assert all(clip.reference and clip.tags["license"] for clip in clips)
     assert caplog.text.count("the MP3 lasts") == 3
+
+
+def encode(path: Path, samples: np.ndarray, codec: str, container: str) -> Path:
+    """Write mono 16 kHz samples with ffmpeg's encoder."""
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=48_000 if codec == "libopus" else 16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None, :], format="fltp", layout="mono")
+        frame.sample_rate = 16_000
+        resampler = av.AudioResampler(
+            format=stream.codec_context.format, layout="mono", rate=stream.rate, frame_size=stream.frame_size
+        )
+        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+            file.mux(stream.encode(piece))
+        file.mux(stream.encode(None))
+    return path
+
+
+CONTAINERS = {
+    "b.webm": ("libopus", "webm"),
+    "c.mp4": ("aac", "mp4"),
+    "d.aac": ("aac", "adts"),
+    "e.aiff": ("pcm_s16be", "aiff"),
+    "f.caf": ("pcm_s16be", "caf"),
+    "g.MKA": ("libopus", "matroska"),
+    "h.mov": ("aac", "mov"),
+}
+
+
+def test_other_containers_beside_a_wav_are_used_too(tmp_path):
+    write_wav(tmp_path / "a.wav", seconds=1.0)
+    (tmp_path / "a.txt").write_text("text a")
+    for name, (codec, container) in CONTAINERS.items():
+        encode(tmp_path / name, tone(1.0, 300 + 40 * ord(name[0]) % 400), codec, container)
+        (tmp_path / name).with_suffix(".txt").write_text(f"text {name[0]}")
+    clips = load_clips([tmp_path])
+    assert {clip.path.name: clip.reference for clip in clips} == {
+        name: f"text {name[0]}" for name in ("a.wav", *CONTAINERS)
+    }
+    assert all(clip.audio_seconds == pytest.approx(1.0, abs=0.15) for clip in clips)
+
+
+def test_what_is_left_out_of_a_folder_is_counted_and_named(tmp_path, caplog):
+    write_wav(tmp_path / "a.wav")
+    for name in ("b.amr", "sub/c.spx", "d.odd", "d.txt", "notes.odd", "a.json", "README", ".hidden.amr"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [clip.name for clip in load_clips([tmp_path])] == ["a"]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("3 files are left out")
+    assert message.endswith(
+        ": " + ", ".join(str(tmp_path / name) for name in ("b.amr", "d.odd", "sub/c.spx"))
+    )
+    caplog.clear()
+    write_manifest(tmp_path, {"audio_filepath": "a.wav"})
+    load_clips([tmp_path])
+    assert not caplog.records
+
+
+def killed_recorder(path: Path, tail: bytes = b"") -> Path:
+    content = write_wav(path, seconds=2.0).read_bytes()
+    data = content.index(b"data")
+    path.write_bytes(content[: data + 4] + bytes(4) + (tail or content[data + 8 :]))
+    return path
+
+
+def test_a_wav_whose_recorder_was_killed_is_read_to_its_end(tmp_path, caplog):
+    whole = audio_file.decode(write_wav(tmp_path / "whole.wav", seconds=2.0))
+    (clip,) = load_clips([killed_recorder(tmp_path / "a.wav")])
+    assert clip.audio_seconds == 2.0
+    assert np.array_equal(clip.samples(), whole)
+    assert "duration" not in clip.tags
+    assert "a.wav: its header says 0 bytes of samples" in caplog.text
+
+
+def test_an_empty_wav_with_tags_after_it_has_no_audio(tmp_path):
+    tags = b"LIST" + (2_000).to_bytes(4, "little") + b"INFO" + bytes(1_996)
+    assert "lasts 0.000 s" in problems_of(killed_recorder(tmp_path / "a.wav", tags))

@@ -154,3 +154,49 @@ def test_info_counts_values_of_fields(tmp_path: Path, capsys: pytest.CaptureFixt
     assert facts["fields"][LENGTH] == {"0 to 2 s": 3}
     assert main(["corpus", "info", str(folder)]) == 0
     assert "car (2), hall (1)" in capsys.readouterr().out
+
+
+def test_folders_and_files_that_are_not_what_they_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in "ab":
+        store(folder / f"{name}.wav", 200 + 20 * ord(name))
+        (folder / f"{name}.txt").write_text(f"text {name}")
+    content = (folder / "b.wav").read_bytes()
+    data = content.index(b"data")
+    (folder / "b.wav").write_bytes(content[: data + 4] + bytes(4) + content[data + 8 :])
+    (folder / "c.amr").write_bytes(b"x")
+    assert main(["corpus", "validate", str(folder)]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"1 unfinished header: a WAV whose recorder was stopped before it wrote the size {folder}/b.wav"
+        in shown
+    )
+    assert f"1 unused file: audio or video of a format that is not read {folder}/c.amr" in shown
+    assert main(["corpus", "info", str(folder)]) == 0
+    assert "2 clips without a language, which a run takes for English" in capsys.readouterr().out
+    assert main(["corpus", "import", str(folder), "--output", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().err
+    assert "b.wav: its header says 0 bytes of samples" in told
+    assert (tmp_path / "out" / "manifest.jsonl").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"offset": 0, "duration": 0.3}, None),
+        ({"duration": 0.3}, "duration says 0.3 s, but 0.wav lasts 0.50 s; only its first 0.3 s are used"),
+        ({"duration": 3}, "duration says 3 s, but 0.wav lasts 0.50 s; it may be cut off"),
+        ({"offset": 0.3, "duration": 3}, "lies beyond the end"),
+    ],
+)
+def test_validate_holds_offset_and_duration_against_the_audio(
+    line: dict[str, Any], told: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = found(manifest(tmp_path / "set", [{"text": "one"} | line]), capsys)
+    counts = {name: entry["count"] for name, entry in problems.items() if entry["count"]}
+    assert counts == ({"duration disagrees": 1} if told else {})
+    if told:
+        assert told in problems["duration disagrees"]["examples"][0]["detail"]

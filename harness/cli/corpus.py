@@ -180,6 +180,9 @@ def _info(arguments: argparse.Namespace) -> int:
             f"{facts['with_reference']} with a reference text ({facts['reference_words']} words)"
         )
     )
+    untold = sum(not clip.is_language_told for clip in clips)
+    if untold:
+        console.print(Text(f"{_clips(untold)} without a language, which a run takes for English"))
     rows = []
     for name, values in facts["fields"].items():
         shown = list(values.items())[:VALUES_SHOWN]

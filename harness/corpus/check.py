@@ -23,6 +23,8 @@ KINDS = {  # name -> what it means, in the order in which they are reported
     "unreadable line": "a line of the manifest cannot be used",
     "missing audio": "the file does not exist",
     "unreadable audio": "the file cannot be decoded to its end",
+    "unused file": "audio or video of a format that is not read",
+    "unfinished header": "a WAV whose recorder was stopped before it wrote the size",
     "duration disagrees": "the manifest's offset or duration is not the audio's",
     "no reference": "there is no text, so the clip has no WER",
     "empty reference": "the text is empty, but the audio is not silent",
@@ -62,8 +64,11 @@ class Report:
 def check(paths: Iterable[Path]) -> Report:
     """Decode every clip of manifests, folders and files, read every text, and report all problems."""
     lines: list[str] = []
+    paths = list(paths)
     entries = [entry for path in paths for entry in manifests.read(path, lines)]
     problems = [_of_line(line) for line in lines]
+    for path in paths:
+        problems += [Problem("unused file", str(file), file.suffix) for file in manifests.unused(path)]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter's lock
         heard = list(pool.map(_listen, entries))
     texts: dict[tuple[str, str], str] = {}
@@ -95,6 +100,8 @@ def _listen(entry: Entry) -> _Sound:
         return _Sound(0.0, None, None, [Problem("unreadable audio", entry.where, str(error))])
     seconds = len(part.samples) / SAMPLE_RATE_HZ
     problems = [Problem("duration disagrees", entry.where, part.remark)] if part.remark else []
+    if part.is_unfinished:
+        problems.append(Problem("unfinished header", entry.where, parts.UNFINISHED))
     return _Sound(seconds, float(np.abs(part.samples).max()), audio_file.sha256(part.samples), problems)
 
 

@@ -155,6 +155,8 @@ def _check(entry: Entry, name: str, language: str | None) -> Clip | str:
     if part.remark is not None:
         _log.warning("%s: %s", entry.where, part.remark)
         tags["duration"] = entry.declared_seconds
+    if part.is_unfinished:
+        _log.warning("%s: %s", entry.path, parts.UNFINISHED)
     if entry.start_seconds is not None:
         tags["offset"] = entry.start_seconds
     return Clip(

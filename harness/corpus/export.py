@@ -73,14 +73,13 @@ def write(
             break
         try:
             language = utterance.language or languages.spoken(utterance.language_fields)
-            name, seconds, remark = _place(utterance, folder, taken)
+            name, seconds, found = _place(utterance, folder, taken)
         except AsrgateError as error:
             problems.append(f"{utterance.where}: {error}")
             continue
         lines.append(_line(utterance, name, seconds, language, tags or {}))
         spoken[language or ""] += 1
-        if remark is not None:
-            remarks.append(f"{utterance.where}: {remark}")
+        remarks += [f"{utterance.where}: {remark}" for remark in found]
         total_seconds += seconds
         without_text += utterance.text is None
     if (problems and not skip_broken) or not lines:
@@ -109,8 +108,8 @@ def listed(problems: list[str], consequence: str, remedy: str = "") -> str:
     return f"{len(problems)} {noun}, {consequence}{'; fix them, ' + remedy if remedy else ''}:{shown}{more}"
 
 
-def _place(utterance: Utterance, folder: Path, taken: set[str]) -> tuple[str, float, str | None]:
-    """Put the audio into the folder; return its path relative to the folder, its seconds, and a remark.
+def _place(utterance: Utterance, folder: Path, taken: set[str]) -> tuple[str, float, list[str]]:
+    """Put the audio into the folder; return its path relative to the folder, its seconds, and remarks on it.
 
     A file that is used whole stays as it is; a part becomes a FLAC of its own.
     """
@@ -118,13 +117,15 @@ def _place(utterance: Utterance, folder: Path, taken: set[str]) -> tuple[str, fl
         name = _free(f"{AUDIO_FOLDER}/{utterance.name}", taken)
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        return name, _write_content(utterance.content, target), None
+        return name, _write_content(utterance.content, target), []
     path = utterance.path
     assert path is not None
     part = parts.read(path, utterance.start_seconds, utterance.seconds)
     seconds = len(part.samples) / SAMPLE_RATE_HZ
+    remarks = [part.remark] if part.remark else []
+    remarks += [parts.UNFINISHED] if part.is_unfinished else []
     if part.is_whole and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-        return os.path.relpath(path, folder), seconds, part.remark
+        return os.path.relpath(path, folder), seconds, remarks
     placed = f"{AUDIO_FOLDER}/{utterance.name}"
     name = _free(placed if part.is_whole else f"{os.path.splitext(placed)[0]}.flac", taken)
     target = folder / name
@@ -133,7 +134,7 @@ def _place(utterance: Utterance, folder: Path, taken: set[str]) -> tuple[str, fl
         shutil.copyfile(path, target)
     else:
         soundfile.write(target, part.samples, SAMPLE_RATE_HZ, subtype="PCM_16")
-    return name, seconds, part.remark
+    return name, seconds, remarks
 
 
 def _write_content(content: bytes, target: Path) -> float:

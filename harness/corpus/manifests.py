@@ -8,10 +8,12 @@ other field (`license`, `source`, ...) becomes a tag of the clip.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import mimetypes
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,14 @@ from asrgate.harness.corpus.languages import LanguageError
 
 MANIFEST_EXTENSIONS = (".jsonl", ".json")  # NeMo names its line-by-line manifests .json
 FOLDER_MANIFEST = "manifest.jsonl"
+FILES_SHOWN = 5
+_SIDE_FILES = (  # that recordings have beside them
+    *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".lab", ".textgrid", ".srt", ".vtt", ".ctm", ".stm"),
+    *(".xml", ".pdf", ".png", ".jpg", ".npy", ".pt"),
+)
 TRANSCRIPTS = ".trans.txt"  # LibriSpeech: one file per chapter, "utterance-id TEXT" per line
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,8 @@ def _read_folder(folder: Path, problems: list[str]) -> list[Entry]:
                 places[path.parent / utterance] = where
         elif path.suffix.lower() in EXTENSIONS:
             found.append(path)
+    if left_out := unused(folder):
+        _log.warning("%s", told(left_out))
     stems = {path.with_suffix("") for path in found}
     problems += [f"{where}: there is no audio for {p.name}" for p, where in places.items() if p not in stems]
     if not found:
@@ -158,6 +169,33 @@ def _read_folder(folder: Path, problems: list[str]) -> list[Entry]:
             reference = _text_beside(path, problems)
         entries.append(Entry(path, folder, str(path), reference))
     return entries
+
+
+def unused(folder: Path) -> list[Path]:
+    """Return the audio and video files below a folder that are of no format that is read.
+
+    Those are the files of other endings that are known as audio or video, or that have a text beside them.
+    There are none if the folder has a manifest, which says what is used, or is no folder.
+    """
+    if not folder.is_dir() or (folder / FOLDER_MANIFEST).is_file():
+        return []
+    found = []
+    for path in sorted(folder.rglob("*")):
+        ending = path.suffix.lower()
+        if path.name.startswith(".") or ending in (*EXTENSIONS, *_SIDE_FILES, "") or not path.is_file():
+            continue
+        kind = mimetypes.guess_type(path.name)[0] or ""
+        if kind.startswith(("audio/", "video/")) or path.with_suffix(".txt").is_file():
+            found.append(path)
+    return found
+
+
+def told(left_out: Sequence[Path]) -> str:
+    """Return a sentence that counts and names files that are left out."""
+    names = ", ".join(map(str, left_out[:FILES_SHOWN]))
+    more = f" and {len(left_out) - FILES_SHOWN} more" if len(left_out) > FILES_SHOWN else ""
+    files = "1 file is" if len(left_out) == 1 else f"{len(left_out)} files are"
+    return f"{files} left out, because only {', '.join(EXTENSIONS)} are read: {names}{more}"
 
 
 def _text_beside(path: Path, problems: list[str]) -> str | None:

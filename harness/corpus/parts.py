@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +18,9 @@ DURATION_SLACK = 0.01  # as a share of it, whichever is more: encoders pad, and 
 _one_at_a_time = threading.Lock()
 
 
+UNFINISHED = "its header says 0 bytes of samples, as if its recorder had been stopped; it is read to its end"
+
+
 class PartError(audio_file.AudioError):
     """A manifest names a part that the file does not have; the message says how long the file is."""
 
@@ -30,11 +33,13 @@ class Part:
         samples: as asrgate.harness.corpus.audio.decode returns them.
         is_whole: whether they are all of the file's.
         remark: how the manifest contradicts the audio, None if it does not.
+        is_unfinished: whether the file's header says that it has no samples, see audio.is_unfinished.
     """
 
     samples: np.ndarray
     is_whole: bool = True
     remark: str | None = None
+    is_unfinished: bool = False
 
 
 def read(path: Path, start_seconds: float | None = None, declared_seconds: float | None = None) -> Part:
@@ -51,7 +56,13 @@ def read(path: Path, start_seconds: float | None = None, declared_seconds: float
         AudioError: the file cannot be decoded; PartError: it is shorter than the manifest says.
     """
     if start_seconds is None:
-        return _first(path, audio_file.decode(path), declared_seconds)
+        part = _first(path, audio_file.decode(path), declared_seconds)
+    else:
+        part = _from(path, start_seconds, declared_seconds)
+    return replace(part, is_unfinished=audio_file.is_unfinished(path))
+
+
+def _from(path: Path, start_seconds: float, declared_seconds: float | None) -> Part:
     with _one_at_a_time:  # the parts of a recording follow each other: it is decoded once for all of them
         samples = _whole(path, path.stat().st_mtime_ns if path.exists() else 0)
     begin = round(start_seconds * SAMPLE_RATE_HZ)

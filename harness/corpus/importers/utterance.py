@@ -42,7 +42,7 @@ class Utterance:
         text: what is said; "" if nothing is, None if unknown.
         language: Whisper's code, if the user or the corpus's kind says it; None: see `language_fields`.
         language_fields: as the corpus has them, see asrgate.harness.corpus.languages.
-        start_seconds, seconds: the offset and duration that the corpus gives, see asrgate.harness.corpus.parts.
+        start_seconds, seconds: the offset and duration that the corpus gives, see corpus/parts.py.
         tags: plain values only.
     """
 
