@@ -156,6 +156,9 @@ def without_texts(run: Run) -> Run:
     for clip in run["clips"]:
         clip["reference"] = None
     for result in run["results"]:
+        for part in (result["wer"] or {}), (result["wer"] or {}).get("second") or {}:
+            for words in ("confusions", "differences"):
+                part.pop(words, None)
         for item in [*result["samples"], *((result["integrity"] or {}).get("probes", []))]:
             item["text"] = None
             if "tokens" in item:

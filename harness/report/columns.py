@@ -212,6 +212,16 @@ FIGURES = (  # figures of speed and cost, in the order shown
 
 QUALITY = (
     Column("CER %", "character errors per 100 reference characters", lambda r: percent(r["cer_percent"])),
+    Column(
+        "second WER %",
+        "WER under the second normaliser, which the line on scoring names",
+        lambda r: percent(r["second_wer_percent"]),
+    ),
+    Column(
+        "formatted WER %",
+        "WER in which case and punctuation count",
+        lambda r: percent(r["formatted_wer_percent"]),
+    ),
     Column("S", "substituted words", lambda r: _count(r["substitutions"])),
     Column("D", "deleted words", lambda r: _count(r["deletions"])),
     Column("I", "inserted words", lambda r: _count(r["insertions"])),

@@ -87,6 +87,8 @@ def _quality(result: dict[str, Any]) -> Row:
         "wer_low_percent": _percent(low),
         "wer_high_percent": _percent(high),
         "cer_percent": _percent(wer.get("cer")),
+        "second_wer_percent": _percent((wer.get("second") or {}).get("wer")),
+        "formatted_wer_percent": _percent(wer.get("formatted")),
         "substitutions": wer.get("substitutions"),
         "deletions": wer.get("deletions"),
         "insertions": wer.get("insertions"),
