@@ -146,7 +146,7 @@ def shown(pair: Mapping[str, Any]) -> str:
 
 
 def told(run: Run) -> list[str]:
-    """Return a line if the two readings of a run differ by more than POINTS, and one for each other verdict."""
+    """Return a line if a run's two readings differ by more than POINTS, and one for each other verdict."""
     identity = run["scoring"].get("second")
     read = [r for r in run["results"] if (r["wer"] or {}).get("second")]
     both = [r for r in read if None not in (r["wer"]["wer"], r["wer"]["second"]["wer"])]

@@ -1,8 +1,8 @@
 """The project's own, stricter reading of texts: what is written counts, the way of writing it does not.
 
 Whisper's normaliser is what the field's figures are in. It also expands contractions, drops fillers and
-bracketed words, knows only the typewriter's apostrophe, and removes the vowel signs of Indic scripts. This one
-does none of that, so the difference between the two says what a figure owes to its normaliser.
+words in brackets, knows only the typewriter's apostrophe, and removes the vowel signs of Indic scripts. This
+one does none of that, so the difference between the two says what a figure owes to its normaliser.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from asrgate.harness.metrics.normalizers import UNSPACED_LANGUAGES
 from asrgate.harness.record import Run
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import ranking
@@ -47,6 +48,7 @@ def _row(run: Run, result: dict[str, Any]) -> Row:
         "status": result["status"],
         "reason": _reason(group, result),
         "remedy": result["remedy"],
+        "cer_is_headline": _is_unspaced(run),
         **_quality(result),
         **_versus(result),
         **_speed(result),
@@ -98,6 +100,13 @@ def _quality(result: dict[str, Any]) -> Row:
         "scored_clips": wer.get("clips"),
         "unstable_clips": None if unstable is None else len(unstable),
     }
+
+
+def _is_unspaced(run: Run) -> bool:
+    """Whether all texts are in languages written without spaces, in which the field's figure is the CER."""
+    translated = run["settings"]["decoding"].get("task") == "translate"
+    scored = [clip for clip in run["clips"] if clip["reference_words"]]
+    return bool(scored) and not translated and all(c["language"] in UNSPACED_LANGUAGES for c in scored)
 
 
 def _versus(result: dict[str, Any]) -> Row:
