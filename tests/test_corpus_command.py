@@ -200,3 +200,49 @@ def test_validate_holds_offset_and_duration_against_the_audio(
     assert counts == ({"duration disagrees": 1} if told else {})
     if told:
         assert told in problems["duration disagrees"]["examples"][0]["detail"]
+
+
+def speech_like(seconds: float = 1.0) -> np.ndarray:
+    return 0.2 * np.random.default_rng(1).standard_normal(int(seconds * 16_000)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("channels", "told"),
+    [
+        ((0 * speech_like(),), "peak 0.00000, but “hello”"),
+        ((speech_like(), -speech_like()), "0.wav: its channels cancel; keep one of them"),
+        ((speech_like(), -0.9 * speech_like()), "0.wav: its channels cancel; keep one of them"),
+        ((speech_like(), 0 * speech_like()), None),
+        ((speech_like(), speech_like()), None),
+        ((speech_like(),), None),
+    ],
+)
+def test_a_text_without_sound_is_found(
+    channels: tuple[np.ndarray, ...], told: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = manifest(tmp_path / "set", [{"text": "hello"}])
+    soundfile.write(folder / "0.wav", np.column_stack(channels), 16_000)
+    problems = found(folder, capsys)
+    assert {name: entry["count"] for name, entry in problems.items() if entry["count"]} == (
+        {"silent audio": 1} if told else {}
+    )
+    if told:
+        assert told in problems["silent audio"]["examples"][0]["detail"]
+
+
+def test_a_folder_of_audio_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one/a.wav", "two/b.wav"):
+        (tmp_path / name).parent.mkdir()
+        store(tmp_path / name, 300)
+    (tmp_path / "metadata.csv").write_text("file_name,transcription\none/a.wav,eins\n")
+    assert main(["corpus", "import", "--dataset", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert f"import it without --dataset: asrgate corpus import {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "told"), [("50", "did you mean 50%?"), ("9999%", "the most is 1000%")])
+def test_max_wer_says_what_it_takes(text: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "--max-wer", text])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.rstrip().endswith(f"and {text} would let everything pass; {told}")

@@ -237,3 +237,35 @@ def test_english_that_nobody_named_is_said(tmp_path: Path, caplog: pytest.LogCap
     model = SimpleNamespace(name="base", is_multilingual=True, dimensions={"n_vocab": 51_865})
     run_command._check_languages(model, clips)  # type: ignore[arg-type]
     assert "no language is named for 1 of 2 clips (1), so they are decoded as English" in caplog.text
+
+
+GERMAN = (
+    "der hund läuft schnell durch den wald und die katze schläft auf dem sofa in der sonne weil sie müde ist"
+)
+ENGLISH = (
+    "the dog runs through the wood and the cat sleeps on the sofa in the sun for she is tired of all of it"
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "told"),
+    [
+        ("translate", {"lang": "de", "text": GERMAN}, "do not look English"),
+        ("translate", {"lang": "de", "text": ENGLISH}, None),
+        ("translate", {"lang": "en", "text": GERMAN}, None),
+        ("translate", {"source_lang": "de", "target_lang": "de", "text": "kurz"}, "do not look English"),
+        ("translate", {"source_lang": "de", "target_lang": "en", "text": "short"}, None),
+        (
+            "transcribe",
+            {"source_lang": "de", "target_lang": "en", "text": ENGLISH},
+            "without --task translate",
+        ),
+        ("transcribe", {"source_lang": "de", "target_lang": "de", "text": GERMAN}, None),
+    ],
+)
+def test_texts_in_a_language_that_the_task_does_not_write(
+    task: str, fields: dict[str, object], told: str | None, tmp_path: Path
+) -> None:
+    hints = run_command.translation_hints(corpus.load_clips(manifest=manifest(tmp_path, fields)), task)
+    assert len(hints) == (told is not None)
+    assert told is None or told in hints[0]

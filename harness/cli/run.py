@@ -28,7 +28,7 @@ from asrgate.backends.base import (
 from asrgate.backends.checkpoints import catalog
 from asrgate.harness import corpus, record, report
 from asrgate.harness.cli import run_options
-from asrgate.harness.corpus import augment, sampling
+from asrgate.harness.corpus import augment, languages, sampling
 from asrgate.harness.corpus.clips import BUNDLED_MANIFEST, Clip
 from asrgate.harness.corpus.languages import ENGLISH_NAMES
 from asrgate.harness.metrics import normalizers
@@ -172,6 +172,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
             "choose a multilingual --model, other clips, or pass --language en to decode them as English"
         )
     _check_languages(model, clips)
+    for hint in translation_hints(clips, arguments.task):
+        _log.warning("%s", hint)
     settings = Settings(
         task=arguments.task,
         language=arguments.language,
@@ -237,6 +239,39 @@ def _check_languages(model: Checkpoint, clips: Sequence[Clip]) -> None:
             ", …" if len(untold) > 3 else "",
             ENGLISH_NAMES[corpus.DEFAULT_LANGUAGE].title(),
         )
+
+
+_ENGLISH_WORDS = frozenset(
+    {"the", "of", "and", "to", "is", "that", "it", "for", "with", "on", "by", "at", "this", "have", "are"}
+    | {"not", "you", "we", "from"}
+)
+ENGLISH_SHARE = 0.08  # of an English text's words are such words; in fact about a fifth
+LEAST_WORDS = 20  # fewer words do not tell
+
+
+def translation_hints(clips: Sequence[Clip], task: str) -> list[str]:
+    """Return what is told if texts seem to be in another language than the task writes."""
+    if task == "transcribe":
+        wrong = [c for c in clips if (code := languages.written(c.tags)) and code != c.language]
+        if not wrong:
+            return []
+        return [
+            f"the texts of {len(wrong)} of {len(clips)} clips ({wrong[0].name}, …) are translations, by the "
+            "manifest's target_lang; without --task translate every word of them is an error"
+        ]
+    foreign = [clip for clip in clips if clip.language != "en" and clip.reference]
+    words = [word for clip in foreign for word in (clip.reference or "").lower().split()]
+    told = {code for clip in foreign if (code := languages.written(clip.tags))} - {"en"}
+    seems_foreign = len(words) >= LEAST_WORDS and (
+        sum(word.strip(".,?!") in _ENGLISH_WORDS for word in words) < ENGLISH_SHARE * len(words)
+    )
+    if not told and not seems_foreign:
+        return []
+    return [
+        "--task translate writes English, but the texts of the clips in "
+        f"{', '.join(sorted({clip.language for clip in foreign}))} do not look English; if they are "
+        "transcripts of what is said, the WER says nothing: pass English texts, or --task transcribe"
+    ]
 
 
 MOST_DENIED_FILES = 1000  # beyond that their folders are named: each name costs a worker 0.2 ms at its start

@@ -303,9 +303,8 @@ def _field(text: str) -> tuple[str, str]:
 def _wer(text: str) -> float:
     value = positive(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     if value > 10:
-        raise argparse.ArgumentTypeError(
-            f"is a fraction, and {text} would let everything pass; did you mean {text}%?"
-        )
+        meant = "the most is 1000%" if text.endswith("%") else f"did you mean {text}%?"
+        raise argparse.ArgumentTypeError(f"is a fraction, and {text} would let everything pass; {meant}")
     return value
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from asrgate.backends.base import SAMPLE_RATE_HZ
 from asrgate.harness.corpus import audio as audio_file
@@ -18,6 +19,8 @@ from asrgate.harness.corpus import manifests, parts
 from asrgate.harness.corpus.manifests import Entry
 
 AUDIBLE_PEAK = 0.001  # -60 dB of full scale: anything quieter is silence, which may well have no text
+
+CANCELLED = 0.1  # of the loudest channel that the average of all keeps: -20 dB
 
 KINDS = {  # name -> what it means, in the order in which they are reported
     "unreadable line": "a line of the manifest cannot be used",
@@ -28,6 +31,7 @@ KINDS = {  # name -> what it means, in the order in which they are reported
     "duration disagrees": "the manifest's offset or duration is not the audio's",
     "no reference": "there is no text, so the clip has no WER",
     "empty reference": "the text is empty, but the audio is not silent",
+    "silent audio": "there is a text, but nothing can be heard",
     "duplicate reference": "the same text in the same language as an earlier clip",
     "duplicate audio": "the same samples as an earlier clip",
     "control character": "tabs, line ends, zero-width and other invisible characters",
@@ -75,6 +79,7 @@ def check(paths: Iterable[Path]) -> Report:
     sounds: dict[str, str] = {}
     for entry, sound in zip(entries, heard, strict=True):
         problems += sound.problems
+        problems += _of_silence(entry, sound)
         problems += _of_text(entry, sound.peak, texts)
         if sound.sha256 is not None and sounds.setdefault(sound.sha256, entry.where) != entry.where:
             problems.append(Problem("duplicate audio", entry.where, f"as {sounds[sound.sha256]}"))
@@ -87,6 +92,7 @@ class _Sound:
     peak: float | None
     sha256: str | None
     problems: Sequence[Problem] = ()
+    is_cancelled: bool = False  # the channels are nearly each other's opposite
 
 
 def _listen(entry: Entry) -> _Sound:
@@ -102,12 +108,44 @@ def _listen(entry: Entry) -> _Sound:
     problems = [Problem("duration disagrees", entry.where, part.remark)] if part.remark else []
     if part.is_unfinished:
         problems.append(Problem("unfinished header", entry.where, parts.UNFINISHED))
-    return _Sound(seconds, float(np.abs(part.samples).max()), audio_file.sha256(part.samples), problems)
+    return _Sound(
+        seconds,
+        float(np.abs(part.samples).max()),
+        audio_file.sha256(part.samples),
+        problems,
+        _is_cancelled(entry.path),
+    )
+
+
+def _is_cancelled(path: Path) -> bool:
+    """Whether a file's channels cancel when they are averaged, as they do if one is wired the wrong way."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.channels < 2:
+                return False
+            channels = file.read(dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, TypeError):  # of a container that only PyAV reads
+        return False
+    loudest = float(np.sqrt(np.mean(channels**2, axis=0)).max()) if len(channels) else 0.0
+    return float(np.sqrt(np.mean(channels.mean(axis=1) ** 2))) < CANCELLED * loudest
 
 
 def _of_line(line: str) -> Problem:
     where, colon, detail = line.partition(": ")
     return Problem("unreadable line", where if colon else "", detail if colon else line)
+
+
+def _of_silence(entry: Entry, sound: _Sound) -> Iterable[Problem]:
+    text = entry.reference
+    if text is None or not text.strip():
+        return
+    if sound.is_cancelled:
+        yield Problem(
+            "silent audio", entry.where, f"{entry.path.name}: its channels cancel; keep one of them"
+        )
+    elif sound.peak is not None and sound.peak <= AUDIBLE_PEAK:
+        detail = f"{entry.path.name}, peak {sound.peak:.5f}, but {_short(text)}"
+        yield Problem("silent audio", entry.where, detail)
 
 
 def _of_text(entry: Entry, peak: float | None, texts: dict[tuple[str, str], str]) -> Iterable[Problem]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from asrgate.backends.checkpoints.sha256 import hash_now
 from asrgate.harness.corpus import languages
+from asrgate.harness.corpus.audio import EXTENSIONS
 from asrgate.harness.corpus.importers import tabular
 from asrgate.harness.corpus.importers.utterance import (
     CorpusImportError,
@@ -21,6 +22,7 @@ from asrgate.harness.corpus.importers.utterance import (
 )
 
 EXTRA = "python -m pip install datasets"
+_ROWS = (".parquet", ".arrow", ".tar", ".zip")  # files that hold rows with their audio
 SIGNATURES = ((b"RIFF", ".wav"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"ID3", ".mp3"))
 
 
@@ -56,11 +58,12 @@ def open_dataset(text: str, options: Options) -> tuple[Source, Iterator[Utteranc
     Raises:
         CorpusImportError: the extra is not installed, or there is no such dataset, config, split or column.
     """
+    name, config, split = parse(text)
+    _require_rows(Path(name))
     try:
         import datasets
     except ImportError as error:
         raise CorpusImportError(f"Hugging Face datasets need another package: {EXTRA}") from error
-    name, config, split = parse(text)
     split = split or options.split
     try:
         revision = (
@@ -99,6 +102,19 @@ def open_dataset(text: str, options: Options) -> tuple[Source, Iterator[Utteranc
     assert audio is not None and texts is not None
     rows = rows.cast_column(audio, datasets.Audio(decode=False))  # our decoder is the one that is measured
     return source, _utterances(rows, source, (audio, texts, language), classes, options)
+
+
+def _require_rows(folder: Path) -> None:
+    """Refuse a folder of loose audio: the library would need torchcodec, and take folders for texts."""
+    if not folder.is_dir():
+        return
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    has_rows = any(path.suffix.lower() in _ROWS for path in files)
+    if not has_rows and any(path.suffix.lower() in EXTENSIONS for path in files):
+        raise CorpusImportError(
+            f"{folder} is a folder of audio files, not a dataset; import it without --dataset: "
+            f"asrgate corpus import {folder}"
+        )
 
 
 def _utterances(
