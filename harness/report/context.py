@@ -39,6 +39,9 @@ def warnings(run: Run) -> list[str]:
         found.insert(0, f"interrupted: {run['interrupted']}")
     elif not run["complete"]:
         found.insert(0, "incomplete: the run did not finish")
+    for result in run["results"]:
+        lacking = (result["applied_settings"] or {}).get("not_applied") or {}
+        found += [f"{result['variant']} does not apply {name}: {why}" for name, why in lacking.items()]
     return [*found, *readings.told(run)]
 
 
