@@ -153,8 +153,10 @@ def without_texts(run: Run) -> Run:
     """Return a copy with hashes and counts instead of references, transcripts and tokens."""
     run = copy.deepcopy(run)
     run["settings"]["texts"] = False
+    run["settings"].pop("keywords", None)
     for clip in run["clips"]:
         clip["reference"] = None
+        clip["tags"].pop("keywords", None)
     for result in run["results"]:
         for part in (result["wer"] or {}), (result["wer"] or {}).get("second") or {}:
             for words in ("confusions", "differences"):

@@ -213,6 +213,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path):
         ({"audio_filepath": "a\0.wav"}, "audio_filepath must be a path"),
         ({"audio_filepath": "a.wav", "text": 3}, "text must be a string"),
         ({"audio_filepath": "a.wav", "lang": "xx"}, "lang: Whisper has no language 'xx'"),
+        ({"audio_filepath": "a.wav", "keywords": "Anna"}, "keywords must be a list"),
         ({"audio_filepath": "a.wav", "duration": "1"}, "duration must be a number"),
         ({"audio_filepath": "a.wav", "duration": True}, "duration must be a number"),
         ({"audio_filepath": "a.wav", "duration": -1}, "duration must be a number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from make_run import make_run
 from rich.console import Console
 
 from asrgate.harness import record, report
-from asrgate.harness.metrics import normalizers, readings, strict
+from asrgate.harness.corpus.importers.utterance import plain
+from asrgate.harness.metrics import keywords, normalizers, readings, strict
 from asrgate.harness.record import Run
 from asrgate.harness.report import console, context
 from asrgate.harness.report.rows import rows
@@ -205,3 +207,43 @@ def test_records_from_before_the_second_reading_can_be_reported() -> None:
     record.validate(run)
     assert context.warnings(run) == []
     assert "Confusions" not in report.render(run, "md")
+
+
+def test_keyword_recall_counted_by_hand(tmp_path: Path) -> None:
+    file = tmp_path / "terms.txt"
+    file.write_text("\ufeffAnna Smith\n\nZürich\nZürich\nnever said\n")
+    terms = keywords.read(file)
+    assert terms == ["Anna Smith", "Zürich", "never said"]
+    run = make_run(
+        [REFERENCE],
+        ["Anna Smith met Anna Smithers in Zürich.", "Zürich, Zürich and MAX."],
+        texts={REFERENCE: ["anna smith met Anna in Zurich Zürich Zürich", "Zürich and Mex"]},
+        settings={"keywords": terms},
+    )
+    run["clips"][1]["tags"]["keywords"] = ["max"]
+    score.score(run, "whisper-basic", replicates=100)
+    record.validate(run)
+    # said: Anna Smith, Zürich, Zürich twice, MAX; written: Anna Smith, Zürich, Zürich once
+    assert wer(run)["keywords"] == {"recall": 3 / 5, "found": 3, "said": 5}
+    gate.judge(run)
+    assert rows(run)[0]["keyword_recall_percent"] == 60
+    assert "keywords %" in report.render(run, "md")
+    stripped = json.dumps(record.without_texts(run))
+    assert "never said" not in stripped
+    assert '"max"' not in stripped
+
+
+def test_runs_without_keywords_have_no_recall(tmp_path: Path) -> None:
+    assert "keywords" not in wer(scored([("all is well", "all is well")]))
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(keywords.KeywordsError, match="names no keywords"):
+        keywords.read(tmp_path / "empty.txt")
+    with pytest.raises(keywords.KeywordsError, match="cannot read"):
+        keywords.read(tmp_path / "gone.txt")
+
+
+def test_import_keeps_a_clips_keywords() -> None:
+    assert plain({"keywords": ["Anna", "Zürich"], "other": ["a"], "n": 1}) == {
+        "keywords": ["Anna", "Zürich"],
+        "n": 1,
+    }

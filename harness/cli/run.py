@@ -31,7 +31,7 @@ from asrgate.harness.cli import run_options
 from asrgate.harness.corpus import augment, languages, sampling
 from asrgate.harness.corpus.clips import BUNDLED_MANIFEST, Clip
 from asrgate.harness.corpus.languages import ENGLISH_NAMES
-from asrgate.harness.metrics import normalizers
+from asrgate.harness.metrics import keywords, normalizers
 from asrgate.harness.runner import journal, json_events, lock, progress, resume, runner
 from asrgate.harness.runner.cluster import connect
 from asrgate.harness.runner.plan import RAY, Plan, blank_record
@@ -201,6 +201,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         normalizer=normalizer,
         also_normalizers=also,
         slices=arguments.slices,
+        keywords=[] if arguments.keywords is None else keywords.read(arguments.keywords),
         sample=arguments.sample,
         augment=arguments.augment,
         scenario=arguments.scenario,

@@ -224,6 +224,13 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[,NAME…]",
         help=f"the first decides, the others are shown beside it: {', '.join(normalizers.NAMES)}",
     )
+    timing.add_argument(
+        "--keywords",
+        type=Path,
+        metavar="FILE",
+        help="names and terms, one a line, whose recall is counted beside the WER; clips may have their own "
+        "in a list, the manifest field keywords",
+    )
     timing.add_argument("--seed", type=at_least(0), default=0, metavar="N")
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from asrgate.harness.corpus import languages
 from asrgate.harness.corpus.audio import EXTENSIONS
 from asrgate.harness.corpus.languages import LanguageError
+from asrgate.harness.metrics import keywords
 
 MANIFEST_EXTENSIONS = (".jsonl", ".json")  # NeMo names its line-by-line manifests .json
 FOLDER_MANIFEST = "manifest.jsonl"
@@ -113,6 +114,8 @@ def _manifest_entry(line: str, manifest: Path, where: str, language: str | None)
     text = fields.pop("text", None)
     if text is not None and not isinstance(text, str):
         raise ValueError(f"text must be a string, or absent if unknown, not {reprlib.repr(text)}")
+    if "keywords" in fields and not keywords.is_field(fields["keywords"]):
+        raise ValueError(f"keywords must be a list of texts, not {reprlib.repr(fields['keywords'])}")
     if language is None:
         language = languages.spoken(fields)
     fields = languages.without(fields)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jiwer
 
-from asrgate.harness.metrics import normalizers, word_errors
+from asrgate.harness.metrics import keywords, normalizers, word_errors
 from asrgate.harness.metrics.word_errors import Sample, Texts, errors
 from asrgate.harness.record import Result, Run
 
@@ -23,7 +23,7 @@ ABSENT = ""  # in place of a word that the other text lacks
 def add(
     run: Run, result: Result, first: Mapping[str, Sample], texts: Texts, others: Mapping[str, Texts]
 ) -> None:
-    """Fill `second`, `formatted` and `confusions` of a result's `wer`.
+    """Fill `second`, `formatted`, `confusions` and, where any is said, `keywords` of a result's `wer`.
 
     Args:
         first: the result's answers that are scored.
@@ -43,6 +43,9 @@ def add(
     written = others["formatted"]
     is_formatted = _is_formatted([clip["reference"] for clip in run["clips"] if clip["reference"]])
     wer["formatted"] = word_errors.wer_only(run, first, written) if is_formatted else None
+    spoken = keywords.recall(run, first, texts)
+    if spoken is not None:
+        wer[keywords.FIELD] = spoken
     wer["confusions"] = _pairs(_confusions(run, wer, first, texts))
 
 

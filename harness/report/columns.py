@@ -174,6 +174,12 @@ FIGURES = (  # figures of speed and cost, in the order shown, after that of text
         importance=9,
     ),
     Column(
+        "keywords %",
+        "keyword recall: of the keywords said, those written",
+        lambda r: percent(r["keyword_recall_percent"]),
+        importance=8,
+    ),
+    Column(
         "RTFx",
         "audio seconds per processing second: higher is faster",
         lambda r: figure(r["rtfx"]),

@@ -90,6 +90,8 @@ def _quality(result: dict[str, Any]) -> Row:
         "wer_high_percent": _percent(high),
         "cer_percent": _percent(wer.get("cer")),
         "second_wer_percent": _percent((wer.get("second") or {}).get("wer")),
+        "keyword_recall_percent": _percent((wer.get("keywords") or {}).get("recall")),
+        "keywords_said": (wer.get("keywords") or {}).get("said"),
         "formatted_wer_percent": _percent(wer.get("formatted")),
         "substitutions": wer.get("substitutions"),
         "deletions": wer.get("deletions"),

@@ -45,6 +45,7 @@ class Plan:
     normalizer: str = "whisper"
     also_normalizers: Sequence[str] = ()
     slices: Sequence[str] = ()
+    keywords: Sequence[str] = ()
     sample: int | None = None
     augment: Sequence[str] = ()
     scenario: str = registry.SINGLE_STREAM
@@ -89,6 +90,7 @@ def blank_record(plan: Plan, run_id: str) -> record.Run:
             "augment": list(plan.augment),
             "scenario": plan.scenario,
             "batch_sizes": list(plan.batch_sizes),
+            **({"keywords": list(plan.keywords)} if plan.keywords else {}),
             **({} if plan.server is None else {"server": plan.server.as_dict()}),
             **({} if plan.chunk_seconds is None else {"chunk_seconds": plan.chunk_seconds}),
             **({"executor": RAY} if plan.executor == RAY else {}),

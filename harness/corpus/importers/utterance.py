@@ -11,6 +11,7 @@ from typing import Any
 
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.corpus.audio import EXTENSIONS
+from asrgate.harness.metrics import keywords
 
 
 class CorpusImportError(AsrgateError):
@@ -129,7 +130,8 @@ def plain(tags: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in tags.items():
         if isinstance(value, str) and value.strip():
             kept[name] = value.strip()
-        elif isinstance(value, bool | int | float) and math.isfinite(value):
+        is_number = isinstance(value, bool | int | float) and math.isfinite(value)
+        if is_number or (name == keywords.FIELD and keywords.is_field(value) and value):
             kept[name] = value
     return kept
 
