@@ -76,6 +76,11 @@ class Settings:
         return asdict(self)
 
 
+# Settings that a backend may be unable to apply: it then states None for them in `applied_settings`, and the
+# reason in `not_applied`, a mapping there. Without them an engine does more of the same work, not less.
+MAY_BE_LACKING = ("no_speech_threshold",)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One set of weights in OpenAI's format: a torch file with `dims` and `model_state_dict`.

@@ -26,6 +26,10 @@ from asrgate.backends.whisper_common.greedy import TRIM
 
 SHORTEST_SAMPLES = SAMPLE_RATE_HZ // 5  # whisper.cpp drops audio shorter than 0.1 s
 NEVER_WITH_TIMESTAMPS = 2  # text layers; see `_require_timestamps`
+NO_SPEECH = (  # https://github.com/ggml-org/whisper.cpp/pull/3945
+    "whisper.cpp takes the probability of no speech from logits that it has not computed, so it is close to "
+    "0 and no window is skipped as silent"
+)
 
 
 class WhisperCpp:
@@ -34,8 +38,7 @@ class WhisperCpp:
     Some of its rules differ from openai-whisper's and cannot be changed; `applied_settings` names them. It
     samples at most 220 tokens per window, not 224. In clips of up to 30 s it never samples timestamps, while
     openai-whisper only does not request them. In longer clips a window need not begin with a timestamp, and
-    two successive timestamps may be equal. A window whose text did not end counts as unlikely, so it is
-    skipped if its no-speech probability is above the threshold.
+    two successive timestamps may be equal. It never skips a window as silent: see NO_SPEECH.
     """
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -100,6 +103,8 @@ class WhisperCpp:
         full = not self._precision.endswith(TRIM)
         return {
             **self._settings.as_dict(),
+            "no_speech_threshold": None,
+            "not_applied": {"no_speech_threshold": NO_SPEECH},
             "device": "cpu",
             "precision": self._precision,
             "weights": {"matrices": self._precision.removesuffix(TRIM), "convolutions": "f16"},

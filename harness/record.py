@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema_rs
 
 from asrgate.backends.base import AsrgateError
-from asrgate.harness.record_types import ClipErrors, ProbeRecord, Result, Run
+from asrgate.harness.record_types import ClipErrors, ProbeRecord, Result, Run, WordErrorRate
 
 SCHEMA_VERSION = 4
 # History: 1 = first version; 2 = checkpoint.tensors_sha256; 3 = wall_seconds of samples are by the
@@ -175,9 +175,12 @@ def without_texts(run: Run) -> Run:
     """Return a copy with hashes and counts instead of references, transcripts and tokens."""
     run = copy.deepcopy(run)
     run["settings"]["texts"] = False
+    run["settings"].pop("keywords", None)
     for clip in run["clips"]:
         clip["reference"] = None
+        clip["tags"].pop("keywords", None)
     for result in run["results"]:
+        _without_words(result["wer"])
         for probe in probes_of(result):
             probe["text"] = None
         for sample in result["samples"]:
@@ -185,6 +188,14 @@ def without_texts(run: Run) -> Run:
             for partial in sample.get("partials", []):
                 partial["text"] = None
     return run
+
+
+def _without_words(wer: WordErrorRate | None) -> None:
+    """Remove the words of answers and references that are listed among a result's errors."""
+    if wer is not None:
+        wer.pop("confusions", None)
+        if "second" in wer:
+            wer["second"].pop("differences", None)
 
 
 @cache

@@ -156,7 +156,45 @@ class VersusReference(TypedDict):
     length_ratio: float | None
 
 
-class WordErrorRate(TypedDict):
+class WordPair(TypedDict):
+    """Words of a reference, and what was heard instead, with how often."""
+
+    reference: str
+    text: str
+    count: int
+
+
+class _SecondReadingOptional(TypedDict, total=False):
+    differences: list[WordPair]
+
+
+class SecondReading(_SecondReadingOptional):
+    """Errors of the same answers under the second normaliser."""
+
+    wer: float | None
+    cer: float | None
+    substitutions: int
+    deletions: int
+    insertions: int
+    reference_words: int
+
+
+class KeywordRecall(TypedDict):
+    """Keywords that are in the answers, of those said in the references."""
+
+    recall: float
+    found: int
+    said: int
+
+
+class _WordErrorRateOptional(TypedDict, total=False):
+    second: SecondReading
+    formatted: float | None
+    keywords: KeywordRecall
+    confusions: list[WordPair]
+
+
+class WordErrorRate(_WordErrorRateOptional):
     """Errors over all clips that have a reference text."""
 
     wer: float | None
@@ -284,6 +322,7 @@ class _RunSettingsOptional(TypedDict, total=False):
     slices: list[str]
     sample: int | None
     augment: list[str]
+    keywords: list[str]
     scenario: str
     batch_sizes: list[int]
     chunk_seconds: float
@@ -350,6 +389,7 @@ class AlsoScored(TypedDict):
 
 
 class _ScoringOptional(TypedDict, total=False):
+    second: NormalizerRecord
     also: list[AlsoScored]
 
 

@@ -6,12 +6,14 @@ import pickle
 import re
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
 
 from asrgate.harness.corpus import audio as audio_file
 from asrgate.harness.corpus.clips import CorpusError, load_clips
+from asrgate.harness.corpus.languages import LanguageError
 
 SHARED_AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
 
@@ -91,20 +93,20 @@ def test_language_given_by_the_caller_wins(tmp_path):
     write_wav(tmp_path / "a.wav")
     manifest = write_manifest(tmp_path, {"audio_filepath": "a.wav", "lang": "de"})
     assert [c.language for c in load_clips(manifest=manifest, language="fr")] == ["fr"]
-    with pytest.raises(CorpusError, match="'English' is not a language code"):
-        load_clips(manifest=manifest, language="English")
+    with pytest.raises(LanguageError, match="no language 'Englis'"):
+        load_clips(manifest=manifest, language="Englis")
 
 
 def test_single_file_is_what_its_folders_manifest_says(tmp_path):
     write_wav(tmp_path / "one.wav")
     path = write_wav(tmp_path / "two.wav", pitch_hz=880)
-    broken = {"audio_filepath": "one.wav", "lang": "English"}
+    broken = {"audio_filepath": "one.wav", "lang": "Englisch"}
     write_manifest(tmp_path, broken, {"audio_filepath": "two.wav", "text": "hallo", "lang": "de"})
     (clip,) = load_clips([path])
     assert (clip.name, clip.reference, clip.language) == ("two", "hallo", "de")
     (tmp_path / "two.txt").write_text("hello")  # closer than the manifest
     assert load_clips([path])[0].reference == "hello"
-    assert "lang must be an ISO 639-1 code" in problems_of(tmp_path / "one.wav")
+    assert "lang: Whisper has no language 'Englisch'; did you mean en" in problems_of(tmp_path / "one.wav")
 
 
 def test_folder_with_texts_beside_the_audio(tmp_path):
@@ -182,7 +184,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path):
             {"audio_filepath": "cut.wav"},
             {"audio_filepath": "empty.wav"},
             {"audio_filepath": "gone.wav"},
-            {"audio_filepath": "long.wav", "duration": 1.9},
+            {"audio_filepath": "long.wav", "duration": 2.2},
         )
     )
     for line, reason in {
@@ -191,7 +193,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path):
         4: "cut.wav is truncated",
         5: "empty.wav is empty",
         6: "gone.wav does not exist",
-        7: "duration says 1.9 s, but long.wav lasts 2.00 s",
+        7: "duration says 2.2 s, but long.wav lasts 2.00 s",
     }.items():
         assert re.search(rf"manifest\.jsonl:{line}: .*{reason}", told), (line, told)
     assert told.startswith("6 problems")
@@ -210,12 +212,20 @@ def test_every_problem_is_reported_with_its_line(tmp_path):
         ({"audio_filepath": 3}, "audio_filepath must be a path, not 3"),
         ({"audio_filepath": "a\0.wav"}, "audio_filepath must be a path"),
         ({"audio_filepath": "a.wav", "text": 3}, "text must be a string"),
-        ({"audio_filepath": "a.wav", "lang": "English"}, "lang must be an ISO 639-1 code"),
+        ({"audio_filepath": "a.wav", "lang": "xx"}, "lang: Whisper has no language 'xx'"),
+        ({"audio_filepath": "a.wav", "keywords": "Anna"}, "keywords must be a list"),
         ({"audio_filepath": "a.wav", "duration": "1"}, "duration must be a number"),
         ({"audio_filepath": "a.wav", "duration": True}, "duration must be a number"),
         ({"audio_filepath": "a.wav", "duration": -1}, "duration must be a number"),
         ('{"audio_filepath": "a.wav", "duration": 1e999}', "duration must be a number|no number"),
-        ({"audio_filepath": "a.wav", "offset": 0.2}, "parts of files are not supported"),
+        ({"audio_filepath": "a.wav", "offset": "0"}, "offset must be a number"),
+        ({"audio_filepath": "a.wav", "offset": -1}, "offset must be a number"),
+        ({"audio_filepath": "a.wav", "offset": 0.5}, "lies beyond the end"),
+        (
+            {"audio_filepath": "a.wav", "offset": 0.2, "duration": 0.5},
+            "from 0.20 to 0.70 s lies beyond the end",
+        ),
+        ({"audio_filepath": "a.wav", "offset": 0.47, "duration": 0.02}, "is shorter than"),
         ({"audio_filepath": "x" * 300 + ".wav"}, "cannot be read"),
     ],
 )
@@ -265,12 +275,45 @@ def test_nan_audio_is_found_before_the_run(tmp_path):
 
 def test_durations_may_be_rounded_but_not_wrong(tmp_path):
     write_wav(tmp_path / "a.wav", seconds=20.0)
-    for duration, good in ((20.15, True), (19.85, True), (20.3, False), (19.7, False)):
+    for duration in (20.15, 19.85):
         manifest = write_manifest(tmp_path, {"audio_filepath": "a.wav", "duration": duration})
-        if good:
-            assert "duration" not in load_clips(manifest=manifest)[0].tags
-        else:
-            assert "it may be cut off" in problems_of(manifest=manifest)
+        (clip,) = load_clips(manifest=manifest)
+        assert (clip.audio_seconds, dict(clip.tags)) == (20.0, {})
+    manifest = write_manifest(tmp_path, {"audio_filepath": "a.wav", "duration": 20.3})
+    assert "it may be cut off" in problems_of(manifest=manifest)
+
+
+@pytest.mark.parametrize("ending", [".wav", ".flac", ".ogg", ".mp3"])
+def test_offset_and_duration_cut_every_container(tmp_path, ending, caplog):
+    path = tmp_path / f"talk{ending}"
+    soundfile.write(path, np.concatenate([tone(1.0, pitch) for pitch in (300, 500, 700)]), 16_000)
+    manifest = write_manifest(
+        tmp_path,
+        *[
+            {"audio_filepath": path.name, "offset": start, "duration": 1.0, "text": "a"}
+            for start in (0, 1.0, 2.0)
+        ],
+        {"audio_filepath": path.name, "offset": 1.5},
+    )
+    clips = load_clips(manifest=manifest)
+    assert [clip.name for clip in clips[:3]] == ["talk-0.000", "talk-1.000", "talk-2.000"]
+    assert [clip.audio_seconds for clip in clips[:3]] == pytest.approx([1.0] * 3, abs=0.01)
+    assert clips[3].audio_seconds == pytest.approx(1.5, abs=0.15)
+    assert [clip.tags["offset"] for clip in clips] == [0, 1.0, 2.0, 1.5]
+    whole = audio_file.decode(path)
+    for start, clip in enumerate(clips[:3]):
+        assert np.array_equal(clip.samples(), whole[start * 16_000 : (start + 1) * 16_000])
+    assert "duration says" not in caplog.text
+    again = write_manifest(tmp_path, *[{"audio_filepath": path.name, "offset": 1, "duration": 1}] * 2)
+    assert "is already listed" in problems_of(manifest=again)
+
+
+def test_a_duration_without_an_offset_cuts_with_a_warning(tmp_path, caplog):
+    path = write_wav(tmp_path / "a.wav", seconds=3.0)
+    (clip,) = load_clips(manifest=write_manifest(tmp_path, {"audio_filepath": "a.wav", "duration": 1.25}))
+    assert np.array_equal(clip.samples(), audio_file.decode(path)[:20_000])
+    assert clip.tags["duration"] == 1.25
+    assert "manifest.jsonl:1: duration says 1.25 s, but a.wav lasts 3.00 s; only its first" in caplog.text
 
 
 def test_only_an_mp3_may_outlast_its_declared_duration(tmp_path, caplog):
@@ -304,3 +347,80 @@ def test_the_manifest_of_real_recordings_loads(caplog):
     assert sum(clip.language == "en" for clip in clips) == 45
     assert all(clip.reference and clip.tags["license"] for clip in clips)
     assert caplog.text.count("the MP3 lasts") == 3
+
+
+def encode(path: Path, samples: np.ndarray, codec: str, container: str) -> Path:
+    """Write mono 16 kHz samples with ffmpeg's encoder."""
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=48_000 if codec == "libopus" else 16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None, :], format="fltp", layout="mono")
+        frame.sample_rate = 16_000
+        resampler = av.AudioResampler(
+            format=stream.codec_context.format, layout="mono", rate=stream.rate, frame_size=stream.frame_size
+        )
+        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+            file.mux(stream.encode(piece))
+        file.mux(stream.encode(None))
+    return path
+
+
+CONTAINERS = {
+    "b.webm": ("libopus", "webm"),
+    "c.mp4": ("aac", "mp4"),
+    "d.aac": ("aac", "adts"),
+    "e.aiff": ("pcm_s16be", "aiff"),
+    "f.caf": ("pcm_s16be", "caf"),
+    "g.MKA": ("libopus", "matroska"),
+    "h.mov": ("aac", "mov"),
+}
+
+
+def test_other_containers_beside_a_wav_are_used_too(tmp_path):
+    write_wav(tmp_path / "a.wav", seconds=1.0)
+    (tmp_path / "a.txt").write_text("text a")
+    for name, (codec, container) in CONTAINERS.items():
+        encode(tmp_path / name, tone(1.0, 300 + 40 * ord(name[0]) % 400), codec, container)
+        (tmp_path / name).with_suffix(".txt").write_text(f"text {name[0]}")
+    clips = load_clips([tmp_path])
+    assert {clip.path.name: clip.reference for clip in clips} == {
+        name: f"text {name[0]}" for name in ("a.wav", *CONTAINERS)
+    }
+    assert all(clip.audio_seconds == pytest.approx(1.0, abs=0.15) for clip in clips)
+
+
+def test_what_is_left_out_of_a_folder_is_counted_and_named(tmp_path, caplog):
+    write_wav(tmp_path / "a.wav")
+    for name in ("b.amr", "sub/c.spx", "d.odd", "d.txt", "notes.odd", "a.json", "README", ".hidden.amr"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [clip.name for clip in load_clips([tmp_path])] == ["a"]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("3 files are left out")
+    assert message.endswith(
+        ": " + ", ".join(str(tmp_path / name) for name in ("b.amr", "d.odd", "sub/c.spx"))
+    )
+    caplog.clear()
+    write_manifest(tmp_path, {"audio_filepath": "a.wav"})
+    load_clips([tmp_path])
+    assert not caplog.records
+
+
+def killed_recorder(path: Path, tail: bytes = b"") -> Path:
+    content = write_wav(path, seconds=2.0).read_bytes()
+    data = content.index(b"data")
+    path.write_bytes(content[: data + 4] + bytes(4) + (tail or content[data + 8 :]))
+    return path
+
+
+def test_a_wav_whose_recorder_was_killed_is_read_to_its_end(tmp_path, caplog):
+    whole = audio_file.decode(write_wav(tmp_path / "whole.wav", seconds=2.0))
+    (clip,) = load_clips([killed_recorder(tmp_path / "a.wav")])
+    assert clip.audio_seconds == 2.0
+    assert np.array_equal(clip.samples(), whole)
+    assert "duration" not in clip.tags
+    assert "a.wav: its header says 0 bytes of samples" in caplog.text
+
+
+def test_an_empty_wav_with_tags_after_it_has_no_audio(tmp_path):
+    tags = b"LIST" + (2_000).to_bytes(4, "little") + b"INFO" + bytes(1_996)
+    assert "lasts 0.000 s" in problems_of(killed_recorder(tmp_path / "a.wav", tags))

@@ -154,3 +154,95 @@ def test_info_counts_values_of_fields(tmp_path: Path, capsys: pytest.CaptureFixt
     assert facts["fields"][LENGTH] == {"0 to 2 s": 3}
     assert main(["corpus", "info", str(folder)]) == 0
     assert "car (2), hall (1)" in capsys.readouterr().out
+
+
+def test_folders_and_files_that_are_not_what_they_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in "ab":
+        store(folder / f"{name}.wav", 200 + 20 * ord(name))
+        (folder / f"{name}.txt").write_text(f"text {name}")
+    content = (folder / "b.wav").read_bytes()
+    data = content.index(b"data")
+    (folder / "b.wav").write_bytes(content[: data + 4] + bytes(4) + content[data + 8 :])
+    (folder / "c.amr").write_bytes(b"x")
+    assert main(["corpus", "validate", str(folder)]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"1 unfinished header: a WAV whose recorder was stopped before it wrote the size {folder}/b.wav"
+        in shown
+    )
+    assert f"1 unused file: audio or video of a format that is not read {folder}/c.amr" in shown
+    assert main(["corpus", "info", str(folder)]) == 0
+    assert "2 clips without a language, which a run takes for English" in capsys.readouterr().out
+    assert main(["corpus", "import", str(folder), "--output", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().err
+    assert "b.wav: its header says 0 bytes of samples" in told
+    assert (tmp_path / "out" / "manifest.jsonl").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"offset": 0, "duration": 0.3}, None),
+        ({"duration": 0.3}, "duration says 0.3 s, but 0.wav lasts 0.50 s; only its first 0.3 s are used"),
+        ({"duration": 3}, "duration says 3 s, but 0.wav lasts 0.50 s; it may be cut off"),
+        ({"offset": 0.3, "duration": 3}, "lies beyond the end"),
+    ],
+)
+def test_validate_holds_offset_and_duration_against_the_audio(
+    line: dict[str, Any], told: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = found(manifest(tmp_path / "set", [{"text": "one"} | line]), capsys)
+    counts = {name: entry["count"] for name, entry in problems.items() if entry["count"]}
+    assert counts == ({"duration disagrees": 1} if told else {})
+    if told:
+        assert told in problems["duration disagrees"]["examples"][0]["detail"]
+
+
+def speech_like(seconds: float = 1.0) -> np.ndarray:
+    return 0.2 * np.random.default_rng(1).standard_normal(int(seconds * 16_000)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("channels", "told"),
+    [
+        ((0 * speech_like(),), "peak 0.00000, but “hello”"),
+        ((speech_like(), -speech_like()), "0.wav: its channels cancel; keep one of them"),
+        ((speech_like(), -0.9 * speech_like()), "0.wav: its channels cancel; keep one of them"),
+        ((speech_like(), 0 * speech_like()), None),
+        ((speech_like(), speech_like()), None),
+        ((speech_like(),), None),
+    ],
+)
+def test_a_text_without_sound_is_found(
+    channels: tuple[np.ndarray, ...], told: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = manifest(tmp_path / "set", [{"text": "hello"}])
+    soundfile.write(folder / "0.wav", np.column_stack(channels), 16_000)
+    problems = found(folder, capsys)
+    assert {name: entry["count"] for name, entry in problems.items() if entry["count"]} == (
+        {"silent audio": 1} if told else {}
+    )
+    if told:
+        assert told in problems["silent audio"]["examples"][0]["detail"]
+
+
+def test_a_folder_of_audio_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one/a.wav", "two/b.wav"):
+        (tmp_path / name).parent.mkdir()
+        store(tmp_path / name, 300)
+    (tmp_path / "metadata.csv").write_text("file_name,transcription\none/a.wav,eins\n")
+    assert main(["corpus", "import", "--dataset", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert f"import it without --dataset: asrgate corpus import {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "told"), [("50", "did you mean 50%?"), ("9999%", "the most is 1000%")])
+def test_max_wer_says_what_it_takes(text: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "--max-wer", text])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.rstrip().endswith(f"and {text} would let everything pass; {told}")

@@ -8,6 +8,7 @@ import pytest
 from make_run import make_run, result_of
 
 from asrgate.harness.record import Run
+from asrgate.harness.report import context
 from asrgate.harness.scoring import gate, score
 
 REFERENCE, OTHER = "whisper-cpu@cpu/float32", "faster-whisper@cpu/int8"
@@ -162,6 +163,19 @@ def test_late_work_of_a_twentieth_is_allowed() -> None:
 def probe(kind: str, changed: int, words: int) -> dict[str, Any]:
     probes = make_run([REFERENCE], ["a"])["results"][0]["integrity"]["probes"]
     return probes[0] | {"kind": kind, "changed_words": changed, "text_words": words}
+
+
+def test_a_setting_that_an_engine_may_lack_is_a_warning_and_no_other_is() -> None:
+    for name, may_be_lacking in (("no_speech_threshold", True), ("beam_size", False)):
+        run = scored(WORDS, WORDS)
+        applied = dict(run["settings"]["decoding"])
+        run["results"][1]["applied_settings"] = applied | {name: None, "not_applied": {name: "it has none"}}
+        gate.judge(run)
+        assert run["results"][1]["gate"]["ranked"] is may_be_lacking
+        assert f"does not apply {name}: it has none" in "".join(context.warnings(run))
+        run["results"][1]["applied_settings"] = applied | {name: None}
+        gate.judge(run)
+        assert not run["results"][1]["gate"]["ranked"], "without a reason it is a fault"
 
 
 def test_half_of_a_copys_words_may_change_under_noise() -> None:

@@ -60,6 +60,37 @@ def test_nemo_manifest_with_absolute_paths_and_parts(tmp_path: Path, imported: I
     assert np.allclose(second.samples(), cut, atol=2 / 32768)
 
 
+def test_part_at_offset_0_is_cut_and_a_duration_that_is_wrong_is_told(
+    tmp_path: Path, imported: Import, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store(tmp_path / "talk.wav", seconds=3)
+    store(tmp_path / "long.wav", seconds=2, frequency_hz=500)
+    store(tmp_path / "whole.wav", seconds=1, frequency_hz=600)
+    lines = [
+        {"audio_filepath": "talk.wav", "text": "one", "offset": 0.0, "duration": 1.0},
+        {"audio_filepath": "talk.wav", "text": "two", "offset": 1.0, "duration": 2.0},
+        {"audio_filepath": "long.wav", "text": "three", "duration": 0.5},
+        {"audio_filepath": "whole.wav", "text": "four", "offset": 0, "duration": 1.0},
+    ]
+    (tmp_path / "m.json").write_text("\n".join(map(json.dumps, lines)))
+    clips = imported(tmp_path / "m.json")
+    assert [clip.audio_seconds for clip in clips] == [1.0, 2.0, 0.5, 1.0]
+    assert [clip.path.name for clip in clips[2:]] == ["long.flac", "whole-0.000.wav"]
+    assert np.allclose(clips[0].samples(), wave(3)[:RATE_HZ], atol=2 / 32768)
+    told = capsys.readouterr().err
+    assert "m.json:3: duration says 0.5 s, but long.wav lasts 2.00 s; only its first 0.5 s are used" in told
+    assert told.count("duration says") == 1
+
+
+def test_a_duration_longer_than_the_audio_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store(tmp_path / "a.wav")
+    (tmp_path / "m.json").write_text(json.dumps({"audio_filepath": "a.wav", "text": "one", "duration": 2.0}))
+    assert main(["corpus", "import", str(tmp_path / "m.json"), "--output", str(tmp_path / "out")]) == 2
+    assert "m.json:1: duration says 2 s, but a.wav lasts 0.50 s" in capsys.readouterr().err
+
+
 def test_part_beyond_the_end_is_refused(
     tmp_path: Path, imported: Import, capsys: pytest.CaptureFixture[str]
 ) -> None:

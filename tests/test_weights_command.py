@@ -102,6 +102,27 @@ def test_verify_tells_good_from_bad_by_its_exit_status(
         asrgate_weights("verify", "yours")
 
 
+def test_verify_takes_a_path(
+    folder: Path,
+    model: Path,
+    asrgate_weights: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "elsewhere" / "any.pt"
+    path.parent.mkdir()
+    path.write_bytes(model.read_bytes())
+    assert asrgate_weights("verify", str(path)) == 0
+    name, digest, *told = capsys.readouterr().out.split()
+    assert (name, digest) == (str(path), hashlib.sha256(model.read_bytes()).hexdigest())
+    assert told[-1] == str(path)
+    path.write_bytes(b"no model")
+    with pytest.raises(CheckpointError, match=r"any\.pt"):
+        asrgate_weights("verify", str(path))
+    with pytest.raises(CheckpointError, match=r"gone\.pt is not a file"):
+        asrgate_weights("verify", "gone.pt")
+
+
 def test_verify_reads_the_bytes_and_not_the_remembered_hash(
     folder: Path, model: Path, asrgate_weights: Callable[..., int]
 ) -> None:

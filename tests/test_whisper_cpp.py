@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_checkpoint import MULTILINGUAL, write_fake_checkpoint
+import whisper
+from fake_checkpoint import MULTILINGUAL, fake_content, write_fake_checkpoint
 
 from asrgate.backends.base import Backend, BackendError, BackendUnavailable, Settings
 from asrgate.backends.checkpoints.catalog import CheckpointError, resolve
@@ -246,6 +247,29 @@ def test_settings_reach_whisper_cpp(library: Any, fake: Callable[..., Any]) -> N
     assert hear(resolve("nano.en"), audio, logprob_threshold=0.0).text != ""
 
 
+def test_its_no_speech_rule_skips_nothing_and_is_recorded_as_not_applied(
+    library: Any, tmp_path: Path
+) -> None:
+    """If this fails because whisper.cpp skips the window, the rule works: state the setting as applied."""
+    content = fake_content()
+    model = whisper.model.Whisper(whisper.model.ModelDimensions(**content["dims"]))
+    model.load_state_dict(content["model_state_dict"])
+    tokens = whisper.tokenizer.get_tokenizer(False)
+    mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(noise(4)), model.dims.n_mels)
+    with torch.no_grad():
+        first = model(mel[None], torch.tensor([[tokens.sot]]))[0, 0]
+    rows = content["model_state_dict"]["decoder.token_embedding.weight"]
+    rows[tokens.no_speech] = 3 * rows[first.argmax()]  # the window is almost certainly silent
+    torch.save(content, tmp_path / "silent.pt")
+    checkpoint = resolve(str(tmp_path / "silent.pt"))
+    wanted = Settings(no_speech_threshold=0.6, logprob_threshold=0.0)
+    assert WhisperCpu.load(checkpoint, "cpu", "float32", wanted).transcribe(noise(4), "en").text == ""
+    engine = WhisperCpp.load(checkpoint, "cpu", "f16", wanted)
+    assert engine.transcribe(noise(4), "en").text != ""
+    assert engine.applied_settings["no_speech_threshold"] is None
+    assert "close to 0" in engine.applied_settings["not_applied"]["no_speech_threshold"]
+
+
 @pytest.mark.parametrize("seconds", [0.0, 0.01, 0.05, 30.0])
 def test_clips_of_every_length_come_back(library: Any, fake: Callable[..., Any], seconds: float) -> None:
     engine = WhisperCpp.load(fake(), "cpu", "f16", Settings(**HEARING))
@@ -305,7 +329,7 @@ def test_applied_settings_are_complete(library: Any, fake: Callable[..., Any]) -
     engine = WhisperCpp.load(fake(), "cpu", "q8_0", settings)
     assert isinstance(engine, Backend)
     applied = json.loads(json.dumps(engine.applied_settings))
-    assert asdict(settings).items() <= applied.items()
+    assert (asdict(settings) | {"no_speech_threshold": None}).items() <= applied.items()
     assert applied["max_tokens_per_window"] == 220 and "AVX" in applied["system_info"]
     parameters = engine._parameters("en", True, 1500)
     assert parameters.n_threads == 2 and parameters.temperature_inc == 0

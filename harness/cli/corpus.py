@@ -17,6 +17,7 @@ from rich.text import Text
 from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
 from asrgate.harness import corpus
 from asrgate.harness.argument_types import at_least
+from asrgate.harness.cli.run_options import language
 from asrgate.harness.corpus import check, export, hallucination_clips, importers
 from asrgate.harness.corpus import manifests as sources
 from asrgate.harness.corpus.fields import LENGTH, value_of
@@ -114,7 +115,9 @@ def _add_import(commands: Any) -> None:
     command.add_argument(
         "--split", metavar="NAME", help="the split of Common Voice (default test), LibriSpeech or a dataset"
     )
-    command.add_argument("--language", metavar="XX", help="the language of every clip")
+    command.add_argument(
+        "--language", type=language, metavar="XX", help="the language of every clip, such as de or German"
+    )
     for name in ("audio", "text", "language"):
         command.add_argument(
             f"--{name}-column", metavar="NAME", help="the column of a table; default: detected"
@@ -178,6 +181,9 @@ def _info(arguments: argparse.Namespace) -> int:
             f"{facts['with_reference']} with a reference text ({facts['reference_words']} words)"
         )
     )
+    untold = sum(not clip.is_language_told for clip in clips)
+    if untold:
+        console.print(Text(f"{_clips(untold)} without a language, which a run takes for English"))
     rows = []
     for name, values in facts["fields"].items():
         shown = list(values.items())[:VALUES_SHOWN]
@@ -247,10 +253,6 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    if arguments.language is not None and not sources.is_language(arguments.language):
-        raise CorpusCommandError(
-            f"{arguments.language!r} is not a language code; give one such as en, de or zh"
-        )
     options = importers.Options(
         split=arguments.split,
         language=arguments.language,
@@ -285,11 +287,17 @@ def _import(arguments: argparse.Namespace) -> int:
     )
     for problem in written.problems[: export.PROBLEMS_SHOWN]:
         print(f"left out: {visible(problem)}", file=sys.stderr)
+    for remark in written.remarks[: export.PROBLEMS_SHOWN]:
+        print(f"warning: {visible(remark)}", file=sys.stderr)
+    if len(written.remarks) > export.PROBLEMS_SHOWN:
+        print(f"warning: and {len(written.remarks) - export.PROBLEMS_SHOWN} more such", file=sys.stderr)
     left_out = f", {len(written.problems)} left out" if written.problems else ""
     without = f", {written.without_text} without a text" if written.without_text else ""
-    print(
-        f"{written.manifest}: {_clips(written.clips)}, {_duration(written.audio_seconds)}{without}{left_out}"
+    spoken = ", ".join(
+        f"{code or 'no language named'} ({count})" for code, count in sorted(written.languages.items())
     )
+    size = f"{_clips(written.clips)}, {_duration(written.audio_seconds)}"
+    print(f"{written.manifest}: {size}{without}{left_out}; {spoken}")
     return 0
 
 

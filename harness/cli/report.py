@@ -107,7 +107,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     if name is None and (arguments.with_audio or arguments.history):
         name = "html"
     if name is None:
-        print_table(run, Console())
+        print_table(run, Console(), with_confusions=True)
         return 0
     if name == "html":
         text = _page(run, arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -27,9 +28,10 @@ from asrgate.backends.base import (
 from asrgate.backends.checkpoints import catalog
 from asrgate.harness import corpus, record, report
 from asrgate.harness.cli import run_options
-from asrgate.harness.corpus import augment, sampling
+from asrgate.harness.corpus import augment, languages, sampling
 from asrgate.harness.corpus.clips import BUNDLED_MANIFEST, Clip
-from asrgate.harness.metrics import normalizers
+from asrgate.harness.corpus.languages import ENGLISH_NAMES
+from asrgate.harness.metrics import keywords, normalizers
 from asrgate.harness.runner import journal, json_events, lock, progress, resume, runner
 from asrgate.harness.runner.cluster import connect
 from asrgate.harness.runner.plan import RAY, Plan, blank_record
@@ -38,6 +40,9 @@ from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import slices
 from asrgate.harness.worker import client
 
+_log = logging.getLogger(__name__)
+
+LANGUAGE_FREE_TOKENS = 51_766  # of a multilingual vocabulary; the others are one for each language
 UNKNOWN = "unknown"  # the device and precision of a backend that cannot say what it has
 
 
@@ -166,6 +171,9 @@ def _plan(arguments: argparse.Namespace) -> Plan:
             f"{model.name} understands only English, but some clips are in {', '.join(foreign)}; "
             "choose a multilingual --model, other clips, or pass --language en to decode them as English"
         )
+    _check_languages(model, clips)
+    for hint in translation_hints(clips, arguments.task):
+        _log.warning("%s", hint)
     settings = Settings(
         task=arguments.task,
         language=arguments.language,
@@ -193,6 +201,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         normalizer=normalizer,
         also_normalizers=also,
         slices=arguments.slices,
+        keywords=[] if arguments.keywords is None else keywords.read(arguments.keywords),
         sample=arguments.sample,
         augment=arguments.augment,
         scenario=scenario,
@@ -201,6 +210,64 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         denied=_denied(arguments, clips),
         command=["asrgate", *arguments.argv],
     )
+
+
+def _check_languages(model: Checkpoint, clips: Sequence[Clip]) -> None:
+    """Refuse clips in a language that the model was not trained with, and say which are taken for English."""
+    if not model.is_multilingual:
+        return
+    known = list(ENGLISH_NAMES)[: model.dimensions["n_vocab"] - LANGUAGE_FREE_TOKENS]
+    for clip in clips:
+        if clip.language not in known:
+            raise RunError(
+                f"{model.name} has no language {clip.language} ({ENGLISH_NAMES[clip.language]}), which clip "
+                f"{clip.name} is in; choose another --model, leave such clips out with --where, or pass "
+                "--language"
+            )
+    untold = [clip.name for clip in clips if not clip.is_language_told]
+    if untold:
+        _log.warning(
+            "no language is named for %d of %d clips (%s%s), so they are decoded as %s; name it "
+            "in the manifest or pass --language",
+            len(untold),
+            len(clips),
+            ", ".join(untold[:3]),
+            ", …" if len(untold) > 3 else "",
+            ENGLISH_NAMES[corpus.DEFAULT_LANGUAGE].title(),
+        )
+
+
+_ENGLISH_WORDS = frozenset(
+    {"the", "of", "and", "to", "is", "that", "it", "for", "with", "on", "by", "at", "this", "have", "are"}
+    | {"not", "you", "we", "from"}
+)
+ENGLISH_SHARE = 0.08  # of an English text's words are such words; in fact about a fifth
+LEAST_WORDS = 20  # fewer words do not tell
+
+
+def translation_hints(clips: Sequence[Clip], task: str) -> list[str]:
+    """Return what is told if texts seem to be in another language than the task writes."""
+    if task == "transcribe":
+        wrong = [c for c in clips if (code := languages.written(c.tags)) and code != c.language]
+        if not wrong:
+            return []
+        return [
+            f"the texts of {len(wrong)} of {len(clips)} clips ({wrong[0].name}, …) are translations, by the "
+            "manifest's target_lang; without --task translate every word of them is an error"
+        ]
+    foreign = [clip for clip in clips if clip.language != "en" and clip.reference]
+    words = [word for clip in foreign for word in (clip.reference or "").lower().split()]
+    told = {code for clip in foreign if (code := languages.written(clip.tags))} - {"en"}
+    seems_foreign = len(words) >= LEAST_WORDS and (
+        sum(word.strip(".,?!") in _ENGLISH_WORDS for word in words) < ENGLISH_SHARE * len(words)
+    )
+    if not told and not seems_foreign:
+        return []
+    return [
+        "--task translate writes English, but the texts of the clips in "
+        f"{', '.join(sorted({clip.language for clip in foreign}))} do not look English; if they are "
+        "transcripts of what is said, the WER says nothing: pass English texts, or --task transcribe"
+    ]
 
 
 MOST_DENIED_FILES = 1000  # beyond that their folders are named: each name costs a worker 0.2 ms at its start

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asrgate.harness.argument_types import at_least, positive
+from asrgate.harness.corpus import languages
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.runner.plan import LOCAL, RAY
 from asrgate.harness.scenarios import registry
@@ -128,7 +129,12 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how to decode (the same for every backend)")
     how.add_argument("--beam-size", type=at_least(1), default=1, metavar="N", help="1 means greedy (default)")
-    how.add_argument("--language", metavar="XX", help="default: each clip's own language, or else English")
+    how.add_argument(
+        "--language",
+        type=language,
+        metavar="XX",
+        help="of every clip, such as de or German; default: each clip's own language, or else English",
+    )
     how.add_argument("--task", choices=["transcribe", "translate"], default="transcribe")
     how.add_argument(
         "--threads",
@@ -182,6 +188,13 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[,NAME…]",
         help=f"the first decides, the others are shown beside it: {', '.join(normalizers.NAMES)}",
     )
+    timing.add_argument(
+        "--keywords",
+        type=Path,
+        metavar="FILE",
+        help="names and terms, one a line, whose recall is counted beside the WER; clips may have their own "
+        "in a list, the manifest field keywords",
+    )
     timing.add_argument("--seed", type=at_least(0), default=0, metavar="N")
 
 
@@ -232,6 +245,14 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def language(text: str) -> str:
+    """Return Whisper's code of the language that an argument names."""
+    try:
+        return languages.code_of(text)
+    except languages.LanguageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _field(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
@@ -242,7 +263,6 @@ def _field(text: str) -> tuple[str, str]:
 def _wer(text: str) -> float:
     value = positive(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     if value > 10:
-        raise argparse.ArgumentTypeError(
-            f"is a fraction, and {text} would let everything pass; did you mean {text}%?"
-        )
+        meant = "the most is 1000%" if text.endswith("%") else f"did you mean {text}%?"
+        raise argparse.ArgumentTypeError(f"is a fraction, and {text} would let everything pass; {meant}")
     return value

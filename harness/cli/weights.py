@@ -66,7 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command = commands.add_parser(
         "verify", help="hash the files again and compare them; exit status 1 if one is bad"
     )
-    command.add_argument("names", nargs="*", metavar="NAME", help="default: every model on this machine")
+    command.add_argument("names", nargs="*", metavar="NAME|PATH", help="default: every model on this machine")
     command.set_defaults(func=_verify)
 
     command = commands.add_parser("where", help="print the path of a model's file, and nothing else")
@@ -188,6 +188,13 @@ def _verify(args: argparse.Namespace) -> int:
     for name in args.names or present:
         entry = entries.get(name)
         path = catalog.find(entry) if entry else own.get(name)
+        if path is None and entry is None and (os.sep in name or name.endswith(".pt")):
+            path = Path(name).expanduser()
+            if not path.is_file():
+                raise CheckpointError(
+                    f"{name} is not a file; pass a .pt file, or a name: asrgate weights list"
+                )
+            entry = catalog.identified(path)
         if path is None:
             raise CheckpointError(f"{name} is not on this machine" if entry else catalog.unknown(name))
         with _progress(name) as progress:

@@ -21,7 +21,11 @@ import soxr
 
 from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
 
-EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")  # the files that are looked for in folders
+EXTENSIONS = (  # the files that are looked for in folders
+    *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a"),
+    *(".wave", ".oga", ".aac", ".m4b", ".mp4", ".mov", ".3gp", ".webm", ".weba", ".mka", ".mkv"),
+    *(".aiff", ".aif", ".aifc", ".caf", ".wma"),
+)
 
 MIN_SECONDS = 0.05  # two of Whisper's 25 ms windows; a clip shorter than any syllable is a mistake
 MAX_PEAK = (
@@ -150,7 +154,7 @@ def _read(path: Path) -> tuple[np.ndarray, int]:
     """Return the file's mono samples at its own rate, and the rate in Hz."""
     with path.open("rb") as file:
         signature = file.read(4)
-    if signature not in SOUNDFILE_SIGNATURES:
+    if signature not in SOUNDFILE_SIGNATURES or is_unfinished(path):  # libsndfile believes a size of 0
         return _read_pyav(path)
     try:
         opened = soundfile.SoundFile(path)
@@ -257,6 +261,28 @@ def _check_wav_length(path: Path) -> None:
                     raise _truncated(path, size / rate, present / rate)
                 return
             file.seek(start + size + size % 2)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a WAV says that it has no samples and yet has some, because its recorder was killed.
+
+    `decode` reads such a file to its end.
+    """
+    with path.open("rb") as file:
+        riff = file.read(12)
+        if riff[:4] != b"RIFF" or riff[8:] != b"WAVE":
+            return False
+        while len(chunk := file.read(8)) == 8:
+            size, start = int.from_bytes(chunk[4:], "little"), file.tell()
+            if chunk[:4] == b"data":
+                following = file.read(8)
+                left = path.stat().st_size - start - len(following)
+                # an empty recording may be followed by tags
+                is_chunk = len(following) == 8 and int.from_bytes(following[4:], "little") <= left
+                is_tags = is_chunk and following[:4] in (b"LIST", b"fact", b"id3 ", b"ID3 ", b"bext", b"cue ")
+                return size == 0 and len(following) == 8 and not is_tags
+            file.seek(start + size + size % 2)
+    return False
 
 
 def _check_ogg_end(path: Path) -> None:

@@ -111,6 +111,8 @@ def with_noise(clips: Sequence[Clip], mixing: Mixing, seed: int) -> list[Clip]:
                     language=clip.language,
                     reference=clip.reference,
                     tags={**clip.tags, FIELD: float(snr_db), "noise": mixing.noise, "clean": clip.name},
+                    start_seconds=clip.start_seconds,
+                    declared_seconds=clip.declared_seconds,
                     clean_sha256=clip.sha256,
                     snr_db=snr_db,
                     noise=mixing.noise,

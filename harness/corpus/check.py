@@ -11,22 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from asrgate.backends.base import SAMPLE_RATE_HZ
 from asrgate.harness.corpus import audio as audio_file
-from asrgate.harness.corpus import manifests
-from asrgate.harness.corpus.clips import disagreement
+from asrgate.harness.corpus import manifests, parts
 from asrgate.harness.corpus.manifests import Entry
 
 AUDIBLE_PEAK = 0.001  # -60 dB of full scale: anything quieter is silence, which may well have no text
+
+CANCELLED = 0.1  # of the loudest channel that the average of all keeps: -20 dB
 
 KINDS = {  # name -> what it means, in the order in which they are reported
     "unreadable line": "a line of the manifest cannot be used",
     "missing audio": "the file does not exist",
     "unreadable audio": "the file cannot be decoded to its end",
-    "duration disagrees": "the manifest's duration is not the audio's",
+    "unused file": "audio or video of a format that is not read",
+    "unfinished header": "a WAV whose recorder was stopped before it wrote the size",
+    "duration disagrees": "the manifest's offset or duration is not the audio's",
     "no reference": "there is no text, so the clip has no WER",
     "empty reference": "the text is empty, but the audio is not silent",
+    "silent audio": "there is a text, but nothing can be heard",
     "duplicate reference": "the same text in the same language as an earlier clip",
     "duplicate audio": "the same samples as an earlier clip",
     "control character": "tabs, line ends, zero-width and other invisible characters",
@@ -63,14 +68,18 @@ class Report:
 def check(paths: Iterable[Path]) -> Report:
     """Decode every clip of manifests, folders and files, read every text, and report all problems."""
     lines: list[str] = []
+    paths = list(paths)
     entries = [entry for path in paths for entry in manifests.read(path, lines)]
     problems = [_of_line(line) for line in lines]
+    for path in paths:
+        problems += [Problem("unused file", str(file), file.suffix) for file in manifests.unused(path)]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter's lock
         heard = list(pool.map(_listen, entries))
     texts: dict[tuple[str, str], str] = {}
     sounds: dict[str, str] = {}
     for entry, sound in zip(entries, heard, strict=True):
         problems += sound.problems
+        problems += _of_silence(entry, sound)
         problems += _of_text(entry, sound.peak, texts)
         if sound.sha256 is not None and sounds.setdefault(sound.sha256, entry.where) != entry.where:
             problems.append(Problem("duplicate audio", entry.where, f"as {sounds[sound.sha256]}"))
@@ -83,24 +92,60 @@ class _Sound:
     peak: float | None
     sha256: str | None
     problems: Sequence[Problem] = ()
+    is_cancelled: bool = False  # the channels are nearly each other's opposite
 
 
 def _listen(entry: Entry) -> _Sound:
     if not entry.path.exists():
         return _Sound(0.0, None, None, [Problem("missing audio", entry.where, str(entry.path))])
     try:
-        samples = audio_file.decode(entry.path)
+        part = parts.read(entry.path, entry.start_seconds, entry.declared_seconds)
+    except parts.PartError as error:
+        return _Sound(0.0, None, None, [Problem("duration disagrees", entry.where, str(error))])
     except audio_file.AudioError as error:
         return _Sound(0.0, None, None, [Problem("unreadable audio", entry.where, str(error))])
-    seconds = len(samples) / SAMPLE_RATE_HZ
-    detail = disagreement(entry, seconds)
-    problems = [Problem("duration disagrees", entry.where, detail)] if detail else []
-    return _Sound(seconds, float(np.abs(samples).max()), audio_file.sha256(samples), problems)
+    seconds = len(part.samples) / SAMPLE_RATE_HZ
+    problems = [Problem("duration disagrees", entry.where, part.remark)] if part.remark else []
+    if part.is_unfinished:
+        problems.append(Problem("unfinished header", entry.where, parts.UNFINISHED))
+    return _Sound(
+        seconds,
+        float(np.abs(part.samples).max()),
+        audio_file.sha256(part.samples),
+        problems,
+        _is_cancelled(entry.path),
+    )
+
+
+def _is_cancelled(path: Path) -> bool:
+    """Whether a file's channels cancel when they are averaged, as they do if one is wired the wrong way."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.channels < 2:
+                return False
+            channels = file.read(dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, TypeError):  # of a container that only PyAV reads
+        return False
+    loudest = float(np.sqrt(np.mean(channels**2, axis=0)).max()) if len(channels) else 0.0
+    return float(np.sqrt(np.mean(channels.mean(axis=1) ** 2))) < CANCELLED * loudest
 
 
 def _of_line(line: str) -> Problem:
     where, colon, detail = line.partition(": ")
     return Problem("unreadable line", where if colon else "", detail if colon else line)
+
+
+def _of_silence(entry: Entry, sound: _Sound) -> Iterable[Problem]:
+    text = entry.reference
+    if text is None or not text.strip():
+        return
+    if sound.is_cancelled:
+        yield Problem(
+            "silent audio", entry.where, f"{entry.path.name}: its channels cancel; keep one of them"
+        )
+    elif sound.peak is not None and sound.peak <= AUDIBLE_PEAK:
+        detail = f"{entry.path.name}, peak {sound.peak:.5f}, but {_short(text)}"
+        yield Problem("silent audio", entry.where, detail)
 
 
 def _of_text(entry: Entry, peak: float | None, texts: dict[tuple[str, str], str]) -> Iterable[Problem]:

@@ -18,15 +18,14 @@ import numpy as np
 from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
 from asrgate.backends.installation import shipped
 from asrgate.harness.corpus import audio as audio_file
-from asrgate.harness.corpus.manifests import Entry, is_language, read, read_manifest
+from asrgate.harness.corpus import languages, parts
+from asrgate.harness.corpus.manifests import Entry, read, read_manifest
 
 BUNDLED_MANIFEST = shipped(
     "audio_samples/manifest.jsonl", Path(__file__).resolve().parent / "bundled" / "manifest.jsonl"
 )
 
 DEFAULT_LANGUAGE = "en"
-DURATION_SLACK_SECONDS = 0.1  # how far a manifest's duration may be off, in seconds, or
-DURATION_SLACK = 0.01  # as a share of it, whichever is more: encoders pad, and tools round
 PROBLEMS_SHOWN = 10
 
 _log = logging.getLogger(__name__)
@@ -43,11 +42,13 @@ class Clip:
     Attributes:
         name: unique in the set, without characters that would break a table.
         path: the audio file.
-        audio_seconds: length of the decoded audio.
+        audio_seconds: length of the decoded audio, or of the part of it that is meant.
         sha256: of the decoded samples, see asrgate.harness.corpus.audio.sha256.
-        language: ISO 639-1 code.
+        language: Whisper's code, see asrgate.harness.corpus.languages.
         reference: what is said; "" if nothing is, None if unknown.
-        tags: everything else in the manifest, including its `duration` if that disagrees with the audio.
+        tags: everything else in the manifest, including its `duration` if that disagrees with the audio,
+            and the `offset` of a part.
+        is_language_told: whether the manifest or the caller names the language; else it is DEFAULT_LANGUAGE.
     """
 
     name: str
@@ -57,14 +58,17 @@ class Clip:
     language: str
     reference: str | None
     tags: Mapping[str, Any] = field(default_factory=dict)
+    is_language_told: bool = True
+    start_seconds: float | None = None  # as in Entry, like the next
+    declared_seconds: float | None = None
 
     def samples(self) -> np.ndarray:
-        """Decode the file again: float32, shape (samples,), mono, 16 kHz, in [-1, 1].
+        """Decode the file, or the part of it, again: float32, shape (samples,), mono, 16 kHz, in [-1, 1].
 
         Raises:
             AudioError: the file is gone or has changed since the clip was loaded.
         """
-        samples = audio_file.decode(self.path)
+        samples = parts.read(self.path, self.start_seconds, self.declared_seconds).samples
         if audio_file.sha256(samples) != self.sha256:
             raise audio_file.AudioError(f"{self.path} changed during the run; run again without changing it")
         return samples
@@ -80,19 +84,21 @@ def load_clips(
             manifest.jsonl is read through it; any other is searched for audio, with references from
             `name.txt` next to it or from a LibriSpeech `*.trans.txt`.
         manifest: a manifest file.
-        language: replaces every clip's language; without it, English if a manifest names none.
+        language: replaces every clip's language, by name or code; without it, English if a manifest names
+            none.
 
     Raises:
         CorpusError: any file or line is wrong; the message lists all problems.
+        LanguageError: Whisper knows no such language.
     """
-    if language is not None and not is_language(language):
-        raise CorpusError(f"{language!r} is not a language code; give an ISO 639-1 code such as en, de or zh")
+    if language is not None:
+        language = languages.code_of(language)
     if manifest is None and not audio:
         manifest = BUNDLED_MANIFEST
     problems: list[str] = []
-    entries = [] if manifest is None else read_manifest(Path(manifest), problems)
+    entries = [] if manifest is None else read_manifest(Path(manifest), problems, language)
     for path in map(Path, audio):
-        entries += read(path, problems)
+        entries += read(path, problems, language)
     entries = _without_repeats(entries, problems)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter's lock
         checked = list(pool.map(_check, entries, _names(entries), repeat(language)))
@@ -103,9 +109,10 @@ def load_clips(
 
 
 def _without_repeats(entries: list[Entry], problems: list[str]) -> list[Entry]:
-    first: dict[str, Entry] = {}
+    first: dict[tuple[str, float | None, float | None], Entry] = {}
     for entry in entries:
-        original = first.setdefault(os.path.realpath(entry.path), entry)
+        length = None if entry.start_seconds is None else entry.declared_seconds
+        original = first.setdefault((os.path.realpath(entry.path), entry.start_seconds, length), entry)
         if original is not entry:
             problems.append(f"{entry.where}: {entry.path.name} is already listed at {original.where}")
     return list(first.values())
@@ -117,7 +124,12 @@ def _names(entries: Sequence[Entry]) -> list[str]:
     def safe(path: Path) -> str:
         return re.sub(r"[^\w./+-]+", "_", path.as_posix())
 
-    relative = [Path(os.path.relpath(entry.path, entry.root)) for entry in entries]
+    def named(entry: Entry) -> Path:
+        path = Path(os.path.relpath(entry.path, entry.root))
+        start = "" if entry.start_seconds is None else f"-{entry.start_seconds:.3f}"
+        return path.with_name(f"{path.stem}{start}{path.suffix}")
+
+    relative = [named(entry) for entry in entries]
     names = [safe(path.with_suffix("")) for path in relative]
     longer = [safe(path) for path in relative]
     longest = [safe(Path(e.root.resolve().name) / path) for e, path in zip(entries, relative, strict=True)]
@@ -135,45 +147,30 @@ def _names(entries: Sequence[Entry]) -> list[str]:
 def _check(entry: Entry, name: str, language: str | None) -> Clip | str:
     """Decode the entry and return its clip, or what is wrong with it."""
     try:
-        samples = audio_file.decode(entry.path)
+        part = parts.read(entry.path, entry.start_seconds, entry.declared_seconds)
     except AsrgateError as error:
         return str(error) if entry.where == str(entry.path) else f"{entry.where}: {error}"
-    seconds = len(samples) / SAMPLE_RATE_HZ
+    seconds = len(part.samples) / SAMPLE_RATE_HZ
     tags = dict(entry.tags)
-    declared = entry.declared_seconds
-    problem = disagreement(entry, seconds)
-    if problem:
-        return f"{entry.where}: {problem}"
-    if declared is not None and abs(seconds - declared) > _slack(declared):
-        _log.warning("%s: duration says %g s, but the MP3 lasts %.2f s", entry.where, declared, seconds)
-        tags["duration"] = declared
+    if part.remark is not None:
+        _log.warning("%s: %s", entry.where, part.remark)
+        tags["duration"] = entry.declared_seconds
+    if part.is_unfinished:
+        _log.warning("%s: %s", entry.path, parts.UNFINISHED)
+    if entry.start_seconds is not None:
+        tags["offset"] = entry.start_seconds
     return Clip(
         name=name,
         path=entry.path,
         audio_seconds=seconds,
-        sha256=audio_file.sha256(samples),
+        sha256=audio_file.sha256(part.samples),
         language=language or entry.language or DEFAULT_LANGUAGE,
         reference=entry.reference,
         tags=tags,
+        is_language_told=bool(language or entry.language),
+        start_seconds=entry.start_seconds,
+        declared_seconds=entry.declared_seconds,
     )
-
-
-def disagreement(entry: Entry, seconds: float) -> str | None:
-    """Say how the audio's length contradicts the manifest's duration; None if it does not."""
-    declared = entry.declared_seconds
-    if declared is None or abs(seconds - declared) <= _slack(declared):
-        return None
-    # Many tools guess an MP3's length from its first frame; one that is longer than the guess is complete.
-    if entry.path.suffix.lower() == ".mp3" and seconds > declared:
-        return None
-    return (
-        f"duration says {declared:g} s, but {entry.path.name} lasts {seconds:.2f} s; "
-        "it may be cut off, or a different recording"
-    )
-
-
-def _slack(declared_seconds: float) -> float:
-    return max(DURATION_SLACK_SECONDS, DURATION_SLACK * declared_seconds)
 
 
 def _listed(problems: Sequence[str]) -> str:

@@ -6,17 +6,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import soundfile
 
 from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
 from asrgate.harness import record
 from asrgate.harness.corpus import audio as audio_file
+from asrgate.harness.corpus import languages, parts
 from asrgate.harness.corpus.importers import CorpusImportError, Utterance
 from asrgate.harness.corpus.manifests import FOLDER_MANIFEST
 
@@ -26,13 +27,15 @@ PROBLEMS_SHOWN = 10
 
 @dataclass(frozen=True)
 class Imported:
-    """What was written: the number and length of the clips, and why others were left out."""
+    """What was written: the number and length of the clips, their languages, and why others were left out."""
 
     manifest: Path
     clips: int
     audio_seconds: float
     without_text: int
+    languages: Mapping[str, int]  # code -> clips; "" where none is named
     problems: tuple[str, ...]
+    remarks: tuple[str, ...]  # what the corpus says of clips that their audio contradicts
 
 
 def write(
@@ -61,17 +64,22 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     problems: list[str] = []
+    remarks: list[str] = []
     taken: set[str] = set()
     total_seconds, without_text = 0.0, 0
+    spoken: Counter[str] = Counter()
     for utterance in utterances:
         if limit is not None and len(lines) + len(problems) >= limit:
             break
         try:
-            name, seconds = _place(utterance, folder, taken)
+            language = utterance.language or languages.spoken(utterance.language_fields)
+            name, seconds, found = _place(utterance, folder, taken)
         except AsrgateError as error:
             problems.append(f"{utterance.where}: {error}")
             continue
-        lines.append(_line(utterance, name, seconds, tags or {}))
+        lines.append(_line(utterance, name, seconds, language, tags or {}))
+        spoken[language or ""] += 1
+        remarks += [f"{utterance.where}: {remark}" for remark in found]
         total_seconds += seconds
         without_text += utterance.text is None
     if (problems and not skip_broken) or not lines:
@@ -86,7 +94,9 @@ def write(
             listed(problems, "no clip is left") if problems else "the corpus contains no clips"
         )
     record.write_text(manifest, "".join(line + "\n" for line in lines))
-    return Imported(manifest, len(lines), total_seconds, without_text, tuple(problems))
+    return Imported(
+        manifest, len(lines), total_seconds, without_text, spoken, tuple(problems), tuple(remarks)
+    )
 
 
 def listed(problems: list[str], consequence: str, remedy: str = "") -> str:
@@ -98,26 +108,33 @@ def listed(problems: list[str], consequence: str, remedy: str = "") -> str:
     return f"{len(problems)} {noun}, {consequence}{'; fix them, ' + remedy if remedy else ''}:{shown}{more}"
 
 
-def _place(utterance: Utterance, folder: Path, taken: set[str]) -> tuple[str, float]:
-    """Put the audio into the folder; return its path relative to the folder and its length in seconds."""
-    inside = utterance.path is not None and utterance.start_seconds is None
-    if inside and Path(os.path.realpath(utterance.path or "")).is_relative_to(os.path.realpath(folder)):
-        assert utterance.path is not None
-        samples = audio_file.decode(utterance.path)
-        return os.path.relpath(utterance.path, folder), len(samples) / SAMPLE_RATE_HZ
-    name = _free(f"{AUDIO_FOLDER}/{utterance.name}", taken)
+def _place(utterance: Utterance, folder: Path, taken: set[str]) -> tuple[str, float, list[str]]:
+    """Put the audio into the folder; return its path relative to the folder, its seconds, and remarks on it.
+
+    A file that is used whole stays as it is; a part becomes a FLAC of its own.
+    """
+    if utterance.content is not None:
+        name = _free(f"{AUDIO_FOLDER}/{utterance.name}", taken)
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return name, _write_content(utterance.content, target), []
+    path = utterance.path
+    assert path is not None
+    part = parts.read(path, utterance.start_seconds, utterance.seconds)
+    seconds = len(part.samples) / SAMPLE_RATE_HZ
+    remarks = [part.remark] if part.remark else []
+    remarks += [parts.UNFINISHED] if part.is_unfinished else []
+    if part.is_whole and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        return os.path.relpath(path, folder), seconds, remarks
+    placed = f"{AUDIO_FOLDER}/{utterance.name}"
+    name = _free(placed if part.is_whole else f"{os.path.splitext(placed)[0]}.flac", taken)
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    if utterance.content is not None:
-        return name, _write_content(utterance.content, target)
-    assert utterance.path is not None
-    samples = audio_file.decode(utterance.path)
-    if utterance.start_seconds is not None:
-        samples = _part(samples, utterance)
-        soundfile.write(target, samples, SAMPLE_RATE_HZ, subtype="PCM_16")
+    if part.is_whole:
+        shutil.copyfile(path, target)
     else:
-        shutil.copyfile(utterance.path, target)
-    return name, len(samples) / SAMPLE_RATE_HZ
+        soundfile.write(target, part.samples, SAMPLE_RATE_HZ, subtype="PCM_16")
+    return name, seconds, remarks
 
 
 def _write_content(content: bytes, target: Path) -> float:
@@ -136,18 +153,6 @@ def _write_content(content: bytes, target: Path) -> float:
     return seconds
 
 
-def _part(samples: np.ndarray, utterance: Utterance) -> np.ndarray:
-    start = round((utterance.start_seconds or 0.0) * SAMPLE_RATE_HZ)
-    length = None if utterance.seconds is None else round(utterance.seconds * SAMPLE_RATE_HZ)
-    end = len(samples) if length is None else start + length
-    if start >= len(samples) or end > len(samples) + 0.1 * SAMPLE_RATE_HZ:
-        raise CorpusImportError(
-            f"the part from {start / SAMPLE_RATE_HZ:.2f} to {end / SAMPLE_RATE_HZ:.2f} s lies beyond the end "
-            f"of {utterance.path}, which lasts {len(samples) / SAMPLE_RATE_HZ:.2f} s"
-        )
-    return samples[start:end]
-
-
 def _free(name: str, taken: set[str]) -> str:
     stem, ending = os.path.splitext(name)
     number, chosen = 2, name
@@ -158,13 +163,13 @@ def _free(name: str, taken: set[str]) -> str:
     return chosen
 
 
-def _line(utterance: Utterance, name: str, seconds: float, tags: dict[str, Any]) -> str:
+def _line(utterance: Utterance, name: str, seconds: float, language: str | None, tags: dict[str, Any]) -> str:
     fields: dict[str, Any] = {"audio_filepath": name}
     if utterance.text is not None:
         fields["text"] = utterance.text
     fields["duration"] = round(seconds, 3)
-    if utterance.language is not None:
-        fields["lang"] = utterance.language
+    if language is not None:
+        fields["lang"] = language
     clean = {
         key: value for key, value in utterance.tags.items() if key not in (*fields, "text", "lang", "offset")
     }

@@ -1,26 +1,38 @@
 """Reads manifests, folders and single files into entries for clips, which are not decoded yet.
 
 A manifest has one JSON object per line with NeMo's field names: `audio_filepath` (relative to the manifest),
-`text`, `duration` in seconds, `lang`; any other field (`license`, `source`, ...) becomes a tag of the clip.
+`text`, `offset` and `duration` in seconds, `lang` or another name for the language (see languages.py); any
+other field (`license`, `source`, ...) becomes a tag of the clip.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import mimetypes
 import os
-import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from asrgate.harness.corpus import languages
 from asrgate.harness.corpus.audio import EXTENSIONS
+from asrgate.harness.corpus.languages import LanguageError
+from asrgate.harness.metrics import keywords
 
 MANIFEST_EXTENSIONS = (".jsonl", ".json")  # NeMo names its line-by-line manifests .json
 FOLDER_MANIFEST = "manifest.jsonl"
+FILES_SHOWN = 5
+_SIDE_FILES = (  # that recordings have beside them
+    *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".lab", ".textgrid", ".srt", ".vtt", ".ctm", ".stm"),
+    *(".xml", ".pdf", ".png", ".jpg", ".npy", ".pt"),
+)
 TRANSCRIPTS = ".trans.txt"  # LibriSpeech: one file per chapter, "utterance-id TEXT" per line
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,41 +45,50 @@ class Entry:
     reference: str | None = None
     language: str | None = None
     declared_seconds: float | None = None
+    start_seconds: float | None = None  # of the part that is meant; None: no offset is given
     tags: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read(path: Path, problems: list[str]) -> list[Entry]:
-    """Return the clips that a manifest, a folder or an audio file names; add what is wrong to `problems`."""
+def read(path: Path, problems: list[str], language: str | None = None) -> list[Entry]:
+    """Return the clips that a manifest, a folder or an audio file names; add what is wrong to `problems`.
+
+    Args:
+        language: of every clip, whatever the fields of a manifest say.
+    """
     if path.is_dir():
         if (path / FOLDER_MANIFEST).is_file():
-            return read_manifest(path / FOLDER_MANIFEST, problems)
+            return read_manifest(path / FOLDER_MANIFEST, problems, language)
         return _read_folder(path, problems)
     if path.suffix.lower() in MANIFEST_EXTENSIONS:
-        return read_manifest(path, problems)
-    return [_single(path, problems)]
+        return read_manifest(path, problems, language)
+    return [_single(path, problems, language)]
 
 
-def _single(path: Path, problems: list[str]) -> Entry:
+def _single(path: Path, problems: list[str], language: str | None) -> Entry:
     """Return one file's entry: with the text next to it, or else as its folder's manifest has it."""
     text = _text_beside(path, problems)
     manifest = path.parent / FOLDER_MANIFEST
     if text is None and manifest.is_file():
         others: list[str] = []
-        for entry in read_manifest(manifest, others):
+        for entry in read_manifest(manifest, others, language):
             if os.path.realpath(entry.path) == os.path.realpath(path):
                 return entry
         problems += others  # one of the bad lines may be this file's
     return Entry(path, path.parent, str(path), text)
 
 
-def read_manifest(path: Path, problems: list[str]) -> list[Entry]:
-    """Return the clips of a manifest's good lines; add what is wrong with the others to `problems`."""
+def read_manifest(path: Path, problems: list[str], language: str | None = None) -> list[Entry]:
+    """Return the clips of a manifest's good lines; add what is wrong with the others to `problems`.
+
+    Args:
+        language: of every clip, whatever the lines say.
+    """
     before = len(problems)
     entries = []
     for where, line in _lines(path, problems):
         try:
-            entries.append(_manifest_entry(line, path, where))
-        except ValueError as error:
+            entries.append(_manifest_entry(line, path, where, language))
+        except (ValueError, LanguageError) as error:
             problems.append(f"{where}: {error}")
         except RecursionError:
             problems.append(f"{where}: the JSON is nested too deeply to be read")
@@ -76,8 +97,8 @@ def read_manifest(path: Path, problems: list[str]) -> list[Entry]:
     return entries
 
 
-def _manifest_entry(line: str, manifest: Path, where: str) -> Entry:
-    """Turn one line into an entry; raise ValueError saying what is wrong with it."""
+def _manifest_entry(line: str, manifest: Path, where: str, language: str | None) -> Entry:
+    """Turn one line into an entry; raise ValueError or LanguageError saying what is wrong with it."""
     try:
         fields = json.loads(line, parse_constant=_refuse_constant)
         json.dumps(fields, ensure_ascii=False).encode()
@@ -93,15 +114,19 @@ def _manifest_entry(line: str, manifest: Path, where: str) -> Entry:
     text = fields.pop("text", None)
     if text is not None and not isinstance(text, str):
         raise ValueError(f"text must be a string, or absent if unknown, not {reprlib.repr(text)}")
-    language = fields.pop("lang", None)
-    if language is not None and not (isinstance(language, str) and is_language(language)):
-        raise ValueError(f"lang must be an ISO 639-1 code such as en, not {reprlib.repr(language)}")
+    if "keywords" in fields and not keywords.is_field(fields["keywords"]):
+        raise ValueError(f"keywords must be a list of texts, not {reprlib.repr(fields['keywords'])}")
+    if language is None:
+        language = languages.spoken(fields)
+    fields = languages.without(fields)
     duration = fields.pop("duration", None)
     if duration is not None and not (_is_number(duration) and duration > 0):
         raise ValueError(f"duration must be a number of seconds above 0, not {reprlib.repr(duration)}")
-    if fields.get("offset") not in (None, 0):
-        raise ValueError("offset: parts of files are not supported; cut the audio into one file per clip")
-    return Entry(_inside(manifest.parent, name), manifest.parent, where, text, language, duration, fields)
+    offset = fields.pop("offset", None)
+    if offset is not None and not (_is_number(offset) and offset >= 0):
+        raise ValueError(f"offset must be a number of seconds from 0, not {reprlib.repr(offset)}")
+    path = _inside(manifest.parent, name)
+    return Entry(path, manifest.parent, where, text, language, duration, offset, fields)
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -132,6 +157,8 @@ def _read_folder(folder: Path, problems: list[str]) -> list[Entry]:
                 places[path.parent / utterance] = where
         elif path.suffix.lower() in EXTENSIONS:
             found.append(path)
+    if left_out := unused(folder):
+        _log.warning("%s", told(left_out))
     stems = {path.with_suffix("") for path in found}
     problems += [f"{where}: there is no audio for {p.name}" for p, where in places.items() if p not in stems]
     if not found:
@@ -145,6 +172,33 @@ def _read_folder(folder: Path, problems: list[str]) -> list[Entry]:
             reference = _text_beside(path, problems)
         entries.append(Entry(path, folder, str(path), reference))
     return entries
+
+
+def unused(folder: Path) -> list[Path]:
+    """Return the audio and video files below a folder that are of no format that is read.
+
+    Those are the files of other endings that are known as audio or video, or that have a text beside them.
+    There are none if the folder has a manifest, which says what is used, or is no folder.
+    """
+    if not folder.is_dir() or (folder / FOLDER_MANIFEST).is_file():
+        return []
+    found = []
+    for path in sorted(folder.rglob("*")):
+        ending = path.suffix.lower()
+        if path.name.startswith(".") or ending in (*EXTENSIONS, *_SIDE_FILES, "") or not path.is_file():
+            continue
+        kind = mimetypes.guess_type(path.name)[0] or ""
+        if kind.startswith(("audio/", "video/")) or path.with_suffix(".txt").is_file():
+            found.append(path)
+    return found
+
+
+def told(left_out: Sequence[Path]) -> str:
+    """Return a sentence that counts and names files that are left out."""
+    names = ", ".join(map(str, left_out[:FILES_SHOWN]))
+    more = f" and {len(left_out) - FILES_SHOWN} more" if len(left_out) > FILES_SHOWN else ""
+    files = "1 file is" if len(left_out) == 1 else f"{len(left_out)} files are"
+    return f"{files} left out, because only {', '.join(EXTENSIONS)} are read: {names}{more}"
 
 
 def _text_beside(path: Path, problems: list[str]) -> str | None:
@@ -167,11 +221,6 @@ def _lines(path: Path, problems: list[str]) -> Iterable[tuple[str, str]]:
     # split only at newlines: JSON strings and texts may contain the other separators of str.splitlines
     numbered = enumerate(text.split("\n"), start=1)
     return [(f"{path}:{number}", line) for number, line in numbered if line.strip()]
-
-
-def is_language(text: str) -> bool:
-    """Whether the text has the form of an ISO 639 language code."""
-    return re.fullmatch(r"[a-z]{2,3}", text) is not None
 
 
 def _is_number(value: Any) -> bool:

@@ -1,10 +1,11 @@
-"""Text normalisers for scoring: Whisper's own, loaded from openai-whisper without importing the package."""
+"""Text normalisers: Whisper's own, loaded from openai-whisper without importing it, and the project's."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import sys
+import unicodedata
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from asrgate.backends.base import AsrgateError, did_you_mean
+from asrgate.harness.metrics import strict
 from asrgate.harness.record_types import NormalizerRecord
 
 Normalizer = Callable[[str, str], str]  # (text, ISO 639-1 language) -> words joined by single spaces
@@ -21,6 +23,8 @@ NAMES = {
     "whisper": "Whisper's English normaliser for English clips, its basic one for others",
     "whisper-english": "Whisper's English normaliser for every clip",
     "whisper-basic": "Whisper's basic normaliser (lower case, no punctuation) for every clip",
+    "strict": "the project's own: what is written counts, typographic variants do not (strict.RULES)",
+    "formatted": "as written, case and punctuation included; typographic variants folded",
     "none": "leaves words as they are, split at white space",
 }
 
@@ -46,6 +50,13 @@ def normalizer(name: str) -> Normalizer:
     _check(name)
     if name == "none":
         return _split_only
+    if name == "formatted":
+        return lambda text, language: strict.formatted(text, language in UNSPACED_LANGUAGES)
+    if name == "strict":
+        numbers = _english_numbers()
+        return lambda text, language: strict.normalize(
+            text, language, language in UNSPACED_LANGUAGES, numbers
+        )
     english, basic, spelled = _whisper()
     always_english, never_english = name == "whisper-english", name == "whisper-basic"
 
@@ -68,15 +79,29 @@ def identify(name: str) -> NormalizerRecord:
     _check(name)
     if name == "none":
         return {"name": name, "sha256": hashlib.sha256(b"").hexdigest(), "version": "built in"}
+    if name == "formatted":
+        return {"name": name, "sha256": _own_sources().hexdigest(), "version": strict.VERSION}
     folder = _folder()
-    digest = hashlib.sha256()
+    digest = _own_sources() if name == "strict" else hashlib.sha256()
     for source in _SOURCES:
         digest.update(source.encode() + b"\0" + _read(folder / source))
     try:
         release = version("openai-whisper")
     except PackageNotFoundError:
         release = "unknown"
+    if name == "strict":
+        release = f"{strict.VERSION}, with openai-whisper {release}"
     return {"name": name, "sha256": digest.hexdigest(), "version": release}
+
+
+def second(name: str) -> str:
+    """Return the normaliser that every run is scored with beside its own."""
+    return "whisper" if name == "strict" else "strict"
+
+
+def _own_sources() -> hashlib._Hash:
+    """Hash the project's rules and the version of Unicode's tables that they are applied with."""
+    return hashlib.sha256(Path(strict.__file__).read_bytes() + unicodedata.unidata_version.encode())
 
 
 def chosen(names: str) -> list[str]:
@@ -111,6 +136,14 @@ def _whisper() -> tuple[Callable[[str], str], Callable[[str], str], Callable[[st
         warnings.simplefilter("ignore", ResourceWarning)
         english = module.EnglishTextNormalizer()
     return english, module.BasicTextNormalizer(), module.BasicTextNormalizer(split_letters=True)
+
+
+@cache
+def _english_numbers() -> Callable[[str], str]:
+    """Return Whisper's function that turns English number words into digits."""
+    _whisper()
+    numbers: Callable[[str], str] = sys.modules[f"{_MODULE_NAME}.english"].EnglishNumberNormalizer()
+    return numbers
 
 
 def _load() -> ModuleType:

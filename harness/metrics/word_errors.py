@@ -64,6 +64,7 @@ class Texts:
 
     def __init__(self, run: Run, normalizer: str):
         self._run = run
+        self.name = normalizer
         self._normalize = normalizers.normalizer(normalizer)
         self._known: dict[tuple[str, str], str] = {}
         translated = run["settings"]["decoding"].get("task") == "translate"  # always into English
@@ -137,6 +138,14 @@ def count(run: Run, result: Result, first: Mapping[str, Sample], texts: Texts) -
         "rounds": [],
         "versus_reference": None,
     }
+
+
+def wer_only(run: Run, first: Mapping[str, Sample], texts: Texts) -> float | None:
+    """Return the WER that `count` would, without counting characters."""
+    spoken = {clip["name"]: said for clip in run["clips"] if (said := clip["reference"]) is not None}
+    heard = {clip: first[clip]["text"] or "" if clip in first else "" for clip in spoken}
+    wrong = sum(texts.edits(said, heard[clip], clip) for clip, said in spoken.items())
+    return ratio(wrong, sum(texts.words(said, clip) for clip, said in spoken.items()))
 
 
 def by_round(run: Run, result: Result, reference: Result | None, texts: Texts) -> list[RoundErrors]:

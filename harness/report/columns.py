@@ -38,13 +38,26 @@ def _only_in(scenario: str, column: Column) -> Callable[[Row], str]:
     return lambda row: column.cell(row) if row["scenario"] == scenario else ""
 
 
-FIGURES = (  # figures of speed and cost, in the order shown
+CER = Column(
+    "CER %",
+    "character errors per 100 reference characters",
+    lambda r: percent(r["cer_percent"]),
+)
+
+FIGURES = (  # figures of speed and cost, in the order shown, after that of texts without spaces
+    replace(CER, cell=lambda r: CER.cell(r) if r["cer_is_headline"] else "", importance=11),
     *_of_scenarios("leading_columns"),
     Column(
         "95 % CI",
         "bootstrap interval of the WER, over clips",
         lambda r: interval(r["wer_low_percent"], r["wer_high_percent"], percent),
         importance=9,
+    ),
+    Column(
+        "keywords %",
+        "keyword recall: of the keywords said, those written",
+        lambda r: percent(r["keyword_recall_percent"]),
+        importance=8,
     ),
     Column(
         "RTFx",
@@ -78,7 +91,17 @@ FIGURES = (  # figures of speed and cost, in the order shown
 )
 
 QUALITY = (
-    Column("CER %", "character errors per 100 reference characters", lambda r: percent(r["cer_percent"])),
+    replace(CER, cell=lambda r: "" if r["cer_is_headline"] else CER.cell(r)),
+    Column(
+        "second WER %",
+        "WER under the second normaliser, which the line on scoring names",
+        lambda r: percent(r["second_wer_percent"]),
+    ),
+    Column(
+        "formatted WER %",
+        "WER in which case and punctuation count",
+        lambda r: percent(r["formatted_wer_percent"]),
+    ),
     Column("S", "substituted words", lambda r: count(r["substitutions"])),
     Column("D", "deleted words", lambda r: count(r["deletions"])),
     Column("I", "inserted words", lambda r: count(r["insertions"])),

@@ -25,11 +25,11 @@ SPARE = ("median s", "audio s", "version", "RTFx 95 % CI", "CER %", "WER 95 % CI
 BESIDE = ("model", "scenario", "audio", "decoding", "machine", "scoring", "gate")
 
 
-def print_table(run: Run, console: Console) -> None:
+def print_table(run: Run, console: Console, with_confusions: bool = False) -> None:
     """Print what was measured and how, the table, and the reasons why rows are not ranked.
 
     Columns that do not fit are left out, the least important first, but never the WER or whether a row is
-    ranked.
+    ranked. With `with_confusions`, the word pairs that cost each variant most come last.
     """
     built = rows(run)
     measured = [row for row in built if row["group"] != UNAVAILABLE]
@@ -49,7 +49,8 @@ def print_table(run: Run, console: Console) -> None:
     for group, title in ((UNRANKED, "Not ranked"), (UNAVAILABLE, "Not available on this machine")):
         _print_reasons([row for row in built if row["group"] == group], title, console)
     if measured:
-        for part in parts.parts(run, only_asked=True):
+        confusions = parts.confusions(run) if with_confusions else []
+        for part in [*parts.parts(run, only_asked=True), *confusions]:
             _print_part(part, console)
     for warning in context.warnings(run):
         console.print(_text(f"Warning: {warning}", console, "yellow"))

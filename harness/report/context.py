@@ -7,6 +7,7 @@ from typing import Any
 
 from asrgate.backends.base import Settings
 from asrgate.harness import record
+from asrgate.harness.metrics import readings
 from asrgate.harness.record_types import Run
 from asrgate.harness.scenarios import registry
 
@@ -37,7 +38,10 @@ def warnings(run: Run) -> list[str]:
         found.insert(0, f"interrupted: {run['interrupted']}")
     elif not run["complete"]:
         found.insert(0, "incomplete: the run did not finish")
-    return found
+    for result in run["results"]:
+        lacking = (result["applied_settings"] or {}).get("not_applied") or {}
+        found += [f"{result['variant']} does not apply {name}: {why}" for name, why in lacking.items()]
+    return [*found, *readings.remarks(run)]
 
 
 def model(run: Run) -> str:
@@ -97,9 +101,11 @@ def machine(run: Run) -> str:
 def scoring(run: Run) -> str:
     """Normaliser and bootstrap."""
     normalizer, bootstrap = run["scoring"]["normalizer"], run["scoring"]["bootstrap"]
+    second = run["scoring"].get("second")
+    beside = f"; second: {second['name']} ({second['version']})" if second else ""
     return (
         f"normaliser {normalizer['name']} ({normalizer['version']}, sha256 "
-        f"{normalizer['sha256'][:SHORT_HASH]}), {100 * bootstrap['level']:g} % intervals from "
+        f"{normalizer['sha256'][:SHORT_HASH]}){beside}, {100 * bootstrap['level']:g} % intervals from "
         f"{bootstrap['replicates']} resamples, seed {bootstrap['seed']}"
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asrgate.harness.corpus.fields import LENGTH
-from asrgate.harness.metrics import hallucination
+from asrgate.harness.metrics import hallucination, readings
 from asrgate.harness.record_types import AlsoScored, NormalizerRecord, Run
 from asrgate.harness.report.columns import figure, interval, percent
 from asrgate.harness.scoring import machines, slices
@@ -32,8 +32,9 @@ def parts(run: Run, only_asked: bool = False) -> list[Part]:
     fields = slices.chosen(run)
     if only_asked and not run["settings"].get("slices"):
         fields = [field for field in fields if field not in (LENGTH, "lang", hallucination.FIELD)]
-    sessions = [] if only_asked else _sessions(run)
-    return [*sessions, *_slices(run, fields), *_machines(run), *_normalizers(run), *_hallucinations(run)]
+    sessions, pairs = ([], []) if only_asked else (_sessions(run), confusions(run))
+    beside = [*_machines(run), *_normalizers(run), *_hallucinations(run)]
+    return [*sessions, *_slices(run, fields), *beside, *pairs]
 
 
 _SLICE_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
@@ -164,6 +165,22 @@ def _sessions(run: Run) -> list[Part]:
     ]
     note = "Each was really run. The ranking uses those that are kept; the others led to them."
     return [Part("Sessions", note, *_shown(headings, body, first_figure=2))]
+
+
+def confusions(run: Run) -> list[Part]:
+    """The word pairs that cost each variant most, in one row; nothing for a run without texts."""
+    body = [
+        [result["variant"], ", ".join(f"{p['count']} × {readings.shown(p)}" for p in pairs)]
+        for result in run["results"]
+        if result["wer"] is not None and (pairs := result["wer"].get("confusions"))
+    ]
+    if not body:
+        return []
+    note = (
+        "Said/heard, normalised, the ten most frequent; ∅ stands for no word. "
+        f"{_normalizer(run['scoring']['normalizer'])}."
+    )
+    return [Part("Confusions", note, ["variant", "errors"], body, frozenset())]
 
 
 def _hallucinations(run: Run) -> list[Part]:

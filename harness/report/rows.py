@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asrgate.harness.column import Row
+from asrgate.harness.metrics.normalizers import UNSPACED_LANGUAGES
 from asrgate.harness.record_types import Result, Run
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scenarios.scenario import RTFX
@@ -44,6 +45,7 @@ def _row(run: Run, result: Result) -> Row:
         "status": result["status"],
         "reason": _reason(group, result),
         "remedy": result["remedy"],
+        "cer_is_headline": _is_unspaced(run),
         **_quality(result),
         **_versus(result),
         **_speed(result),
@@ -83,6 +85,10 @@ def _quality(result: Result) -> Row:
         "wer_low_percent": _percent(low),
         "wer_high_percent": _percent(high),
         "cer_percent": _percent(wer.get("cer")),
+        "second_wer_percent": _percent((wer.get("second") or {}).get("wer")),
+        "keyword_recall_percent": _percent((wer.get("keywords") or {}).get("recall")),
+        "keywords_said": (wer.get("keywords") or {}).get("said"),
+        "formatted_wer_percent": _percent(wer.get("formatted")),
         "substitutions": wer.get("substitutions"),
         "deletions": wer.get("deletions"),
         "insertions": wer.get("insertions"),
@@ -92,6 +98,13 @@ def _quality(result: Result) -> Row:
         "scored_clips": wer.get("clips"),
         "unstable_clips": None if unstable is None else len(unstable),
     }
+
+
+def _is_unspaced(run: Run) -> bool:
+    """Whether all texts are in languages written without spaces, in which the field's figure is the CER."""
+    translated = run["settings"]["decoding"].get("task") == "translate"
+    scored = [clip for clip in run["clips"] if clip["reference_words"]]
+    return bool(scored) and not translated and all(c["language"] in UNSPACED_LANGUAGES for c in scored)
 
 
 def _versus(result: Result) -> Row:

@@ -46,6 +46,7 @@ class Plan:
     normalizer: str = "whisper"
     also_normalizers: Sequence[str] = ()
     slices: Sequence[str] = ()
+    keywords: Sequence[str] = ()
     sample: int | None = None
     augment: Sequence[str] = ()
     scenario: Scenario = field(default_factory=registry.DEFAULT)
@@ -128,6 +129,8 @@ def _settings(plan: Plan) -> RunSettings:
         "batch_sizes": [],
         **cast(Any, plan.scenario.settings()),
     }
+    if plan.keywords:
+        found["keywords"] = list(plan.keywords)
     if plan.executor == RAY:
         found["executor"] = RAY
     return found

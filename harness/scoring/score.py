@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from asrgate.backends.base import AsrgateError
-from asrgate.harness.metrics import bootstrap, normalizers, word_errors
+from asrgate.harness.metrics import bootstrap, normalizers, readings, word_errors
 from asrgate.harness.metrics.word_errors import Texts, errors, first_answers, is_timed, ratio
 from asrgate.harness.record import errors_of
 from asrgate.harness.record_types import AlsoResult, AlsoScored, Latency, Result, Run, Sample
@@ -55,8 +55,13 @@ def score(
             reference = _reference(run)
             other = None if result is reference else reference
             result["wer"]["rounds"] = word_errors.by_round(run, result, other, texts)
+    second = normalizers.second(normalizer)
+    others = {name: Texts(run, name) for name in (second, "formatted")}
+    for result in run["results"]:
+        readings.add(run, result, firsts[result["variant"]], texts, others)
     run["scoring"] = {
         "normalizer": normalizers.identify(normalizer),
+        "second": normalizers.identify(second),
         "bootstrap": {"replicates": replicates, "seed": run["settings"]["seed"], "level": bootstrap.LEVEL},
     }
     if also:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from asrgate.harness.corpus import languages
 from asrgate.harness.corpus.importers.utterance import (
     CorpusImportError,
     Options,
     Utterance,
-    language_of,
     plain,
     read_table,
     with_extension,
@@ -55,7 +55,8 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
             where=where,
             path=audio,
             text=_unquoted(row["sentence"]),
-            language=options.language or language_of(row.get("locale")) or language_of(folder.resolve().name),
+            language=options.language,
+            language_fields={"locale": row.get("locale") or languages.find(folder.resolve().name)},
             tags=plain(tags),
         )
 

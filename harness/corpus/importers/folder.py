@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from asrgate.harness.corpus.audio import EXTENSIONS
 from asrgate.harness.corpus.importers.utterance import CorpusImportError, Options, Utterance, read_text
+from asrgate.harness.corpus.manifests import told, unused
+
+_log = logging.getLogger(__name__)
 
 
 def recognises(path: Path) -> bool:
@@ -23,6 +27,8 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
     files = sorted(_audio(path)) if path.is_dir() else []
     if not files:
         raise CorpusImportError(f"{path} contains no audio; looked for {', '.join(EXTENSIONS)}")
+    if left_out := unused(path):
+        _log.warning("%s", told(left_out))
     for file in files:
         beside = file.with_suffix(".txt")
         text = " ".join(read_text(beside).split()) if beside.is_file() else None

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from asrgate.backends.checkpoints.sha256 import hash_now
+from asrgate.harness.corpus import languages
+from asrgate.harness.corpus.audio import EXTENSIONS
 from asrgate.harness.corpus.importers import tabular
 from asrgate.harness.corpus.importers.utterance import (
     CorpusImportError,
     Options,
     Utterance,
     choose_column,
-    language_of,
     plain,
 )
 
 EXTRA = "python -m pip install datasets"
+_ROWS = (".parquet", ".arrow", ".tar", ".zip")  # files that hold rows with their audio
 SIGNATURES = ((b"RIFF", ".wav"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"ID3", ".mp3"))
 
 
@@ -56,11 +58,12 @@ def open_dataset(text: str, options: Options) -> tuple[Source, Iterator[Utteranc
     Raises:
         CorpusImportError: the extra is not installed, or there is no such dataset, config, split or column.
     """
+    name, config, split = parse(text)
+    _require_rows(Path(name))
     try:
         import datasets
     except ImportError as error:
         raise CorpusImportError(f"Hugging Face datasets need another package: {EXTRA}") from error
-    name, config, split = parse(text)
     split = split or options.split
     try:
         revision = (
@@ -89,6 +92,7 @@ def open_dataset(text: str, options: Options) -> tuple[Source, Iterator[Utteranc
     language = choose_column(
         options.language_column, tabular.LANGUAGE_COLUMNS, there, "--language-column", name
     )
+    classes = {column: kind for column, kind in rows.features.items() if hasattr(kind, "int2str")}
     for column, option, what in ((audio, "--audio-column", "audio"), (texts, "--text-column", "texts")):
         if column is None:
             raise CorpusImportError(
@@ -97,11 +101,28 @@ def open_dataset(text: str, options: Options) -> tuple[Source, Iterator[Utteranc
             )
     assert audio is not None and texts is not None
     rows = rows.cast_column(audio, datasets.Audio(decode=False))  # our decoder is the one that is measured
-    return source, _utterances(rows, source, (audio, texts, language), options)
+    return source, _utterances(rows, source, (audio, texts, language), classes, options)
+
+
+def _require_rows(folder: Path) -> None:
+    """Refuse a folder of loose audio: the library would need torchcodec, and take folders for texts."""
+    if not folder.is_dir():
+        return
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    has_rows = any(path.suffix.lower() in _ROWS for path in files)
+    if not has_rows and any(path.suffix.lower() in EXTENSIONS for path in files):
+        raise CorpusImportError(
+            f"{folder} is a folder of audio files, not a dataset; import it without --dataset: "
+            f"asrgate corpus import {folder}"
+        )
 
 
 def _utterances(
-    rows: Any, source: Source, columns: tuple[str, str, str | None], options: Options
+    rows: Any,
+    source: Source,
+    columns: tuple[str, str, str | None],
+    classes: Mapping[str, Any],
+    options: Options,
 ) -> Iterator[Utterance]:
     audio, texts, language = columns
     rows = iter(rows)
@@ -127,15 +148,25 @@ def _utterances(
             where=where,
             content=content,
             text=None if text is None else text.strip(),
-            language=options.language or _language(row, language) or language_of(source.config),
-            tags=plain({key: value for key, value in row.items() if key not in columns}),
+            language=options.language,
+            language_fields=_language_fields(row, language, classes, source, options),
+            tags=plain(languages.without({key: value for key, value in row.items() if key not in columns})),
         )
         number += 1
 
 
-def _language(row: Mapping[str, Any], column: str | None) -> str | None:
-    value = row[column] if column is not None else None
-    return language_of(value) if isinstance(value, str) else None
+def _language_fields(
+    row: Mapping[str, Any], column: str | None, classes: Mapping[str, Any], source: Source, options: Options
+) -> Mapping[str, Any]:
+    """Return the fields that name a row's language, classes by their names; else the config, such as de."""
+    told = {
+        name: classes[name].int2str(value) if name in classes and isinstance(value, int) else value
+        for name, value in row.items()
+        if name in (*languages.FIELDS, *languages.TARGET_FIELDS, column)
+    }
+    if options.language_column is not None:
+        return {"language": told[column or ""]}
+    return told if column is not None else {**told, "lang": languages.find(source.config)}
 
 
 def _ending(content: bytes, path: str | None) -> str:

@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from asrgate.harness.corpus import languages
 from asrgate.harness.corpus.importers.utterance import (
     CorpusImportError,
     Options,
     Utterance,
-    language_of,
     plain,
     read_text,
 )
 from asrgate.harness.corpus.manifests import FOLDER_MANIFEST, MANIFEST_EXTENSIONS
 
-_OWN = ("audio_filepath", "text", "duration", "offset", "lang", "language")
+_OWN = ("audio_filepath", "text", "duration", "offset")
 
 
 def recognises(path: Path) -> bool:
@@ -52,19 +52,19 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
     root = Path(os.path.commonpath([file.parent for file in files]))
     for (where, fields), file in zip(items, files, strict=True):
         start, seconds = _number(fields, "offset", where), _number(fields, "duration", where)
-        is_part = bool(start)  # NeMo writes offset 0 for whole files
         name = file.relative_to(root).as_posix()
-        if is_part:
-            name = f"{os.path.splitext(name)[0]}-{start:.3f}.flac"
+        if start is not None:
+            name = f"{os.path.splitext(name)[0]}-{start:.3f}{os.path.splitext(name)[1]}"
         yield Utterance(
             name=name,
             where=where,
             path=file,
             text=_text(fields, where),
-            language=options.language or language_of(fields.get("lang") or fields.get("language")),
-            start_seconds=start if is_part else None,
+            language=options.language,
+            language_fields=fields,
+            start_seconds=start,
             seconds=seconds,
-            tags=plain({key: value for key, value in fields.items() if key not in _OWN}),
+            tags=plain(languages.without({key: value for key, value in fields.items() if key not in _OWN})),
         )
 
 

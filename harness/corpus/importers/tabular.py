@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from asrgate.harness.corpus import languages
 from asrgate.harness.corpus.importers.utterance import (
     CorpusImportError,
     Options,
     Utterance,
     choose_column,
-    language_of,
     plain,
     read_table,
     with_extension,
@@ -25,7 +25,7 @@ TEXT_COLUMNS = (
     *("text", "sentence", "transcript", "transcription", "reference", "raw_text", "raw_transcription"),
     *("normalized_text", "normalised_text", "label"),
 )
-LANGUAGE_COLUMNS = ("lang", "language", "locale", "lang_id")
+LANGUAGE_COLUMNS = languages.FIELDS
 
 
 def recognises(path: Path) -> bool:
@@ -71,8 +71,11 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
             where=where,
             path=file,
             text=row[text].strip(),
-            language=options.language or (language_of(row[language]) if language else None),
-            tags=plain({key: value for key, value in row.items() if key not in used}),
+            language=options.language,
+            language_fields=row
+            if language is None or not options.language_column
+            else {"language": row[language]},
+            tags=plain(languages.without({key: value for key, value in row.items() if key not in used})),
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.corpus.audio import EXTENSIONS
-from asrgate.harness.corpus.manifests import is_language
+from asrgate.harness.metrics import keywords
 
 
 class CorpusImportError(AsrgateError):
@@ -24,7 +23,7 @@ class Options:
     """What the user said about a corpus; None means detect it."""
 
     split: str | None = None
-    language: str | None = None
+    language: str | None = None  # Whisper's code, of every clip
     audio_column: str | None = None
     text_column: str | None = None
     language_column: str | None = None
@@ -42,8 +41,9 @@ class Utterance:
         path: the audio file; None if `content` holds its bytes.
         content: the bytes of an audio file, of any format that `asrgate.harness.corpus.audio` reads.
         text: what is said; "" if nothing is, None if unknown.
-        language: ISO 639 code, None if unknown.
-        start_seconds, seconds: the part of the file that is used; None for all of it.
+        language: Whisper's code, if the user or the corpus's kind says it; None: see `language_fields`.
+        language_fields: as the corpus has them, see asrgate.harness.corpus.languages.
+        start_seconds, seconds: the offset and duration that the corpus gives, see corpus/parts.py.
         tags: plain values only.
     """
 
@@ -53,6 +53,7 @@ class Utterance:
     content: bytes | None = field(default=None, repr=False)
     text: str | None = None
     language: str | None = None
+    language_fields: Mapping[str, Any] = field(default_factory=dict)
     start_seconds: float | None = None
     seconds: float | None = None
     tags: Mapping[str, Any] = field(default_factory=dict)
@@ -123,19 +124,14 @@ def choose_column(
     return next((lower[name] for name in candidates if name in lower), None)
 
 
-def language_of(text: str | None) -> str | None:
-    """Return the ISO 639 code of a locale such as `sv-SE` or `pt_br`; None if it has none."""
-    code = re.split(r"[-_]", (text or "").strip().lower(), maxsplit=1)[0]
-    return code if is_language(code) else None
-
-
 def plain(tags: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tags that a manifest can hold and that are not empty."""
     kept: dict[str, Any] = {}
     for name, value in tags.items():
         if isinstance(value, str) and value.strip():
             kept[name] = value.strip()
-        elif isinstance(value, bool | int | float) and math.isfinite(value):
+        is_number = isinstance(value, bool | int | float) and math.isfinite(value)
+        if is_number or (name == keywords.FIELD and keywords.is_field(value) and value):
             kept[name] = value
     return kept
 
