@@ -10,9 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from asrgate.backends.base import SAMPLE_RATE_HZ
 from asrgate.harness.corpus import audio as audio_file
 from asrgate.harness.corpus import manifests
 from asrgate.harness.corpus.clips import disagreement
@@ -89,13 +86,12 @@ def _listen(entry: Entry) -> _Sound:
     if not entry.path.exists():
         return _Sound(0.0, None, None, [Problem("missing audio", entry.where, str(entry.path))])
     try:
-        samples = audio_file.decode(entry.path)
+        sound = audio_file.measure(entry.path)
     except audio_file.AudioError as error:
         return _Sound(0.0, None, None, [Problem("unreadable audio", entry.where, str(error))])
-    seconds = len(samples) / SAMPLE_RATE_HZ
-    detail = disagreement(entry, seconds)
+    detail = disagreement(entry, sound.seconds)
     problems = [Problem("duration disagrees", entry.where, detail)] if detail else []
-    return _Sound(seconds, float(np.abs(samples).max()), audio_file.sha256(samples), problems)
+    return _Sound(sound.seconds, sound.peak, sound.sha256, problems)
 
 
 def _of_line(line: str) -> Problem:

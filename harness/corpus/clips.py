@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
+from asrgate.backends.base import AsrgateError
 from asrgate.backends.installation import shipped
 from asrgate.harness.corpus import audio as audio_file
 from asrgate.harness.corpus.manifests import Entry, is_language, read, read_manifest
@@ -64,14 +65,19 @@ class Clip:
         Raises:
             AudioError: the file is gone or has changed since the clip was loaded.
         """
-        samples = audio_file.decode(self.path)
-        if audio_file.sha256(samples) != self.sha256:
-            raise audio_file.AudioError(f"{self.path} changed during the run; run again without changing it")
-        return samples
+        with contextlib.suppress(audio_file.TooLong):
+            samples = audio_file.decode(self.path, self.audio_seconds / 3600 * 1.01)  # a margin for rounding
+            if audio_file.sha256(samples) == self.sha256:
+                return samples
+        raise audio_file.AudioError(f"{self.path} changed during the run; run again without changing it")
 
 
 def load_clips(
-    audio: Sequence[Path] = (), manifest: Path | None = None, *, language: str | None = None
+    audio: Sequence[Path] = (),
+    manifest: Path | None = None,
+    *,
+    language: str | None = None,
+    max_hours: float = audio_file.MAX_CLIP_HOURS,
 ) -> list[Clip]:
     """Return the clips of a manifest and of files and folders, or the bundled ones if neither is given.
 
@@ -81,6 +87,7 @@ def load_clips(
             `name.txt` next to it or from a LibriSpeech `*.trans.txt`.
         manifest: a manifest file.
         language: replaces every clip's language; without it, English if a manifest names none.
+        max_hours: how long a clip may be.
 
     Raises:
         CorpusError: any file or line is wrong; the message lists all problems.
@@ -95,7 +102,7 @@ def load_clips(
         entries += read(path, problems)
     entries = _without_repeats(entries, problems)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter's lock
-        checked = list(pool.map(_check, entries, _names(entries), repeat(language)))
+        checked = list(pool.map(_check, entries, _names(entries), repeat(language), repeat(max_hours)))
     problems += [outcome for outcome in checked if isinstance(outcome, str)]
     if problems:
         raise CorpusError(_listed(problems))
@@ -132,13 +139,13 @@ def _names(entries: Sequence[Entry]) -> list[str]:
     return names
 
 
-def _check(entry: Entry, name: str, language: str | None) -> Clip | str:
+def _check(entry: Entry, name: str, language: str | None, max_hours: float) -> Clip | str:
     """Decode the entry and return its clip, or what is wrong with it."""
     try:
-        samples = audio_file.decode(entry.path)
+        sound = audio_file.measure(entry.path, max_hours)
     except AsrgateError as error:
         return str(error) if entry.where == str(entry.path) else f"{entry.where}: {error}"
-    seconds = len(samples) / SAMPLE_RATE_HZ
+    seconds = sound.seconds
     tags = dict(entry.tags)
     declared = entry.declared_seconds
     problem = disagreement(entry, seconds)
@@ -151,7 +158,7 @@ def _check(entry: Entry, name: str, language: str | None) -> Clip | str:
         name=name,
         path=entry.path,
         audio_seconds=seconds,
-        sha256=audio_file.sha256(samples),
+        sha256=sound.sha256,
         language=language or entry.language or DEFAULT_LANGUAGE,
         reference=entry.reference,
         tags=tags,

@@ -103,20 +103,19 @@ def _place(utterance: Utterance, folder: Path, taken: set[str]) -> tuple[str, fl
     inside = utterance.path is not None and utterance.start_seconds is None
     if inside and Path(os.path.realpath(utterance.path or "")).is_relative_to(os.path.realpath(folder)):
         assert utterance.path is not None
-        samples = audio_file.decode(utterance.path)
-        return os.path.relpath(utterance.path, folder), len(samples) / SAMPLE_RATE_HZ
+        return os.path.relpath(utterance.path, folder), audio_file.measure(utterance.path).seconds
     name = _free(f"{AUDIO_FOLDER}/{utterance.name}", taken)
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     if utterance.content is not None:
         return name, _write_content(utterance.content, target)
     assert utterance.path is not None
-    samples = audio_file.decode(utterance.path)
-    if utterance.start_seconds is not None:
-        samples = _part(samples, utterance)
-        soundfile.write(target, samples, SAMPLE_RATE_HZ, subtype="PCM_16")
-    else:
+    if utterance.start_seconds is None:
+        seconds = audio_file.measure(utterance.path).seconds
         shutil.copyfile(utterance.path, target)
+        return name, seconds
+    samples = _part(audio_file.decode(utterance.path), utterance)
+    soundfile.write(target, samples, SAMPLE_RATE_HZ, subtype="PCM_16")
     return name, len(samples) / SAMPLE_RATE_HZ
 
 
@@ -126,7 +125,7 @@ def _write_content(content: bytes, target: Path) -> float:
         file.write(content)
     temporary = Path(file.name)
     try:
-        seconds = len(audio_file.decode(temporary)) / SAMPLE_RATE_HZ
+        seconds = audio_file.measure(temporary).seconds
         temporary.chmod(0o644)
         temporary.replace(target)
     except AsrgateError as error:
