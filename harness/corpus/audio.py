@@ -10,8 +10,10 @@ that frame has 32 kbit/s and the others 24). It also pads a truncated file with 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,8 +220,9 @@ def _read(path: Path, limit: _Limit) -> Iterator[tuple[np.ndarray, int]]:
         yield from _read_chained_ogg(path, starts, limit)
         return
     try:
-        opened = soundfile.SoundFile(path)
-    except (soundfile.SoundFileError, TypeError):  # TypeError: it needs the rate of any file named .raw
+        # a descriptor, because soundfile takes no name that is not UTF-8
+        opened = soundfile.SoundFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), closefd=True)
+    except soundfile.SoundFileError:
         yield from _read_pyav(path, limit)
         return
     with opened:
@@ -300,7 +303,10 @@ def _read_pyav(path: Path, limit: _Limit) -> Iterator[tuple[np.ndarray, int]]:
     options = {"format_whitelist": PYAV_FORMATS}
     frames = 0
     try:
-        with av.open(str(path), metadata_errors="replace", options=options) as container:
+        with (
+            contextlib.ExitStack() as stack,
+            av.open(_for_av(path, stack), metadata_errors="replace", options=options) as container,
+        ):
             if not container.streams.audio:
                 raise AudioError(f"{path} has no audio stream")
             stream = container.streams.audio[0]
@@ -336,6 +342,15 @@ def _read_pyav(path: Path, limit: _Limit) -> Iterator[tuple[np.ndarray, int]]:
         ) from error
     if declared_seconds is not None and frames / rate_hz < declared_seconds - DECLARED_SLACK_SECONDS:
         raise _truncated(path, declared_seconds, frames / rate_hz)
+
+
+def _for_av(path: Path, stack: contextlib.ExitStack) -> Any:
+    """Return the file's name, or the file itself, open, if the name is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return stack.enter_context(path.open("rb"))
+    return str(path)
 
 
 def _without_padding(blocks: Iterator[np.ndarray], whole: int, most: int) -> Iterator[np.ndarray]:
