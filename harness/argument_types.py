@@ -10,8 +10,8 @@ def at_least(least: int) -> Any:
     """Return an argument type: an integer of at least `least`."""
 
     def integer(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text}")
+        if not text.isdecimal() or len(text) > 18 or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text[:40]}")
         return int(text)
 
     return integer

@@ -5,8 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
+import stat
 import tempfile
+import traceback
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,27 @@ SCHEMA_VERSION = 4
 # History: 1 = first version; 2 = checkpoint.tensors_sha256; 3 = wall_seconds of samples are by the
 # parent's clock, the worker's are worker_seconds; wer.rounds. Older runs are read as of this version.
 
+FILE_LIMIT_BYTES = 1 << 30  # 100,000 clips in seven rounds take half of it
+LARGEST_INTEGER = (1 << 64) - 1
+
 SCHEMA_PATH = Path(__file__).with_name("run.schema.json")
 
 
 class RecordError(AsrgateError):
     """A run record cannot be read or written; the message says which and why."""
+
+
+# What code that reads a record raises if its values contradict each other in a way that `read` does not know.
+DOCTORED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+def doctored(error: Exception) -> str:
+    """Return one of DOCTORED in words, with the line that raised it."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"its values fit no run that asrgate writes ({type(error).__name__}: {str(error)[:200]}, "
+        f"in {Path(last.filename).name}:{last.lineno})"
+    )
 
 
 def text_sha256(text: str) -> str:
@@ -50,26 +70,100 @@ def validate(run: Run) -> None:
         raise RecordError(f"the record violates its schema at {place}: {first.message[:300]}")
 
 
+def regular_file_bytes(path: Path, limit_bytes: int = FILE_LIMIT_BYTES) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        RecordError: it is a folder, a pipe, a device or larger than the limit.
+        OSError: it cannot be read.
+    """
+    # without O_NONBLOCK, opening a pipe waits for its writer
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise RecordError(f"cannot read {path}: it is not a regular file")
+        if found.st_size > limit_bytes:
+            raise RecordError(
+                f"cannot read {path}: it has {found.st_size:,} bytes, and at most {limit_bytes:,} are read"
+            )
+        return file.read(limit_bytes)
+
+
+def loads(text: str | bytes) -> Any:
+    """Return the value of strict JSON; a field that is a whole number is an int, even if it is written 1.0.
+
+    Raises:
+        ValueError: it is not JSON, nested too deeply, or has a number that is not finite or too large.
+    """
+    if isinstance(text, bytes):
+        text = text.decode()
+    try:
+        return json.loads(text, parse_constant=_not_finite, parse_float=_finite, object_hook=_whole_numbers)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read(path: Path) -> Run:
     """Read and validate a stored run; one with an older schema version is upgraded.
 
     Raises:
-        RecordError: the file is missing, not JSON, of a later schema version, or not a valid record.
+        RecordError: the file is missing, not a regular file, too large, not JSON, of a later schema version,
+            not a valid record, or one that contradicts itself.
     """
     if path.is_dir():
         path = path / "run.json"
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = loads(regular_file_bytes(path))
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise RecordError(f"{path} is not JSON ({error}); expected a run.json that asrgate wrote") from error
+        raise RecordError(
+            f"{path} is not JSON ({str(error)[:300]}); expected a run.json that asrgate wrote"
+        ) from error
     version = run.get("schema_version") if isinstance(run, dict) else None
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise RecordError(
             f"{path} has schema_version {version!r}; this asrgate reads versions 1 to {SCHEMA_VERSION}"
         )
-    if version < 2 and isinstance(run.get("checkpoint"), dict):
+    try:
+        _upgrade(run, version)
+    except (AttributeError, TypeError) as error:
+        raise RecordError(f"{path}: the record violates the schema of version {version}") from error
+    run["schema_version"] = SCHEMA_VERSION
+    try:
+        json.dumps(run, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RecordError(f"{path} has half of a surrogate pair, which is not valid text") from error
+    validate(run)
+    contradiction = next(_contradictions(run), None)
+    if contradiction is not None:
+        raise RecordError(
+            f"{path} contradicts itself: {contradiction}; it was changed after asrgate wrote it"
+        )
+    return run
+
+
+def _contradictions(run: Run) -> Iterator[str]:
+    """Yield what no run can have measured, although the schema allows it."""
+    names = [clip["name"] for clip in run["clips"]]
+    known = set(names)
+    if len(known) < len(names):
+        yield "two clips have the same name"
+    variants = [row["variant"] for row in run["results"]]
+    if len(set(variants)) < len(variants):
+        yield "two rows have the same variant"
+    for row in run["results"]:
+        clips = [*(s["clip"] for s in row["samples"]), *(p["clip"] for p in probes_of(row))]
+        if row["wer"] is not None:
+            clips += [*row["wer"]["unstable_clips"], *(entry["clip"] for entry in row["wer"]["per_clip"])]
+        unknown = next((name for name in clips if name not in known), None)
+        if unknown is not None:
+            yield f"{row['variant']} has a figure of {unknown[:100]!r}, which is none of its clips"
+
+
+def _upgrade(run: Any, version: int) -> None:
+    """Turn a run of an older schema version into one of this version."""
+    if version < 2:
         run["checkpoint"].setdefault("tensors_sha256", None)
     if version < 3:
         _upgrade_to_3(run)
@@ -80,9 +174,6 @@ def read(path: Path) -> Run:
         versions = part.get("versions") if isinstance(part, dict) else None
         if isinstance(versions, dict) and "asrbench" in versions:  # this project's name in version 0.1
             versions["asrgate"] = versions.pop("asrbench")
-    run["schema_version"] = SCHEMA_VERSION
-    validate(run)
-    return run
 
 
 def _upgrade_to_3(run: Any) -> None:
@@ -198,8 +289,64 @@ def _without_words(wer: WordErrorRate | None) -> None:
             wer["second"].pop("differences", None)
 
 
+def _not_finite(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
+
+
+def _whole_numbers(found: dict[str, Any]) -> dict[str, Any]:
+    """Make an int of each whole number that the schema asks for; for the schema, 1.0 is one as well."""
+    for name in _integer_names() & found.keys():
+        value = found[name]
+        if isinstance(value, float) and value.is_integer():
+            value = found[name] = int(value)
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            raise ValueError(f"{name} is too large a number")
+    return found
+
+
+@cache
+def _integer_names() -> frozenset[str]:
+    """Return the names of fields that are whole numbers in the schema, and nowhere other numbers."""
+    whole: set[str] = set()
+    others: set[str] = set()
+
+    def visit(part: Any) -> None:
+        if isinstance(part, dict):
+            for name, field in part.get("properties", {}).items():
+                kinds = {field["type"]} if isinstance(field.get("type"), str) else set(field.get("type", ()))
+                if kinds and kinds <= {"integer", "null"}:
+                    whole.add(name)
+                elif "number" in kinds:
+                    others.add(name)
+        for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            visit(value)
+
+    visit(_schema())
+    return frozenset(whole - others)
+
+
+def schema_of(*path: str) -> dict[str, Any]:
+    """Return a part of the record's schema by itself, such as `schema_of("properties", "run_id")`."""
+    part = _schema()
+    for name in path:
+        part = part[name]
+    return {"$defs": _schema()["$defs"], **part}
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+    return schema
+
+
 @cache
 def _validator() -> Any:
-    schema = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
     # compiled: for a record of 100,000 clips jsonschema takes a minute and this half a second
-    return jsonschema_rs.validator_for(schema)
+    return jsonschema_rs.validator_for(_schema())

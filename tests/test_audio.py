@@ -1,11 +1,14 @@
 """Decoding: every kind of file gives the right sound, and everything that is not whole audio is refused."""
 
 import hashlib
+import io
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +17,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from asrgate.harness.corpus.audio import AudioError, decode, dithered, sha256
+from asrgate.harness.corpus import load_clips
+from asrgate.harness.corpus.audio import AudioError, TooLong, decode, dithered, measure, sha256
+from asrgate.harness.corpus.clips import CorpusError
 
 SHARED_AUDIO = Path(__file__).resolve().parents[2] / "shared" / "audio"
 
@@ -293,6 +298,130 @@ def test_damaged_headers_never_raise_anything_else(tmp_path):
             else:
                 assert np.isfinite(samples).all()
     assert refused > 50
+
+
+def ogg(samples: np.ndarray, rate_hz: int, subtype: str) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate_hz, format="OGG", subtype=subtype)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("between", [b"", b"junk between streams" * 5000], ids=["", "junk"])
+def test_all_streams_of_a_chained_ogg_are_decoded(tmp_path, subtype, between):
+    parts = [tones(48_000, 2.0), tones(48_000, 1.0)[::-1], tones(48_000, 0.5)]
+    path = tmp_path / "chained.ogg"
+    path.write_bytes(between.join(ogg(part, 48_000, subtype) for part in parts))
+    samples = decode(path)
+    expected = np.concatenate([tones(16_000, 2.0), tones(16_000, 1.0)[::-1], tones(16_000, 0.5)])
+    assert len(samples) == len(expected)
+    assert np.corrcoef(samples, expected)[0, 1] > 0.95
+    if not between:
+        with pytest.raises(AudioError, match="truncated"):
+            decode(cut(path, 0.9))
+
+
+def test_a_chained_ogg_that_changes_its_rate_or_holds_something_else_is_refused(tmp_path):
+    path = tmp_path / "chained.ogg"
+    first = ogg(tones(48_000), 48_000, "VORBIS")
+    path.write_bytes(first + ogg(tones(16_000), 16_000, "VORBIS"))
+    with pytest.raises(AudioError, match="changes its sample rate"):
+        decode(path)
+    other = bytearray(ogg(tones(48_000), 48_000, "VORBIS"))
+    other[28:35] = b"nothing"  # instead of the codec's signature
+    path.write_bytes(first + other)
+    with pytest.raises(AudioError, match="a chain of 2 Ogg streams, and stream 2 cannot be read"):
+        decode(path)
+
+
+@pytest.mark.parametrize(
+    "format_chunk", [b"", b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16)]
+)
+def test_a_riff_header_followed_by_zeros_is_refused_at_once(tmp_path, format_chunk):
+    path = tmp_path / "zeros.wav"
+    with path.open("wb") as file:
+        file.write(b"RIFF" + (200 << 20).to_bytes(4, "little") + b"WAVE" + format_chunk)
+        file.truncate(200 << 20)
+    began = time.process_time()
+    with pytest.raises(AudioError, match="truncated or damaged: its header has more than 1000 chunks"):
+        decode(path)
+    assert time.process_time() - began < 1
+
+
+def test_measuring_finds_what_decoding_gives(tmp_path):
+    stereo = np.stack([tones(44_100, 3.0), 0.5 * tones(44_100, 3.0)], axis=1)
+    for path in (
+        write(tmp_path / "a.wav", stereo, 44_100),
+        write(tmp_path / "a.flac", tones(16_000, 9.0), 16_000),
+        write_pyav(tmp_path / "a.m4a", tones(44_100, 2.0), 44_100, "aac"),
+    ):
+        samples, sound = decode(path), measure(path)
+        assert sound.sha256 == sha256(samples)
+        assert sound.seconds == len(samples) / 16_000
+        assert sound.peak == np.abs(samples).max() > 0.2
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3", "a.m4a"])
+def test_audio_longer_than_a_clip_may_be_is_refused(tmp_path, name):
+    path, sound = tmp_path / name, tones(16_000, 4.0)
+    match path.suffix:
+        case ".mp3":
+            write_pyav(path, sound, 16_000, "libmp3lame")
+        case ".m4a":
+            write_pyav(path, sound, 16_000, "aac")
+        case _:
+            write(path, sound, 16_000)
+    assert len(decode(path, 4.2 / 3600)) == pytest.approx(64_000, abs=2_000)
+    for read in (decode, measure):
+        with pytest.raises(TooLong, match=rf"{name} lasts longer than the 0\.001 h .* --max-clip-hours"):
+            read(path, 0.001)
+    with pytest.raises(CorpusError, match=r"lasts longer than the 0\.001 h"):
+        load_clips([path], max_hours=0.001)
+    (clip,) = load_clips([path])
+    assert sha256(clip.samples()) == clip.sha256
+
+
+def peak_growth_bytes(call: str, path: Path) -> int:
+    """Return by how much a call with the path, in a process of its own, raises the process's peak memory."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from asrgate.harness.corpus import audio\n"
+        "status = Path('/proc/self/status')\n"
+        "peak = lambda: int(status.read_text().partition('VmHWM:')[2].split()[0]) * 1024\n"
+        "audio.decode(Path('audio_samples/full_window.flac')); before = peak()\n"
+        f"try: {call}\n"
+        "except audio.AudioError as error: print(type(error).__name__, file=sys.stderr)\n"
+        "print(peak() - before)"
+    )
+    root = Path(__file__).resolve().parents[1]
+    asked = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=root, check=True)
+    assert ("TooLong" in done.stderr) == ("0.4" in call), done.stderr
+    return int(done.stdout)
+
+
+def test_hours_of_audio_take_bounded_memory(tmp_path):
+    """Half an hour of silence is a small file, 115 MB of samples, and 690 MB at its own 48 kHz stereo."""
+    path = tmp_path / "silence.flac"
+    with soundfile.SoundFile(path, "w", 48_000, 2) as file:
+        for _ in range(30):
+            file.write(np.zeros((60 * 48_000, 2), np.int16))
+    assert path.stat().st_size < 2_000_000
+    samples_bytes = 1800 * 16_000 * 4
+    assert peak_growth_bytes("audio.measure(Path(sys.argv[1]))", path) < 20e6
+    decoding = peak_growth_bytes("audio.decode(Path(sys.argv[1]))", path)
+    assert 0.9 * samples_bytes < decoding < 1.6 * samples_bytes
+    assert peak_growth_bytes("audio.decode(Path(sys.argv[1]), 0.4)", path) < 20e6
+
+
+def test_a_limit_holds_where_the_header_promises_nothing(tmp_path):
+    path = write(tmp_path / "a.flac", tones(16_000, 8.0), 16_000)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # the number of samples is unknown
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    with pytest.raises(TooLong):
+        decode(path, 0.001)
 
 
 def test_importing_leaves_librosa_and_numba_out():

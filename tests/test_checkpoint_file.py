@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import struct
+import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -99,6 +102,121 @@ def test_a_checkpoint_that_is_not_whispers_is_refused(tmp_path: Path, change: An
     change(content)
     torch.save(content, tmp_path / "m.pt")
     with pytest.raises(CheckpointError, match=message):
+        resolve(str(tmp_path / "m.pt"))
+
+
+def repacked(model: Path, target: Path, **changed: bytes) -> Path:
+    """Write the checkpoint again with other contents of the members whose last names are given."""
+    with zipfile.ZipFile(model) as whole, zipfile.ZipFile(target, "w") as other:
+        for member in whole.namelist():
+            name = member.rsplit("/", 1)[1].replace(".", "_")
+            other.writestr(member, changed.pop(name, None) or whole.read(member))
+        assert not changed
+    return target
+
+
+def nested(depth: int) -> bytes:
+    """Return opcodes of a tuple of two references to such a tuple, and so on: hashing takes 2 ** depth."""
+    return b"(t" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(depth))
+
+
+LONG_TEXT = b"X" + struct.pack("<I", 1 << 20) + bytes(1 << 20)
+COPY = b"h\0h\x01X\6\0\0\0latin1\x86R"
+HOSTILE_PICKLES = {
+    "memo index": (b"\x80\x02}r" + struct.pack("<I", (1 << 27) - 1) + b".", "KeyError: 'dims'"),
+    "nested keys": (b"\x80\x02}" + nested(40) + b"Ns.", "a dict whose keys are not texts"),
+    "nested keys in pairs": (b"\x80\x02}(" + nested(40) + b"Nu.", "a dict whose keys are not texts"),
+    "nested dims": (
+        b"\x80\x02}(X\x04\0\0\0dims}X\x06\0\0\0n_mels" + nested(40) + b"sX\x10\0\0\0model_state_dict}u.",
+        "its dims must be exactly Whisper's ten",
+    ),
+    "set": (b"\x80\x04\x8f(" + nested(40) + b"\x90.", "the opcode b'.x8f', which no checkpoint needs"),
+    "copies": (
+        b"\x80\x02c_codecs\nencode\nq\0"
+        + LONG_TEXT
+        + b"q\x01"
+        + b"h\0h\x01X\6\0\0\0latin1\x86R" * 2000
+        + b".",
+        "TypeError",
+    ),
+    "promised bytes": (b"\x80\x04B" + struct.pack("<I", (1 << 32) - 1) + b".", "is not a checkpoint"),
+    "promised text": (b"\x80\x04\x8d" + struct.pack("<Q", 1 << 62) + b".", "is not a checkpoint"),
+    "class that is changed": (b"\x80\x02ccollections\nOrderedDict\n}X\1\0\0\0xNsb.", "is not a checkpoint"),
+    "all of it": (b"\x80\x02" + b"}" * (5 << 20) + b".", r"claims 5,?242,?883 bytes, of at most"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_PICKLES)
+def test_a_hostile_pickle_takes_neither_memory_nor_time(model: Path, tmp_path: Path, kind: str) -> None:
+    content, message = HOSTILE_PICKLES[kind]
+    path = repacked(model, tmp_path / "m.pt", data_pkl=content)
+    before_seconds = time.process_time()
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=message) as caught:
+            read_dimensions(path)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 1000
+    assert peak_bytes < 30e6
+    assert time.process_time() - before_seconds < 10
+
+
+def test_a_byte_order_that_fills_memory_is_refused(model: Path, tmp_path: Path) -> None:
+    path = repacked(model, tmp_path / "m.pt", byteorder=b"little" * 1_000_000)
+    with pytest.raises(CheckpointError, match=r"byteorder' claims 6000000 bytes, of at most 16"):
+        read_dimensions(path)
+    with zipfile.ZipFile(model) as whole, zipfile.ZipFile(path, "w") as other:
+        for member in whole.infolist():
+            is_bomb = member.filename.endswith("/byteorder")
+            kind = zipfile.ZIP_DEFLATED if is_bomb else zipfile.ZIP_STORED
+            other.writestr(member.filename, b"little" if is_bomb else whole.read(member), kind)
+    with pytest.raises(CheckpointError, match=r"byteorder' is compressed, which torch.save never does"):
+        read_dimensions(path)
+
+
+def test_tensors_that_share_their_numbers_cannot_be_more_than_the_file(tmp_path: Path) -> None:
+    content = fake_content()
+    tensors = content["model_state_dict"]
+    largest = max(tensors.values(), key=torch.numel).flatten()
+    shared = {name: largest[: values.numel()].view(values.shape) for name, values in tensors.items()}
+    torch.save({**content, "model_state_dict": shared}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"its tensors need [\d,]+ bytes of numbers, but the file has"):
+        read_dimensions(tmp_path / "m.pt")
+
+
+def test_a_zip_directory_that_lies_about_sizes_is_refused(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    with zipfile.ZipFile(model) as whole, zipfile.ZipFile(path, "w") as other:
+        for member in whole.infolist():
+            other.writestr(member.filename, whole.read(member)[: None if ".pkl" in member.filename else 64])
+        for entry in other.infolist():
+            if "/data/" in entry.filename:
+                entry.file_size = entry.compress_size = 1 << 40  # written into the directory on closing
+    with pytest.raises(CheckpointError, match=r"is cut short \(|its tensors need|is truncated or damaged"):
+        read_dimensions(path)
+
+
+def test_a_zip_directory_that_fills_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    size = 300 << 20
+    with path.open("wb") as file:
+        file.write(b"PK\1\2")
+        file.seek(size)
+        file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, size, 0, 0))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="its directory is far larger than that of a checkpoint"):
+            read_dimensions(path)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="is not a regular file"):
         resolve(str(tmp_path / "m.pt"))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import pickle
+import reprlib
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +21,10 @@ from asrgate.backends.checkpoints.sha256 import file_sha256
 if TYPE_CHECKING:
     import torch
 
-PICKLE_LIMIT_BYTES = 64 << 20  # large-v3's is 0.2 MB; a larger file is not a checkpoint
+PICKLE_LIMIT_BYTES = 4 << 20  # large-v3's is 0.2 MB; a larger file is not a checkpoint
+DIRECTORY_LIMIT_BYTES = 4 << 20  # of the zip file; large-v3's is 0.1 MB, and each entry takes ten times that
+BYTE_ORDER_LIMIT_BYTES = 16  # it is little or big
+AXES_LIMIT, NUMBER_LIMIT = 8, 1 << 48  # of a tensor: its shape, its strides and its place
 
 DIMENSIONS = (  # the fields of whisper.model.ModelDimensions
     "n_mels",
@@ -98,7 +104,7 @@ def read_tensors(path: Path, *, by_name: bool = False) -> Iterator[tuple[str, np
             dtype = STORAGES[tensor.storage.kind]
             try:
                 numbers = np.frombuffer(archive.read(_member(archive, f"data/{tensor.storage.key}")), dtype)
-            except (OSError, zipfile.BadZipFile) as error:
+            except (OSError, zipfile.BadZipFile, ValueError) as error:
                 raise CheckpointError(f"{path} is damaged: {error}; delete it and fetch it again") from error
             values = np.lib.stride_tricks.as_strided(
                 numbers[tensor.offset :], tensor.shape, [stride * dtype.itemsize for stride in tensor.strides]
@@ -168,35 +174,128 @@ def _check_is_file(path: Path) -> None:
         raise CheckpointError(f"{path} is a folder; pass a .pt file{hint}")
     if not path.exists():
         raise CheckpointError(f"the file {path} does not exist")
+    if not path.is_file():  # a pipe would block forever
+        raise CheckpointError(f"{path} is not a regular file; copy the checkpoint into one")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty; delete it and fetch it again")
 
 
-def _open(path: Path) -> zipfile.ZipFile:
+class _ZipFile(io.FileIO):
+    """A zip file that refuses large reads until `is_opened` is set: its directory is read in one."""
+
+    is_opened = False
+
+    def read(self, size: int = -1) -> bytes:  # type: ignore[override]
+        if self.is_opened:
+            return super().read(size)
+        if size > DIRECTORY_LIMIT_BYTES:
+            raise zipfile.BadZipFile("its directory is far larger than that of a checkpoint")
+        return super().read(size if size >= 0 else DIRECTORY_LIMIT_BYTES)  # where the directory may end
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        return zipfile.ZipFile(path)
+        file = _ZipFile(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except zipfile.BadZipFile as error:
-        with path.open("rb") as file:
-            start = file.read(2)
-        if start == b"PK":
-            raise CheckpointError(f"{path} is truncated or damaged; delete it and fetch it again") from error
+    with file:
+        yield _archive(path, file)
+
+
+def _archive(path: Path, file: _ZipFile) -> zipfile.ZipFile:
+    try:
+        archive = zipfile.ZipFile(file)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        file.seek(0)
+        if file.read(2) == b"PK":
+            raise CheckpointError(
+                f"{path} is truncated or damaged ({error}); delete it and fetch it again"
+            ) from error
         raise CheckpointError(
             f"{path} is not a checkpoint in torch.save's format since version 1.6 (a zip file). If you trust "
             "an older one, convert it by loading it with torch and saving it again"
         ) from error
+    file.is_opened = True
+    return archive
 
 
-class _InertUnpickler(pickle.Unpickler):
+def _read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit_bytes: int) -> bytes:
+    """Return what a member holds; one that claims more than the limit, or is compressed, is not read."""
+    if entry.compress_type != zipfile.ZIP_STORED:  # a small file can then hold any amount
+        raise CheckpointError(f"its {_shown(entry.filename)} is compressed, which torch.save never does")
+    if max(entry.file_size, entry.compress_size) > limit_bytes:
+        raise CheckpointError(
+            f"its {_shown(entry.filename)} claims {entry.file_size} bytes, of at most {limit_bytes}"
+        )
+    return archive.read(entry)
+
+
+_repr = reprlib.Repr()
+_repr.maxstring = 120
+
+
+def _shown(value: object) -> str:
+    """Return a value from a file as a message shows it: short, whatever it is."""
+    return _repr.repr(value)
+
+
+_Unpickler: Any = pickle._Unpickler
+
+
+class _Opcodes(dict[int, Callable[[Any], None]]):
+    def __missing__(self, opcode: int) -> Callable[[Any], None]:
+        raise CheckpointError(f"its pickle has the opcode {bytes([opcode])!r}, which no checkpoint needs")
+
+
+class _InertUnpickler(_Unpickler):
     """Builds the description of a checkpoint and refuses every name except those that tensors need.
 
     Unpickling calls whatever the file names (docs.python.org/3/library/pickle.html#restricting-globals).
+
+    It is Python's own unpickler in Python, because the one in C takes memory for as many memo entries as the
+    file's highest index. Keys must be strings: the hash of tuples in tuples can take forever.
     """
+
+    dispatch = _Opcodes(
+        {
+            ord(opcode): _Unpickler.dispatch[ord(opcode)]
+            for opcode in (
+                *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.GLOBAL, pickle.STACK_GLOBAL),
+                *(pickle.REDUCE, pickle.BINPERSID, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_DICT),
+                *(pickle.EMPTY_LIST, pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2),
+                *(pickle.TUPLE3, pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET),
+                *(pickle.MEMOIZE, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT),
+                *(pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINFLOAT, pickle.BINUNICODE),
+                *(pickle.SHORT_BINUNICODE, pickle.BINUNICODE8, pickle.BINBYTES, pickle.SHORT_BINBYTES),
+            )
+        }
+    )
+
+    def _load_setitem(self) -> None:
+        self._check_keys(self.stack[-2:-1])
+        _Unpickler.dispatch[ord(pickle.SETITEM)](self)
+
+    def _load_setitems(self) -> None:
+        self._check_keys(self.stack[::2])
+        _Unpickler.dispatch[ord(pickle.SETITEMS)](self)
+
+    def _check_keys(self, keys: list[Any]) -> None:
+        if not all(type(key) is str for key in keys):
+            raise CheckpointError("its pickle has a dict whose keys are not texts")
+
+    def _load_build(self) -> None:
+        self.stack.pop()  # what a module notes about its version, which no tensor needs
+
+    dispatch[ord(pickle.SETITEM)] = _load_setitem
+    dispatch[ord(pickle.SETITEMS)] = _load_setitems
+    dispatch[ord(pickle.BUILD)] = _load_build
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
+            return _EmptyDict()
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _RebuildTensor()
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
@@ -206,7 +305,8 @@ class _InertUnpickler(pickle.Unpickler):
         if module == "torch" and name in (*STORAGES, "BoolStorage"):
             return name
         raise CheckpointError(
-            f"its pickle asks for {module}.{name}, which would run code or is not a weight; refused"
+            f"its pickle asks for {_shown(f'{module}.{name}')}, which would run code or is not a weight; "
+            "refused"
         )
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -216,15 +316,22 @@ class _InertUnpickler(pickle.Unpickler):
         return Storage(kind, key, count)
 
 
+class _EmptyDict:
+    __slots__ = ()
+
+    def __call__(self) -> OrderedDict[str, Any]:
+        return OrderedDict()
+
+
 class _RebuildTensor:
-    __slots__ = ()  # so that the pickle's BUILD opcode can change nothing
+    __slots__ = ()
 
     def __call__(self, storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
-        numbers = (offset, *shape, *strides)
         if (
             not isinstance(storage, Storage)
-            or len(shape) != len(strides)
-            or any(type(n) is not int or n < 0 for n in numbers)
+            or not all(isinstance(sizes, tuple | list) for sizes in (shape, strides))
+            or not len(shape) == len(strides) <= AXES_LIMIT
+            or any(type(n) is not int or not 0 <= n < NUMBER_LIMIT for n in (offset, *shape, *strides))
         ):
             raise CheckpointError("its pickle describes an impossible tensor")
         return Tensor(storage, offset, tuple(shape), tuple(strides))
@@ -236,7 +343,7 @@ class _Encode:
     def __call__(self, text: str, encoding: str) -> bytes:  # how a pickle of protocol 2 writes bytes
         if not isinstance(text, str) or encoding != "latin1":
             raise CheckpointError("its pickle encodes something that is not bytes")
-        return text.encode("latin1")
+        return b""  # no weight is among them, and many copies of a long text would fill memory
 
 
 class _RebuildParameter:
@@ -248,15 +355,10 @@ class _RebuildParameter:
 
 def _describe(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, int], dict[str, Tensor]]:
     try:
-        entry = archive.getinfo(_member(archive, "data.pkl"))
-        if entry.file_size > PICKLE_LIMIT_BYTES:
-            raise CheckpointError(
-                f"its data.pkl has {entry.file_size} bytes, far more than that of a checkpoint"
-            )
-        with archive.open(entry) as file:
-            content = _InertUnpickler(file).load()
-        order = [name for name in archive.namelist() if name.endswith("/byteorder")]
-        if order and archive.read(order[0]) != b"little":
+        pickled = _read_member(archive, archive.getinfo(_member(archive, "data.pkl")), PICKLE_LIMIT_BYTES)
+        content = _InertUnpickler(io.BytesIO(pickled)).load()
+        order = [entry for entry in archive.infolist() if entry.filename.endswith("/byteorder")]
+        if order and _read_member(archive, order[0], BYTE_ORDER_LIMIT_BYTES) != b"little":
             raise CheckpointError("it was written on a big-endian machine")
         dimensions, tensors = content["dims"], content["model_state_dict"]
         if isinstance(tensors, dict):
@@ -268,7 +370,7 @@ def _describe(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, int], dic
     except Exception as error:  # a hostile pickle can fail in any way; in any case this is not a checkpoint
         raise CheckpointError(
             f"{path} is not a checkpoint in OpenAI's format (a dict of dims and model_state_dict): "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {str(error)[:200]}"
         ) from error
     return _sane_dimensions(path, dimensions), tensors
 
@@ -284,12 +386,12 @@ def _sane_dimensions(path: Path, dims: Any) -> dict[str, int]:
         extra = [str(name) for name in dims if name not in DIMENSIONS] if isinstance(dims, dict) else []
         raise CheckpointError(
             f"{path}: its dims must be exactly Whisper's ten; missing: {missing or 'none'}, "
-            f"unknown: {extra or 'none'}"
+            f"unknown: {_shown(extra) if extra else 'none'}"
         )
     for name, value in dims.items():
         if type(value) is not int or not 0 < value < 1 << 20:
             raise CheckpointError(
-                f"{path}: dimension {name} is {value!r}, not a plausible positive whole number"
+                f"{path}: dimension {name} is {_shown(value)}, not a plausible positive whole number"
             )
         if name.endswith(("_layer", "_head")) and value > LAYERS_OR_HEADS_LIMIT:
             raise CheckpointError(f"{path}: dimension {name} is {value}, more than any Whisper's")
@@ -321,9 +423,10 @@ def _check_tensors(path: Path, archive: zipfile.ZipFile, dimensions: dict[str, i
         extra = sorted(map(str, tensors.keys() - expected.keys()))
         raise CheckpointError(
             f"{path}: its tensors do not fit its dims; missing {len(missing)}: {missing[:3]}, "
-            f"unknown {len(extra)}: {extra[:3]}"
+            f"unknown {len(extra)}: {_shown(extra[:3])}"
         )
-    sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+    file_bytes = path.stat().st_size
+    needed_bytes = 0
     for name, tensor in tensors.items():
         if tensor.shape != expected[name]:
             raise CheckpointError(
@@ -331,10 +434,27 @@ def _check_tensors(path: Path, archive: zipfile.ZipFile, dimensions: dict[str, i
             )
         if tensor.storage.kind not in STORAGES:
             raise CheckpointError(f"{path}: {name} contains {tensor.storage.kind}, not numbers")
-        present = sizes.get(_member(archive, f"data/{tensor.storage.key}"), 0)
+        present = _stored_bytes(archive, tensor.storage.key, file_bytes)
+        itemsize = STORAGES[tensor.storage.kind].itemsize
         last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
         # each number must be in the file: a stride of 0 is small there and huge in memory
-        if max(last + 1, math.prod(tensor.shape)) * STORAGES[tensor.storage.kind].itemsize > present:
+        if max(last + 1, math.prod(tensor.shape)) * itemsize > present:
             raise CheckpointError(
                 f"{path}: {name} is cut short ({math.prod(tensor.shape)} numbers, {present} bytes)"
             )
+        needed_bytes += math.prod(tensor.shape) * itemsize
+    if needed_bytes > file_bytes:  # as when all tensors share their numbers
+        raise CheckpointError(
+            f"{path}: its tensors need {needed_bytes:,} bytes of numbers, but the file has {file_bytes:,}; "
+            "save each tensor with its own numbers"
+        )
+
+
+def _stored_bytes(archive: zipfile.ZipFile, key: str, file_bytes: int) -> int:
+    """Return how many bytes of a storage can be in the file, whatever its directory claims."""
+    try:
+        entry = archive.getinfo(_member(archive, f"data/{key}"))
+    except KeyError:
+        return 0
+    is_stored = entry.compress_type == zipfile.ZIP_STORED
+    return min(entry.file_size, entry.compress_size, file_bytes - entry.header_offset) if is_stored else 0

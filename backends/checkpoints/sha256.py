@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def remembered(path: Path, what: str, compute: Callable[[], str]) -> str:
         status = path.stat()
         place = str(path.resolve())
         identity = [place, status.st_size, status.st_mtime_ns]
-        note = cache_dir() / what / f"{hashlib.sha256(place.encode()).hexdigest()}.json"
+        note = cache_dir() / what / f"{hashlib.sha256(os.fsencode(place)).hexdigest()}.json"
         try:
             stored = json.loads(note.read_text())
             if stored["file"] == identity:

@@ -105,14 +105,14 @@ def add_parser(subparsers: Any) -> None:
     saving.add_argument(
         "--texts", action="store_true", help="store the texts too, not only hashes and counts"
     )
-    saving.set_defaults(func=_save)
+    saving.set_defaults(func=_save, reads_records=True)
     listing = commands.add_parser("list", parents=[where], help="list the baselines")
-    listing.set_defaults(func=_list)
+    listing.set_defaults(func=_list, reads_records=True)
     showing = commands.add_parser("show", parents=[where], help="show the table of one baseline")
     showing.add_argument(
         "model", metavar="MODEL", help="a model's name, or HOST-CLASS/MODEL as `list` prints it"
     )
-    showing.set_defaults(func=_show)
+    showing.set_defaults(func=_show, reads_records=True)
 
 
 def _save(arguments: argparse.Namespace) -> int:

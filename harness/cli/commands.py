@@ -23,8 +23,10 @@ from asrgate.harness.cli import (
     new_backend,
     report,
     run,
+    streams,
     weights,
 )
+from asrgate.harness.record import DOCTORED, doctored
 from asrgate.harness.runner import json_events
 
 
@@ -33,13 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done; 1: something failed; 2: bad input; 130: interrupted.
     """
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    with streams.guarded() as has_stdout:
+        return _main(sys.argv[1:] if argv is None else list(argv), has_stdout)
+
+
+def _main(arguments: list[str], has_stdout: bool) -> int:
     parsed = _parser().parse_args(arguments)
     parsed.argv = arguments
     for warning in old_names.warnings_of_variables():
         _complain(parsed, warning, "warning")
     try:
-        return parsed.func(parsed)
+        if getattr(parsed, "json", False) and not has_stdout:
+            raise AsrgateError("--json prints to stdout, which is closed; leave >&- out, or --json")
+        status = parsed.func(parsed)
+        sys.stdout.flush()
+        return int(status)
     except AsrgateError as error:
         _complain(parsed, str(error))
         return 2
@@ -53,6 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _complain(parsed, f"{where}{error.strerror or error}")
+        return 2
+    except DOCTORED as error:
+        if not getattr(parsed, "reads_records", False):
+            raise
+        _complain(parsed, f"a run cannot be used: {doctored(error)}")
         return 2
 
 

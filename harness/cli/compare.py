@@ -90,7 +90,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="FOLDER",
         help=f"where `baseline` looks (default {baseline.FOLDER})",
     )
-    parser.set_defaults(func=run)
+    parser.set_defaults(func=run, reads_records=True)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -56,7 +56,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="NAME",
     )
     parser.add_argument("--format", choices=["table", "csv"], default="table", help="default table")
-    parser.set_defaults(func=run_history)
+    parser.set_defaults(func=run_history, reads_records=True)
 
 
 def run_history(arguments: argparse.Namespace) -> int:

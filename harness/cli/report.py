@@ -61,7 +61,7 @@ def add_parsers(subparsers: Any) -> None:
         metavar="PATH",
         help="add a chart of RTFx over earlier comparable runs: their folders, or a folder of such folders",
     )
-    report.set_defaults(func=run_report)
+    report.set_defaults(func=run_report, reads_records=True)
 
     rescore = subparsers.add_parser(
         "rescore", help="compute WER and apply the gate again from stored texts, without measuring"
@@ -76,7 +76,7 @@ def add_parsers(subparsers: Any) -> None:
     rescore.add_argument(
         "--output", type=Path, metavar="FILE", help="write the record there and leave the run as it is"
     )
-    rescore.set_defaults(func=run_rescore)
+    rescore.set_defaults(func=run_rescore, reads_records=True)
 
     table = subparsers.add_parser("table", help="make tables for a README, by model and machine")
     table.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run.json files or their folders")
@@ -89,7 +89,7 @@ def add_parsers(subparsers: Any) -> None:
     table.add_argument(
         "--marker", default="results", metavar="NAME", help="the markers' name (default results)"
     )
-    table.set_defaults(func=run_table)
+    table.set_defaults(func=run_table, reads_records=True)
 
 
 def run_report(arguments: argparse.Namespace) -> int:

@@ -156,7 +156,12 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     if not variants:
         reasons = "\n".join(f"  {v}: {why}{f' ({fix})' if fix else ''}" for v, why, fix in unavailable)
         raise RunError(f"this machine cannot run any of the requested backends:\n{reasons}")
-    clips = corpus.load_clips(arguments.audio, arguments.manifest, language=arguments.language)
+    clips = corpus.load_clips(
+        arguments.audio,
+        arguments.manifest,
+        language=arguments.language,
+        max_hours=arguments.max_clip_hours,
+    )
     for name, value in arguments.where:
         clips = _only(clips, name, value)
     if arguments.sample is not None:

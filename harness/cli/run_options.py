@@ -11,6 +11,7 @@ from typing import Any
 
 from asrgate.harness.argument_types import at_least, positive
 from asrgate.harness.corpus import languages
+from asrgate.harness.corpus.audio import MAX_CLIP_HOURS
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.runner.plan import LOCAL, RAY
 from asrgate.harness.scenarios import registry
@@ -81,6 +82,13 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         type=at_least(1),
         metavar="N",
         help="only N clips, drawn with --seed in proportion to languages, lengths and --slice fields",
+    )
+    what.add_argument(
+        "--max-clip-hours",
+        type=positive,
+        default=MAX_CLIP_HOURS,
+        metavar="H",
+        help=f"refuse clips that last longer; an hour takes 230 MB (default {MAX_CLIP_HOURS:g})",
     )
     what.add_argument(
         "--augment",

@@ -10,9 +10,14 @@ that frame has 32 kbit/s and the others 24). It also pads a truncated file with 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -27,6 +32,7 @@ EXTENSIONS = (  # the files that are looked for in folders
     *(".aiff", ".aif", ".aifc", ".caf", ".wma"),
 )
 
+MAX_CLIP_HOURS = 4.0  # 230 MB of samples an hour; a small file can hold days of silence
 MIN_SECONDS = 0.05  # two of Whisper's 25 ms windows; a clip shorter than any syllable is a mistake
 MAX_PEAK = (
     4.0  # lossy codecs overshoot full scale a little (clipped); 12 dB above it, the scale must be wrong
@@ -40,7 +46,9 @@ LSB_16BIT = 1 / 32_768
 MOVED_SECONDS, SOFTER_DB = 0.01, 1.0  # at most, of an altered copy
 
 SOUNDFILE_SIGNATURES = (b"RIFF", b"RF64", b"fLaC", b"OggS")  # WAV, FLAC, Vorbis and Opus; PyAV reads the rest
-BLOCK_FRAMES = 1 << 16
+BLOCK_VALUES = 1 << 16  # samples of all channels that are decoded at a time
+UNKNOWN_FRAMES = 1 << 60  # libsndfile's number for a FLAC that was written to a pipe is larger
+MOST_WAV_CHUNKS = 1000
 # Only plain containers are allowed, because ffmpeg's playlist formats could read other files or the network.
 PYAV_FORMATS = "mp3,aac,mov,matroska,ogg,flac,wav,aiff,caf,asf"
 PYAV_DECLARED_LENGTH = (
@@ -59,41 +67,61 @@ class AudioError(AsrgateError):
     """A file is not complete, finite audio. The message names the file and says what to do."""
 
 
-def decode(path: Path) -> np.ndarray:
+class TooLong(AudioError):
+    """A file's audio lasts longer than a clip may."""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """What `measure` finds in a file.
+
+    Attributes:
+        seconds: length of the decoded audio.
+        peak: largest absolute value, 0 to 1.
+        sha256: of the decoded samples, as `sha256` gives it.
+    """
+
+    seconds: float
+    peak: float
+    sha256: str
+
+
+def decode(path: Path, max_hours: float = MAX_CLIP_HOURS) -> np.ndarray:
     """Decode a file of any rate and channel count; the same file always gives the same samples.
 
     Channels are averaged, then resampled with soxr at high quality. A codec's declared delay and padding are
-    removed, as players do.
+    removed, as players do. The streams of a chained Ogg file follow each other.
+
+    Args:
+        max_hours: how long the audio may be; no memory is taken for more.
 
     Returns:
         float32, shape (samples,), mono, 16 kHz, in [-1, 1]; at least MIN_SECONDS long.
 
     Raises:
+        TooLong: the audio lasts longer than `max_hours`.
         AudioError: the file is missing, not a regular file, empty, not audio, damaged, shorter than its own
             header says, contains NaN or infinite samples, is out of scale, or is shorter than MIN_SECONDS.
     """
-    path = Path(path)
-    _check_file(path)
-    _check_wav_length(path)
-    _check_ogg_end(path)
-    samples, rate_hz = _read(path)
-    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-        raise AudioError(
-            f"{path} claims a sample rate of {rate_hz} Hz, which no recording has; its header is damaged"
-        )
-    if not np.isfinite(samples).all():
-        raise AudioError(f"{path} contains NaN or infinite samples; export it again from its source")
-    seconds = len(samples) / rate_hz
-    if seconds < MIN_SECONDS:
-        raise AudioError(f"{path} lasts {seconds:.3f} s; a clip needs at least {MIN_SECONDS} s of audio")
-    peak = float(np.abs(samples).max())
-    if peak > MAX_PEAK:
-        raise AudioError(
-            f"{path} has samples up to {peak:g}; scale it, because floating-point audio must be in [-1, 1]"
-        )
-    if rate_hz != SAMPLE_RATE_HZ:
-        samples = soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
-    return np.clip(samples, -1.0, 1.0).astype(np.float32, copy=False)
+    samples, length = np.empty(1 << 16, np.float32), 0
+    for block in _blocks(Path(path), max_hours):
+        end = length + len(block)
+        if end > len(samples):  # by a quarter, in place: two copies of hours of audio would not fit
+            samples.resize(max(end, len(samples) * 5 // 4), refcheck=False)
+        samples[length:end] = block
+        length = end
+    samples.resize(length, refcheck=False)
+    return samples
+
+
+def measure(path: Path, max_hours: float = MAX_CLIP_HOURS) -> Sound:
+    """Decode a file as `decode` does, but keep no samples; raises the same errors."""
+    digest, length, peak = hashlib.sha256(), 0, 0.0
+    for block in _blocks(Path(path), max_hours):
+        digest.update(np.ascontiguousarray(block, dtype="<f4").tobytes())
+        length += len(block)
+        peak = max(peak, float(np.abs(block).max(initial=0.0)))
+    return Sound(length / SAMPLE_RATE_HZ, peak, digest.hexdigest())
 
 
 def sha256(samples: np.ndarray) -> str:
@@ -135,6 +163,55 @@ def altered(samples: np.ndarray, seed: Sequence[int]) -> np.ndarray:
     return dithered(gain * copy, int(rng.integers(2**63)))
 
 
+def _blocks(path: Path, max_hours: float) -> Iterator[np.ndarray]:
+    """Yield a file's samples as `decode` returns them, a block at a time; raise what it raises."""
+    _check_file(path)
+    _check_wav_length(path)
+    _check_ogg_end(path)
+    limit = _Limit(path, max_hours)
+    resampler = None
+    frames = rate_hz = 0
+    for block, rate_hz in _read(path, limit):
+        if not frames and rate_hz != SAMPLE_RATE_HZ:
+            resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
+        frames += len(block)
+        limit.check(frames / rate_hz)
+        if not np.isfinite(block).all():
+            raise AudioError(f"{path} contains NaN or infinite samples; export it again from its source")
+        peak = float(np.abs(block).max(initial=0.0))
+        if peak > MAX_PEAK:
+            raise AudioError(
+                f"{path} has samples up to {peak:g}; scale it, because floating-point audio "
+                "must be in [-1, 1]"
+            )
+        yield _in_scale(block if resampler is None else resampler.resample_chunk(block))
+    seconds = frames / rate_hz if frames else 0.0
+    if seconds < MIN_SECONDS:
+        raise AudioError(f"{path} lasts {seconds:.3f} s; a clip needs at least {MIN_SECONDS} s of audio")
+    if resampler is not None:
+        yield _in_scale(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+
+
+def _in_scale(samples: np.ndarray) -> np.ndarray:
+    return np.clip(samples, -1.0, 1.0).astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """How long a file's audio may be."""
+
+    path: Path
+    hours: float
+
+    def check(self, seconds: float) -> None:
+        """Raise TooLong if the seconds found so far, or promised, are too many."""
+        if seconds > self.hours * 3600:
+            raise TooLong(
+                f"{self.path} lasts longer than the {self.hours:g} h that a clip may have; cut it into "
+                "shorter clips, or pass asrgate run a higher --max-clip-hours"
+            )
+
+
 def _check_file(path: Path) -> None:
     try:
         if path.is_dir():
@@ -150,48 +227,119 @@ def _check_file(path: Path) -> None:
         raise AudioError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _read(path: Path) -> tuple[np.ndarray, int]:
-    """Return the file's mono samples at its own rate, and the rate in Hz."""
+def _check_rate(path: Path, rate_hz: int) -> None:
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise AudioError(
+            f"{path} claims a sample rate of {rate_hz} Hz, which no recording has; its header is damaged"
+        )
+
+
+def _read(path: Path, limit: _Limit) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield the file's mono samples at its own rate in blocks, each with the rate in Hz, always the same."""
     with path.open("rb") as file:
         signature = file.read(4)
     if signature not in SOUNDFILE_SIGNATURES or is_unfinished(path):  # libsndfile believes a size of 0
-        return _read_pyav(path)
+        yield from _read_pyav(path, limit)
+        return
+    starts = _ogg_starts(path) if signature == b"OggS" else [0]
+    if len(starts) > 1:
+        yield from _read_chained_ogg(path, starts, limit)
+        return
     try:
-        opened = soundfile.SoundFile(path)
-    except (soundfile.SoundFileError, TypeError):  # TypeError: it needs the rate of any file named .raw
-        return _read_pyav(path)
+        # a descriptor, because soundfile takes no name that is not UTF-8
+        opened = soundfile.SoundFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), closefd=True)
+    except soundfile.SoundFileError:
+        yield from _read_pyav(path, limit)
+        return
     with opened:
-        return _read_soundfile(opened, path)
+        if opened.frames < UNKNOWN_FRAMES:
+            yield from _read_soundfile(opened, path, limit)
+            return
+    yield from _read_pyav(path, limit)
 
 
-def _read_soundfile(file: soundfile.SoundFile, path: Path) -> tuple[np.ndarray, int]:
-    blocks = []
+def _read_soundfile(
+    file: soundfile.SoundFile, path: Path, limit: _Limit, before_seconds: float = 0.0
+) -> Iterator[tuple[np.ndarray, int]]:
+    _check_rate(path, file.samplerate)
+    limit.check(before_seconds + file.frames / file.samplerate)
+    block_frames = max(1, BLOCK_VALUES // file.channels)
+    frames = 0
     try:
-        while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
-            blocks.append(block.mean(axis=1))
+        while len(block := file.read(block_frames, dtype="float32", always_2d=True)):
+            frames += len(block)
+            yield block.mean(axis=1), file.samplerate
     except soundfile.SoundFileError as error:
-        if (
-            file.frames > 1 << 60
-        ):  # a FLAC written to a pipe: libsndfile cannot read it if its length is unknown
-            return _read_pyav(path)
         raise _damaged(path, str(error).strip() or "its data ends or breaks off early") from error
-    samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-    if len(samples) < file.frames:
-        raise _truncated(path, file.frames / file.samplerate, len(samples) / file.samplerate)
-    return samples, file.samplerate
+    if frames < file.frames:
+        raise _truncated(path, file.frames / file.samplerate, frames / file.samplerate)
 
 
-def _read_pyav(path: Path) -> tuple[np.ndarray, int]:
+def _read_chained_ogg(path: Path, starts: list[int], limit: _Limit) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield the samples of all of a file's streams; libsndfile itself stops after the first."""
+    ends = [*starts[1:], path.stat().st_size]
+    seconds, first_rate_hz = 0.0, None
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True), start=1):
+        with path.open("rb") as whole:
+            try:
+                opened = soundfile.SoundFile(_Part(whole, start, end - start))
+            except soundfile.SoundFileError as error:
+                raise AudioError(
+                    f"{path} is a chain of {len(starts)} Ogg streams, and stream {number} cannot be read; "
+                    "convert it to WAV or FLAC"
+                ) from error
+            with opened:
+                first_rate_hz = first_rate_hz or opened.samplerate
+                if opened.samplerate != first_rate_hz:
+                    raise _changes_midway(path)
+                for block, rate_hz in _read_soundfile(opened, path, limit, seconds):
+                    seconds += len(block) / rate_hz
+                    yield block, rate_hz
+
+
+class _Part(io.RawIOBase):
+    """A part of an open file, as a file of its own that can only be read."""
+
+    def __init__(self, file: Any, start: int, size: int):
+        self._file, self._start, self._size, self._at = file, start, size, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = min(max(0, base + offset), self._size)
+        return self._at
+
+    def readinto(self, target: Any) -> int:
+        self._file.seek(self._start + self._at)
+        wanted = memoryview(target).cast("B")[: self._size - self._at]
+        count = int(self._file.readinto(wanted))
+        self._at += count
+        return count
+
+
+def _read_pyav(path: Path, limit: _Limit) -> Iterator[tuple[np.ndarray, int]]:
     options = {"format_whitelist": PYAV_FORMATS}
+    frames = 0
     try:
-        with av.open(str(path), metadata_errors="replace", options=options) as container:
+        with (
+            contextlib.ExitStack() as stack,
+            av.open(_for_av(path, stack), metadata_errors="replace", options=options) as container,
+        ):
             if not container.streams.audio:
                 raise AudioError(f"{path} has no audio stream")
             stream = container.streams.audio[0]
             if stream.codec_context is None:
                 raise AudioError(f"{path} uses a codec that cannot be read; convert it to WAV or FLAC")
             rate_hz = stream.codec_context.sample_rate
-            is_mp4 = container.format.name.startswith("mov,mp4")
+            _check_rate(path, rate_hz)
             declared_seconds = None
             if container.format.name.startswith(PYAV_DECLARED_LENGTH):
                 if stream.duration is not None and stream.time_base is not None:
@@ -200,8 +348,17 @@ def _read_pyav(path: Path) -> tuple[np.ndarray, int]:
                     declared_seconds = container.duration / av.time_base
             elif container.format.name == "mp3":
                 declared_seconds = _mp3_header_seconds(path)
+            limit.check(declared_seconds or 0.0)
+            blocks: Iterator[np.ndarray] = (
+                block.mean(axis=0) for block in _float_blocks(container, stream, rate_hz, path)
+            )
+            if container.format.name.startswith("mov,mp4") and declared_seconds is not None:
+                # ffmpeg removes the encoder's delay, as the edit list says, but keeps the last padding
+                blocks = _without_padding(blocks, round(declared_seconds * rate_hz), 2 * AAC_FRAME_SAMPLES)
             try:
-                blocks = [block.mean(axis=0) for block in _float_blocks(container, stream, rate_hz, path)]
+                for block in blocks:
+                    frames += len(block)
+                    yield block, rate_hz
             except av.FFmpegError as error:
                 raise _damaged(path, error.strerror or "its data cannot be decoded") from error
     except av.FFmpegError as error:
@@ -209,15 +366,32 @@ def _read_pyav(path: Path) -> tuple[np.ndarray, int]:
             f"{path} is not readable audio ({error.strerror}): it is damaged, truncated or in another "
             f"format; supported formats are {', '.join(EXTENSIONS)}"
         ) from error
-    samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-    if declared_seconds is not None and len(samples) / rate_hz < declared_seconds - DECLARED_SLACK_SECONDS:
-        raise _truncated(path, declared_seconds, len(samples) / rate_hz)
-    if is_mp4 and declared_seconds is not None:
-        # ffmpeg removes the encoder's delay, as the edit list says, but keeps the last AAC frame's padding
-        whole = round(declared_seconds * rate_hz)
-        if whole < len(samples) <= whole + 2 * AAC_FRAME_SAMPLES:
-            samples = samples[:whole]
-    return samples, rate_hz
+    if declared_seconds is not None and frames / rate_hz < declared_seconds - DECLARED_SLACK_SECONDS:
+        raise _truncated(path, declared_seconds, frames / rate_hz)
+
+
+def _for_av(path: Path, stack: contextlib.ExitStack) -> Any:
+    """Return the file's name, or the file itself, open, if the name is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return stack.enter_context(path.open("rb"))
+    return str(path)
+
+
+def _without_padding(blocks: Iterator[np.ndarray], whole: int, most: int) -> Iterator[np.ndarray]:
+    """Yield the first `whole` samples, and those that follow only if they are more than `most`."""
+    length, held = 0, []
+    for block in blocks:
+        at = min(max(0, whole - length), len(block))
+        if at:
+            yield block[:at]
+        length += len(block)
+        if at < len(block):
+            held.append(block[at:])
+        if length > whole + most:
+            yield from held
+            held = []
 
 
 def _float_blocks(
@@ -230,9 +404,7 @@ def _float_blocks(
             layout = frame.layout.name
             to_float = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate_hz)
         if frame.sample_rate != rate_hz or frame.layout.name != layout:
-            raise AudioError(
-                f"{path} changes its sample rate or channels midway; convert it to a single format"
-            )
+            raise _changes_midway(path)
         for converted in to_float.resample(frame):
             yield converted.to_ndarray()
 
@@ -246,7 +418,10 @@ def _check_wav_length(path: Path) -> None:
         large_bytes = None  # RF64 stores the size in a separate chunk
         bytes_per_second = None
         file_bytes = path.stat().st_size
-        while len(chunk := file.read(8)) == 8:
+        for _ in range(MOST_WAV_CHUNKS):
+            chunk = file.read(8)
+            if len(chunk) < 8:
+                return
             kind, size = chunk[:4], int.from_bytes(chunk[4:], "little")
             start = file.tell()
             if kind == b"ds64":
@@ -261,6 +436,8 @@ def _check_wav_length(path: Path) -> None:
                     raise _truncated(path, size / rate, present / rate)
                 return
             file.seek(start + size + size % 2)
+    # nothing else looks for the samples for long: in zeros, every eight bytes are an empty chunk
+    raise _damaged(path, f"its header has more than {MOST_WAV_CHUNKS} chunks and no samples")
 
 
 def is_unfinished(path: Path) -> bool:
@@ -301,6 +478,32 @@ def _check_ogg_end(path: Path) -> None:
         raise AudioError(f"{path} is truncated: its Ogg stream has no end page; download it again")
 
 
+def _ogg_starts(path: Path) -> list[int]:
+    """Return where each of a file's chained streams starts (RFC 3533, section 4), in bytes.
+
+    The first pages of streams that run side by side follow each other; a first page after any other page
+    begins the next link of the chain. Bytes between pages are passed over, as libogg does.
+    """
+    starts = [0]
+    was_first = True
+    with path.open("rb") as file:
+        at = 0
+        while len(head := file.read(27)) == 27:
+            if head[:4] != b"OggS":
+                skipped = head + file.read(1 << 16)
+                found = skipped.find(b"OggS", 1)
+                at += len(skipped) - 3 if found < 0 else found
+                file.seek(at)
+                continue
+            is_first = bool(head[5] & 2)
+            if is_first and not was_first:
+                starts.append(at)
+            was_first = is_first
+            at += 27 + head[26] + sum(file.read(head[26]))
+            file.seek(at)
+    return starts
+
+
 def _mp3_header_seconds(path: Path) -> float | None:
     """Return the shortest playing time that the Xing or Info header allows; None if the file has neither.
 
@@ -335,6 +538,10 @@ def _truncated(path: Path, declared_seconds: float, found_seconds: float) -> Aud
         f"{path} is truncated: its header promises {declared_seconds:.2f} s, but it has "
         f"{found_seconds:.2f} s; download it again"
     )
+
+
+def _changes_midway(path: Path) -> AudioError:
+    return AudioError(f"{path} changes its sample rate or channels midway; convert it to a single format")
 
 
 def _damaged(path: Path, why: str) -> AudioError:

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from asrgate.backends.base import SAMPLE_RATE_HZ
 from asrgate.harness.corpus import audio as audio_file
 from asrgate.harness.corpus import manifests, parts
 from asrgate.harness.corpus.manifests import Entry
 
 AUDIBLE_PEAK = 0.001  # -60 dB of full scale: anything quieter is silence, which may well have no text
 
+BLOCK_FRAMES = 1 << 16
 CANCELLED = 0.1  # of the loudest channel that the average of all keeps: -20 dB
 
 KINDS = {  # name -> what it means, in the order in which they are reported
@@ -99,35 +99,31 @@ def _listen(entry: Entry) -> _Sound:
     if not entry.path.exists():
         return _Sound(0.0, None, None, [Problem("missing audio", entry.where, str(entry.path))])
     try:
-        part = parts.read(entry.path, entry.start_seconds, entry.declared_seconds)
+        sound = parts.measure(entry.path, entry.start_seconds, entry.declared_seconds)
     except parts.PartError as error:
         return _Sound(0.0, None, None, [Problem("duration disagrees", entry.where, str(error))])
     except audio_file.AudioError as error:
         return _Sound(0.0, None, None, [Problem("unreadable audio", entry.where, str(error))])
-    seconds = len(part.samples) / SAMPLE_RATE_HZ
-    problems = [Problem("duration disagrees", entry.where, part.remark)] if part.remark else []
-    if part.is_unfinished:
+    problems = [Problem("duration disagrees", entry.where, sound.remark)] if sound.remark else []
+    if sound.is_unfinished:
         problems.append(Problem("unfinished header", entry.where, parts.UNFINISHED))
-    return _Sound(
-        seconds,
-        float(np.abs(part.samples).max()),
-        audio_file.sha256(part.samples),
-        problems,
-        _is_cancelled(entry.path),
-    )
+    return _Sound(sound.seconds, sound.peak, sound.sha256, problems, _is_cancelled(entry.path))
 
 
 def _is_cancelled(path: Path) -> bool:
     """Whether a file's channels cancel when they are averaged, as they do if one is wired the wrong way."""
+    mixed = 0.0
     try:
         with soundfile.SoundFile(path) as file:
             if file.channels < 2:
                 return False
-            channels = file.read(dtype="float32", always_2d=True)
+            each = np.zeros(file.channels)
+            while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+                each += np.sum(block**2, axis=0, dtype=np.float64)
+                mixed += float(np.sum(block.mean(axis=1) ** 2, dtype=np.float64))
     except (soundfile.SoundFileError, TypeError):  # of a container that only PyAV reads
         return False
-    loudest = float(np.sqrt(np.mean(channels**2, axis=0)).max()) if len(channels) else 0.0
-    return float(np.sqrt(np.mean(channels.mean(axis=1) ** 2))) < CANCELLED * loudest
+    return mixed < CANCELLED**2 * float(np.max(each))
 
 
 def _of_line(line: str) -> Problem:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
+from asrgate.backends.base import AsrgateError
 from asrgate.backends.installation import shipped
 from asrgate.harness.corpus import audio as audio_file
 from asrgate.harness.corpus import languages, parts
@@ -68,14 +70,22 @@ class Clip:
         Raises:
             AudioError: the file is gone or has changed since the clip was loaded.
         """
-        samples = parts.read(self.path, self.start_seconds, self.declared_seconds).samples
-        if audio_file.sha256(samples) != self.sha256:
-            raise audio_file.AudioError(f"{self.path} changed during the run; run again without changing it")
-        return samples
+        # with a margin for rounding; a part's recording may be longer, and was found short enough before
+        is_whole = self.start_seconds is None and self.declared_seconds is None
+        most_hours = self.audio_seconds / 3600 * 1.01 if is_whole else math.inf
+        with contextlib.suppress(audio_file.TooLong):
+            samples = parts.read(self.path, self.start_seconds, self.declared_seconds, most_hours).samples
+            if audio_file.sha256(samples) == self.sha256:
+                return samples
+        raise audio_file.AudioError(f"{self.path} changed during the run; run again without changing it")
 
 
 def load_clips(
-    audio: Sequence[Path] = (), manifest: Path | None = None, *, language: str | None = None
+    audio: Sequence[Path] = (),
+    manifest: Path | None = None,
+    *,
+    language: str | None = None,
+    max_hours: float = audio_file.MAX_CLIP_HOURS,
 ) -> list[Clip]:
     """Return the clips of a manifest and of files and folders, or the bundled ones if neither is given.
 
@@ -86,6 +96,7 @@ def load_clips(
         manifest: a manifest file.
         language: replaces every clip's language, by name or code; without it, English if a manifest names
             none.
+        max_hours: how long a file of audio may be.
 
     Raises:
         CorpusError: any file or line is wrong; the message lists all problems.
@@ -101,7 +112,7 @@ def load_clips(
         entries += read(path, problems, language)
     entries = _without_repeats(entries, problems)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter's lock
-        checked = list(pool.map(_check, entries, _names(entries), repeat(language)))
+        checked = list(pool.map(_check, entries, _names(entries), repeat(language), repeat(max_hours)))
     problems += [outcome for outcome in checked if isinstance(outcome, str)]
     if problems:
         raise CorpusError(_listed(problems))
@@ -144,18 +155,18 @@ def _names(entries: Sequence[Entry]) -> list[str]:
     return names
 
 
-def _check(entry: Entry, name: str, language: str | None) -> Clip | str:
+def _check(entry: Entry, name: str, language: str | None, max_hours: float) -> Clip | str:
     """Decode the entry and return its clip, or what is wrong with it."""
     try:
-        part = parts.read(entry.path, entry.start_seconds, entry.declared_seconds)
+        sound = parts.measure(entry.path, entry.start_seconds, entry.declared_seconds, max_hours)
     except AsrgateError as error:
         return str(error) if entry.where == str(entry.path) else f"{entry.where}: {error}"
-    seconds = len(part.samples) / SAMPLE_RATE_HZ
+    seconds = sound.seconds
     tags = dict(entry.tags)
-    if part.remark is not None:
-        _log.warning("%s: %s", entry.where, part.remark)
+    if sound.remark is not None:
+        _log.warning("%s: %s", entry.where, sound.remark)
         tags["duration"] = entry.declared_seconds
-    if part.is_unfinished:
+    if sound.is_unfinished:
         _log.warning("%s: %s", entry.path, parts.UNFINISHED)
     if entry.start_seconds is not None:
         tags["offset"] = entry.start_seconds
@@ -163,7 +174,7 @@ def _check(entry: Entry, name: str, language: str | None) -> Clip | str:
         name=name,
         path=entry.path,
         audio_seconds=seconds,
-        sha256=audio_file.sha256(part.samples),
+        sha256=sound.sha256,
         language=language or entry.language or DEFAULT_LANGUAGE,
         reference=entry.reference,
         tags=tags,

@@ -143,7 +143,7 @@ def _write_content(content: bytes, target: Path) -> float:
         file.write(content)
     temporary = Path(file.name)
     try:
-        seconds = len(audio_file.decode(temporary)) / SAMPLE_RATE_HZ
+        seconds = audio_file.measure(temporary).seconds
         temporary.chmod(0o644)
         temporary.replace(target)
     except AsrgateError as error:

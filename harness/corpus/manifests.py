@@ -100,7 +100,7 @@ def read_manifest(path: Path, problems: list[str], language: str | None = None) 
 def _manifest_entry(line: str, manifest: Path, where: str, language: str | None) -> Entry:
     """Turn one line into an entry; raise ValueError or LanguageError saying what is wrong with it."""
     try:
-        fields = json.loads(line, parse_constant=_refuse_constant)
+        fields = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_int64)
         json.dumps(fields, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
@@ -225,6 +225,19 @@ def _lines(path: Path, problems: list[str]) -> Iterable[tuple[str, str]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"not JSON: {text[:40]} is too large a number")
+    return value
+
+
+def _int64(text: str) -> int:
+    if len(text) > 19:
+        raise ValueError(f"not JSON: {text[:40]}{'…' if len(text) > 40 else ''} is too large a number")
+    return int(text)
 
 
 def _refuse_constant(name: str) -> None:

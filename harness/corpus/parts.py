@@ -42,7 +42,45 @@ class Part:
     is_unfinished: bool = False
 
 
-def read(path: Path, start_seconds: float | None = None, declared_seconds: float | None = None) -> Part:
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a part without keeping its samples; `remark` and `is_unfinished` as in Part."""
+
+    seconds: float
+    peak: float
+    sha256: str
+    remark: str | None = None
+    is_unfinished: bool = False
+
+
+def measure(
+    path: Path,
+    start_seconds: float | None = None,
+    declared_seconds: float | None = None,
+    max_hours: float = audio_file.MAX_CLIP_HOURS,
+) -> Measured:
+    """Decode a part as `read` does, and of a whole file keep no samples; raises the same errors."""
+    if start_seconds is None:
+        sound = audio_file.measure(path, max_hours)
+        if declared_seconds is None or abs(sound.seconds - declared_seconds) <= _slack(declared_seconds):
+            unfinished = audio_file.is_unfinished(path)
+            return Measured(sound.seconds, sound.peak, sound.sha256, is_unfinished=unfinished)
+    part = read(path, start_seconds, declared_seconds, max_hours)
+    return Measured(
+        len(part.samples) / SAMPLE_RATE_HZ,
+        float(np.abs(part.samples).max(initial=0.0)),
+        audio_file.sha256(part.samples),
+        part.remark,
+        part.is_unfinished,
+    )
+
+
+def read(
+    path: Path,
+    start_seconds: float | None = None,
+    declared_seconds: float | None = None,
+    max_hours: float = audio_file.MAX_CLIP_HOURS,
+) -> Part:
     """Decode the part of a file that a manifest means.
 
     A duration without an offset cuts the file too, as in NeMo, with a remark. An MP3 is then kept whole,
@@ -51,20 +89,21 @@ def read(path: Path, start_seconds: float | None = None, declared_seconds: float
     Args:
         start_seconds: the manifest's offset, which may be 0; None without one.
         declared_seconds: the manifest's duration; None without one.
+        max_hours: how long the file's audio may be.
 
     Raises:
         AudioError: the file cannot be decoded; PartError: it is shorter than the manifest says.
     """
     if start_seconds is None:
-        part = _first(path, audio_file.decode(path), declared_seconds)
+        part = _first(path, audio_file.decode(path, max_hours), declared_seconds)
     else:
-        part = _from(path, start_seconds, declared_seconds)
+        part = _from(path, start_seconds, declared_seconds, max_hours)
     return replace(part, is_unfinished=audio_file.is_unfinished(path))
 
 
-def _from(path: Path, start_seconds: float, declared_seconds: float | None) -> Part:
+def _from(path: Path, start_seconds: float, declared_seconds: float | None, max_hours: float) -> Part:
     with _one_at_a_time:  # the parts of a recording follow each other: it is decoded once for all of them
-        samples = _whole(path, path.stat().st_mtime_ns if path.exists() else 0)
+        samples = _whole(path, path.stat().st_mtime_ns if path.exists() else 0, max_hours)
     begin = round(start_seconds * SAMPLE_RATE_HZ)
     end = len(samples) if declared_seconds is None else begin + round(declared_seconds * SAMPLE_RATE_HZ)
     slack = DURATION_SLACK_SECONDS if declared_seconds is None else _slack(declared_seconds)
@@ -99,8 +138,8 @@ def _first(path: Path, samples: np.ndarray, declared_seconds: float | None) -> P
 
 
 @lru_cache(maxsize=1)
-def _whole(path: Path, modified_ns: int) -> np.ndarray:
-    return audio_file.decode(path)
+def _whole(path: Path, modified_ns: int, max_hours: float) -> np.ndarray:
+    return audio_file.decode(path, max_hours)
 
 
 def _slack(declared_seconds: float) -> float:

@@ -87,8 +87,12 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             for file in sorted(path.glob("*/run.json")):
                 try:
                     run = record.read(file)
+                    rows(run)
                 except record.RecordError as error:
                     print(f"asrgate: left out: {error}", file=sys.stderr)
+                    continue
+                except record.DOCTORED as error:
+                    print(f"asrgate: left out: {file}: {record.doctored(error)}", file=sys.stderr)
                     continue
                 found[run["run_id"]] = run
         else:

@@ -24,8 +24,11 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
+
+import jsonschema_rs
 
 from asrgate.backends.base import AsrgateError
 from asrgate.harness import record
@@ -35,6 +38,7 @@ from asrgate.harness.runner.plan import now
 NAME = "journal.jsonl"
 VERSION = 2  # 1 had other names for attempts
 # History: 1 = first version.
+SAMPLE = ("$defs", "result", "properties", "samples", "items")  # in the record's schema
 SYNC_SECONDS = 1.0
 
 _sync = getattr(os, "fdatasync", os.fsync)  # macOS has none; the file's length is synced by both
@@ -82,7 +86,9 @@ class Journal:
         self._path = folder / NAME
         self._synced = time.monotonic()
         try:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            # a link could lead to any file of the user's
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._file = os.open(self._path, flags, 0o644)
             os.ftruncate(self._file, size_bytes)
             os.lseek(self._file, 0, os.SEEK_END)
             _sync_folder(folder)
@@ -136,7 +142,7 @@ def read(folder: Path) -> Kept:
     folder = folder.resolve()
     path = folder / NAME
     try:
-        content = path.read_bytes()
+        content = record.regular_file_bytes(path)
     except FileNotFoundError as error:
         raise JournalError(_nothing_to_resume(folder)) from error
     except OSError as error:
@@ -158,7 +164,53 @@ def read(folder: Path) -> Kept:
         raise JournalError(
             f"{path} has journal_version {good[0].get('journal_version')!r}; this asrgate reads {VERSION}"
         )
+    for number, line in enumerate(good, start=1):
+        kind = next((kind for kind in _validators() if kind in line), None)
+        first = None if kind is None else next(iter(_validators()[kind].iter_errors(line)), None)
+        if first is not None:
+            place = "/".join(map(str, first.instance_path)) or "the line"
+            raise JournalError(
+                f"line {number} of {path} is not as asrgate writes it, at {place}: {first.message[:300]}; "
+                "start a new run"
+            )
     return _sorted(Kept(folder, good[0], size_bytes=kept_bytes), good[1:])
+
+
+@cache
+def _validators() -> dict[str, Any]:
+    """Return a validator for each kind of line."""
+    text, an_object = {"type": "string"}, {"type": "object"}
+    texts = {"type": "array", "items": text}
+    run_id = record.schema_of("properties", "run_id")
+
+    def fields(**needed: Any) -> dict[str, Any]:
+        return {"type": "object", "required": [*needed], "properties": needed}
+
+    plan = fields(
+        weights={"type": ["string", "null"]},
+        settings=an_object,
+        variants=texts,
+        clips=an_object,
+        versions=an_object,
+    )
+    failure = {
+        "additionalProperties": False,
+        **fields(status={"enum": ["error", "unavailable"]}, error=text, remedy={"type": ["string", "null"]}),
+    }
+    kinds = {
+        "plan": fields(plan=plan, run_id=run_id, started_at=text, argv=texts),
+        "sitting": fields(sitting=fields(host=an_object, versions=an_object)),
+        "sample": fields(sample=record.schema_of(*SAMPLE), variant=text),
+        "round": fields(round=record.schema_of("properties", "rounds", "items")),
+        "failure": fields(failure=failure, variant=text),
+        "host": fields(host=record.schema_of("properties", "hosts", "items")),
+        "retry": fields(retry=record.schema_of("properties", "retries", "items")),
+    }
+    definitions = {"$defs": run_id["$defs"]}
+    return {
+        kind: jsonschema_rs.validator_for(definitions | {"allOf": [schema, fields(at=text)]})
+        for kind, schema in kinds.items()
+    }
 
 
 def _sorted(kept: Kept, lines: list[dict[str, Any]]) -> Kept:
@@ -183,7 +235,7 @@ def _sorted(kept: Kept, lines: list[dict[str, Any]]) -> Kept:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        found = record.loads(line)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

@@ -68,16 +68,16 @@ def blank_record(plan: Plan, run_id: str) -> Run:
         "finished_at": None,
         "complete": False,
         "interrupted": None,
-        "command": list(plan.command),
+        "command": [_as_text(part) for part in plan.command],
         "host": environment.describe(),
         "versions": environment.versions(),
         "settings": _settings(plan),
         "checkpoint": {
-            "name": checkpoint.name,
+            "name": _as_text(checkpoint.name),
             "sha256": checkpoint.sha256,
             "tensors_sha256": checkpoint.tensors_sha256,
             "dimensions": dict(checkpoint.dimensions),
-            "note": checkpoint.note,
+            "note": _as_text(checkpoint.note),
         },
         "scoring": {
             "normalizer": normalizers.identify(plan.normalizer),
@@ -86,7 +86,7 @@ def blank_record(plan: Plan, run_id: str) -> Run:
         "clips": [
             {
                 "name": clip.name,
-                "audio_filepath": clip.path.name,
+                "audio_filepath": _as_text(clip.path.name),
                 "audio_seconds": clip.audio_seconds,
                 "sha256": clip.sha256,
                 "language": clip.language,
@@ -169,6 +169,11 @@ def _blank_row(variant: Variant, scenario: Scenario, refusal: str | None, remedy
         "latency": None,
         "samples": [],
     }
+
+
+def _as_text(name: str) -> str:
+    """Return a name as valid text: bytes of a path that are not UTF-8 become \\udcXX."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def now() -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from asrgate.backends.base import AsrgateError
@@ -55,11 +59,32 @@ def arguments(kept: Kept, asked: argparse.Namespace, parser: argparse.ArgumentPa
         raise ResumeError(
             f"{kept.folder} was made by `{command}`, not by `asrgate run`; start that command again"
         )
-    before = parser.parse_args(argv)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            before = parser.parse_args(argv)
+    except SystemExit as error:
+        raise ResumeError(
+            f"the journal of {kept.folder} has arguments that asrgate run does not take; start a new run"
+        ) from error
+    if before.ray_address is not None and asked.ray_address is None:
+        raise ResumeError(  # a cluster runs code here, and the journal may be somebody else's
+            f"the run in {kept.folder} used the cluster {before.ray_address}; pass --ray-address again"
+        )
+    outside = [path for path in before.output if not _is_below(path, kept.folder)]
+    if outside and not asked.output:
+        raise ResumeError(
+            f"the run in {kept.folder} was to write {', '.join(map(str, outside))}, outside its folder; "
+            "a resumed run writes such files only if --output names them: pass --output again"
+        )
     for name in CHOICES:
         setattr(before, name, getattr(asked, name) or getattr(before, name))
     before.argv, before.results = argv, kept.folder.parent
     return before
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    # realpath, because Path.resolve raises an error for circular links
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def fingerprint(blank: Run) -> dict[str, Any]:

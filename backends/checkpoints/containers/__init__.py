@@ -46,8 +46,11 @@ def kind_of(source: Path) -> str | None:
         or huggingface.is_folder(source)
     ):
         return "huggingface"
+    file_path = source / "model.bin" if source.is_dir() else source
     try:
-        with (source / "model.bin" if source.is_dir() else source).open("rb") as file:
+        if not file_path.is_file():  # a pipe would block forever
+            return None
+        with file_path.open("rb") as file:
             start = file.read(START_BYTES)
     except OSError:
         return None
