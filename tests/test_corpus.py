@@ -217,7 +217,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path):
         ({"audio_filepath": "a.wav", "duration": "1"}, "duration must be a number"),
         ({"audio_filepath": "a.wav", "duration": True}, "duration must be a number"),
         ({"audio_filepath": "a.wav", "duration": -1}, "duration must be a number"),
-        ('{"audio_filepath": "a.wav", "duration": 1e999}', "duration must be a number|no number"),
+        ('{"audio_filepath": "a.wav", "duration": 1e999}', "1e999 is too large a number"),
         ({"audio_filepath": "a.wav", "offset": "0"}, "offset must be a number"),
         ({"audio_filepath": "a.wav", "offset": -1}, "offset must be a number"),
         ({"audio_filepath": "a.wav", "offset": 0.5}, "lies beyond the end"),

@@ -208,7 +208,7 @@ HEAD = {
     "run_id": "20260101-000000",
     "started_at": "2026-01-01T00:00:00+00:00",
     "argv": ["run", "--audio", "clips"],
-    "journal_version": 1,
+    "journal_version": journal.VERSION,
     "at": "2026-01-01T00:00:00+00:00",
 }
 SAMPLE = {"variant": "a@cpu/int8", "sample": a_sample(make_run()), "at": HEAD["at"]}
@@ -240,8 +240,8 @@ def changed(line: Any, *place: str, value: object) -> Any:
         [changed(HEAD, "run_id", value="../../etc")],
         [changed(HEAD, "started_at", value=3)],
         [changed(HEAD, "at", value=None)],
-        [HEAD, {"sitting": {}, "at": HEAD["at"]}],
-        [HEAD, {"sitting": 3, "at": HEAD["at"]}],
+        [HEAD, {"attempt": {}, "at": HEAD["at"]}],
+        [HEAD, {"attempt": 3, "at": HEAD["at"]}],
         [HEAD, {name: value for name, value in SAMPLE.items() if name != "variant"}],
         [HEAD, {name: value for name, value in SAMPLE.items() if name != "at"}],
         [HEAD, changed(SAMPLE, "sample", "text", value=5)],

@@ -241,7 +241,7 @@ def wait_for_round(results: Path, rounds: int) -> None:
     raise AssertionError("the run did not get to its rounds in time")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interruption_saves_what_was_measured(
     spoken: Path, model: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import sys
 import unicodedata
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,11 @@ from types import ModuleType
 from asrgate.backends.base import AsrgateError, did_you_mean
 from asrgate.harness.metrics import strict
 from asrgate.harness.record_types import NormalizerRecord
+
+SIMPLER = ("whisper-basic", "none")  # what takes a text that another normaliser cannot, in this order
+LONGEST_CHARACTERS = 300_000  # five hours of speech; Whisper's normaliser takes seconds for it
+MOST_BRACKET_STEPS = 20_000_000  # for each opening bracket its expressions search the rest of the text: 1 s
+UNTAKEN = "a text cannot be normalised by "  # how notes begin
 
 Normalizer = Callable[[str, str], str]  # (text, ISO 639-1 language) -> words joined by single spaces
 
@@ -37,6 +43,50 @@ _REMEDY = "reinstall it with `pip install --force-reinstall openai-whisper`, or 
 _MODULE_NAME = "_asrgate_whisper_normalizers"
 
 
+class Guarded:
+    """A normaliser that takes every text in bounded time: one that fails or is too long goes to a simpler.
+
+    Attributes:
+        notes: for each such text, what took it and why, for the record's warnings.
+    """
+
+    def __init__(self, steps: Sequence[tuple[str, Normalizer]]):
+        """Begin with the normaliser that is asked for; the last, `none`, takes everything."""
+        self._steps = steps
+        self.notes: list[str] = []
+
+    def __call__(self, text: str, language: str) -> str:
+        """Normalise a text of a language (ISO 639-1)."""
+        (asked, first), *others = self._steps
+        why = _too_costly(text)
+        if why is None:
+            try:
+                return first(text, language)
+            except Exception as error:  # such as the assert that 5,000 digits trip in Whisper's
+                why = type(error).__name__
+        start = text[:40].encode("utf-8", "backslashreplace").decode()
+        for name, step in others:
+            if name != "none" and _too_costly(text) is not None:
+                continue
+            with contextlib.suppress(Exception):
+                found = step(text, language)
+                self.notes.append(f"{UNTAKEN}{asked} ({why}), so {name} took it: {start!r}…")
+                return found
+        raise AssertionError("the last step takes every text")
+
+
+def _too_costly(text: str) -> str | None:
+    """Say why Whisper's normalisers would take too long for a text; None if they would not."""
+    if len(text) > LONGEST_CHARACTERS:
+        return f"{len(text):,} characters"
+    for opening, closing in (("<[", ">]"), ("(", ")")):
+        rest = text[max(text.rfind(bracket) for bracket in closing) + 1 :]
+        unclosed = sum(rest.count(bracket) for bracket in opening)
+        if unclosed * len(rest) > MOST_BRACKET_STEPS:
+            return f"{unclosed:,} brackets that are never closed"
+    return None
+
+
 class NormalizerError(AsrgateError):
     """No normaliser has that name, or openai-whisper, which provides it, is missing or incomplete."""
 
@@ -48,6 +98,12 @@ def normalizer(name: str) -> Normalizer:
         NormalizerError: unknown name, or openai-whisper is not installed.
     """
     _check(name)
+    if name == "none":
+        return _split_only
+    return Guarded([(step, _unguarded(step)) for step in dict.fromkeys((name, *SIMPLER))])
+
+
+def _unguarded(name: str) -> Normalizer:
     if name == "none":
         return _split_only
     if name == "formatted":

@@ -19,6 +19,8 @@ from asrgate.harness.record_types import (
     WordErrorRate,
 )
 
+MOST_CELLS = 1 << 36  # of two texts' lengths multiplied: those of four hours of speech in characters
+
 
 def is_answered(sample: Sample) -> bool:
     """Whether the engine returned a text for the sample, even an empty one."""
@@ -54,9 +56,23 @@ class WordCounts(NamedTuple):
 
 
 def aligned(reference: str, text: str) -> WordCounts:
-    """Return the fewest word errors that turn one text into the other; spaces divide words."""
+    """Return the fewest word errors that turn one text into the other; spaces divide words.
+
+    Of two texts that are too long to be aligned in seconds, all words count as wrong unless they are equal.
+    """
+    counts = (len(reference.split()), len(text.split()))
+    if _is_too_long(*counts):
+        return _all_wrong(*counts) if reference != text else WordCounts(0, 0, 0)
     words = jiwer.process_words(reference, text)
     return WordCounts(words.substitutions, words.deletions, words.insertions)
+
+
+def _is_too_long(one: int, other: int) -> bool:
+    return one * other > MOST_CELLS
+
+
+def _all_wrong(reference: int, output: int) -> WordCounts:
+    return WordCounts(min(reference, output), max(0, reference - output), max(0, output - reference))
 
 
 class Texts:
@@ -70,6 +86,11 @@ class Texts:
         translated = run["settings"]["decoding"].get("task") == "translate"  # always into English
         self._languages = {clip["name"]: "en" if translated else clip["language"] for clip in run["clips"]}
         self._aligned: dict[tuple[str, str], WordCounts] = {}
+
+    @property
+    def notes(self) -> list[str]:
+        """Texts that the normaliser could not take, in words."""
+        return list(getattr(self._normalize, "notes", []))
 
     def normalised(self, text: str, clip: str) -> str:
         """Return the text's words joined by single spaces."""
@@ -214,6 +235,13 @@ def _is_understood(said: str | None, heard: str, clip: str, texts: Texts) -> boo
     return 0 < texts.words(said, clip) >= 2 * texts.edits(said, heard, clip)
 
 
+def _character_errors(letters: str, heard: str) -> int:
+    if _is_too_long(len(letters), len(heard)):
+        return 0 if letters == heard else max(len(letters), len(heard))
+    found = jiwer.process_characters(letters, heard)
+    return int(found.substitutions + found.deletions + found.insertions)
+
+
 def _texts_of(answers: Mapping[str, Sample]) -> dict[str, str]:
     return {clip: sample["text"] or "" for clip, sample in answers.items() if is_answered(sample)}
 
@@ -234,7 +262,6 @@ def _clip_errors(clip: ClipRecord, said: str, sample: Sample | None, texts: Text
     # if a language has no spaces, the normaliser added those between its letters
     spelled = texts.is_unspaced(clip["name"])
     letters, heard = (t.replace(" ", "") if spelled else t for t in (reference, text))
-    characters = jiwer.process_characters(letters, heard)
     reference_words = len(reference.split())
     return {
         "clip": clip["name"],
@@ -244,7 +271,7 @@ def _clip_errors(clip: ClipRecord, said: str, sample: Sample | None, texts: Text
         "insertions": words.insertions,
         "reference_words": reference_words,
         "output_words": len(text.split()),
-        "character_errors": characters.substitutions + characters.deletions + characters.insertions,
+        "character_errors": _character_errors(letters, heard),
         "reference_characters": len(letters),
         "exact": sample is not None and text == reference,
     }

@@ -199,7 +199,7 @@ def _validators() -> dict[str, Any]:
     }
     kinds = {
         "plan": fields(plan=plan, run_id=run_id, started_at=text, argv=texts),
-        "sitting": fields(sitting=fields(host=an_object, versions=an_object)),
+        "attempt": fields(attempt=fields(host=an_object, versions=an_object)),
         "sample": fields(sample=record.schema_of(*SAMPLE), variant=text),
         "round": fields(round=record.schema_of("properties", "rounds", "items")),
         "failure": fields(failure=failure, variant=text),

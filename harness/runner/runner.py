@@ -43,8 +43,8 @@ def run(
         kept: what the journal has of a run that is resumed; it must be of the same plan.
 
     The record is saved to `folder`/run.json after every round, so that whatever ends the run early leaves
-    what was measured. A failing engine becomes an error in its own row. Ctrl-C or SIGTERM ends the run with
-    a record marked as interrupted.
+    what was measured. A failing engine becomes an error in its own row. Ctrl-C, SIGTERM or SIGHUP ends the
+    run with a record marked as interrupted.
 
     Raises:
         RecordError: the record cannot be written (disk full, folder not writable).
@@ -155,11 +155,16 @@ def _termination_as_interrupt() -> Iterator[None]:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {
+        number: signal.signal(number, interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup has the run outlive its terminal
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -66,6 +66,8 @@ def score(
     }
     if also:
         run["scoring"]["also"] = [_beside(run, name, firsts, replicates) for name in also]
+    run["warnings"] = [warning for warning in run["warnings"] if not warning.startswith(normalizers.UNTAKEN)]
+    run["warnings"] += dict.fromkeys(texts.notes)
     if run["clips"]:
         _add_intervals(run)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import getpass
 import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -45,6 +47,8 @@ SPIN_VARIABLES = {
     "KMP_BLOCKTIME": "10",  # Intel's OpenMP, in ms; its default is 200
     "OPENBLAS_THREAD_TIMEOUT": "22",  # numpy's OpenBLAS, 2**22 ticks are 1 to 2 ms; its default is 100 ms
 }
+
+PRIVATE_FOLDERS, OWNER = "asrgate-workers-", "owner"
 
 
 class WorkerError(Exception):
@@ -423,9 +427,30 @@ class Worker:
 @functools.cache
 def _private_folders() -> str:
     """Return the folder of all workers' temporary files; no worker can look into another's."""
-    folder = tempfile.mkdtemp(prefix="asrgate-workers-")
+    sweep(Path(tempfile.gettempdir()))
+    folder = tempfile.mkdtemp(prefix=PRIVATE_FOLDERS)
+    owner = os.open(f"{folder}/{OWNER}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fcntl.flock(owner, fcntl.LOCK_EX)  # held until this process ends, however it does
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def sweep(parent: Path) -> None:
+    """Delete this user's folders of runs that were killed: those whose owner's lock nobody holds.
+
+    Links are not followed, and a folder without such a lock is left alone: its owner may just be making it.
+    """
+    for folder in parent.glob(f"{PRIVATE_FOLDERS}*"):
+        with contextlib.suppress(OSError):
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                continue
+            owner = os.open(folder / OWNER, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(owner)
 
 
 def _numbers(cores: Iterable[int]) -> str:
