@@ -192,6 +192,9 @@ def _upgrade_to_4(run: Any) -> None:
     if "sittings" in run:
         run["attempts"] = run.pop("sittings")
     samples = [sample for result in run.get("results", []) for sample in result.get("samples", [])]
+    for sample in samples:
+        if sample.get("wall_seconds", 0) is None:  # of a call that failed
+            sample["wall_seconds"] = 0.0
     for entry in [*run.get("rounds", []), *samples]:
         if "sitting" in entry:
             entry["attempt"] = entry.pop("sitting")

@@ -21,6 +21,7 @@ from asrgate.harness.record import RecordError
 from asrgate.harness.record_types import Run
 from asrgate.harness.regression.verdict import Limits
 from asrgate.harness.scenarios import registry
+from asrgate.harness.scoring import verify
 from asrgate.harness.worker import environment
 
 FOLDER = Path("results/baselines")
@@ -54,7 +55,7 @@ def find(folder: Path, run: Run) -> Run:
     """
     path = path_of(folder, run)
     if path.is_file():
-        return record.read(path)
+        return verify.read(path)
     there_are = [str(other.relative_to(folder).with_suffix("")) for other in _paths(folder)]
     raise BaselineError(
         f"no baseline for {run['checkpoint']['name']} on hosts of the kind {run['host']['host_class']} "
@@ -116,7 +117,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _save(arguments: argparse.Namespace) -> int:
-    run = record.read(arguments.run)
+    run = verify.read(arguments.run)
     before = path_of(arguments.baselines, run)
     replaced = before.is_file()
     path = save(arguments.baselines, run, texts=arguments.texts)
@@ -151,7 +152,7 @@ def _list(arguments: argparse.Namespace) -> int:
     for path in paths:
         name = str(path.relative_to(arguments.baselines).with_suffix(""))
         try:
-            run = record.read(path)
+            run = verify.read(path)
         except RecordError as error:
             table.add_row(escape(visible(name)), escape(visible(str(error))))
             continue
@@ -175,7 +176,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if not path.is_file():
         there_are = [str(other.relative_to(folder).with_suffix("")) for other in _paths(folder)]
         raise BaselineError(f"{path} does not exist; existing baselines: {', '.join(there_are) or 'none'}")
-    report.print_table(record.read(path), Console())
+    report.print_table(verify.read(path), Console())
     return 0
 
 

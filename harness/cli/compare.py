@@ -15,6 +15,7 @@ from asrgate.harness.regression import report
 from asrgate.harness.regression.compare import NotComparable, compare
 from asrgate.harness.regression.preconditions import KINDS
 from asrgate.harness.regression.verdict import Limits
+from asrgate.harness.scoring import verify
 
 DEFAULTS = Limits()
 
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     format_of_file = _format_of_file(arguments)
     allowed = _allowed(arguments.allow)
     on_github = os.environ.get("GITHUB_ACTIONS", "") not in ("", "false")
-    new = record.read(arguments.new)
+    new = verify.read(arguments.new)
     limits = Limits(
         max_slowdown=arguments.max_slowdown,
         max_shared_slowdown=arguments.max_shared_slowdown,
@@ -113,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.base == "baseline":
             base = baseline.find(arguments.baselines, new)
         else:
-            base = record.read(Path(arguments.base))
+            base = verify.read(Path(arguments.base))
         found = compare(base, new, limits, allowed)
     except (NotComparable, baseline.BaselineError) as error:
         if on_github:

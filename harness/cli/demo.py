@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
-from asrgate.harness import record
 from asrgate.harness.argument_types import at_least, positive
 from asrgate.harness.cli import run as run_command
 from asrgate.harness.cli import run_options
 from asrgate.harness.corpus.clips import BUNDLED_MANIFEST
 from asrgate.harness.report import race
 from asrgate.harness.runner import progress
+from asrgate.harness.scoring import verify
 
 CLIP = BUNDLED_MANIFEST.with_name("slow.flac")  # long enough to read along, numbers and all
 
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out `asrgate demo`; return 0, or 1 if a row failed, or 130 if interrupted."""
     console = Console()
     if arguments.replay is not None:
-        race.show(race.race(record.read(arguments.replay), arguments.clip), console, arguments.speed)
+        race.show(race.race(verify.read(arguments.replay), arguments.clip), console, arguments.speed)
         return 0
     asked = run_command.defaults()
     asked.argv = arguments.argv

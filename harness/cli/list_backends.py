@@ -8,11 +8,11 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
 from asrgate import backends
-from asrgate.backends.base import BackendUnavailable
+from asrgate.backends.base import BackendUnavailable, how_to_fix
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,24 +23,25 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table; always return 0, because a backend that cannot run here is not an error."""
+    """Print what runs here and what does not; return 0, because a backend that cannot is not an error."""
     found = rows()
     if arguments.json:
         json.dump(found, sys.stdout, indent=1)
         print()
         return 0
     console = Console()
-    table = Table(box=None, pad_edge=False)
-    for heading in ("variant", "runs here", "if not, why and what helps"):
-        table.add_column(heading, overflow="fold")
+    console.print("Runs here:", style="bold")
+    for variant in (row["variant"] for row in found if row["available"]):
+        console.print(Padding(Text(variant), (0, 0, 0, 2)))
+    causes: dict[tuple[str, str | None], list[str]] = {}
     for row in found:
-        remedy = f"; {row['remedy']}" if row["remedy"] else ""
-        table.add_row(
-            escape(row["variant"]),
-            "[green]yes[/green]" if row["available"] else "[yellow]no[/yellow]",
-            "" if row["available"] else escape(f"{row['reason']}{remedy}"),
-        )
-    console.print(table)
+        if not row["available"]:
+            causes.setdefault((row["reason"], row["remedy"]), []).append(row["variant"])
+    for (reason, remedy), variants in causes.items():
+        console.print()
+        console.print(Text(f"Not here: {reason}{how_to_fix(remedy)}", style="bold yellow"))
+        for variant in variants:
+            console.print(Padding(Text(variant), (0, 0, 0, 2)))
     return 0
 
 

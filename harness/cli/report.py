@@ -20,7 +20,7 @@ from asrgate.harness.report.columns import percent
 from asrgate.harness.report.console import print_table
 from asrgate.harness.report.formats import FORMATS, FormatError, format_of, render, write_all
 from asrgate.harness.report.readme import readme_tables, update_between_markers
-from asrgate.harness.scoring import gate, score, slices
+from asrgate.harness.scoring import gate, score, slices, verify
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -94,7 +94,7 @@ def add_parsers(subparsers: Any) -> None:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """Carry out `asrgate report`."""
-    run = record.read(arguments.run)
+    run = verify.read(arguments.run)
     if arguments.no_texts:
         run = record.without_texts(run)
     if arguments.slices:
@@ -165,7 +165,7 @@ def _normalizers(run: Run) -> list[str]:
 
 def run_table(arguments: argparse.Namespace) -> int:
     """Carry out `asrgate table`."""
-    text = readme_tables([record.read(path) for path in arguments.runs])
+    text = readme_tables([verify.read(path) for path in arguments.runs])
     if arguments.update is None:
         _print(text + "\n")
     else:

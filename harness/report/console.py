@@ -46,8 +46,8 @@ def print_table(run: Run, console: Console, with_confusions: bool = False) -> No
         console.print(_table(shown, measured, console))
         console.print()
         _print_legend(shown, run, console)
-    for group, title in ((UNRANKED, "Not ranked"), (UNAVAILABLE, "Not available on this machine")):
-        _print_reasons([row for row in built if row["group"] == group], title, console)
+    _print_reasons([row for row in built if row["group"] == UNRANKED], console)
+    _print_unavailable([row for row in built if row["group"] == UNAVAILABLE], run, console)
     if measured:
         confusions = parts.confusions(run) if with_confusions else []
         for part in [*parts.parts(run, only_asked=True), *confusions]:
@@ -96,13 +96,36 @@ def _print_legend(shown: Sequence[Column], run: Run, console: Console) -> None:
         )
 
 
-def _print_reasons(group: Sequence[Row], title: str, console: Console) -> None:
-    if not group:
+def _print_reasons(unranked: Sequence[Row], console: Console) -> None:
+    if unranked:
+        _print_list("Not ranked:", [f"{r['variant']}: {r['reason']}{_remedy(r)}" for r in unranked], console)
+
+
+def _print_unavailable(unavailable: Sequence[Row], run: Run, console: Console) -> None:
+    """Say what the machine lacks, once per cause; of variants that nobody named only how many they are."""
+    if not unavailable:
         return
-    console.print(Text(f"{title}:", style="bold"))
-    for row in group:
-        line = _text(f"{row['variant']}: {row['reason']}{how_to_fix(row['remedy'])}", console)
-        console.print(Padding(line, (0, 0, 0, 2), expand=False))
+    count = f"{len(unavailable)} variant{'s' if len(unavailable) > 1 else ''}"
+    if not any(word.startswith("--backends") for word in run["command"]):
+        console.print(
+            _text(f"Not measured: {count} that this machine cannot run; see `asrgate list`.", console)
+        )
+        return
+    causes: dict[str, list[str]] = {}
+    for row in unavailable:
+        causes.setdefault(f"{row['reason']}{_remedy(row)}", []).append(row["variant"])
+    lines = [f"{', '.join(variants)}: {cause}" for cause, variants in causes.items()]
+    _print_list("Not available on this machine:", lines, console)
+
+
+def _remedy(row: Row) -> str:
+    return how_to_fix(row["remedy"])
+
+
+def _print_list(title: str, lines: Sequence[str], console: Console) -> None:
+    console.print(Text(title, style="bold"))
+    for line in lines:
+        console.print(Padding(_text(line, console), (0, 0, 0, 2), expand=False))
 
 
 def _print_part(part: Part, console: Console) -> None:

@@ -13,6 +13,7 @@ from asrgate.harness.record_types import Run
 from asrgate.harness.regression import preconditions
 from asrgate.harness.report.columns import figure, percent
 from asrgate.harness.report.rows import RANKED, UNAVAILABLE, Row, rows
+from asrgate.harness.scoring import verify
 
 
 class HistoryError(AsrgateError):
@@ -86,7 +87,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         if path.is_dir() and not (path / "run.json").exists():
             for file in sorted(path.glob("*/run.json")):
                 try:
-                    run = record.read(file)
+                    run = verify.read(file)
                     rows(run)
                 except record.RecordError as error:
                     print(f"asrgate: left out: {error}", file=sys.stderr)
@@ -96,7 +97,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
                     continue
                 found[run["run_id"]] = run
         else:
-            run = record.read(path)
+            run = verify.read(path)
             found[run["run_id"]] = run
     if not found:
         raise HistoryError(

@@ -1,0 +1,86 @@
+"""Reads a stored run only if its figures and its verdict follow from its samples."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from asrgate.harness import record
+from asrgate.harness.metrics.word_errors import errors, is_timed, ratio
+from asrgate.harness.record import DOCTORED, RecordError, doctored, errors_of
+from asrgate.harness.record_types import Result, Run
+from asrgate.harness.scenarios import registry
+from asrgate.harness.scoring import gate
+
+TOLERANCE = 1e-9  # relative: sums of floats in another order differ by less
+
+
+def read(path: Path) -> Run:
+    """Read a stored run as record.read does, and derive its figures again.
+
+    Texts are not scored again: their normaliser may be another version by now. What follows from the word
+    counts and the times must be what the record says, and the gate must judge it alike.
+
+    Raises:
+        RecordError: as record.read, or something in the record does not follow from the rest of it.
+    """
+    run = record.read(path)
+    try:
+        difference = next(differences(run), None)
+    except DOCTORED as error:
+        raise RecordError(f"{path}: {doctored(error)}") from error
+    if difference is not None:
+        raise RecordError(
+            f"{path} does not agree with its own samples: {difference}; it was changed after asrgate wrote "
+            "it. Measure again, or derive it anew with `asrgate rescore` if it was stored with texts"
+        )
+    return run
+
+
+def differences(run: Run) -> Iterator[str]:
+    """Say what in a run does not follow from its samples and word counts."""
+    for result in run["results"]:
+        for what, stated, found in _figures(run, result):
+            if not _is_same(stated, found):
+                yield f"{result['variant']} has {what} {_written(stated)}, but {_written(found)} follows"
+    again = copy.deepcopy(run)
+    gate.judge(again)
+    pairs = list(zip(run["results"], again["results"], strict=True))
+    pairs.sort(key=lambda pair: pair[1]["gate"]["ranked"])  # one that must not be ranked moves the others
+    for before, after in pairs:
+        said, judged = before["gate"], after["gate"]
+        if (said["ranked"], said["rank"]) != (judged["ranked"], judged["rank"]):
+            why = f" ({'; '.join(judged['reasons'])})" if judged["reasons"] else ""
+            yield f"{before['variant']} is {_place(before)}, but must be {_place(after)}{why}"
+
+
+def _figures(run: Run, result: Result) -> Iterator[tuple[str, float | None, float | None]]:
+    """Yield name, stated and derived value of each figure that the gate or a table uses."""
+    wer = result["wer"]
+    if wer is not None:
+        counted = errors_of(result)
+        words = sum(entry["reference_words"] for entry in counted)
+        yield "a WER of", wer["wer"], ratio(sum(map(errors, counted)), words)
+    scenario = registry.of(run)
+    speed = scenario.speed(run, [sample for sample in result["samples"] if is_timed(sample)])
+    stated = result["rtfx"]
+    yield "an RTFx of", None if stated is None else stated["rtfx"], None if speed is None else speed["rtfx"]
+    latency, seconds = result["latency"], scenario.latencies(result)
+    shortest = None if latency is None else latency["min_seconds"]
+    yield "a shortest latency of", shortest, min(seconds, default=None)
+
+
+def _is_same(stated: float | None, found: float | None) -> bool:
+    if stated is None or found is None:
+        return stated is found
+    return math.isclose(stated, found, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def _written(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.6g}"
+
+
+def _place(result: Result) -> str:
+    return f"rank {result['gate']['rank']}" if result["gate"]["ranked"] else "unranked"
