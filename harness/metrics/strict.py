@@ -104,7 +104,7 @@ def _is_letter(c: str) -> bool:
 def _pattern() -> re.Pattern[str]:
     import regex  # of openai-whisper's dependencies: \X, a character with its marks, is not in `re`
 
-    return regex.compile(_TOKENS_OF_UNSPACED)  # type: ignore[no-any-return]
+    return regex.compile(_TOKENS_OF_UNSPACED)
 
 
 def _tokens(text: str) -> list[str]:
