@@ -141,9 +141,8 @@ fi
 export XDG_CACHE_HOME="$folder/cache" XDG_CONFIG_HOME="$folder/cache" PYTHONDONTWRITEBYTECODE=1
 export ASRGATE_CACHE="${cache:-$folder/cache/asrgate}"
 # One run a machine: the lock must be the one that other runs here take.
-lock=${TMPDIR:-/tmp}/asrgate-$(id -u).lock
+lock=${ASRGATE_LOCKS:-/tmp}/asrgate-$(id -u).lock
 if [ -e "$lock" ]; then lock_was_there=yes; fi
-ln -s "$lock" "$folder/tmp/asrgate-$(id -u).lock"
 export TMPDIR="$folder/tmp"
 
 run() { # in the background, so that a signal is answered at once

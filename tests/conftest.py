@@ -39,6 +39,7 @@ def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("machine")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
+        patch.setenv("ASRGATE_LOCKS", str(folder))
         patch.setattr("tempfile.tempdir", None)
         patch.setenv("ASRGATE_CACHE", str(folder / "cache"))
         patch.setenv("ASRGATE_OFFLINE", "1")  # a test of a source deletes it

@@ -83,7 +83,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
         f"ListenAddress 127.0.0.1:{port}\nHostKey {folder / 'host'}\nPidFile none\nStrictModes no\n"
         f"AuthorizedKeysFile {folder / 'user.pub'}\nPasswordAuthentication no\n"
         "KbdInteractiveAuthentication no\nUsePAM no\nPermitRootLogin prohibit-password\n"
-        f"SetEnv HOME={found.home} TMPDIR={found.temporary} PYTHONPATH={fakes} XDG_CACHE_HOME=\n"
+        f"SetEnv HOME={found.home} TMPDIR={found.temporary} ASRGATE_LOCKS={found.temporary} PYTHONPATH={fakes} XDG_CACHE_HOME=\n"
     )
     found.config.write_text(
         f"Host *\n  HostName 127.0.0.1\n  Port {port}\n  User {getpass.getuser()}\n"
@@ -282,7 +282,7 @@ def test_lock_of_the_machine_is_the_one_others_take(
     bench: Callable[..., tuple[int, str, str]], remote: Remote, tmp_path: Path
 ) -> None:
     name = f"asrgate-{os.getuid()}.lock"
-    then = f'echo held >>"$TMPDIR/{name}"; exit 0'
+    then = f'echo held >>"$ASRGATE_LOCKS/{name}"; exit 0'
     lock = remote.temporary / name
     assert bench("there", then=then)[0] == 0
     assert remote.left() == [], "it was not there before"

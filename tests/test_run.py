@@ -302,7 +302,7 @@ def test_a_link_at_the_lock_is_not_followed(
 ) -> None:
     precious = tmp_path / "precious"
     precious.write_text("mine")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("ASRGATE_LOCKS", str(tmp_path))
     (tmp_path / f"asrgate-{os.getuid()}.lock").symlink_to(precious)
     assert asrgate("--backends", "honest", "--rounds", "1") == 2
     assert "cannot open the lock" in capsys.readouterr().err

@@ -400,12 +400,13 @@ def _point_latest(results: Path, folder: Path) -> None:
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Hold the machine-wide lock, because two runs at once would disturb each other's times."""
-    path = Path(tempfile.gettempdir()) / f"asrgate-{os.getuid()}.lock"
+    path = lock.of_machine()
     try:
         file = lock.opened(path)
     except OSError as error:
         raise RunError(
-            f"cannot open the lock file {path}: {error.strerror}; remove it, or set another TMPDIR"
+            f"cannot open the lock file {path}: {error.strerror}; remove it, or set {lock.FOLDER_VARIABLE} to "
+            "a folder that all your runs on this machine share"
         ) from error
     with file:
         if not lock.is_taken(file):

@@ -5,8 +5,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import tempfile
 from pathlib import Path
 from typing import IO
+
+FOLDER_VARIABLE = "ASRGATE_LOCKS"
+
+
+def of_machine() -> Path:
+    """Return the path of the lock that every run of this user on this machine takes, whatever its TMPDIR."""
+    shared = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+    return Path(os.environ.get(FOLDER_VARIABLE) or shared) / f"asrgate-{os.getuid()}.lock"
 
 
 def opened(path: Path) -> IO[str]:
