@@ -241,8 +241,9 @@ class _Loop:
         no_speech = ops.where(at_start, choice.no_speech, state.no_speech)
         logprob = ops.where(sampling, state.logprob + choice.logprob, state.logprob)
         # what is chosen during the prompt is stored too, and so is the end of text; `written` counts neither
-        row = [(slice(written, written + 1), 1)]
-        ops.buffer_store_slice(self._sampled, ops.reshape(choice.token, (1,)), row)
+        ops.buffer_store_slice(
+            self._sampled, ops.reshape(choice.token, (1,)), [(slice(written, written + 1), 1)]
+        )
         has_ended = choice.token == rules.eot
         is_stamp = choice.token >= rules.timestamp_begin
         now_written = ops.where(sampling & ~has_ended, written + 1, written)
@@ -250,6 +251,7 @@ class _Loop:
         last = ops.where(sampling, ops.where(is_stamp, one, _integer(0)), last)
         stamp = ops.where(sampling & is_stamp, choice.token, state.stamp)
         is_full = (now_written >= rules.sample_limit) | (position + 1 >= rules.last_position)
+        done = ops.where(sampling & (has_ended | is_full), one, _integer(0))
         return LoopState(
             position=position + 1,
             token=choice.token,
@@ -259,7 +261,7 @@ class _Loop:
             stamp=stamp,
             logprob=logprob,
             no_speech=no_speech,
-            done=ops.where(sampling & (has_ended | is_full), one, _integer(0)),
+            done=done,
         )
 
 
