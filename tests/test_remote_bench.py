@@ -83,7 +83,8 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
         f"ListenAddress 127.0.0.1:{port}\nHostKey {folder / 'host'}\nPidFile none\nStrictModes no\n"
         f"AuthorizedKeysFile {folder / 'user.pub'}\nPasswordAuthentication no\n"
         "KbdInteractiveAuthentication no\nUsePAM no\nPermitRootLogin prohibit-password\n"
-        f"SetEnv HOME={found.home} TMPDIR={found.temporary} ASRGATE_LOCKS={found.temporary} PYTHONPATH={fakes} XDG_CACHE_HOME=\n"
+        f"SetEnv HOME={found.home} TMPDIR={found.temporary} ASRGATE_LOCKS={found.temporary} "
+        f"PYTHONPATH={fakes} XDG_CACHE_HOME=\n"
     )
     found.config.write_text(
         f"Host *\n  HostName 127.0.0.1\n  Port {port}\n  User {getpass.getuser()}\n"

@@ -282,6 +282,7 @@ def test_second_run_is_refused_while_one_measures(
     spoken: Path,
     model: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     first = start_run(slow_arguments(spoken, model, tmp_path / "first"))
@@ -289,6 +290,9 @@ def test_second_run_is_refused_while_one_measures(
         wait_for_round(tmp_path / "first", 1)
         assert asrgate("--backends", "twin") == 2
         assert f"another run is measuring on this machine (process {first.pid})" in capsys.readouterr().err
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        assert asrgate("--backends", "twin") == 2, "another folder for temporary files is no other machine"
     finally:
         first.terminate()
         first.communicate(timeout=30)

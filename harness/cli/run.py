@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -405,8 +404,8 @@ def _one_at_a_time() -> Iterator[None]:
         file = lock.opened(path)
     except OSError as error:
         raise RunError(
-            f"cannot open the lock file {path}: {error.strerror}; remove it, or set {lock.FOLDER_VARIABLE} to "
-            "a folder that all your runs on this machine share"
+            f"cannot open the lock file {path}: {error.strerror}; remove it, or set {lock.FOLDER_VARIABLE} "
+            "to a folder that all your runs on this machine share"
         ) from error
     with file:
         if not lock.is_taken(file):
