@@ -214,7 +214,7 @@ def _sample(clip: dict[str, Any], number: int, text: str | None, wall_seconds: f
     return {
         "clip": clip["name"],
         "round": number,
-        "wall_seconds": wall_seconds if answered else None,
+        "wall_seconds": wall_seconds,
         "worker_seconds": wall_seconds if answered else None,
         "cpu_seconds": wall_seconds * 0.9 if answered else None,
         "late_work_seconds": 0.0 if answered else None,

@@ -167,12 +167,27 @@ def test_markdown_never_has_a_table_with_speed_and_no_wer(run):
 
 
 def test_unranked_and_unavailable_rows_say_why_and_what_mends_it(run):
+    run["command"] = ["asrgate", "run", "--backends", "all"]
     for text in (report.render(run, "md"), printed(run, 400)):
         ranked, unranked = text.index(REFERENCE + " "), text.index("ot ranked")
         assert ranked < unranked
         assert "wrote 23% of the reference's number of words" in text
         assert "no CUDA device" in text
         assert "install the driver" in text
+
+
+def test_what_the_machine_lacks_is_one_line_where_nobody_asked_for_it(run):
+    run["command"] = ["asrgate", "run"]
+    text = printed(run, 400)
+    assert "Not measured: 1 variant that this machine cannot run; see `asrgate list`." in text
+    assert "no CUDA device" not in text
+
+
+def test_variants_that_lack_the_same_share_a_line(run):
+    add_unavailable(run, "max@cuda/float32", "no CUDA device", "install the driver")
+    run["command"] = ["asrgate", "run", "--backends=all"]
+    (line,) = [line for line in printed(run, 400).splitlines() if "no CUDA device" in line]
+    assert ABSENT in line and "max@cuda/float32" in line
 
 
 def test_warnings_and_interruption_are_shown(run):

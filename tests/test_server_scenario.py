@@ -277,6 +277,7 @@ def server_run(service_seconds: dict[str, float], rate: float | None = 5.0, p99:
         result["samples"] = [
             firsts[f"clip-{n % 4:03}"]
             | {"request": n, "arrival_seconds": arrivals[n], "wall_seconds": seconds}
+            | {"cpu_seconds": 0.9 * seconds}
             | {"late_work_seconds": None if n % 2 else 0.0}
             | {name: served[n][name] for name in ("start_seconds", "finish_seconds")}
             for n in range(40)
