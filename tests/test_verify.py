@@ -80,6 +80,18 @@ def test_a_doctored_run_is_one_clear_error(
     assert "does not agree with its own samples" in capsys.readouterr().err
 
 
+def test_of_a_run_that_was_killed_nothing_was_derived_yet(run: Any, tmp_path: Path) -> None:
+    run.update(finished_at=None, complete=False)
+    for result in run["results"]:
+        result.update(wer=None, rtfx=None, latency=None)
+        result["gate"] = {"ranked": False, "rank": None, "reasons": ["not judged yet"]}
+    record.write(run, tmp_path / "run.json")
+    assert cli.main(["report", str(tmp_path)]) == 0
+    result_of(run, OTHER)["gate"] = {"ranked": True, "rank": 1, "reasons": []}
+    record.write(run, tmp_path / "run.json")
+    assert cli.main(["report", str(tmp_path)]) == 2
+
+
 def test_scoring_it_again_makes_it_agree(run: Any, tmp_path: Path) -> None:
     wer(run)
     run["scoring"]["normalizer"]["name"] = "none"

@@ -40,7 +40,12 @@ def read(path: Path) -> Run:
 
 
 def differences(run: Run) -> Iterator[str]:
-    """Say what in a run does not follow from its samples and word counts."""
+    """Say what in a run does not follow from its samples and word counts.
+
+    Of a run that was killed, nothing has been derived yet, and no row is ranked.
+    """
+    if run["finished_at"] is None and not any(result["gate"]["ranked"] for result in run["results"]):
+        return
     for result in run["results"]:
         for what, stated, found in _figures(run, result):
             if not _is_same(stated, found):
