@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -200,3 +201,56 @@ def test_an_unchanged_answer_to_a_splice_counts_where_the_references_changes() -
     assert "spliced from two clips" in reason
     result_of(run, OTHER)["integrity"]["probes"] = [probe("spliced", 1, 100)]
     assert reasons(run) == []
+
+
+def set_changed(run: Any, variant: str, shares: list[float]) -> None:
+    for entry, share in zip(rounds_of_variant(run, variant), shares, strict=True):
+        entry["changed_words"] = share
+
+
+def rounds_of_variant(run: Any, variant: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = result_of(run, variant)["wer"]["rounds"]
+    return found
+
+
+def test_what_the_references_words_change_is_allowed_twice_on_top(steady: Any) -> None:
+    """Hard recordings change the words of any engine when the audio changes inaudibly."""
+    set_changed(steady, REFERENCE, [0.0, 0.12, 0.05])
+    set_changed(steady, OTHER, [0.0, 0.34, 0.20])
+    assert reasons(steady) == []
+    set_changed(steady, OTHER, [0.0, 0.34, 0.201])
+    (reason,) = reasons(steady)
+    assert reason == "20% of its words changed between its first answers and round 3 (allowed: 20%)"
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "refused", "message"),
+    [
+        ("wer_difference", 0.13, 0.131, r"in round 2 is 13\.1 points above the reference's .allowed: 13\.0."),
+        ("length_ratio", 0.78, 0.779, r"wrote 78% .* in round 2 .allowed: 78% to 122%."),
+    ],
+)
+def test_it_is_allowed_once_on_top_for_errors_and_length(
+    steady: Any, name: str, allowed: float, refused: float, message: str
+) -> None:
+    set_changed(steady, REFERENCE, [0.0, 0.12, 0.0])
+    second = rounds_of_variant(steady, OTHER)[1]
+    second[name] = allowed
+    assert reasons(steady) == []
+    second[name] = refused
+    (reason,) = reasons(steady)
+    assert re.search(message, reason), reason
+
+
+def test_the_reference_itself_may_change_half_of_its_words(steady: Any) -> None:
+    set_changed(steady, REFERENCE, [0.0, 0.5, 0.0])
+    assert reasons(steady, REFERENCE) == []
+    set_changed(steady, REFERENCE, [0.0, 0.51, 0.0])
+    assert "51% of its words changed" in reasons(steady, REFERENCE)[0]
+
+
+def test_a_round_that_the_reference_lacks_is_as_shaky_as_its_worst(steady: Any) -> None:
+    set_changed(steady, REFERENCE, [0.0, 0.12, 0.0])
+    del rounds_of_variant(steady, REFERENCE)[2]
+    set_changed(steady, OTHER, [0.0, 0.0, 0.34])
+    assert reasons(steady) == []
