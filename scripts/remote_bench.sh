@@ -139,6 +139,7 @@ if [ -d "$old_cache/whisper" ]; then
   export ASRGATE_WEIGHTS
 fi
 export XDG_CACHE_HOME="$folder/cache" XDG_CONFIG_HOME="$folder/cache" PYTHONDONTWRITEBYTECODE=1
+export HOME="$folder/cache" # for caches of programs that do not follow XDG, such as Mojo
 export ASRGATE_CACHE="${cache:-$folder/cache/asrgate}"
 # One run a machine: the lock must be the one that other runs here take.
 lock=${ASRGATE_LOCKS:-/tmp}/asrgate-$(id -u).lock
