@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 import tempfile
 import traceback
@@ -21,11 +22,13 @@ from asrgate.backends.base import AsrgateError
 from asrgate.harness.record_types import ClipErrors, ProbeRecord, Result, Run, WordErrorRate
 
 SCHEMA_VERSION = 4
-# History: 1 = first version; 2 = checkpoint.tensors_sha256; 3 = wall_seconds of samples are by the
-# parent's clock, the worker's are worker_seconds; wer.rounds. Older runs are read as of this version.
+# History: 1 = first version; 2 = checkpoint.tensors_sha256; 3 = wall_seconds of samples are by the parent's
+# clock, the worker's are worker_seconds; wer.rounds; 4 = attempts and actors, which had other names, and
+# altered copies of clips from the second round on. Older runs are read as of this version.
 
 FILE_LIMIT_BYTES = 1 << 30  # 100,000 clips in seven rounds take half of it
 LARGEST_INTEGER = (1 << 64) - 1
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # the only way in: bytes of one are no UTF-8
 
 SCHEMA_PATH = Path(__file__).with_name("run.schema.json")
 
@@ -113,7 +116,8 @@ def read(path: Path) -> Run:
     if path.is_dir():
         path = path / "run.json"
     try:
-        run = loads(regular_file_bytes(path))
+        content = regular_file_bytes(path)
+        run = loads(content)
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -130,10 +134,11 @@ def read(path: Path) -> Run:
     except (AttributeError, TypeError) as error:
         raise RecordError(f"{path}: the record violates the schema of version {version}") from error
     run["schema_version"] = SCHEMA_VERSION
-    try:
-        json.dumps(run, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise RecordError(f"{path} has half of a surrogate pair, which is not valid text") from error
+    if _SURROGATE.search(content):
+        try:
+            json.dumps(run, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise RecordError(f"{path} has half of a surrogate pair, which is not valid text") from error
     validate(run)
     contradiction = next(_contradictions(run), None)
     if contradiction is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jiwer
 
-from asrgate.harness.metrics import keywords, normalizers, word_errors
+from asrgate.harness.metrics import keywords, word_errors
 from asrgate.harness.metrics.word_errors import Sample, Texts, errors
 from asrgate.harness.record_types import Result, Run, WordErrorRate, WordPair
 
@@ -20,37 +20,35 @@ LONGEST = 4  # words on either side of a pair: longer ones are other sentences
 ABSENT = ""  # in place of a word that the other text lacks
 
 
-def add(
-    run: Run, result: Result, first: Mapping[str, Sample], texts: Texts, others: Mapping[str, Texts]
-) -> None:
-    """Fill `second`, `formatted`, `confusions` and, where any is said, `keywords` of a result's `wer`.
+def add(run: Run, firsts: Mapping[str, Mapping[str, Sample]], texts: Texts, second: Texts) -> None:
+    """Fill `second`, `formatted`, `confusions` and, where any is said, `keywords` of each result's `wer`.
 
     Args:
-        first: the result's answers that are scored.
+        firsts: variant -> its answers that are scored.
         texts: under the run's normaliser, as `wer` was counted.
-        others: name of a normaliser -> the texts under it, for the second reading and `formatted`.
+        second: under the second one.
     """
-    wer = result["wer"]
-    name = normalizers.second(texts.name)
-    counted = word_errors.count(run, result, first, others[name])
-    if wer is None or counted is None:
-        return
-    wer["second"] = {
-        "wer": counted["wer"],
-        "cer": counted["cer"],
-        "substitutions": counted["substitutions"],
-        "deletions": counted["deletions"],
-        "insertions": counted["insertions"],
-        "reference_words": counted["reference_words"],
-        "differences": _pairs(_differences(run, wer, counted, first, texts, others[name])),
-    }
-    written = others["formatted"]
     is_formatted = _is_formatted([clip["reference"] for clip in run["clips"] if clip["reference"]])
-    wer["formatted"] = word_errors.wer_only(run, first, written) if is_formatted else None
-    spoken = keywords.recall(run, first, texts)
-    if spoken is not None:
-        wer["keywords"] = spoken
-    wer["confusions"] = _pairs(_confusions(run, wer, first, texts))
+    written = Texts(run, "formatted") if is_formatted else None
+    for result in run["results"]:
+        wer, first = result["wer"], firsts[result["variant"]]
+        counted = None if wer is None else word_errors.count(run, result, first, second)
+        if wer is None or counted is None:
+            continue
+        wer["second"] = {
+            "wer": counted["wer"],
+            "cer": counted["cer"],
+            "substitutions": counted["substitutions"],
+            "deletions": counted["deletions"],
+            "insertions": counted["insertions"],
+            "reference_words": counted["reference_words"],
+            "differences": _pairs(_differences(run, wer, counted, first, texts, second)),
+        }
+        wer["formatted"] = None if written is None else word_errors.wer_only(run, first, written)
+        spoken = keywords.recall(run, first, texts)
+        if spoken is not None:
+            wer["keywords"] = spoken
+        wer["confusions"] = _pairs(_confusions(run, wer, first, texts))
 
 
 def _pairs(counts: Counter[tuple[str, str]]) -> list[WordPair]:

@@ -32,6 +32,19 @@ def is_timed(sample: Sample) -> bool:
     return is_answered(sample) and sample.get("timed", True)
 
 
+def timed(result: Result) -> list[Sample]:
+    """Return the samples of a result whose times count."""
+    return [sample for sample in result["samples"] if is_timed(sample)]
+
+
+def walls_by_clip(result: Result) -> dict[str, list[float]]:
+    """Return clip name -> the wall seconds of its samples whose times count."""
+    walls: dict[str, list[float]] = {}
+    for sample in timed(result):
+        walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
+    return walls
+
+
 def first_answers(result: Result) -> dict[str, Sample]:
     """Return clip name -> the sample of the first round, if that was answered."""
     first: dict[str, Sample] = {}
@@ -165,6 +178,10 @@ def wer_only(run: Run, first: Mapping[str, Sample], texts: Texts) -> float | Non
     """Return the WER that `count` would, without counting characters."""
     spoken = {clip["name"]: said for clip in run["clips"] if (said := clip["reference"]) is not None}
     heard = {clip: first[clip]["text"] or "" if clip in first else "" for clip in spoken}
+    return _word_error_rate(spoken, heard, texts)
+
+
+def _word_error_rate(spoken: Mapping[str, str], heard: Mapping[str, str], texts: Texts) -> float | None:
     wrong = sum(texts.edits(said, heard[clip], clip) for clip, said in spoken.items())
     return ratio(wrong, sum(texts.words(said, clip) for clip, said in spoken.items()))
 
@@ -199,8 +216,6 @@ def _round(
     ours = _texts_of(asked)
     heard = {clip: ours.get(clip, "") for clip in asked}  # what failed counts as all words missing
     scored = {clip: said for clip in asked if (said := spoken[clip]) is not None}
-    wrong = sum(texts.edits(said, heard[clip], clip) for clip, said in scored.items())
-    reference_words = sum(texts.words(said, clip) for clip, said in scored.items())
     shared = [clip for clip in scored if clip in theirs]
     their_wrong = sum(texts.edits(scored[clip], theirs[clip], clip) for clip in shared)
     our_wrong = sum(texts.edits(scored[clip], heard[clip], clip) for clip in shared)
@@ -210,7 +225,7 @@ def _round(
     return {
         "round": number,
         "clips": len(asked),
-        "wer": ratio(wrong, reference_words),
+        "wer": _word_error_rate(scored, heard, texts),
         "wer_difference": ratio(our_wrong - their_wrong, shared_words),
         "length_ratio": ratio(
             sum(texts.words(ours[clip], clip) for clip in both),

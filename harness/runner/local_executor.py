@@ -122,8 +122,8 @@ class LocalExecutor(Executor):
                 found = cache_probes.run(prober, self._probes, normalize)
                 found += self._mixed_in_entries(name, normalize)
                 state.progress.advance(2 * len(self._probes))
+                state.checked(name, found)
                 result = state.results[name]
-                result["integrity"] = {"probes": found, "unseen_over_seen": None, "late_work_seconds": None}
                 result["resources"].update(cast(Any, worker.resources()))
                 result["resources"]["peak_vram_process_bytes"] = meters.process_vram_bytes(worker.pid)
 

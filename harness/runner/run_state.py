@@ -12,7 +12,7 @@ from asrgate.backends.base import SAMPLE_RATE_HZ
 from asrgate.harness import record
 from asrgate.harness.corpus.audio import dithered
 from asrgate.harness.corpus.clips import Clip
-from asrgate.harness.record_types import RoundRecord, Sample
+from asrgate.harness.record_types import ProbeRecord, RoundRecord, Sample
 from asrgate.harness.runner import journal, resume
 from asrgate.harness.runner.plan import Plan, blank_record
 from asrgate.harness.runner.progress import Progress
@@ -117,6 +117,14 @@ class RunState:
             sample["attempt"] = self._attempt
         self.results[name]["samples"].append(sample)
         self.progress.answered(name, clip.name, number, answer["wall_seconds"], answer["error"])
+
+    def checked(self, name: str, probes: list[ProbeRecord]) -> None:
+        """Keep what a variant answered to probes; what follows is derived when the run is over."""
+        self.results[name]["integrity"] = {
+            "probes": probes,
+            "unseen_over_seen": None,
+            "late_work_seconds": None,
+        }
 
     def failure(self, name: str, doing: str, error: WorkerError) -> None:
         """Take a variant out of the run; the error goes into its result."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from asrgate.harness.column import Column, of
 from asrgate.harness.corpus.clips import Clip
-from asrgate.harness.metrics.word_errors import is_timed
+from asrgate.harness.metrics.word_errors import timed
 from asrgate.harness.record_types import Result, Run
 from asrgate.harness.scenarios.batches import BatchGenerator
 from asrgate.harness.scenarios.scenario import Load, LoadGenerator, Scenario
@@ -60,4 +60,4 @@ class SingleStream(Scenario):
 
     def latencies(self, result: Result) -> list[float]:
         """Return the wall seconds of each call."""
-        return [sample["wall_seconds"] for sample in result["samples"] if is_timed(sample)]
+        return [sample["wall_seconds"] for sample in timed(result)]

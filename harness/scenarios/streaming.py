@@ -22,7 +22,7 @@ from asrgate.harness.argument_types import positive
 from asrgate.harness.column import Column, Row, count, of, whole_percent
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import bootstrap
-from asrgate.harness.metrics.word_errors import Texts, is_timed, ratio
+from asrgate.harness.metrics.word_errors import Texts, ratio, timed
 from asrgate.harness.record_types import Result, Run, Sample, Speed
 from asrgate.harness.scenarios.scenario import (
     Answered,
@@ -172,13 +172,13 @@ class Streaming(Scenario):
     def add_figures(self, run: Run, result: Result, texts: Texts) -> None:
         """Fill `streaming`; None when no stream was answered. What the normaliser makes alike is kept."""
         result["streaming"] = None
-        timed = _streamed(result)
-        if not timed:
+        streams = _streamed(result)
+        if not streams:
             return
-        firsts = [s["first_text_seconds"] for s in timed if s["first_text_seconds"] is not None]
+        firsts = [s["first_text_seconds"] for s in streams if s["first_text_seconds"] is not None]
         median, p90 = bootstrap.percentiles(firsts, [50, 90]) if firsts else (None, None)
         unstable = words = 0
-        for sample in timed:
+        for sample in streams:
             said = [*(partial["text"] for partial in sample["partials"]), sample["text"]]
             spoken = [texts.normalised(text or "", sample["clip"]).split() for text in said]
             unstable += unstable_words(spoken)
@@ -187,10 +187,10 @@ class Streaming(Scenario):
             "first_text_median_seconds": median,
             "first_text_p90_seconds": p90,
             "unstable_partial_word_ratio": ratio(unstable, words),
-            "partials": sum(len(sample["partials"]) for sample in timed),
+            "partials": sum(len(sample["partials"]) for sample in streams),
             "busy_fraction": ratio(
-                sum(sample["busy_seconds"] or 0.0 for sample in timed),
-                sum(sample["wall_seconds"] for sample in timed),
+                sum(sample["busy_seconds"] or 0.0 for sample in streams),
+                sum(sample["wall_seconds"] for sample in streams),
             ),
         }
 
@@ -242,7 +242,7 @@ class StreamProber:
 
 
 def _streamed(result: Result) -> list[Sample]:
-    return [s for s in result["samples"] if is_timed(s) and s.get("final_latency_seconds") is not None]
+    return [s for s in timed(result) if s.get("final_latency_seconds") is not None]
 
 
 def unstable_words(texts: list[list[str]]) -> int:

@@ -53,7 +53,8 @@ def prepare(clips: Sequence[Clip], audio: Mapping[str, np.ndarray], seed: int) -
         audio: clip name -> its samples.
         seed: drawn after the engines were loaded, so that none can make the copies itself beforehand.
     """
-    spoken = [c for c in clips if c.reference != "" and c.audio_seconds <= LONGEST_PROBE_SECONDS]
+    with_speech = [clip for clip in clips if clip.reference != ""]
+    spoken = [clip for clip in with_speech if clip.audio_seconds <= LONGEST_PROBE_SECONDS]
     spoken.sort(key=lambda clip: (clip.audio_seconds, clip.name))
     if len(spoken) > PROBED_CLIPS:  # evenly over the lengths
         step = (len(spoken) - 1) / (PROBED_CLIPS - 1)
@@ -62,11 +63,11 @@ def prepare(clips: Sequence[Clip], audio: Mapping[str, np.ndarray], seed: int) -
     for number, clip in enumerate(spoken):
         samples = audio[clip.name]
         probes.append(Probe("dithered", clip, samples, dithered(samples, seed + number)))
-    long = [c for c in clips if c.reference != "" and c.audio_seconds > LONGEST_PROBE_SECONDS]
+    long = [clip for clip in with_speech if clip.audio_seconds > LONGEST_PROBE_SECONDS]
     if long:  # a cache may be in front of long recordings alone
         spoken.append(min(long, key=lambda clip: (clip.audio_seconds, clip.name)))
     for first in spoken:
-        second = _partner(first, clips)
+        second = _partner(first, with_speech)
         if second is not None:
             samples = audio[first.name]
             probes.append(Probe("spliced", first, samples, _splice(samples, audio[second.name])))
@@ -75,7 +76,7 @@ def prepare(clips: Sequence[Clip], audio: Mapping[str, np.ndarray], seed: int) -
 
 def _partner(first: Clip, clips: Sequence[Clip]) -> Clip | None:
     """Return the clip to splice with: of the same language and of like length, if there is one."""
-    others = [c for c in clips if c.reference != "" and c.sha256 != first.sha256]
+    others = [c for c in clips if c.sha256 != first.sha256]
     return min(
         others,
         key=lambda c: (c.language != first.language, abs(c.audio_seconds - first.audio_seconds), c.name),

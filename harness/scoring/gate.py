@@ -164,7 +164,7 @@ def _shakiness(reference: Result, entry: RoundErrors) -> float:
 def _processors(run: Run, result: Result) -> Iterator[str]:
     """An engine may keep as many cores busy as it was given threads."""
     threads = run["settings"]["decoding"].get("threads")
-    timed = [s for s in result["samples"] if word_errors.is_timed(s) and s["cpu_seconds"] is not None]
+    timed = [s for s in word_errors.timed(result) if s["cpu_seconds"] is not None]
     wall = sum(sample["wall_seconds"] for sample in timed)
     cpu = sum(sample["cpu_seconds"] or 0.0 for sample in timed)
     if threads and cpu > THREADS_LIMIT * threads * wall + TICK_SECONDS * len(timed):

@@ -16,7 +16,7 @@ import numpy as np
 
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.metrics import bootstrap, normalizers, readings, word_errors
-from asrgate.harness.metrics.word_errors import Texts, errors, first_answers, is_timed, ratio
+from asrgate.harness.metrics.word_errors import Texts, errors, first_answers, ratio, timed, walls_by_clip
 from asrgate.harness.record import errors_of
 from asrgate.harness.record_types import AlsoResult, AlsoScored, Latency, Result, Run, Sample
 from asrgate.harness.scenarios import registry
@@ -46,7 +46,7 @@ def score(
     scenario = registry.of(run)
     for result in run["results"]:
         result["wer"] = word_errors.count(run, result, firsts[result["variant"]], texts)
-        result["rtfx"] = scenario.speed(run, _timed(result))
+        result["rtfx"] = scenario.speed(run, timed(result))
         scenario.add_figures(run, result, texts)
         result["latency"] = _latency(scenario.latencies(result), result)
     _compare_with_reference(run, firsts)
@@ -56,9 +56,7 @@ def score(
             other = None if result is reference else reference
             result["wer"]["rounds"] = word_errors.by_round(run, result, other, texts)
     second = normalizers.second(normalizer)
-    others = {name: Texts(run, name) for name in (second, "formatted")}
-    for result in run["results"]:
-        readings.add(run, result, firsts[result["variant"]], texts, others)
+    readings.add(run, firsts, texts, Texts(run, second))
     run["scoring"] = {
         "normalizer": normalizers.identify(normalizer),
         "second": normalizers.identify(second),
@@ -157,7 +155,7 @@ def _latency(walls: Sequence[float], result: Result) -> Latency | None:
         return None
     low, median, high, p90, p99 = bootstrap.percentiles(walls, [25, 50, 75, 90, 99])
     stages: dict[str, list[float]] = {}
-    for sample in _timed(result):
+    for sample in timed(result):
         for stage, seconds in sample["stage_seconds"].items():
             stages.setdefault(stage, []).append(seconds)
     return {
@@ -171,25 +169,20 @@ def _latency(walls: Sequence[float], result: Result) -> Latency | None:
     }
 
 
-def _timed(result: Result) -> list[Sample]:
-    return [sample for sample in result["samples"] if is_timed(sample)]
-
-
 def _add_intervals(run: Run) -> None:
     """Resample the clips once and fill every interval and probability from the resampled sums.
 
     A clip without a reference, or without an answer, adds nothing to the sums it has no part in.
     """
     scored = [result for result in run["results"] if result["wer"] is not None]
-    timed = [result for result in run["results"] if result["rtfx"] is not None]
-    if not registry.of(run).speed_is_over_clips:
-        timed = []
+    over_clips = registry.of(run).speed_is_over_clips
+    fast = [result for result in run["results"] if over_clips and result["rtfx"] is not None]
     names = [clip["name"] for clip in run["clips"]]
     columns = {"words": _column(names, {c["name"]: c["reference_words"] or 0 for c in run["clips"]})}
     for result in scored:
         wrong = {entry["clip"]: errors(entry) for entry in errors_of(result)}
         columns[f"errors {result['variant']}"] = _column(names, wrong)
-    for result in timed:
+    for result in fast:
         walls = _median_walls(result)
         audio = {c["name"]: c["audio_seconds"] for c in run["clips"] if c["name"] in walls}
         columns[f"wall {result['variant']}"] = _column(names, walls)
@@ -204,7 +197,7 @@ def _add_intervals(run: Run) -> None:
     if np.count_nonzero(columns["words"]) > 1:
         for result in scored:
             _add_word_intervals(result, sums)
-    for result in timed:
+    for result in fast:
         if result["rtfx"] is not None and np.count_nonzero(columns[f"wall {result['variant']}"]) > 1:
             audio_seconds, wall_seconds = (sums[f"{what} {result['variant']}"] for what in ("audio", "wall"))
             interval = bootstrap.ratio_interval(audio_seconds, wall_seconds)
@@ -228,10 +221,7 @@ def _add_word_intervals(result: Result, sums: Mapping[str, np.ndarray]) -> None:
 
 
 def _median_walls(result: Result) -> dict[str, float]:
-    walls: dict[str, list[float]] = {}
-    for sample in _timed(result):
-        walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
-    return {clip: statistics.median(values) for clip, values in walls.items()}
+    return {clip: statistics.median(walls) for clip, walls in walls_by_clip(result).items()}
 
 
 def _column(names: Sequence[str], values: Mapping[str, float]) -> np.ndarray:

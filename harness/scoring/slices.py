@@ -14,7 +14,7 @@ import numpy as np
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.corpus.fields import ABSENT, LENGTH, value_of
 from asrgate.harness.metrics import bootstrap
-from asrgate.harness.metrics.word_errors import errors, is_timed, ratio
+from asrgate.harness.metrics.word_errors import errors, ratio, walls_by_clip
 from asrgate.harness.record import errors_of
 from asrgate.harness.record_types import ClipErrors, ClipRecord, Result, Run
 from asrgate.harness.scenarios import registry
@@ -100,13 +100,12 @@ def _value(clip: ClipRecord, field: str) -> str:
 def _rows_of(run: Run, clips: Sequence[ClipRecord]) -> list[Slice]:
     lengths = {clip["name"]: clip["audio_seconds"] for clip in clips}
     measured = [result for result in run["results"] if result["status"] != "unavailable"]
+    times_clips = registry.of(run).times_clips
     built, columns = [], []
     for result in measured:
         counted = {entry["clip"]: entry for entry in errors_of(result) if entry["clip"] in lengths}
-        walls: dict[str, list[float]] = {}
-        for sample in result["samples"]:
-            if sample["clip"] in lengths and is_timed(sample) and registry.of(run).times_clips:
-                walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
+        found = walls_by_clip(result) if times_clips else {}
+        walls = {clip: seconds for clip, seconds in found.items() if clip in lengths}
         built.append(_row(result, lengths, list(counted.values()), walls))
         columns += [
             [errors(counted[name]) if name in counted else 0 for name in lengths],

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asrgate.harness import record
-from asrgate.harness.metrics.word_errors import errors, is_timed, ratio
+from asrgate.harness.metrics.word_errors import errors, ratio, timed
 from asrgate.harness.record import DOCTORED, RecordError, doctored, errors_of
 from asrgate.harness.record_types import Result, Run
 from asrgate.harness.scenarios import registry
@@ -50,7 +50,8 @@ def differences(run: Run) -> Iterator[str]:
         for what, stated, found in _figures(run, result):
             if not _is_same(stated, found):
                 yield f"{result['variant']} has {what} {_written(stated)}, but {_written(found)} follows"
-    again = copy.deepcopy(run)
+    again = copy.copy(run)
+    again["results"] = [copy.copy(result) for result in run["results"]]  # of which judging fills the gate
     gate.judge(again)
     pairs = list(zip(run["results"], again["results"], strict=True))
     pairs.sort(key=lambda pair: pair[1]["gate"]["ranked"])  # one that must not be ranked moves the others
@@ -69,7 +70,7 @@ def _figures(run: Run, result: Result) -> Iterator[tuple[str, float | None, floa
         words = sum(entry["reference_words"] for entry in counted)
         yield "a WER of", wer["wer"], ratio(sum(map(errors, counted)), words)
     scenario = registry.of(run)
-    speed = scenario.speed(run, [sample for sample in result["samples"] if is_timed(sample)])
+    speed = scenario.speed(run, timed(result))
     stated = result["rtfx"]
     yield "an RTFx of", None if stated is None else stated["rtfx"], None if speed is None else speed["rtfx"]
     latency, seconds = result["latency"], scenario.latencies(result)

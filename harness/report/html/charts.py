@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from asrgate.harness.corpus.fields import bucket_name, length_bucket
 from asrgate.harness.escape import visible
 from asrgate.harness.metrics import bootstrap
-from asrgate.harness.metrics.word_errors import is_timed
+from asrgate.harness.metrics.word_errors import timed
 from asrgate.harness.record_types import Run
 from asrgate.harness.report.columns import figure as written
 from asrgate.harness.report.html import frontier, noise
@@ -97,7 +97,7 @@ def _stages(measured: Measured) -> Chart | None:
     figure, axes = _bars(measured)
     marks: dict[str, Mark] = {}
     for place, (n, row, result) in enumerate(measured):
-        answered = _timed(result)
+        answered = timed(result)
         a_second = 1000 / row["audio_seconds"]
         widths = {
             stage: a_second * sum(s["stage_seconds"].get(stage, 0.0) for s in answered) for stage in STAGES
@@ -138,8 +138,8 @@ def _by_length(run: Run, measured: Measured) -> Chart:
     lines = []
     for n, row, result in reversed(measured):
         audio, wall = dict.fromkeys(used, 0.0), dict.fromkeys(used, 0.0)
-        for sample in result["samples"]:
-            if is_timed(sample) and sample["wall_seconds"]:
+        for sample in timed(result):
+            if sample["wall_seconds"]:
                 bucket = length_bucket(seconds[sample["clip"]])
                 audio[bucket] += seconds[sample["clip"]]
                 wall[bucket] += sample["wall_seconds"]
@@ -190,7 +190,3 @@ def _bars(measured: Measured) -> tuple[Figure, Axes]:
     axes.grid(True, axis="x")
     axes.set_axisbelow(True)
     return figure, axes
-
-
-def _timed(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [sample for sample in result["samples"] if is_timed(sample)]

@@ -11,8 +11,9 @@ from typing import Any
 import jiwer
 
 from asrgate.harness.metrics import normalizers
-from asrgate.harness.metrics.word_errors import Texts, first_answers, is_timed
-from asrgate.harness.record_types import Run
+from asrgate.harness.metrics.word_errors import Texts, first_answers, walls_by_clip
+from asrgate.harness.record import errors_of
+from asrgate.harness.record_types import Result, Run
 from asrgate.harness.report.rows import Row
 from asrgate.harness.scenarios import registry
 
@@ -125,15 +126,12 @@ def _texts(run: Run, numbers: Sequence[Mapping[str, int]]) -> tuple[list[Json], 
 
 def _figures(
     run: Run,
-    result: Mapping[str, Any],
+    result: Result,
     first: Mapping[str, Mapping[str, Any]],
     numbers: Sequence[Mapping[str, int]],
 ) -> Json:
-    counted = {entry["clip"]: entry for entry in (result["wer"] or {}).get("per_clip", [])}
-    walls: dict[str, list[float]] = {}
-    for sample in result["samples"]:
-        if is_timed(sample) and registry.of(run).times_clips:
-            walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
+    counted: dict[str, Mapping[str, Any]] = {entry["clip"]: entry for entry in errors_of(result)}
+    walls = walls_by_clip(result) if registry.of(run).times_clips else {}
     names = [clip["name"] for clip in run["clips"]]
     places = {name: place for place, name in enumerate(names)}
     columns: dict[str, Json] = {
@@ -147,7 +145,8 @@ def _figures(
     ]
     columns["answered"] = [int(name in first) for name in names]
     columns["error"] = {places[clip]: error for clip, error in _first_errors(result)}
-    columns["unstable"] = [places[name] for name in (result["wer"] or {}).get("unstable_clips", [])]
+    unstable = [] if result["wer"] is None else result["wer"]["unstable_clips"]
+    columns["unstable"] = [places[name] for name in unstable]
     return columns
 
 

@@ -190,11 +190,7 @@ class ClusterExecutor(Executor):
             for row in self.record["results"]:
                 name = row["variant"]
                 if name in answer.reply["probes"]:
-                    row["integrity"] = {
-                        "probes": answer.reply["probes"][name],
-                        "unseen_over_seen": None,
-                        "late_work_seconds": None,
-                    }
+                    self.state.checked(name, answer.reply["probes"][name])
                     row["load"] = handle.loads[name]["load"]
                     self.state.progress.advance(2 * len(copies))
             self._fail(answer.reply["failures"], "checking its answers")
