@@ -1,6 +1,6 @@
 """The types of a run record, part by part, as run.schema.json describes them: units and meanings are there.
 
-Keys of a class `_XOptional` may be absent. tests/test_record_types.py holds both to each other.
+Keys of a class `_XOptional` may be absent. tests/harness/test_record_types.py holds both to each other.
 """
 
 from __future__ import annotations

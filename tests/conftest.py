@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import soundfile
 
-FAKES = Path(__file__).parent / "fakes"
+SUPPORT = Path(__file__).parent / "support"
+FAKES = SUPPORT / "fakes"
+sys.path.insert(0, str(SUPPORT))  # what several tests import
 sys.path.insert(0, str(FAKES))  # also makes the fake backends' entry points known to this process
 os.environ["PYTHONPATH"] = os.pathsep.join(  # and to the workers it starts
     [str(FAKES), *filter(None, [os.environ.get("PYTHONPATH")])]

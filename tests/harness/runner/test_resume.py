@@ -1,0 +1,306 @@
+"""A run that is killed goes on: nothing lost, nothing measured twice, times of two attempts never mixed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_run import REFERENCE, VARIANTS, make_run, result_of
+from paths import ROOT
+
+from asrgate.harness import record
+from asrgate.harness.runner import journal
+from asrgate.harness.runner.journal import JournalError
+from asrgate.harness.scoring import gate, score, timed_samples
+
+KILLS = 10
+SEED = 7
+
+# Imports once and forks for each attempt: what is killed is a process like any other, and starts at once.
+DRIVER = """
+import json, os, pathlib, random, signal, sys, time, traceback
+from asrgate.harness.cli import main
+results, rng, found = pathlib.Path(sys.argv[1]), random.Random(int(sys.argv[2])), []
+
+def attempt(arguments):
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(main(arguments))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(99)
+    return child
+
+def lines():
+    return sum((path.read_bytes().count(b'{"sample"') for path in results.glob("*/journal.jsonl")), 0)
+
+arguments = ["run", *sys.argv[4:], "--results", str(results)]
+for kill in range(int(sys.argv[3])):
+    child = attempt(arguments)
+    wanted = lines() + rng.randint(0, 9)
+    while lines() < wanted:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        assert not ended, f"the run ended with {status} before kill {kill}"
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.04))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    folders = [path.parent for path in results.glob("*/journal.jsonl")]
+    if folders:
+        arguments = ["run", "--resume", str(folders[0]), "--quiet"]
+        whole = folders[0].joinpath("journal.jsonl").read_text().rpartition("\\n")[0].splitlines()
+        found.append([line for line in map(json.loads, whole) if "sample" in line])
+    else:
+        found.append([])
+print(json.dumps(found))
+_, status = os.waitpid(attempt(arguments), 0)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_ten_kills_lose_nothing_and_duplicate_nothing(spoken: Path, model: Path, tmp_path: Path) -> None:
+    asked = ["--audio", str(spoken), "--model", str(model), "--reference", "honest", "--backends", "twin"]
+    asked += ["--rounds", "9", "--warmup", "0", "--threads", "1", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(tmp_path), str(SEED), str(KILLS), *asked],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    kept = [line for line in done.stdout.splitlines() if line.startswith("[[")]
+    after_kill = json.loads(kept[0])
+    assert len(after_kill) == KILLS
+    (folder,) = (path.parent for path in tmp_path.glob("2*/run.json"))
+    run = record.read(folder)
+    assert run["complete"]
+    assert not (folder / journal.NAME).exists()
+    assert (tmp_path / "latest").resolve() == folder
+
+    measured = {
+        (row["variant"], sample["round"], sample["clip"]): sample
+        for row in run["results"]
+        for sample in row["samples"]
+    }
+    assert sum(len(row["samples"]) for row in run["results"]) == len(measured) == 2 * 9 * 5
+    lines = [line for lines in after_kill for line in lines]
+    assert len(lines) > 5 * KILLS
+    for line in lines:  # what was on the disk at any kill is in the record as it was then
+        of = measured[line["variant"], line["sample"]["round"], line["sample"]["clip"]]
+        assert {name: of[name] for name in ("wall_seconds", "text", "attempt")} == {
+            name: line["sample"][name] for name in ("wall_seconds", "text", "attempt")
+        }
+    assert sorted(entry["round"] for entry in run["rounds"]) == list(range(9))
+    assert [attempt["number"] for attempt in run["attempts"]] == list(range(len(run["attempts"])))
+    assert all(s["started_at"] <= s["finished_at"] and s["host"]["cpu"] for s in run["attempts"])
+    assert any(f"measured in {len(run['attempts'])} attempts" in warning for warning in run["warnings"])
+    for row in run["results"]:
+        assert row["wer"]["wer"] == 0
+        of_attempt = Counter(sample["attempt"] for sample in row["samples"])
+        (timed,) = {sample["attempt"] for sample in row["samples"] if sample["timed"]}
+        assert row["latency"]["count"] == of_attempt[timed] < len(row["samples"])
+
+
+def in_two_attempts(rounds_of_first: int = 3, rounds: int = 4) -> record.Run:
+    """A scored run whose first attempt measured at its pace and whose second one ten times as slow."""
+    run = make_run(rounds=rounds)
+    facts = {"versions": run["versions"], "started_at": "2026", "finished_at": "2026"}
+    slower = run["host"] | {"cpu": "Imaginary 1"}
+    run["attempts"] = [{"number": n, "host": host, **facts} for n, host in enumerate((run["host"], slower))]
+    for row in run["results"]:
+        for sample in row["samples"]:
+            sample["attempt"] = int(sample["round"] >= rounds_of_first)
+            if sample["attempt"]:
+                sample["wall_seconds"] *= 10
+    timed_samples.settle(run)
+    score.score(run, replicates=100)
+    gate.judge(run)
+    record.validate(run)
+    return run
+
+
+@pytest.mark.parametrize(("rounds_of_first", "timed", "calls"), [(3, 0, 3 * 6), (1, 1, 3 * 6)])
+def test_speed_is_of_the_attempt_with_most_rounds(rounds_of_first: int, timed: int, calls: int) -> None:
+    run = in_two_attempts(rounds_of_first)
+    alone = make_run(rounds=4)
+    for row in run["results"]:
+        walls = [s["wall_seconds"] for s in row["samples"] if s["attempt"] == timed]
+        assert row["latency"]["count"] == len(walls) == calls
+        assert row["rtfx"]["wall_seconds"] == pytest.approx(sum(walls))
+        assert row["latency"]["min_seconds"] == min(walls)
+    assert run["host"]["cpu"] == ("Imaginary 9000", "Imaginary 1")[timed]
+    assert result_of(run, REFERENCE)["wer"]["clips"] == len(alone["clips"])
+    said = " ".join(run["warnings"])
+    assert f"come from attempt {timed + 1} alone (3 of 4 rounds)" in said
+    assert "changed between attempt 1 and attempt 2: cpu Imaginary 9000 then, Imaginary 1 now" in said
+
+
+def test_reports_divide_no_mixed_times() -> None:
+    from asrgate.harness.report import tables
+    from asrgate.harness.scoring import slices
+
+    run = in_two_attempts()
+    (row,) = (r for r in slices.rows(run, ["lang"]) if r["variant"] == REFERENCE)
+    assert row["rtfx"] == pytest.approx(result_of(run, REFERENCE)["rtfx"]["rtfx"])
+    header, *lines = tables.samples(run).splitlines()
+    places = [header.split(",").index(name) for name in ("round", "attempt", "timed")]
+    found = {tuple(line.split(",")[place] for place in places) for line in lines}
+    assert found == {("0", "0", "True"), ("1", "0", "True"), ("2", "0", "True"), ("3", "1", "False")}
+
+
+def test_a_row_without_a_whole_round_in_the_timed_attempt_is_not_ranked() -> None:
+    run = in_two_attempts()
+    row = result_of(run, VARIANTS[1])
+    assert row["gate"]["ranked"] or "whole round" not in " ".join(row["gate"]["reasons"])
+    for sample in row["samples"]:
+        if sample["clip"] == run["clips"][0]["name"]:
+            sample["attempt"] = 1
+    run["warnings"] = []
+    timed_samples.settle(run)
+    score.score(run, replicates=100)
+    gate.judge(run)
+    assert "no complete round in the timed session" in " ".join(row["gate"]["reasons"])
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, spoken: Path, model: Path) -> Path:
+    """The folder of a run that ended in its second round's last line, as a disk that fills up ends it."""
+    from asrgate.harness.cli import main
+
+    def full(self: journal.Journal, kind: str, value: Any, **beside: Any) -> None:
+        if kind == "round" and value["round"] == 1:
+            raise record.RecordError("the disk is full")
+        add(self, kind, value, **beside)
+
+    add = journal.Journal.add
+    results = tmp_path_factory.mktemp("stopped")
+    asked = ["run", "--audio", str(spoken), "--model", str(model), "--reference", "honest", "--quiet"]
+    asked += ["--backends", "twin", "--rounds", "3", "--threads", "1", "--results", str(results)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal.Journal, "add", full)
+        assert main(asked) == 2
+    (folder,) = results.iterdir()
+    return folder
+
+
+@pytest.fixture
+def cut_off(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of the stopped run's folder, to go on with."""
+    return shutil.copytree(stopped, tmp_path / "results" / stopped.name)
+
+
+def resumed(*arguments: str) -> int:
+    from asrgate.harness.cli import main
+
+    return main(["run", "--resume", *arguments])
+
+
+def samples_of(folder: Path) -> list[dict[str, Any]]:
+    return [sample for row in record.read(folder)["results"] for sample in row["samples"]]
+
+
+def test_a_torn_last_line_is_measured_again(cut_off: Path) -> None:
+    path = cut_off / journal.NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert sum(line.startswith(b'{"sample"') for line in lines) == 2 * 2 * 5
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
+    assert resumed(str(cut_off), "--quiet") == 0
+    samples = samples_of(cut_off)
+    assert len(samples) == 2 * 3 * 5
+    assert Counter(sample["attempt"] for sample in samples) == {0: 19, 1: 11}
+    report = (cut_off / "report.md").read_text()
+    assert "measured in 2 attempts" in report
+
+
+def test_what_a_power_cut_leaves_of_a_file_is_tolerated_at_its_end_only(cut_off: Path) -> None:
+    path = cut_off / journal.NAME
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\0" * 512 + b"\n" + b"\0" * 100)
+    assert journal.read(cut_off).size_bytes == len(whole)
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:4], b"{torn\n", *lines[4:]]))
+    with pytest.raises(JournalError, match=r"line 5 of .* is damaged and other lines follow it"):
+        journal.read(cut_off)
+    path.write_bytes(b'{"sam')
+    with pytest.raises(JournalError, match="contains no plan"):
+        journal.read(cut_off)
+
+
+def test_a_variant_that_failed_stays_failed(cut_off: Path) -> None:
+    with (cut_off / journal.NAME).open("a") as file:
+        failure = {"status": "error", "error": "the worker was killed by SIGSEGV", "remedy": None}
+        file.write(json.dumps({"failure": failure, "variant": "twin@cpu/float32", "at": "2026"}) + "\n")
+    assert resumed(str(cut_off), "--quiet") == 1
+    rows = {row["backend"]: row for row in record.read(cut_off)["results"]}
+    assert rows["twin"]["error"] == "the worker was killed by SIGSEGV"
+    assert len(rows["twin"]["samples"]) == 10
+    assert len(rows["honest"]["samples"]) == 15
+
+
+def rewrite_head(folder: Path, **parts: Any) -> None:
+    first, *rest = (folder / journal.NAME).read_text().splitlines(keepends=True)
+    head = json.loads(first)
+    for name, value in parts.items():
+        head["plan"][name] = head["plan"][name] | value if isinstance(value, dict) else value
+    (folder / journal.NAME).write_text("".join([json.dumps(head) + "\n", *rest]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": "a" * 64}, "weights: tensors aaaaaaaaaaaa… then"),
+        ({"clips": {"apples": ["b" * 64, "en", None]}}, "clips changed: apples"),
+        ({"clips": {"pears": ["b" * 64, "en", None]}}, "clips gone: pears"),
+        ({"settings": {"rounds": 4}}, "settings: rounds 4 then, 3 now"),
+        ({"settings": {"decoding": {"beam_size": 5}}}, "settings: decoding {'beam_size': 5} then"),
+        ({"variants": ["honest@cpu/float32"]}, "variants: honest@cpu/float32 then, honest@cpu/float32, twin"),
+        ({"versions": {"torch": "0.1"}}, "versions: torch 0.1 then"),
+    ],
+)
+def test_another_run_is_not_resumed(
+    cut_off: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    rewrite_head(cut_off, **changes)
+    before = (cut_off / journal.NAME).read_bytes()
+    capsys.readouterr()
+    assert resumed(str(cut_off)) == 2
+    said = capsys.readouterr().err
+    assert "cannot be resumed, because it would not be the same run" in said
+    assert message in said
+    assert (cut_off / journal.NAME).read_bytes() == before
+
+
+def test_what_cannot_be_resumed_says_why(
+    asrgate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], cut_off: Path
+) -> None:
+    def refusal(*arguments: str) -> str:
+        capsys.readouterr()
+        assert resumed(*arguments) == 2
+        return capsys.readouterr().err
+
+    assert "there is no run at" in refusal(str(tmp_path / "nowhere"))
+    assert "leave out --rounds, --slice" in refusal(str(cut_off), "--rounds", "5", "--slice", "lang")
+    assert resumed(str(cut_off), "--quiet") == 0
+    assert "is complete: there is nothing to resume" in refusal(str(cut_off))
+    assert asrgate("--backends", "twin", "--rounds", "1", "--no-texts") == 0
+    assert not any(path.name == journal.NAME for path in tmp_path.rglob("*"))
+
+
+def test_a_full_disk_is_a_clear_error_of_the_journal(tmp_path: Path) -> None:
+    opened = journal.Journal(tmp_path)
+    os.close(opened._file)
+    opened._file = os.open("/dev/full", os.O_WRONLY)
+    with pytest.raises(record.RecordError, match=r"cannot write .*journal\.jsonl: No space left"):
+        opened.add("round", {"round": 0})
+    opened.close()
