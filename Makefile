@@ -4,10 +4,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What measuring needs; and what the tests need; and further engines, which take part in runs from then on.
 INSTALLED := $(VENV)/.installed
+TESTABLE := $(VENV)/.testable
+COMPLETE := $(VENV)/.complete
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ARGS ?=
 
-.PHONY: help install benchmark benchmark-json list doctor regression demo test-cpu test-gpu test-max test lint bench bench-compare clean
+.PHONY: help install benchmark benchmark-json list doctor regression demo test-cpu test-gpu test-max test test-all lint bench \
+  bench-compare clean
 
 help:
 	@echo "make benchmark       measure every backend this machine can run, print the table"
@@ -18,7 +23,8 @@ help:
 	@echo "make demo            a race of all backends on one clip, in the terminal"
 	@echo "make test-cpu | test-gpu | test-max"
 	@echo "                     one backend on one clip, with its verdict"
-	@echo "make test | lint     the project's own checks"
+	@echo "make test | lint     the project's own checks, in minutes"
+	@echo "make test-all        with what takes longer: compilers, browsers, clusters, further engines"
 	@echo "make bench           what the harness itself and each backend's stages cost"
 	@echo "make bench-compare   the same, against the last time"
 	@echo "make clean           remove the virtual environment and caches of tools"
@@ -38,7 +44,7 @@ doctor: $(INSTALLED)
 	@$(BIN)/asrgate doctor $(ARGS)
 
 regression: $(INSTALLED)
-	@$(BIN)/asrgate run $(ARGS)
+	@$(BIN)/asrgate run --rounds 7 $(ARGS)
 	@$(BIN)/asrgate compare baseline results/latest
 
 demo: $(INSTALLED)
@@ -53,18 +59,21 @@ test-gpu: $(INSTALLED)
 test-max: $(INSTALLED)
 	@$(BIN)/asrgate run --backends max-hybrid --audio audio_samples/statement.flac --rounds 1 $(ARGS)
 
-test: $(INSTALLED)
+test: $(TESTABLE)
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+test-all: $(COMPLETE)
 	$(BIN)/pytest $(ARGS)
 
-lint: $(INSTALLED)
+lint: $(TESTABLE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)
+bench: $(TESTABLE)
 	$(BIN)/pytest benchmarks --benchmark-autosave $(ARGS)
 
-bench-compare: $(INSTALLED)
+bench-compare: $(TESTABLE)
 	$(BIN)/pytest benchmarks -W default::pytest_benchmark.logger.PytestBenchmarkWarning --benchmark-compare --benchmark-compare-fail=min:25% $(ARGS)
 
 clean:
@@ -76,6 +85,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  "asrgate needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")' >&2
 	@echo "setting up $(VENV) (once; some minutes)" >&2
 	@$(PYTHON) -m venv $(VENV) >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable ".[dev]" >&2
+	@$(PIP_INSTALL) --editable . >&2
+	@touch $@
+
+$(TESTABLE): $(INSTALLED)
+	@echo "adding what the tests need" >&2
+	@$(PIP_INSTALL) --editable ".[dev]" >&2
+	@touch $@
+
+$(COMPLETE): $(TESTABLE)
+	@echo "adding further engines" >&2
+	@$(PIP_INSTALL) --editable ".[dev,peers]" >&2
 	@touch $@

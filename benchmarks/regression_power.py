@@ -25,8 +25,12 @@ from asrgate.harness import record
 from asrgate.harness.record import Run, text_sha256
 from asrgate.harness.regression.compare import compare
 from asrgate.harness.regression.verdict import Limits
+from asrgate.harness.runner.stopping import Stopping
+from asrgate.harness.scoring import round_ratios
 
 COMPARISONS = 200
+AUTO = "auto"
+QUIET = {"foreign_cpu_fraction": None}  # the entry of a round
 CLIPS = 20
 WORDS_A_CLIP = 15
 BACKENDS = ("first@cpu/float32", "second@cpu/float32", "third@cpu/int8")
@@ -77,7 +81,11 @@ def main() -> None:
         slowed = [record.read(path) for path in arguments.slowed or ()]
         print(real_table(runs, slowed, arguments.comparisons))
         return
-    tables = {"time": time_table(arguments.comparisons), "words": words_table(arguments.comparisons)}
+    tables = {
+        "time": time_table(arguments.comparisons),
+        "rounds": rounds_table(arguments.comparisons),
+        "words": words_table(arguments.comparisons),
+    }
     for name, table in tables.items():
         print(table)
         if arguments.write:
@@ -105,7 +113,9 @@ def simulate(
             logs += np.where(hit, rng.uniform(np.log(1.3), np.log(3), CLIPS), 0)
             walls = CALL_SECONDS * np.exp(logs) * (slowdowns or {}).get(name, 1.0)
             samples[name] += [_sample(i, number, float(wall)) for i, wall in enumerate(walls)]
-    return _run(rounds, {name: _result(name, found) for name, found in samples.items()})
+    run = _run(rounds, {name: _result(name, found) for name, found in samples.items()})
+    truth = own[BACKENDS[0]] - own[SLOWED] - np.log((slowdowns or {}).get(SLOWED, 1.0))
+    return {**run, "true_speedup": float(np.exp(truth))}
 
 
 def time_table(comparisons: int) -> str:
@@ -128,6 +138,55 @@ def time_table(comparisons: int) -> str:
                 ]
                 lines.append(f"| {name} | {rounds} | {len(backends)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def rounds_table(comparisons: int) -> str:
+    """What `--rounds auto` does to the interval of the speed-up, and to comparisons, beside fixed rounds."""
+    lines = [
+        "| machine | rounds | rounds, mean | interval holds the truth | half its width, median "
+        "| false alarms | 10 % found |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, machine in MACHINES.items():
+        for rounds in (AUTO, 3, 7, 15):
+            alike, slowed = (
+                [
+                    (_stopped(base, rounds), _stopped(new, rounds))
+                    for base, new in _pairs(machine, Stopping.most, slowdown, comparisons)
+                ]
+                for slowdown in (1, 1.1)
+            )
+            runs = [run for pair in alike for run in pair]
+            found = [round_ratios.over_reference(run, _of(run, SLOWED)) for run in runs]
+            holds = [
+                ratio.interval[0] <= run["true_speedup"] <= ratio.interval[1]
+                for ratio, run in zip(found, runs, strict=True)
+            ]
+            width = float(np.median([ratio.half_width for ratio in found]))
+            cells = [
+                f"{np.mean([run['settings']['rounds'] for run in runs]):.1f}",
+                f"{np.mean(holds):.1%}",
+                f"{width:.1%}",
+                *(f"{_share(pairs, Limits(), BACKENDS):.1%}" for pairs in (alike, slowed)),
+            ]
+            lines.append(f"| {name} | {rounds} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _stopped(run: Run, rounds: int | str) -> Run:
+    """Return the run as it would have been with so many rounds, or with those that AUTO asks for."""
+    rule = Stopping(budget_seconds=float("inf"))
+    counts = range(1, rule.most + 1) if rounds == AUTO else [rounds]
+    for count in counts:
+        results = [
+            {**result, "samples": [s for s in result["samples"] if s["round"] < count]}
+            for result in run["results"]
+        ]
+        settings = {**run["settings"], "rounds": count}
+        found = {**run, "results": results, "rounds": [QUIET] * count, "settings": settings}
+        if rounds != AUTO or rule.reason(found, 0.0):
+            break
+    return found
 
 
 def _pairs(machine: Machine, rounds: int, slowdown: float, count: int) -> Iterator[tuple[Run, Run]]:

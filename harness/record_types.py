@@ -318,7 +318,24 @@ class ServerTerms(TypedDict):
     limit_seconds: float
 
 
+class RoundsRule(TypedDict):
+    """`--rounds auto`: when a run has enough rounds (harness/runner/stopping.py)."""
+
+    least: int
+    most: int
+    within: float
+    budget_seconds: float
+
+
+class Stopped(TypedDict):
+    """Why a run of `--rounds auto` ended, and variants whose speed ratio is not as precise as asked for."""
+
+    reason: str
+    wide: list[str]
+
+
 class _RunSettingsOptional(TypedDict, total=False):
+    rounds_rule: RoundsRule
     slices: list[str]
     sample: int | None
     augment: list[str]
@@ -464,6 +481,7 @@ class Retry(TypedDict):
 
 
 class _RunOptional(TypedDict, total=False):
+    stopped: Stopped
     attempts: list[Attempt]
     hosts: list[ClusterHost]
     retries: list[Retry]

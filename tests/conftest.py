@@ -35,6 +35,26 @@ TEXTS = {
 }
 
 
+# Needs that nobody can install: a test that skips for another one fails under --all-needs.
+ONLY_SOME_MACHINES = ("GPU", "bfloat16", "AVX-512", "Landlock", "../shared", "memory files", "a machine without")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --all-needs, for where everything is installed that can be."""
+    parser.addoption("--all-needs", action="store_true", help="a test that lacks what can be installed fails")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Under --all-needs, let a test fail that skips for a lack that could be mended."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and item.config.getoption("--all-needs"):
+        reason = report.longrepr[2]
+        if not any(need in reason for need in ONLY_SOME_MACHINES):
+            report.outcome, report.longrepr = "failed", f"--all-needs: {reason}"
+    return report
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the machine-wide lock and the caches of all tests away from the user's and other sessions'."""

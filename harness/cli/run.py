@@ -33,9 +33,11 @@ from asrgate.harness.corpus.languages import ENGLISH_NAMES
 from asrgate.harness.metrics import keywords, normalizers
 from asrgate.harness.runner import journal, json_events, lock, progress, resume, runner
 from asrgate.harness.runner.cluster import connect
-from asrgate.harness.runner.plan import RAY, Plan, blank_record
+from asrgate.harness.runner.plan import LOCAL, RAY, Plan, blank_record
 from asrgate.harness.runner.progress import Progress
+from asrgate.harness.runner.stopping import BUDGET_SECONDS, Stopping
 from asrgate.harness.scenarios import registry
+from asrgate.harness.scenarios.scenario import Scenario
 from asrgate.harness.scoring import slices
 from asrgate.harness.worker import client
 
@@ -185,7 +187,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         threads=arguments.threads or client.default_threads(),
     )
     kind = registry.BUILTIN[arguments.scenario]
-    rounds = arguments.rounds or kind.default_rounds
+    rounds, stopping = _rounds(arguments, kind)
     scenario = kind.from_arguments(arguments, clips, rounds)
     return Plan(
         variants=scenario.variants(variants, arguments.reference),
@@ -195,6 +197,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         clips=clips,
         reference=arguments.reference,
         rounds=rounds,
+        stopping=stopping,
         warmup=arguments.warmup,
         timeout_seconds=arguments.timeout,
         device=arguments.device,
@@ -214,6 +217,22 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         denied=_denied(arguments, clips),
         command=["asrgate", *arguments.argv],
     )
+
+
+def _rounds(arguments: argparse.Namespace, kind: type[Scenario]) -> tuple[int, Stopping | None]:
+    """Return how many rounds there are, at most if there is a rule when to stop, and that rule."""
+    can_adapt = kind.adapts_rounds and arguments.executor == LOCAL
+    if arguments.rounds == run_options.AUTO and not can_adapt:
+        raise RunError(
+            f"--rounds {run_options.AUTO} works with --scenario single-stream and --executor {LOCAL} only; "
+            "pass a number of rounds"
+        )
+    if can_adapt and arguments.rounds in (None, run_options.AUTO):
+        found = Stopping(budget_seconds=arguments.budget or BUDGET_SECONDS)
+        return found.most, found
+    if arguments.budget is not None:
+        raise RunError("--budget limits --rounds auto; with a number of rounds, leave it out")
+    return arguments.rounds or kind.default_rounds, None
 
 
 def _check_languages(model: Checkpoint, clips: Sequence[Clip]) -> None:

@@ -14,10 +14,12 @@ from asrgate.harness.corpus import languages
 from asrgate.harness.corpus.audio import MAX_CLIP_HOURS
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.runner.plan import LOCAL, RAY
+from asrgate.harness.runner.stopping import BUDGET_SECONDS
 from asrgate.harness.scenarios import registry
 
 REFERENCE = "whisper-cpu@cpu/float32"
 RESULTS = Path("results")
+AUTO = "auto"
 
 
 def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> None:
@@ -156,9 +158,16 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     timing = parser.add_argument_group("how to measure and judge")
     timing.add_argument(
         "--rounds",
-        type=at_least(1),
-        metavar="N",
-        help="measured rounds (default 7; for server and streaming 1)",
+        type=rounds,
+        metavar="N|auto",
+        help="measured rounds; auto: 3 to 15, until every speed-up is known within 3%% or the budget is used "
+        "(default auto; 7 on a cluster, 1 for server and streaming)",
+    )
+    timing.add_argument(
+        "--budget",
+        type=positive,
+        metavar="S",
+        help=f"with --rounds auto, seconds that the rounds may take (default {BUDGET_SECONDS:g})",
     )
     timing.add_argument(
         "--warmup", type=at_least(0), default=2, metavar="N", help="calls before measuring starts (default 2)"
@@ -251,6 +260,14 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         default="text",
         help="json: one JSON object per line on stderr (default text)",
     )
+
+
+def rounds(text: str) -> int | str:
+    """Return a number of rounds, or AUTO."""
+    try:
+        return AUTO if text == AUTO else at_least(1)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or {AUTO}") from error
 
 
 def language(text: str) -> str:

@@ -72,6 +72,12 @@ FIGURES = (  # figures of speed and cost, in the order shown, after that of text
         importance=4,
     ),
     Column("speed-up", "RTFx over the reference backend's", lambda r: figure(r["speedup"]), importance=8),
+    Column(
+        "speed-up 95 % CI",
+        "interval of the speed-up, over rounds; with fewer than three, over clips",
+        lambda r: interval(r["speedup_low"], r["speedup_high"]),
+        importance=4,
+    ),
     *_of_scenarios("columns"),
     Column("tok/s", "tokens per processing second", lambda r: figure(r["tokens_per_second"]), importance=2),
     Column("load s", "seconds from checkpoint to ready", lambda r: figure(r["load_seconds"]), importance=3),

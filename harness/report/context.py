@@ -22,7 +22,7 @@ def describe(run: Run) -> dict[str, str]:
         "scenario": scenario(run),
         "audio": audio(run),
         "decoding": decoding(run),
-        "measured": f"{run['started_at']}, {_many(settings['rounds'], 'round')}, "
+        "measured": f"{run['started_at']}, {rounds(run)}, "
         f"{_many(settings['warmup'], 'warm-up call')}, device {settings['device']}",
         "machine": machine(run),
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version),
@@ -96,6 +96,19 @@ def machine(run: Run) -> str:
             f"{_many(sum(entry['actors'] for entry in alike), 'engine')} at once"
         )
     return told
+
+
+def rounds(run: Run) -> str:
+    """How many rounds there were and, where that followed from need, why not more."""
+    told = _many(run["settings"]["rounds"], "round")
+    rule, stopped = run["settings"].get("rounds_rule"), run.get("stopped")
+    if rule is None or stopped is None:
+        return told
+    within = f"within {100 * rule['within']:g} %"
+    if stopped["reason"] == "precise":
+        return f"{told} (enough to know every speed-up {within})"
+    limit = f"{rule['budget_seconds']:g} s were used" if stopped["reason"] == "budget" else "the most allowed"
+    return f"{told} ({limit}; speed-ups not known {within}: {', '.join(stopped['wide'])})"
 
 
 def scoring(run: Run) -> str:

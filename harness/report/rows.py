@@ -10,6 +10,7 @@ from asrgate.harness.metrics.normalizers import UNSPACED_LANGUAGES
 from asrgate.harness.record_types import Result, Run
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scenarios.scenario import RTFX
+from asrgate.harness.scoring import round_ratios
 
 RANKED, UNRANKED, UNAVAILABLE = "ranked", "unranked", "unavailable"
 
@@ -28,6 +29,7 @@ def rows(run: Run) -> list[Row]:
     for row in built:
         if by_rtfx and reference is not None and row["group"] == reference["group"] == RANKED:
             row["speedup"] = row["rtfx"] / reference["rtfx"]
+            row["speedup_low"], row["speedup_high"] = _speedup_interval(run, row["variant"])
     order = [RANKED, UNRANKED, UNAVAILABLE]
     return sorted(built, key=lambda row: (order.index(row["group"]), row["rank"] or 0))
 
@@ -132,10 +134,18 @@ def _speed(result: Result) -> Row:
         "rtfx_high": high,
         "rtf": rtfx.get("rtf"),
         "speedup": None,
+        "speedup_low": None,
+        "speedup_high": None,
         "audio_seconds": rtfx.get("audio_seconds"),
         "wall_seconds": rtfx.get("wall_seconds"),
         "tokens_per_second": rtfx.get("tokens_per_second"),
     }
+
+
+def _speedup_interval(run: Run, variant: str) -> tuple[float, float] | tuple[None, None]:
+    result = next(result for result in run["results"] if result["variant"] == variant)
+    found = round_ratios.over_reference(run, result)
+    return (None, None) if found is None or found.interval is None else found.interval
 
 
 def _latency(result: Result) -> Row:

@@ -10,8 +10,10 @@ clip     name of the clip, as in the record
 round    of a measured call, from 0, as in the record
 seconds  wall time of the call, on the worker's clock
 error    why there is no answer, or why the variant is out
-calls    calls to be made in all, known from `start` on
+calls    calls to be made in all, known from `start` on; with --rounds auto each further round adds to them
 done     calls made so far
+figures  a list, one object per variant: variant, wer_percent, wer_low_percent, wer_high_percent, rtfx,
+         speedup, speedup_low, speedup_high; units and meanings as in summary.csv, null what is not known yet
 
 Keys may be added; these stay. Only a command line that cannot be read at all is told as plain text.
 """
@@ -23,27 +25,31 @@ import datetime
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from asrgate.harness.column import Row
+from asrgate.harness.runner import progress
 
 EVENTS = {
     "note": "something happened; the message says what",
     "start": "measuring begins",
     "stage": "a variant begins the work that the message describes",
     "answer": "a measured call is over",
+    "figures": "a round is over, but not the last one; nothing is judged yet",
     "failure": "a variant is out of the run",
     "close": "measuring is over",
     "warning": "something a reader of the figures should know",
     "error": "the command ends without a result",
 }
 
-_KEYS = ("message", "variant", "clip", "round", "seconds", "error", "calls", "done")
+KEYS = ("message", "variant", "clip", "round", "seconds", "error", "calls", "done", "figures")
 
 
 def emit(event: str, **values: Any) -> None:
     """Write one event to stderr. Text beyond ASCII is escaped: no terminal's encoding can spoil it."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-    line = {"time": now, "event": event, **dict.fromkeys(_KEYS), **values}
+    line = {"time": now, "event": event, **dict.fromkeys(KEYS), **values}
     print(json.dumps(line, allow_nan=False), file=sys.stderr, flush=True)
 
 
@@ -68,8 +74,15 @@ class JsonLines:
             self._stage = (variant, what)
             self._emit("stage", variant=variant, message=what)
 
+    def more(self, calls: int) -> None:
+        self._calls = (self._calls or 0) + calls
+
     def advance(self, calls: int) -> None:
         self._done += calls
+
+    def figures(self, rounds: int, rows: Sequence[Row]) -> None:
+        if rows:
+            self._emit("figures", message=progress.title(rounds), round=rounds - 1, figures=list(rows))
 
     def answered(
         self, variant: str, clip: str, number: int, seconds: float | None, error: str | None

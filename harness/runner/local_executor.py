@@ -55,17 +55,23 @@ class LocalExecutor(Executor):
                 f"other processes are using the GPU ({pids}): times are disturbed"
             )
         seed = state.audio_seed = secrets.randbits(32)
-        load = Load(plan.clips, audio, plan.rounds, plan.seed, seed, state.progress.stage)
+        rounds = plan.rounds if plan.stopping is None else None
+        load = Load(plan.clips, audio, rounds, plan.seed, seed, state.progress.stage)
         self._generator = plan.scenario.load_generator(load)
         self._probes = cache_probes.prepare(plan.clips, audio, seed)
         self._probed = {probe.clip.name for probe in self._probes}
-        later = [number for number in state.rounds_left if number > 0]
+        later = [number for number in state.rounds_left if 0 < number < plan.certain_rounds]
         self._mixed_in: dict[int, list[tuple[int, Probe]]] = {}
         self._answers: dict[str, list[tuple[int, Probe, dict[str, Any]]]] = {}  # to what was mixed in
         if self._generator.can_mix_in and later:
             splices = [probe for probe in self._probes if probe.kind == "spliced"]
             self._mixed_in = cache_probes.schedule(splices, later, self._generator.calls, seed)
             self._probes = [probe for probe in self._probes if probe.kind != "spliced"]
+            # A round that need not come has one more, so that none is without: else it could be told.
+            for number in range(plan.certain_rounds, plan.rounds) if splices else []:
+                further = [cache_probes.another_splice(splices, seed + number)]
+                calls = self._generator.calls
+                self._mixed_in |= cache_probes.schedule(further, [number], calls, seed + number)
 
     @property
     def calls(self) -> int:
@@ -75,7 +81,9 @@ class LocalExecutor(Executor):
     @property
     def probe_calls(self) -> int:
         """As Executor."""
-        return 2 * len(self._probes) + sum(map(len, self._mixed_in.values()))
+        certain = range(self._state.plan.certain_rounds)
+        mixed_in = sum(len(probes) for number, probes in self._mixed_in.items() if number in certain)
+        return 2 * len(self._probes) + mixed_in
 
     def round(self, number: int, order: list[str]) -> dict[str, float | None]:
         """As Executor."""

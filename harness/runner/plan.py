@@ -14,6 +14,7 @@ from asrgate.harness import record
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.record_types import Result, Run, RunSettings
+from asrgate.harness.runner.stopping import Stopping
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scenarios.scenario import Scenario
 from asrgate.harness.worker import environment
@@ -34,7 +35,8 @@ class Plan:
     settings: Settings
     clips: Sequence[Clip]
     reference: str
-    rounds: int = 7
+    rounds: int = 7  # the most, if there is a rule when to stop
+    stopping: Stopping | None = None
     warmup: int = 2
     timeout_seconds: float = 600.0
     device: str = "auto"
@@ -54,6 +56,11 @@ class Plan:
     most_workers: int | None = None
     denied: Sequence[Path] = ()  # what engines must not read or write, see Worker
     command: Sequence[str] = field(default_factory=list)
+
+    @property
+    def certain_rounds(self) -> int:
+        """How many rounds there are at least."""
+        return self.rounds if self.stopping is None else self.stopping.least
 
 
 def blank_record(plan: Plan, run_id: str) -> Run:
@@ -129,6 +136,8 @@ def _settings(plan: Plan) -> RunSettings:
         "batch_sizes": [],
         **cast(Any, plan.scenario.settings()),
     }
+    if plan.stopping is not None:
+        found["rounds_rule"] = plan.stopping.rule()
     if plan.keywords:
         found["keywords"] = list(plan.keywords)
     if plan.executor == RAY:

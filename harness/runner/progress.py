@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from asrgate.harness.column import Row
+from asrgate.harness.runner import so_far
+
+WIDTH_OF_LINES = 100  # of a log, which has no width of its own
 
 
 class Progress(Protocol):
@@ -24,8 +32,14 @@ class Progress(Protocol):
     def stage(self, variant: str, what: str, clip: str = "") -> None:
         """Say who is working on what."""
 
+    def more(self, calls: int) -> None:
+        """So many calls are to be made beside those known at the start."""
+
     def advance(self, calls: int) -> None:
         """So many calls were made."""
+
+    def figures(self, rounds: int, rows: Sequence[Row]) -> None:
+        """The run's figures after so many rounds; none is judged yet. See `so_far`."""
 
     def answered(
         self, variant: str, clip: str, number: int, seconds: float | None, error: str | None
@@ -37,6 +51,22 @@ class Progress(Protocol):
 
     def close(self) -> None:
         """Nothing more comes; leave the terminal clean. Safe to call twice."""
+
+
+def title(rounds: int) -> str:
+    """Return what the figures after so many rounds are, in words."""
+    return f"after {rounds} round{'s' if rounds > 1 else ''}, nothing judged or ranked yet"
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in so_far.COLUMNS:
+        table.add_column(
+            column.heading, justify="right" if column.is_number else "left", no_wrap=column.is_number
+        )
+    for row in rows:
+        table.add_row(*(Text(column.cell(row)) for column in so_far.COLUMNS))
+    return table
 
 
 def choose(quiet: bool = False) -> Progress:
@@ -55,7 +85,11 @@ class Silent:
 
     def stage(self, variant: str, what: str, clip: str = "") -> None: ...
 
+    def more(self, calls: int) -> None: ...
+
     def advance(self, calls: int) -> None: ...
+
+    def figures(self, rounds: int, rows: Sequence[Row]) -> None: ...
 
     def answered(
         self, variant: str, clip: str, number: int, seconds: float | None, error: str | None
@@ -103,10 +137,30 @@ class Lines(_Spoken):
             share = f" ({self._done}/{self._calls} calls done)" if self._calls else ""
             self.note(line + share)
 
+    def more(self, calls: int) -> None:
+        self._calls += calls
+
     def advance(self, calls: int) -> None:
         self._done += calls
 
+    def figures(self, rounds: int, rows: Sequence[Row]) -> None:
+        if rows:
+            self.note(title(rounds))
+            wide = Console(width=WIDTH_OF_LINES, file=sys.stderr, color_system=None)
+            wide.print(_table(rows))
+
     def close(self) -> None: ...
+
+
+class _BelowFigures(RichProgress):
+    """A bar below the figures so far, all of it renewed in place."""
+
+    figures: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.figures is not None:
+            yield self.figures
+        yield from super().get_renderables()
 
 
 class Bar(_Spoken):
@@ -114,7 +168,7 @@ class Bar(_Spoken):
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
-        self._bar = RichProgress(
+        self._bar = _BelowFigures(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -124,20 +178,30 @@ class Bar(_Spoken):
             refresh_per_second=2,  # the screen must not cost the engines time
         )
         self._task = self._bar.add_task("starting", total=None)
+        self._calls = 0
         self._bar.start()
 
     def note(self, text: str) -> None:
         self._bar.console.print(f"[dim]{escape(text)}[/dim]", highlight=False)
 
     def start(self, calls: int) -> None:
+        self._calls = calls
         self._bar.update(self._task, total=calls, completed=0)
 
     def stage(self, variant: str, what: str, clip: str = "") -> None:
         where = f" [dim]{escape(clip)}[/dim]" if clip else ""
         self._bar.update(self._task, description=f"{escape(variant)}: {escape(what)}{where}")
 
+    def more(self, calls: int) -> None:
+        self._calls += calls
+        self._bar.update(self._task, total=self._calls)
+
     def advance(self, calls: int) -> None:
         self._bar.advance(self._task, calls)
+
+    def figures(self, rounds: int, rows: Sequence[Row]) -> None:
+        if rows:
+            self._bar.figures = Group(Text(title(rounds), style="dim"), _table(rows), "")
 
     def close(self) -> None:
         self._bar.stop()

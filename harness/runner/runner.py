@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from asrgate.harness import record
-from asrgate.harness.runner import journal
+from asrgate.harness.runner import journal, so_far
 from asrgate.harness.runner.cluster.coordinator import ClusterExecutor
 from asrgate.harness.runner.executor import Executor
 from asrgate.harness.runner.local_executor import LocalExecutor
@@ -73,9 +74,19 @@ def _measure(state: RunState, executor: Executor) -> None:
     executor.load()
     state.save()
     variants = len(state.names)
-    state.progress.start(variants * (state.plan.rounds * executor.calls + executor.probe_calls))
+    plan, run, figures = state.plan, state.record, so_far.Figures(state.record, state.plan.normalizer)
+    state.progress.start(variants * (plan.certain_rounds * executor.calls + executor.probe_calls))
     state.progress.advance(state.samples_done)
+    began = time.monotonic()
     for number in state.rounds_left:
+        if run["rounds"]:
+            stopped = plan.stopping and plan.stopping.reason(run, time.monotonic() - began)
+            if stopped:
+                run["stopped"] = stopped
+                break
+            state.progress.figures(len(run["rounds"]), figures.rows())
+        if number >= plan.certain_rounds:
+            state.progress.more(len(state.names) * (executor.calls + 1))  # and a splice
         order = state.order(number)
         load = executor.round(number, order)
         state.round_over(
@@ -86,6 +97,7 @@ def _measure(state: RunState, executor: Executor) -> None:
                 "foreign_cpu_fraction": load["foreign_cpu_fraction"],
             }
         )
+    run["settings"]["rounds"] = len(run["rounds"])
     executor.check()
 
 

@@ -81,7 +81,7 @@ class BatchGenerator(LoadGenerator):
             missing = [clip for clip in batch.clips if not is_done(clip)]
             if not missing:
                 continue
-            load.stage(str(worker.variant), f"round {number + 1}/{load.rounds}", missing[0].name)
+            load.stage(str(worker.variant), load.name_of(number), missing[0].name)
             answers = _call(worker, batch, audio)
             for clip, answer in zip(batch.clips, answers, strict=True):
                 if clip in missing:

@@ -68,6 +68,7 @@ class Load:
 
     Attributes:
         audio: clip name -> its samples, float32, shape (samples,), 16 kHz.
+        rounds: None if they are as many as turn out to be needed.
         seed: the run's.
         audio_seed: of altered copies, drawn after the engines were loaded.
         stage: is told a variant, what it is doing, and with which clip.
@@ -75,10 +76,14 @@ class Load:
 
     clips: Sequence[Clip]
     audio: Mapping[str, np.ndarray]
-    rounds: int
+    rounds: int | None
     seed: int
     audio_seed: int
     stage: Callable[[str, str, str], None]
+
+    def name_of(self, number: int) -> str:
+        """Return a round in words."""
+        return f"round {number + 1}" if self.rounds is None else f"round {number + 1}/{self.rounds}"
 
     def of_round(self, number: int) -> Mapping[str, np.ndarray]:
         """Return the audio of a round: from the second one on, altered copies, the same for all engines.
@@ -133,6 +138,7 @@ class Scenario(ABC):
     Attributes:
         name: in `--scenario` and in records.
         default_rounds: rounds unless `--rounds` says otherwise.
+        adapts_rounds: the number of rounds may follow from what they show, where `--rounds` names none.
         options: arguments of the scenario alone, as argparse names them.
         row_fields: what a result has in this scenario alone, and its row in reports too.
         sample_fields: figures that a sample has in this scenario alone.
@@ -149,6 +155,7 @@ class Scenario(ABC):
 
     name: ClassVar[str]
     default_rounds: ClassVar[int] = 7
+    adapts_rounds: ClassVar[bool] = False
     options: ClassVar[tuple[str, ...]] = ()
     row_fields: ClassVar[tuple[str, ...]] = ()
     sample_fields: ClassVar[tuple[str, ...]] = ()

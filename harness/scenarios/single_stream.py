@@ -22,6 +22,7 @@ class SingleStream(Scenario):
 
     name = "single-stream"
     times_clips = True
+    adapts_rounds = True
     is_distributable = True
     latency = ("seconds per call", "all measured calls")
     columns = (

@@ -216,7 +216,7 @@ class StreamGenerator(LoadGenerator):
         for clip in load.clips:
             if is_done(clip):
                 continue
-            load.stage(str(worker.variant), f"round {number + 1}/{load.rounds}", clip.name)
+            load.stage(str(worker.variant), load.name_of(number), clip.name)
             what = f"answering clip {clip.name}"
             samples = audio[clip.name]
             answer = worker.stream(samples, clip.language, what, self._chunk_seconds, is_paced=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from asrgate.backends.base import SAMPLE_RATE_HZ
 from asrgate.harness import record
 from asrgate.harness.corpus.audio import dithered
 from asrgate.harness.corpus.clips import Clip
@@ -82,6 +83,17 @@ def _partner(first: Clip, clips: Sequence[Clip]) -> Clip | None:
         key=lambda c: (c.language != first.language, abs(c.audio_seconds - first.audio_seconds), c.name),
         default=None,
     )
+
+
+def another_splice(splices: Sequence[Probe], seed: int) -> Probe:
+    """Return a splice of two clips that are probed, not longer than a window if there are such."""
+    rng = np.random.default_rng(seed)
+    longest = int(LONGEST_PROBE_SECONDS * SAMPLE_RATE_HZ)
+    short = [probe for probe in splices if len(probe.seen) <= longest] or splices
+    first = short[rng.integers(len(short))]
+    others = [probe for probe in splices if len(first.seen) <= 2 * len(probe.seen) and probe is not first]
+    second = others[rng.integers(len(others))].seen if others else first.copy
+    return replace(first, copy=dithered(_splice(first.seen, second), seed))
 
 
 def schedule(

@@ -16,7 +16,7 @@ from asrgate.harness import record
 from asrgate.harness.cli import main
 from asrgate.harness.runner import json_events
 
-KEYS = {"time", "event", "message", "variant", "clip", "round", "seconds", "error", "calls", "done"}
+KEYS = {"time", "event", *json_events.KEYS}
 
 
 def events(capfd: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -34,7 +34,9 @@ def test_every_call_is_an_event_that_agrees_with_the_record(
     assert status == 1
     told = events(capfd)
     assert all(set(event) == KEYS for event in told)
-    assert {event["event"] for event in told} == {"note", "start", "stage", "answer", "failure", "close"}
+    assert {event["event"] for event in told} == {
+        *("note", "start", "stage", "answer", "figures", "failure", "close")
+    }
     assert {event["event"] for event in told} <= json_events.EVENTS.keys()
     assert "prints-to-stdout@cpu/float32: clears its throat" in [event["message"] for event in told]
     times = [datetime.datetime.fromisoformat(event["time"]) for event in told]

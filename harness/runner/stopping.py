@@ -1,0 +1,56 @@
+"""`--rounds auto`: rounds by need, until the speed ratios are known well enough or time is up."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from asrgate.harness.record_types import Result, RoundsRule, Run, Stopped
+from asrgate.harness.scoring import round_ratios
+
+BUDGET_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When a run has enough rounds.
+
+    Attributes:
+        least, most: rounds.
+        within: half the width of the 95 % interval of a speed ratio, as a fraction of it, that is enough.
+        budget_seconds: of measuring; a round that would not end within it is not begun.
+    """
+
+    least: int = 3
+    most: int = 15
+    within: float = 0.03
+    budget_seconds: float = BUDGET_SECONDS
+
+    def rule(self) -> RoundsRule:
+        """Return what the record keeps of it."""
+        return RoundsRule(**asdict(self))
+
+    def reason(self, run: Run, seconds: float) -> Stopped | None:
+        """Return why no further round is needed, None if one is.
+
+        Args:
+            run: with the samples of whole rounds.
+            seconds: that measuring has taken.
+        """
+        done = len(run["rounds"])
+        if done < self.least:
+            return None
+        wide = [result["variant"] for result in run["results"] if self._is_wide(run, result)]
+        if not wide:
+            return {"reason": "precise", "wide": []}
+        if done >= self.most:
+            return {"reason": "most", "wide": wide}
+        if seconds * (done + 1) / done > self.budget_seconds:
+            return {"reason": "budget", "wide": wide}
+        return None
+
+    def _is_wide(self, run: Run, result: Result) -> bool:
+        if result["status"] != "ok":
+            return False
+        found = round_ratios.over_reference(run, result)
+        width = None if found is None else found.half_width
+        return width is None or width > self.within
