@@ -55,7 +55,7 @@ class Figures:
         """Score the texts of the first round, which are the ones that count in the end."""
         copied: Any = dict(self._run, warnings=[], clips=[dict(clip) for clip in self._run["clips"]])
         copied["results"] = [
-            dict(result, samples=[dict(sample) for sample in result["samples"]])
+            dict(result, integrity=None, samples=[dict(sample) for sample in result["samples"]])
             for result in self._run["results"]
         ]
         scored = cast(Run, copied)

@@ -46,7 +46,7 @@ MAY_IMPORT = {  # package or module -> those of this project it may import; from
     },
     "harness.runner": {
         *("backends", "backends.base", "backends.checkpoints"),
-        *("harness.corpus", "harness.metrics", "harness.record", "harness.record_types"),
+        *("harness.column", "harness.corpus", "harness.metrics", "harness.record", "harness.record_types"),
         *("harness.scenarios", "harness.scoring", "harness.worker"),
     },
     "harness.testing": {"backends", "backends.base", "backends.checkpoints", "harness.corpus"},

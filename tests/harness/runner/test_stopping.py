@@ -110,7 +110,7 @@ def test_further_rounds_have_a_splice_each(
 def test_fixed_rounds_have_no_rule_and_no_budget(
     asrgate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert asrgate("--rounds", "2") == 0
+    assert asrgate("--backends", "twin", "--rounds", "2") == 0
     run = record.read(tmp_path / "results" / "latest")
     assert run["settings"]["rounds"] == 2
     assert "rounds_rule" not in run["settings"]
