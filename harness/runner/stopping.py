@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from asrgate.harness.record_types import Result, RoundsRule, Run, Stopped
 from asrgate.harness.scoring import round_ratios
@@ -27,7 +27,12 @@ class Stopping:
 
     def rule(self) -> RoundsRule:
         """Return what the record keeps of it."""
-        return RoundsRule(**asdict(self))
+        return {
+            "least": self.least,
+            "most": self.most,
+            "within": self.within,
+            "budget_seconds": self.budget_seconds,
+        }
 
     def reason(self, run: Run, seconds: float) -> Stopped | None:
         """Return why no further round is needed, None if one is.

@@ -90,9 +90,9 @@ def another_splice(splices: Sequence[Probe], seed: int) -> Probe:
     rng = np.random.default_rng(seed)
     longest = int(LONGEST_PROBE_SECONDS * SAMPLE_RATE_HZ)
     short = [probe for probe in splices if len(probe.seen) <= longest] or splices
-    first = short[rng.integers(len(short))]
+    first = short[int(rng.integers(len(short)))]
     others = [probe for probe in splices if len(first.seen) <= 2 * len(probe.seen) and probe is not first]
-    second = others[rng.integers(len(others))].seen if others else first.copy
+    second = others[int(rng.integers(len(others)))].seen if others else first.copy
     return replace(first, copy=dithered(_splice(first.seen, second), seed))
 
 
