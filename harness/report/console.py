@@ -22,7 +22,7 @@ from asrgate.harness.scenarios import registry
 
 RULES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")  # below the heading and below the ranked rows
 SPARE = ("median s", "audio s", "version", "RTFx 95 % CI", "CER %", "WER 95 % CI", "clips")  # least first
-BESIDE = ("model", "scenario", "audio", "decoding", "machine", "scoring", "gate")
+BESIDE = ("model", "scenario", "audio", "decoding", "rounds", "machine", "scoring", "gate")
 
 
 def print_table(run: Run, console: Console, with_confusions: bool = False) -> None:

@@ -22,8 +22,9 @@ def describe(run: Run) -> dict[str, str]:
         "scenario": scenario(run),
         "audio": audio(run),
         "decoding": decoding(run),
-        "measured": f"{run['started_at']}, {rounds(run)}, "
-        f"{_many(settings['warmup'], 'warm-up call')}, device {settings['device']}",
+        "rounds": rounds(run),
+        "measured": f"{run['started_at']}, {_many(settings['warmup'], 'warm-up call')}, "
+        f"device {settings['device']}",
         "machine": machine(run),
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version),
         "scoring": scoring(run),

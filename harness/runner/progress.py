@@ -9,12 +9,13 @@ from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from asrgate.harness.column import Row
+from asrgate.harness.column import Column, Row
 from asrgate.harness.runner import so_far
 
 WIDTH_OF_LINES = 100  # of a log, which has no width of its own
@@ -58,14 +59,26 @@ def title(rounds: int) -> str:
     return f"after {rounds} round{'s' if rounds > 1 else ''}, nothing judged or ranked yet"
 
 
-def _table(rows: Sequence[Row]) -> Table:
+def _table(rows: Sequence[Row], console: Console) -> Table:
+    """Return the figures so far, without the least important columns if they do not all fit."""
+    shown = list(so_far.COLUMNS)
+    unlimited = console.options.update(max_width=10_000)
+    while True:
+        table = _table_of(shown, rows)
+        spare = [column for column in shown if column.importance]
+        if not spare or Measurement.get(console, unlimited, table).maximum <= console.width:
+            return table
+        shown.remove(min(spare, key=lambda column: column.importance))
+
+
+def _table_of(shown: Sequence[Column], rows: Sequence[Row]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in so_far.COLUMNS:
+    for column in shown:
         table.add_column(
             column.heading, justify="right" if column.is_number else "left", no_wrap=column.is_number
         )
     for row in rows:
-        table.add_row(*(Text(column.cell(row)) for column in so_far.COLUMNS))
+        table.add_row(*(Text(column.cell(row)) for column in shown))
     return table
 
 
@@ -147,7 +160,7 @@ class Lines(_Spoken):
         if rows:
             self.note(title(rounds))
             wide = Console(width=WIDTH_OF_LINES, file=sys.stderr, color_system=None)
-            wide.print(_table(rows))
+            wide.print(_table(rows, wide))
 
     def close(self) -> None: ...
 
@@ -201,7 +214,7 @@ class Bar(_Spoken):
 
     def figures(self, rounds: int, rows: Sequence[Row]) -> None:
         if rows:
-            self._bar.figures = Group(Text(title(rounds), style="dim"), _table(rows), "")
+            self._bar.figures = Group(Text(title(rounds), style="dim"), _table(rows, self._console), "")
 
     def close(self) -> None:
         self._bar.stop()

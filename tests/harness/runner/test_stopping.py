@@ -150,6 +150,9 @@ def test_lines_show_a_block_a_round_and_a_bar_renews_it(monkeypatch: pytest.Monk
     assert "after 1 round" not in shown
     assert shown.count(OTHER) == 1
     assert max(map(len, shown.splitlines())) <= 80
+    narrow = Console(file=io.StringIO(), width=66)
+    narrow.print(progress._table(rows_of(2), narrow))
+    assert narrow.file.getvalue().count("95 % CI") == 1, "the interval of the WER goes first"
 
 
 def test_early_figures_leave_the_record_as_it_is() -> None:
