@@ -12,6 +12,7 @@ from asrgate.harness.record_types import Run
 from asrgate.harness.scenarios import registry
 
 SHORT_HASH = 12  # hex digits of a SHA-256 that are shown to readers
+MOST_LANGUAGES = 4  # that a headline names
 
 
 def describe(run: Run) -> dict[str, str]:
@@ -56,6 +57,17 @@ def model(run: Run) -> str:
 def scenario(run: Run) -> str:
     """How the clips were handed over, and what the figures then mean."""
     return registry.of(run).describe(run)
+
+
+def headline(run: Run) -> tuple[str, str]:
+    """Return model and audio, and the machine, in so few words that they fit one line."""
+    clips = run["clips"]
+    languages = sorted({clip["language"] for clip in clips})
+    named = ", ".join(languages) if len(languages) <= MOST_LANGUAGES else _many(len(languages), "language")
+    length = _duration(sum(clip["audio_seconds"] for clip in clips))
+    what = f"{run['checkpoint']['name']} on {_many(len(clips), 'clip')} ({named}), {length}"
+    where = run["host"].get("host_class")
+    return what, str(where) if where else machine(run)
 
 
 def audio(run: Run) -> str:

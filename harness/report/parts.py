@@ -37,6 +37,16 @@ def parts(run: Run, only_asked: bool = False) -> list[Part]:
     return [*sessions, *_slices(run, fields), *beside, *pairs]
 
 
+def of_times(run: Run) -> list[Part]:
+    """Return the tables of times, for a format that shows slices in another way."""
+    return [*_sessions(run), *_machines(run)]
+
+
+def of_quality(run: Run) -> list[Part]:
+    """Return the tables of texts, for a format that shows slices in another way."""
+    return [*_normalizers(run), *_hallucinations(run), *confusions(run)]
+
+
 _SLICE_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("clips", lambda row: str(row["clips"])),
     ("audio s", lambda row: figure(row["audio_seconds"])),
@@ -54,20 +64,22 @@ _SLICE_NOTES = {
 }
 
 
+def slice_note(run: Run, field: str) -> str:
+    """Say what a reader of the slices by a field must know."""
+    return (
+        f"{_SLICE_NOTES.get(field, '')}{_normalizer(run['scoring']['normalizer'])}. Intervals by resampling "
+        "the slice's clips; none where fewer than two count."
+    )
+
+
 def _slices(run: Run, fields: Sequence[str]) -> list[Part]:
     found = []
     for field in fields:
         rows = slices.rows(run, [field])
         body = [[row["value"], _named(row), *(cell(row) for _, cell in _SLICE_COLUMNS)] for row in rows]
         headings = [field, "variant", *(name for name, _ in _SLICE_COLUMNS)]
-        found.append(
-            Part(
-                f"By {field}",
-                f"{_SLICE_NOTES.get(field, '')}{_normalizer(run['scoring']['normalizer'])}. Intervals by "
-                "resampling the slice's clips; none where fewer than two count.",
-                *_shown(headings, body, first_figure=2),
-            )
-        )
+        note = slice_note(run, field)
+        found.append(Part(f"By {field}", note, *_shown(headings, body, first_figure=2)))
     return found
 
 

@@ -52,6 +52,11 @@ def chosen(run: Run) -> list[str]:
     asked = run["settings"].get("slices")
     if asked:
         return [field for field in asked if field in fields_of(run)]
+    return automatic(run)
+
+
+def automatic(run: Run) -> list[str]:
+    """Return the fields shown unless others are requested: those of AUTOMATIC that divide the clips."""
     return [field for field in AUTOMATIC if 1 < len(_values(run, field)) <= MOST_VALUES]
 
 

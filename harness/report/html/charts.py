@@ -1,39 +1,49 @@
-"""The charts of a run: quality against speed, latency, stages, speed by clip length."""
+"""The charts of a run: speed against error, latency, stages, speed by clip length."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from asrgate.harness.corpus.fields import bucket_name, length_bucket
+from asrgate.harness.corpus import augment
+from asrgate.harness.corpus.fields import LENGTH
 from asrgate.harness.escape import visible
 from asrgate.harness.metrics import bootstrap
 from asrgate.harness.metrics.word_errors import timed
 from asrgate.harness.record_types import Run
 from asrgate.harness.report.columns import figure as written
 from asrgate.harness.report.html import frontier, noise
-from asrgate.harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
+from asrgate.harness.report.html.drawing import (
+    SLICE_INCHES,
+    Chart,
+    Measured,
+    add_legend,
+    colour,
+    new_figure,
+    plain_log_ticks,
+)
 from asrgate.harness.report.html.svg import INK, PALETTE, RULE, STYLE, Mark, to_svg
 from asrgate.harness.report.rows import RANKED, Row
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scenarios.scenario import RTFX
+from asrgate.harness.scoring.slices import Slice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BAR_INCHES = 0.27
-TIMES = "the table of times in detail"
 STAGES = ("log_mel", "encode", "decode")
 STAGE_COLOURS = (PALETTE[2], PALETTE[0], PALETTE[1])
 
 
-def draw(run: Run, rows: Sequence[Row]) -> list[Chart]:
-    """Return the charts for which the run has figures.
+def draw(run: Run, rows: Sequence[Row], sliced: Mapping[str, Sequence[Slice]]) -> dict[str, Chart]:
+    """Return the charts for which the run has figures, by name.
 
     Args:
         rows: as asrgate.harness.report.rows makes them; a variant's index there is its number in the page.
+        sliced: field -> its slices.
     """
     import matplotlib
 
@@ -44,16 +54,19 @@ def draw(run: Run, rows: Sequence[Row]) -> list[Chart]:
         if row["rtfx"] is not None or row["latency_median_seconds"] is not None
     ]
     if not measured:
-        return []
+        return {}
     with matplotlib.rc_context(STYLE):
         found = [frontier.chart(run, measured)] if registry.of(run).order == RTFX else []
         timed = [entry for entry in measured if entry[1]["latency_median_seconds"] is not None]
         if timed:
             found.append(_latency(run, timed))
         if registry.of(run).times_clips:
-            found += [_stages(measured), _by_length(run, measured)]
-        found.append(noise.chart(run, measured))
-    return [chart for chart in found if chart is not None]
+            found.append(_stages(measured))
+            if LENGTH in sliced:
+                found.append(_by_length(measured, sliced[LENGTH]))
+        if augment.FIELD in sliced:
+            found.append(noise.chart(run, measured, sliced[augment.FIELD]))
+    return {chart.name: chart for chart in found if chart is not None}
 
 
 def _latency(run: Run, measured: Measured) -> Chart:
@@ -129,24 +142,16 @@ def _stages(measured: Measured) -> Chart | None:
     )
 
 
-def _by_length(run: Run, measured: Measured) -> Chart:
-    seconds = {clip["name"]: clip["audio_seconds"] for clip in run["clips"]}
-    used = sorted({length_bucket(s) for s in seconds.values()})
-    names = [bucket_name(bucket) for bucket in used]
-    figure, axes = new_figure(3.4)
+def _by_length(measured: Measured, sliced: Sequence[Slice]) -> Chart:
+    names = list(dict.fromkeys(each["value"] for each in sliced))
+    known = {(each["variant"], each["value"]): each["rtfx"] for each in sliced}
+    figure, axes = new_figure(3.6, SLICE_INCHES)
     marks: dict[str, Mark] = {}
-    lines = []
-    for n, row, result in reversed(measured):
-        audio, wall = dict.fromkeys(used, 0.0), dict.fromkeys(used, 0.0)
-        for sample in timed(result):
-            if sample["wall_seconds"]:
-                bucket = length_bucket(seconds[sample["clip"]])
-                audio[bucket] += seconds[sample["clip"]]
-                wall[bucket] += sample["wall_seconds"]
-        values = [audio[b] / wall[b] if wall[b] else None for b in used]
+    for n, row, _ in reversed(measured):
+        values = [known[row["variant"], name] for name in names]
         is_ranked = row["group"] == RANKED
         (line,) = axes.plot(
-            range(len(used)),
+            range(len(names)),
             [math.nan if value is None else value for value in values],
             color=colour(n),
             marker="o" if is_ranked else "X",
@@ -160,24 +165,20 @@ def _by_length(run: Run, measured: Measured) -> Chart:
             f"{name}: {written(v)}" for name, v in zip(names, values, strict=True) if v is not None
         )
         marks[f"line-{n}"] = Mark(n, f"{row['variant']}, RTFx by clip length: {told}")
-        lines.append([row["variant"], *(written(value) for value in values)])
-    axes.set_xticks(range(len(used)), names)
+    axes.set_xticks(range(len(names)), names)
     axes.margins(x=0.08)
     axes.set_yscale("log")
     plain_log_ticks(axes, vertical=True)
     axes.grid(True, axis="y")
     axes.set_xlabel("clip length")
     axes.set_ylabel("RTFx (log scale)")
-    handles, labels = axes.get_legend_handles_labels()
-    shown = len(PALETTE)
-    figure.legend(handles[::-1][:shown], labels[::-1][:shown], loc="outside upper left", ncols=2)
+    add_legend(figure, axes)
     return Chart(
         "by-length",
         "Speed by clip length",
-        "Whisper pads every window to 30 s, so short clips cost more per second. Dotted: not ranked."
-        + (f" The first {shown} rows are coloured." if len(measured) > shown else ""),
-        to_svg(figure, "by-length", "RTFx by clip length; the table below has the figures.", marks),
-        (["variant", *names], lines[::-1]),
+        "Dotted: not ranked."
+        + (f" The first {len(PALETTE)} rows are coloured." if len(measured) > len(PALETTE) else ""),
+        to_svg(figure, "by-length", "RTFx by clip length; the table beside has the figures.", marks),
     )
 
 

@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart with its text. `table` has its figures if no other table on the page does."""
+    """One chart with its text.
+
+    Attributes:
+        table: headings and lines, if no other table on the page has its figures.
+        narrow: the same for a phone; None if `svg` serves there too.
+    """
 
     name: str
     title: str
     caption: str
     svg: str
     table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
+    narrow: str | None = None
 
 
 def colour(number: int) -> str:
@@ -31,15 +37,17 @@ def colour(number: int) -> str:
     return PALETTE[number] if number < len(PALETTE) else OTHER
 
 
+SLICE_INCHES = 6.2  # width of a chart beside a matrix of slices
+
 Measured = Sequence[tuple[int, Row, Result]]
 
 
-def new_figure(height_inches: float) -> tuple[Figure, Axes]:
-    """Return a figure of the page's width with one pair of axes."""
+def new_figure(height_inches: float, width_inches: float = WIDTH_INCHES) -> tuple[Figure, Axes]:
+    """Return a figure with one pair of axes."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+    figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
     FigureCanvasSVG(figure)  # not pyplot, which keeps every figure that it ever made
     return figure, figure.add_subplot()
 
@@ -52,3 +60,10 @@ def plain_log_ticks(axes: Axes, vertical: bool = False) -> None:
     axis.set_major_locator(LogLocator(10, (1, 2, 5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Name the coloured variants above the axes, in the order of the tables; the last was drawn first."""
+    handles, labels = axes.get_legend_handles_labels()
+    shown = len(PALETTE)
+    figure.legend(handles[::-1][:shown], labels[::-1][:shown], loc="outside upper left", ncols=2)

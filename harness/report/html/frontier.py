@@ -1,24 +1,53 @@
-"""The chart of quality against speed, with its Pareto front."""
+"""The chart of speed against error: paired intervals, the band of equal error, the Pareto front."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from asrgate.harness.escape import visible
 from asrgate.harness.record_types import Run
 from asrgate.harness.report.columns import figure as written
+from asrgate.harness.report.columns import interval, percent
 from asrgate.harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
-from asrgate.harness.report.html.svg import INK, MUTED, PAPER, Mark, to_svg
+from asrgate.harness.report.html.svg import BAND, INK, MUTED, PAPER, Mark, to_svg
 from asrgate.harness.report.rows import RANKED, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ABOVE = 11.0  # points: preferred place of a name; beside its point, the interval would cross it
-LABELLED = 10  # with more points than this, not all can have their names next to them
+NAMED = 6  # with more points than this, numbers stand beside them: the table has the names
+LEAST_SPAN_POINTS = 1.0  # of WER on the axis; rows that differ by less are alike to any reader
+LINE_POINTS = 11.0  # height of a label
+NEAR, FAR = 3, 9  # how far a label may be moved, in half lines
+LETTER_POINTS = 4.9  # mean width of a letter at the labels' size
+WIDE, NARROW = (5.4, 4.2), (3.7, 3.9)  # inches: beside the table, and on a phone
+
+Point = tuple[int, Row]  # a row with its number in the page
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle on the paper, in points."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+
+    def meets(self, other: Box) -> bool:
+        """Whether the two overlap."""
+        across = self.left < other.right and other.left < self.right
+        return across and self.low < other.high and other.low < self.high
+
+    def holds(self, other: Box) -> bool:
+        """Whether the other lies inside, but for a little that may stick out to the right and above."""
+        across = self.left <= other.left and other.right <= self.right + 8
+        return across and self.low <= other.low and other.high <= self.high + 8
 
 
 def chart(run: Run, measured: Measured) -> Chart | None:
@@ -26,128 +55,245 @@ def chart(run: Run, measured: Measured) -> Chart | None:
     drawn = [(n, row) for n, row, _ in measured if row["wer_percent"] is not None]
     if not drawn:
         return None
-    figure, axes = new_figure(4.0)
-    marks: dict[str, Mark] = {}
-    top = _top(drawn)
-    for n, row in drawn:
-        x, y = row["rtfx"], row["wer_percent"]
-        is_ranked, is_beyond = row["group"] == RANKED, y > top
-        own = colour(n) if is_ranked else MUTED
-        for end, along, across in (
-            (("rtfx_low", "rtfx_high"), "x", y),
-            (("wer_low_percent", "wer_high_percent"), "y", x),
-        ):
-            low, high = row[end[0]], row[end[1]]
-            if low is not None and high is not None and not is_beyond:
-                ends, level = [low, high], [across, across]
-                axes.plot(*((ends, level) if along == "x" else (level, ends)), color=own, lw=1, alpha=0.55)
-        (point,) = axes.plot(
-            x,
-            min(y, top),
-            marker="^" if is_beyond else "o" if is_ranked else "X",
-            ms=8,
-            mec=own,
-            mfc=own if is_ranked else PAPER,
-            zorder=3,
-            clip_on=False,
-        )
-        point.set_gid(f"point-{n}")
-        status = f"rank {row['rank']}" if is_ranked else "not ranked"
-        marks[f"point-{n}"] = Mark(n, f"{row['variant']} ({status}): WER {y:.2f} %, RTFx {written(x)}")
-    ranked = [(n, row) for n, row in drawn if row["group"] == RANKED]
-    front = [ranked[i] for i in pareto_front([(row["rtfx"], row["wer_percent"]) for _, row in ranked])]
-    if len(front) > 1:
-        axes.step(
-            [row["rtfx"] for _, row in front],
-            [row["wer_percent"] for _, row in front],
-            where="post",
-            color=INK,
-            lw=1,
-            ls=(0, (4, 3)),
-            zorder=1,
-        )
+    wide, narrow = (_draw(run, drawn, name, size) for name, size in (("wide", WIDE), ("narrow", NARROW)))
+    return Chart("quality-speed", "Speed against error", _caption(run, drawn), wide, narrow=narrow)
+
+
+def _draw(run: Run, drawn: Sequence[Point], name: str, inches: tuple[float, float]) -> str:
+    figure, axes = new_figure(inches[1], inches[0])
+    reference = _reference(run, drawn)
+    low, high, top = limits(drawn, reference)
     axes.set_xscale("log")
     plain_log_ticks(axes)
-    axes.margins(0.12, 0.12)
-    low, high = axes.get_ylim()
-    high = min(max(high, 0.5), top)
-    axes.set_ylim(max(low, -0.06 * high), high)
+    axes.margins(x=0.12)
+    axes.set_ylim(low, high)
+    marks: dict[str, Mark] = {}
+    for n, row in drawn:
+        marks |= _point(axes, n, row, reference, top)
+    if reference is not None and reference["wer_percent"] <= top:
+        axes.axhline(reference["wer_percent"], color=MUTED, lw=0.8, ls=(0, (1, 2)), zorder=0.5)
+    alike = indistinguishable(drawn, reference)
+    if alike:
+        values = [row["wer_percent"] for row in alike]
+        pad = 0.025 * (high - low)
+        label = "WER not told apart from the reference's"
+        band = axes.axhspan(min(values) - pad, max(values) + pad, color=BAND, lw=0, zorder=0, label=label)
+        band.set_gid("band")
+        marks["band"] = Mark(None, f"{label}: {', '.join(row['variant'] for row in alike)}")
+    front = _front(drawn)
+    if len(front) > 1:
+        speeds, errors = ([row[key] for _, row in front] for key in ("rtfx", "wer_percent"))
+        axes.step(speeds, errors, where="post", color=INK, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        axes.plot([], [], color=INK, lw=0.9, ls=(0, (4, 3)), label="Pareto front")
+    if any(row["group"] != RANKED for _, row in drawn):
+        axes.plot([], [], marker="X", ls="", color=MUTED, mfc=PAPER, ms=6, label="not ranked")
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper left", ncols=3 if name == "wide" else 1, handlelength=1.6)
     axes.grid(True)
     axes.set_axisbelow(True)
     axes.set_xlabel("RTFx, seconds of audio per second (log scale): faster to the right")
+    if name == "narrow":
+        axes.set_xlabel("RTFx (log scale): faster to the right")
     axes.set_ylabel("WER %: lower is better")
-    named = drawn if len(drawn) <= LABELLED else _unique([*front, *_reference(run, drawn)])
-    _label(figure, axes, named, drawn, top)
+    _label(figure, axes, drawn, front, reference, top, len(drawn) <= NAMED and name == "wide")
     names = ", ".join(row["variant"] for _, row in front) or "none, as no row is ranked"
     description = f"WER against RTFx of {len(drawn)} variants. On the Pareto front: {names}."
-    return Chart(
-        "quality-speed",
-        "Quality against speed",
-        "Bars are the bootstrap intervals. Dashed: the Pareto front of the ranked rows; for each other row, "
-        "some row on the front is at least as good in both. A cross is not ranked, because its speed does "
-        "not come at equal quality." + (" A triangle's WER is off the chart." if top < math.inf else ""),
-        to_svg(figure, "quality-speed", description, marks),
+    return to_svg(figure, f"quality-speed-{name}", description, marks)
+
+
+def _point(axes: Axes, n: int, row: Row, reference: Row | None, top: float) -> dict[str, Mark]:
+    """Draw one row with its paired interval, around the reference's WER; return what was drawn."""
+    x, y = row["rtfx"], row["wer_percent"]
+    is_ranked, is_beyond = row["group"] == RANKED, y > top
+    own = colour(n) if is_ranked else MUTED
+    ends = paired_interval(row, reference)
+    if ends and not is_beyond:
+        (bar,) = axes.plot([x, x], ends, color=own, lw=1.6, alpha=0.6, solid_capstyle="butt")
+        bar.set_gid(f"paired-{n}")
+    marker = "^" if is_beyond else "D" if row is reference else "o" if is_ranked else "X"
+    (point,) = axes.plot(
+        x,
+        min(y, top),
+        marker=marker,
+        ms=7 if marker == "D" else 8,
+        mec=own,
+        mfc=own if is_ranked else PAPER,
+        zorder=3,
+        clip_on=False,
     )
+    point.set_gid(f"point-{n}")
+    status = f"rank {row['rank']}" if is_ranked else "not ranked"
+    told = f"{row['variant']} ({status}): WER {percent(y)} %, RTFx {written(x)}"
+    if row is reference:
+        told += "; the reference"
+    elif ends:
+        low, high = row["wer_difference_low_points"], row["wer_difference_high_points"]
+        told += (
+            f"; {row['wer_difference_points']:+.2f} points from the reference, 95 % of paired resamples "
+            f"{interval(low, high, percent)}"
+        )
+    return {gid: Mark(n, told) for gid in (f"paired-{n}", f"point-{n}")}
 
 
-def _reference(run: Run, drawn: Sequence[tuple[int, Row]]) -> list[tuple[int, Row]]:
-    return [(n, row) for n, row in drawn if row["variant"] == run["settings"]["reference"]]
+def paired_interval(row: Row, reference: Row | None) -> tuple[float, float] | None:
+    """Return the ends of a row's bar in WER %: the reference's WER plus the interval of their difference."""
+    low, high = row["wer_difference_low_points"], row["wer_difference_high_points"]
+    if reference is None or low is None or high is None:
+        return None
+    return reference["wer_percent"] + low, reference["wer_percent"] + high
 
 
-def _unique(items: Sequence[tuple[int, Row]]) -> list[tuple[int, Row]]:
-    return list(dict(items).items())
+def indistinguishable(drawn: Sequence[Point], reference: Row | None) -> list[Row]:
+    """Return the ranked rows whose paired difference from the reference may be nothing, with the reference.
+
+    Empty if the reference is not ranked or no other row is like it.
+    """
+    ranked = [row for _, row in drawn if row["group"] == RANKED]
+    found = [row for row in ranked if row is reference or _may_be_equal(row)]
+    return found if len(found) > 1 and any(row is reference for row in found) else []
 
 
-def _top(drawn: Sequence[tuple[int, Row]]) -> float:
-    """Return the WER in percent above which unranked rows would compress the ranked ones into a line."""
-    ranked = [row["wer_high_percent"] or row["wer_percent"] for _, row in drawn if row["group"] == RANKED]
-    limit = max(5.0, 3 * max(ranked)) if ranked else math.inf
-    return limit if any(row["wer_percent"] > limit for _, row in drawn) else math.inf
+def _may_be_equal(row: Row) -> bool:
+    low, high = row["wer_difference_low_points"], row["wer_difference_high_points"]
+    return low is not None and high is not None and bool(low <= 0 <= high)
+
+
+def _reference(run: Run, drawn: Sequence[Point]) -> Row | None:
+    return next((row for _, row in drawn if row["variant"] == run["settings"]["reference"]), None)
+
+
+def limits(drawn: Sequence[Point], reference: Row | None) -> tuple[float, float, float]:
+    """Return the ends of the axis of WER in percent, and the WER above which a row is drawn at the edge.
+
+    Ranked rows with their bars get about half of the height, however wrong a row is that is not ranked.
+    """
+    every = [row["wer_percent"] for _, row in drawn]
+    ranked = [row for _, row in drawn if row["group"] == RANKED]
+    values = [row["wer_percent"] for row in ranked] or every
+    values += [end for row in ranked for end in paired_interval(row, reference) or ()]
+    low, high = min(values), max(values)
+    lacking = max(0.0, LEAST_SPAN_POINTS - (high - low))
+    low, high = low - lacking / 2, high + lacking / 2
+    edge = high + max(high - low, 2 * LEAST_SPAN_POINTS) if ranked else math.inf
+    low, high = min(low, *every), max(high, *(value for value in every if value <= edge))
+    margin, top = 0.08 * (high - low), math.inf
+    if max(every) > edge:
+        high = top = high + 2 * margin
+    return max(low - margin, -margin / 2), high + margin, top
+
+
+def _caption(run: Run, drawn: Sequence[Point]) -> str:
+    reference = _reference(run, drawn)
+    told = []
+    if any(paired_interval(row, reference) for _, row in drawn):
+        level = 100 * run["scoring"]["bootstrap"]["level"]
+        told.append(
+            f"Bars: {level:g} % interval of the paired difference in WER from the reference (diamond), over "
+            "the same resampled clips; the table has each row's own, wider interval."
+        )
+    if limits(drawn, reference)[2] < math.inf:
+        told.append("A triangle's WER is off the chart.")
+    if any(row["group"] != RANKED for _, row in drawn):
+        told.append("The speed of a row that is not ranked does not come at equal quality.")
+    return " ".join(told)
+
+
+def _front(drawn: Sequence[Point]) -> list[Point]:
+    ranked = [(n, row) for n, row in drawn if row["group"] == RANKED]
+    return [ranked[i] for i in pareto_front([(row["rtfx"], row["wer_percent"]) for _, row in ranked])]
 
 
 def _label(
-    figure: Figure, axes: Axes, named: Sequence[tuple[int, Row]], drawn: Sequence[tuple[int, Row]], top: float
+    figure: Figure,
+    axes: Axes,
+    drawn: Sequence[Point],
+    front: Sequence[Point],
+    reference: Row | None,
+    top: float,
+    by_name: bool,
 ) -> None:
-    """Write names next to their points; move them if they overlap, and leave them out if there is no room."""
+    """Write names or numbers next to their points, moved where they would overlap.
+
+    First come, first placed: the reference, the front, then by rank.
+    """
+    points = list(dict([*(each for each in drawn if each[1] is reference), *front, *drawn]).items())
     figure.draw_without_rendering()  # fixes the layout, on which the distances below depend
-    line_points, pixels_a_point = 11.0, figure.dpi / 72
-    taken: list[tuple[float, float, float]] = []  # left, right, y in points
-    for _, row in drawn:
-        ends = (row["rtfx_low"] or row["rtfx"], row["rtfx"], row["rtfx_high"] or row["rtfx"])
-        low, x, high = (axes.transData.transform((end, 0))[0] / pixels_a_point for end in ends)
-        y = axes.transData.transform((1, min(row["wer_percent"], top)))[1] / pixels_a_point
-        taken.append((min(low, x - 6), max(high, x + 6), y))
-    for _, row in named:
-        place = (row["rtfx"], min(row["wer_percent"], top))
-        beyond = f" {row['wer_percent']:.0f} %" if row["wer_percent"] > top else ""
-        text = visible(row["variant"]) + beyond
-        x, y = axes.transData.transform(place) / pixels_a_point
-        width = 5.2 * len(text)
-        is_left = x + 9 + width > axes.bbox.x1 / pixels_a_point + 4
-        start = x - 9 - width if is_left else x + 9
-        shifts = sorted((n * line_points / 2 for n in range(-6, 7)), key=lambda shift: abs(shift - ABOVE))
-        free = [
-            shift
-            for shift in shifts
-            if not any(
-                abs(y + shift - other) < line_points and start < right and left < start + width
-                for left, right, other in taken
-            )
-            and axes.bbox.y0 / pixels_a_point <= y + shift <= axes.bbox.y1 / pixels_a_point + line_points
-        ]
-        if not free:
+    scale = 72 / figure.dpi
+    whole = Box(axes.bbox.x0 * scale, axes.bbox.x1 * scale, axes.bbox.y0 * scale, axes.bbox.y1 * scale)
+    taken = [box for _, row in points for box in _occupied(axes, row, reference, top, scale)]
+    if reference is not None:
+        line = _place(axes, reference, top, scale)[1]
+        taken.append(Box(whole.left, whole.right, line - 0.5, line + 0.5))
+    taken += _steps([_place(axes, row, top, scale) for _, row in front])
+    for _, row in points:
+        text, is_reference = _number(row, by_name), row is reference
+        if row["wer_percent"] > top:
+            text += f" {row['wer_percent']:.0f} %"
+        elif is_reference:
+            text += " (reference)" if by_name else " reference"
+        if not text:
             continue
-        taken.append((start, start + width, y + free[0]))
+        x, y = _place(axes, row, top, scale)
+        reach = FAR if by_name or is_reference else NEAR
+        free = (
+            (dx, dy, box)
+            for dx, dy, box in _offsets(x, y, LETTER_POINTS * len(text), reach)
+            if whole.holds(box) and not any(box.meets(other) for other in taken)
+        )
+        dx, dy, box = next(free, (0.0, 0.0, None))
+        if box is None:
+            continue
+        taken.append(box)
         axes.annotate(
             text,
-            place,
-            xytext=(-9 if is_left else 9, free[0]),
+            (row["rtfx"], min(row["wer_percent"], top)),
+            xytext=(dx, dy),
             textcoords="offset points",
-            ha="right" if is_left else "left",
+            ha="center" if dx == 0 else "left" if dx > 0 else "right",
             va="center",
             fontsize=8.5,
             color=INK if row["group"] == RANKED else MUTED,
         )
+
+
+def _number(row: Row, by_name: bool) -> str:
+    if by_name:
+        return visible(row["variant"])
+    return "" if row["rank"] is None else str(row["rank"])
+
+
+def _occupied(axes: Axes, row: Row, reference: Row | None, top: float, scale: float) -> Iterator[Box]:
+    """Yield what a point and its bar cover."""
+    x, y = _place(axes, row, top, scale)
+    yield Box(x - 5, x + 5, y - 5, y + 5)
+    ends = paired_interval(row, reference)
+    if ends and row["wer_percent"] <= top:
+        low, high = (axes.transData.transform((row["rtfx"], end))[1] * scale for end in ends)
+        yield Box(x - 1.5, x + 1.5, low, high)
+
+
+def _steps(places: Sequence[tuple[float, float]]) -> Iterator[Box]:
+    """Yield what the line between points covers: from each along, then up or down to the next."""
+    for (x, y), (next_x, next_y) in pairwise(places):
+        yield Box(min(x, next_x), max(x, next_x), y - 0.5, y + 0.5)
+        yield Box(next_x - 0.5, next_x + 0.5, min(y, next_y), max(y, next_y))
+
+
+def _place(axes: Axes, row: Row, top: float, scale: float) -> tuple[float, float]:
+    x, y = axes.transData.transform((row["rtfx"], min(row["wer_percent"], top))) * scale
+    return float(x), float(y)
+
+
+def _offsets(x: float, y: float, width: float, reach: int) -> Iterator[tuple[float, float, Box]]:
+    """Yield offsets of a label from its point, the nearest first, with what it would cover.
+
+    A number that is moved far would seem to be another point's; `reach` is in half lines.
+    """
+    beside = [(dx, dy) for dx in (8.0, -8.0) for dy in (0.0, 5.5, -5.5)]
+    further = [(dx, sign * n * 5.5) for n in range(2, reach) for dx in (8.0, -8.0) for sign in (1, -1)]
+    for dx, dy in (*beside[::3], (0.0, 11.0), (0.0, -11.0), *beside, *further):
+        left = x + dx if dx > 0 else x + dx - width if dx < 0 else x - width / 2
+        yield dx, dy, Box(left - 1.5, left + width + 1.5, y + dy - LINE_POINTS / 2, y + dy + LINE_POINTS / 2)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -54,6 +54,13 @@
   theme.addEventListener("change", () => { paint(theme.value); remembered(theme.value); });
   theme.parentElement.hidden = false;
 
+  // ---- an address that names a closed section, or a part of one, opens it
+  const reveal = () => {
+    const target = location.hash && byId(location.hash.slice(1)), folded = target && target.closest("details");
+    if (folded) { folded.open = true; target.scrollIntoView(); }
+  };
+  addEventListener("hashchange", reveal);
+
   // ---- sorting: a button in every heading
   const makeSortable = (heading, sort) => {
     const button = element("button", { type: "button", className: "sort", textContent: heading.textContent });
@@ -94,23 +101,46 @@
     });
   }
 
-  // ---- a row under the pointer or with the focus is highlighted in the charts, and vice versa
-  const charts = document.querySelector(".charts");
+  // ---- columns for which a table has no room wait behind "more columns", the least important first
+  const KEPT = 10; // importance of the figures that a ranking is about
+  const drop = (table, column, isDropped) => {
+    for (const row of table.rows) if (row.className !== "why") row.cells[column].classList.toggle("dropped", isDropped);
+  };
+  const fit = (fitted) => {
+    const more = fitted.querySelector(".more"), region = fitted.querySelector(".wide"), table = region.firstElementChild;
+    if (!region.clientWidth) return; // folded
+    const headings = [...table.tHead.rows[0].cells];
+    headings.forEach((_, column) => drop(table, column, false));
+    const spare = headings.map((heading, column) => [Number(heading.dataset.importance || 0), -column]).filter(([importance]) => importance && importance < KEPT);
+    spare.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+    const all = more.querySelector("input").checked, count = spare.length;
+    table.classList.add("measuring");
+    while (!all && spare.length && table.offsetWidth > region.clientWidth) drop(table, -spare.shift()[1], true);
+    table.classList.remove("measuring");
+    more.hidden = !all && spare.length === count;
+    more.querySelector(".count").textContent = all ? "" : `(${count - spare.length})`;
+  };
+  const refit = new ResizeObserver((entries) => { for (const entry of entries) fit(entry.target.parentElement); });
+  for (const fitted of document.querySelectorAll(".fitted")) {
+    fit(fitted);
+    refit.observe(fitted.querySelector(".wide"));
+    fitted.querySelector(".more input").addEventListener("change", () => fit(fitted));
+  }
+
+  // ---- a row under the pointer is highlighted in the charts, and vice versa
+  const main = byId("main");
   const pick = (variant) => {
-    charts.classList.toggle("picked", variant != null);
+    main.classList.toggle("picked", variant != null);
     for (const shown of document.querySelectorAll(".pick")) shown.classList.remove("pick");
     if (variant == null) return;
-    for (const mark of charts.querySelectorAll(`.v${variant}`)) mark.classList.add("pick");
-    for (const row of document.querySelectorAll(`tr[data-variant="${variant}"]`)) row.classList.add("pick");
+    for (const place of main.querySelectorAll(`.drawing .v${variant}, tr[data-variant="${variant}"]`)) place.classList.add("pick");
   };
   const variantAt = (target) => {
     const place = target.closest("tr[data-variant], .mark");
     if (!place) return null;
     return place.dataset.variant ?? ([...place.classList].find((name) => /^v\d+$/.test(name)) || "").slice(1) ?? null;
   };
-  if (charts) {
-    document.addEventListener("pointerover", (event) => pick(variantAt(event.target) || null));
-  }
+  document.addEventListener("pointerover", (event) => pick(variantAt(event.target) || null));
 
   // ---- differences
   const CODES = ["swap", "gone", "new"];
@@ -296,18 +326,23 @@
   const unfold = [];
   addEventListener("beforeprint", () => {
     printing = true;
-    for (const folded of document.querySelectorAll("#ranking details:not([open]), #charts details:not([open])")) { folded.open = true; unfold.push(folded); }
+    for (const folded of document.querySelectorAll(".section:not([open]), .line:not([open]), figure details:not([open])")) { folded.open = true; unfold.push(folded); }
     if (listed.length > PRINTED_CLIPS) byId("clip-table").caption.textContent = `The first ${PRINTED_CLIPS} of ${listed.length} clips`;
     draw();
   });
   addEventListener("afterprint", () => { printing = false; unfold.splice(0).forEach((folded) => { folded.open = false; }); draw(); });
 
+  const measure = () => { // the height of a row, which only shows while the section is open
+    const drawn = body.querySelector("tr[data-place]"), height = drawn && drawn.getBoundingClientRect().height;
+    if (height) { rowHeight = height; draw(); }
+  };
   if (variants.length && clips.length) {
     for (const part of [byId("clip-tools"), byId("clip-legend"), scroll]) part.hidden = false;
     table.querySelector('[data-key="name"]').setAttribute("aria-sort", "ascending");
     list();
-    const drawn = body.querySelector("tr[data-place]");
-    if (drawn) { rowHeight = drawn.getBoundingClientRect().height; draw(); }
+    byId("clips").addEventListener("toggle", measure);
+    measure();
   }
+  reveal();
   performance.mark("asrgate-ready");
 })();

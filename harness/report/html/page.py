@@ -5,33 +5,39 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asrgate.harness.corpus import augment
+from asrgate.harness.corpus.fields import LENGTH
 from asrgate.harness.escape import visible
 from asrgate.harness.record_types import Run
 from asrgate.harness.report import columns, context, parts
 from asrgate.harness.report.columns import Column
-from asrgate.harness.report.html import charts, clips, trend
+from asrgate.harness.report.html import charts, clips, matrix, trend
 from asrgate.harness.report.html.drawing import Chart
 from asrgate.harness.report.html.svg import PALETTE
 from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
 from asrgate.harness.scenarios import registry
+from asrgate.harness.scoring import slices
 
 if TYPE_CHECKING:
     from asrgate.harness.report.history import Series
 
 FOLDER = Path(__file__).parent
+DRAWN = {LENGTH: "by-length", augment.FIELD: "noise"}  # fields whose slices are drawn too -> the chart's name
+HINTED = 6  # values of a field that are named while its section is closed
+IS_NAME = re.compile(r"^[^@]+-[^@]*@[^@]+/")  # a variant's, which a line could break at a hyphen
 SIBLINGS = (
     "run.json",
     "samples.csv",
     "summary.csv",
     "report.md",
 )  # next to it in a run's folder
-
-LEADING = ("model", "audio", "decoding", "machine")  # facts shown above the ranking; the others are below it
 
 
 def render(
@@ -51,18 +57,27 @@ def render(
     measured = [row for row in built if row["group"] != UNAVAILABLE]
     data = clips.collect(run, measured)
     script = _asset("page.js")
+    sliced = _sliced(run) if measured else {}
+    drawn = charts.draw(run, measured, sliced)
     return _template().render(
         run=run,
         title=f"asrgate {run['run_id']}",
+        headline=context.headline(run),
+        scenario="" if registry.is_default(run) else context.scenario(run),
         facts=[(label, text) for label, text in context.describe(run).items() if text],
         warnings=context.warnings(run),
         groups=_groups(measured),
         tables=_tables(measured),
-        parts=parts.parts(run) if measured else [],
-        unavailable=[row for row in built if row["group"] == UNAVAILABLE],
+        slices=[_slices_section(run, field, found, measured, drawn) for field, found in sliced.items()],
+        quality_parts=parts.of_quality(run) if measured else [],
+        times_parts=parts.of_times(run) if measured else [],
+        unavailable=_by_cause([row for row in built if row["group"] == UNAVAILABLE]),
         measured=measured,
         series=[n if n < len(PALETTE) else "other" for n in range(len(measured))],
-        charts=_charts(run, measured, history),
+        charts=drawn,
+        trend=_trend(history, measured),
+        steps_points=[f"{step:g}" for step in matrix.STEPS_POINTS],
+        steps_ratio=[f"{step:g}" for step in matrix.STEPS_RATIO],
         host=_pretty(run["host"]),
         settings=_pretty(run["settings"]),
         applied=[
@@ -85,15 +100,58 @@ def render(
         is_ranked=lambda row: row["group"] == RANKED,
         legend=_legend(measured),
         rank_meaning=columns.rank(registry.of(run).order.by).meaning,
-        leading=LEADING if registry.is_default(run) else (*LEADING, "scenario"),
     )
 
 
-def _charts(run: Run, measured: Sequence[Row], history: Sequence[Series]) -> list[Chart]:
-    found = charts.draw(run, measured)
-    if history:
-        found.append(trend.chart(history, {row["variant"]: n for n, row in enumerate(measured)}))
-    return found
+def _sliced(run: Run) -> dict[str, list[slices.Slice]]:
+    """Return field -> its slices: those of every format, and those that are drawn."""
+    fields = [*slices.chosen(run), *(field for field in DRAWN if field in slices.automatic(run))]
+    return {field: slices.rows(run, [field]) for field in dict.fromkeys(fields)}
+
+
+def _slices_section(
+    run: Run,
+    field: str,
+    found: Sequence[slices.Slice],
+    measured: Sequence[Row],
+    drawn: Mapping[str, Chart],
+) -> dict[str, Any]:
+    values = list(dict.fromkeys(each["value"] for each in found))
+    return {
+        "field": field,
+        "hint": ", ".join(values[:HINTED]) + (f" and {more} more" if (more := len(values[HINTED:])) else ""),
+        "title": f"By {field}",
+        "note": parts.slice_note(run, field),
+        "values": list({each["value"]: each["clips"] for each in found}.items()),
+        "matrices": matrix.build(found, measured, run["settings"]["reference"]),
+        "chart": drawn.get(DRAWN[field]) if field in DRAWN else None,
+    }
+
+
+def _trend(history: Sequence[Series], measured: Sequence[Row]) -> Chart | None:
+    return trend.chart(history, {row["variant"]: n for n, row in enumerate(measured)}) if history else None
+
+
+def _by_cause(unavailable: Sequence[Row]) -> list[tuple[list[str], str, str]]:
+    """Return variants, reason and remedy, once for each reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in unavailable:
+        found.setdefault((row["reason"], row["remedy"] or "–"), []).append(row["variant"])
+    return [(variants, why, remedy) for (why, remedy), variants in found.items()]
+
+
+def _named(text: str) -> Any:
+    """Return a sentence as HTML in which variants' names are not broken at their hyphens."""
+    from markupsafe import Markup, escape
+
+    whole = Markup('<span class="whole">{}</span>')
+    words = visible(text).split(" ")
+    return Markup(" ").join(whole.format(word) if IS_NAME.search(word) else escape(word) for word in words)
+
+
+def _pieces(name: str) -> list[str]:
+    """Return the parts of a variant's name between which it may be broken into lines."""
+    return re.split(r"(?=[@/ ])", visible(name))
 
 
 def _groups(measured: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -101,23 +159,27 @@ def _groups(measured: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     return [(group, members) for group, members in found if members]
 
 
-def _tables(measured: Sequence[Row]) -> list[dict[str, Any]]:
-    """The main table and the detailed ones, all with the WER."""
-    if not measured:
-        return []
-    return [
-        {
+def _tables(measured: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Return the main table and the detailed ones by name, all with the WER.
+
+    A column's importance says which go first where the page is narrow; 0 stays.
+    """
+    found = {}
+    for name, title, group in (
+        ("main", "Ranking", columns.FIGURES),
+        ("quality", "Quality in detail", columns.QUALITY),
+        ("times", "Time in detail", columns.TIMES),
+    ):
+        shown = columns.shown(group, measured)
+        if name != "main":
+            shown = [replace(column, importance=1) for column in shown]  # the last first
+        found[name] = {
             "name": name,
             "title": title,
-            "columns": [columns.WER, *columns.shown(group, measured)],
+            "columns": [columns.WER, *shown],
             "is_main": name == "main",
         }
-        for name, title, group in (
-            ("main", "Ranking", columns.FIGURES),
-            ("quality", "Quality in detail", columns.QUALITY),
-            ("times", "Time in detail", columns.TIMES),
-        )
-    ]
+    return found if measured else {}
 
 
 def _legend(measured: Sequence[Row]) -> list[Column]:
@@ -155,5 +217,5 @@ def _template() -> Any:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["visible"] = visible
+    environment.filters |= {"visible": visible, "pieces": _pieces, "named": _named}
     return environment.from_string(_asset("page.html"))

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 INK, MUTED, RULE, PAPER = "#fe0100", "#fe0101", "#fe0102", "#fe0103"
 PALETTE = tuple(f"#fe02{number:02x}" for number in range(8))
 OTHER = "#fe0300"
-_VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper", OTHER: "series-other"} | {
-    colour: f"series-{number}" for number, colour in enumerate(PALETTE)
-}
+BAND = "#fe0301"
+_VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper", BAND: "band", OTHER: "series-other"}
+_VARIABLES |= {colour: f"series-{number}" for number, colour in enumerate(PALETTE)}
 
 WIDTH_INCHES = 7.2
 _SVG = "http://www.w3.org/2000/svg"

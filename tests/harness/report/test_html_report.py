@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import math
 import os
 import re
 import shutil
@@ -15,14 +16,15 @@ from typing import Any
 import pytest
 import soundfile
 import tones
-from make_run import REFERENCE, VARIANTS, add_unavailable, make_run, result_of
+from make_run import REFERENCE, TEXT, VARIANTS, add_unavailable, make_run, result_of
 
 from asrgate.harness import record, report
+from asrgate.harness.column import figure, percent
 from asrgate.harness.corpus import audio as audio_file
 from asrgate.harness.record import Run
-from asrgate.harness.report.html import audio, clips, page
+from asrgate.harness.report.html import audio, clips, frontier, matrix, page
 from asrgate.harness.report.html.frontier import pareto_front
-from asrgate.harness.scoring import gate, score
+from asrgate.harness.scoring import gate, score, slices
 
 OTHER = VARIANTS[1]
 SHORT = "stops-early@cpu/float32"
@@ -88,23 +90,26 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
     """Open a report; at the end of the test nothing may have been fetched and nothing complained of."""
     contexts, complaints, asked = [], [], []
 
-    def open_page(text: str, **options: Any) -> Any:
+    def open_page(text: str, section: str = "", **options: Any) -> Any:
+        """Open the page, at one of its sections or closed as it comes."""
         path = tmp_path / "report.html"
         path.write_text(text, encoding="utf-8")
         contexts.append(browser.new_context(**options))
+        contexts[-1].set_default_timeout(10_000)
         tab = contexts[-1].new_page()
         tab.on("console", lambda message: complaints.append(message.text))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.on("dialog", lambda dialog: complaints.append(f"dialog {dialog.message}"))
         tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(path.as_uri())
+        tab.goto(path.as_uri() + (section and f"#{section}"))
         return tab
 
     yield open_page
     for context in contexts:
         context.close()
     assert complaints == []
-    assert [url for url in asked if not url.endswith("/report.html") and not url.startswith("blob:")] == []
+    pages = re.compile(r"/report\.html(#\w+)?$|^blob:")
+    assert [url for url in asked if not pages.search(url)] == []
 
 
 def ranking(tab: Any) -> list[str]:
@@ -150,7 +155,7 @@ def test_sorting_keeps_groups_and_reasons_together(run: Run, text: str, opened: 
 
 
 def test_every_table_has_scoped_headings(run: Run, text: str, opened: Open) -> None:
-    tab = opened(text)
+    tab = opened(text, "clips")
     tab.locator("tbody .open").first.click()
     headings = tab.locator("th").evaluate_all("all => all.map(one => one.scope)")
     assert len(headings) > 40
@@ -161,7 +166,7 @@ def test_every_table_has_scoped_headings(run: Run, text: str, opened: Open) -> N
 
 
 def test_marked_differences_are_the_counted_errors(run: Run, text: str, opened: Open) -> None:
-    tab = opened(text)
+    tab = opened(text, "clips")
     for variant in (REFERENCE, SHORT):
         counted = {entry["clip"]: entry for entry in result_of(run, variant)["wer"]["per_clip"]}
         for row in report.rows(run):
@@ -183,7 +188,7 @@ def test_marked_differences_are_the_counted_errors(run: Run, text: str, opened: 
 
 
 def test_clips_by_keyboard(run: Run, text: str, opened: Open) -> None:
-    tab = opened(text)
+    tab = opened(text, "clips")
     focused = "document.activeElement.textContent"
     tab.locator("#clip-table .sort").last.focus()
     tab.keyboard.press("Tab")
@@ -205,7 +210,7 @@ def test_clips_by_keyboard(run: Run, text: str, opened: Open) -> None:
 
 
 def test_clips_are_sorted_filtered_and_found(run: Run, text: str, opened: Open) -> None:
-    tab = opened(text)
+    tab = opened(text, "clips")
     names = tab.locator("#clip-table tr[data-place] .open")
     tab.locator('#clip-table [data-key="seconds"] button').click()
     by_length = sorted(run["clips"], key=lambda clip: clip["audio_seconds"])
@@ -227,7 +232,7 @@ def test_thousands_of_clips_are_drawn_as_they_are_seen(opened: Open) -> None:
     made = make_run(VARIANTS, 2000, rounds=1)
     score.score(made, "none", replicates=2)
     gate.judge(made)
-    tab = opened(page.render(made))
+    tab = opened(page.render(made), "clips")
     assert tab.evaluate("performance.getEntriesByName('asrgate-ready')[0].startTime") < 5000
     assert tab.locator("#clip-table").get_attribute("aria-rowcount") == "2001"
     drawn = tab.locator("#clip-table tr[data-place]")
@@ -260,7 +265,7 @@ def test_hostile_text_stays_text(run: Run, opened: Open) -> None:
             item["clip"] = hostile["clips"][0]["name"] if item["clip"] == "clip-000" else item["clip"]
         for sample in result["samples"]:
             sample["text"] = None if sample["text"] is None else f"{sample['text']} {HOSTILE} \ud800"
-    tab = opened(page.render(hostile).encode("utf-8", "strict").decode())
+    tab = opened(page.render(hostile).encode("utf-8", "strict").decode(), "clips")
     assert tab.evaluate("typeof pwned") == "undefined"
     assert tab.locator("img").count() == 0
     scripts = tab.locator("script").evaluate_all("all => all.map(one => one.type)")
@@ -292,7 +297,7 @@ def test_without_texts_no_word_is_left_and_counts_stay(run: Run, opened: Open) -
     text = page.render(record.without_texts(run))
     for clip in run["clips"]:
         assert not clip["reference"] or clip["reference"][:20] not in text
-    tab = opened(text)
+    tab = opened(text, "clips")
     assert "stored without texts" in tab.locator("#clips").inner_text()
     first = tab.locator("#clip-table tr[data-place]").nth(0)
     assert first.locator("td").last.inner_text() == "(text not stored)"
@@ -305,7 +310,7 @@ def test_without_texts_no_word_is_left_and_counts_stay(run: Run, opened: Open) -
 def test_no_normaliser_leaves_raw_texts_and_says_so(run: Run, opened: Open) -> None:
     other = json.loads(json.dumps(run))
     other["scoring"]["normalizer"] |= {"name": "of the future", "version": "9"}
-    tab = opened(page.render(other))
+    tab = opened(page.render(other), "clips")
     assert "Differences are missing: no normaliser is called" in tab.locator("#clips .warning").inner_text()
     assert tab.locator("#clip-table del").count() == 0
     assert run["clips"][0]["reference"].split()[0] in tab.locator("#clip-table tbody").inner_text()
@@ -327,6 +332,217 @@ def test_run_of_nothing_is_still_a_page(opened: Open) -> None:
     assert "stopped by the user" in tab.locator(".warning").inner_text()
 
 
+# the first screen
+
+ENGINES = ("whisper-cpu", "faster-whisper", "faster-whisper-batched", "max-hybrid", "torch-fast", "max")
+NAMES = [f"{name}@cpu/{precision}" for precision in ("float32", "int8+compiled") for name in ENGINES]
+LENGTHS = (1.5, 3.0, 4.0, 7.0, 8.0, 15.0)
+
+
+@pytest.fixture(scope="module")
+def thirteen() -> Run:
+    """Twelve ranked variants, one of them told apart from the reference in WER, and one that stops early."""
+    references = [f"{' '.join(TEXT.split()[n % 9 :])} {n}" for n in range(24)]
+    worse = [" ".join(["wrong", *reference.split()[1:]]) for reference in references]
+    texts = {name: [*references[:20], *worse[20:]] for name in NAMES}
+    texts |= {NAMES[2]: [*worse[:4], *references[4:16], *worse[16:20], *references[20:]], NAMES[4]: worse}
+    texts[SHORT] = [reference[: len(reference) // 3] for reference in references]
+    made = make_run(
+        [*NAMES, SHORT],
+        references,
+        rounds=1,
+        texts=texts,
+        audio_seconds=[LENGTHS[n % 6] for n in range(24)],
+        languages=["en", "de", "sv"] * 8,
+        settings={"wer_tolerance": 0.2},
+    )
+    made["host"]["host_class"] = "Imaginary 9000, 8 cores, no GPU, 32 GiB"
+    return judged(made)
+
+
+@pytest.fixture(scope="module")
+def whole(thirteen: Run) -> str:
+    return page.render(thirteen)
+
+
+BOXES = """all => all.map(one => { const box = one.getBoundingClientRect();
+  return [box.left, box.top, box.right, box.bottom]; })"""
+
+
+def boxes(tab: Any, selector: str) -> list[list[float]]:
+    return tab.locator(selector).evaluate_all(BOXES)
+
+
+def test_first_screen_has_what_was_measured_the_picture_and_the_whole_table(
+    thirteen: Run, whole: str, opened: Open
+) -> None:
+    tab = opened(whole, viewport={"width": 1280, "height": 800})
+    told = tab.locator("#measured").inner_text()
+    assert told == "tiny.en on 24 clips (de, en, sv), 2.6 min · Imaginary 9000, 8 cores, no GPU, 32 GiB"
+    (line,) = boxes(tab, "#measured")
+    assert line[3] - line[1] < 30, "one line"
+    (picture,) = boxes(tab, ".picture svg:visible")
+    assert picture[2] - picture[0] > 450
+    rows = boxes(tab, "#ranking tbody tr")
+    assert len(rows) == 12 + 2  # the unranked one and its reason
+    figures = boxes(tab, "#ranking tbody td:visible")
+    assert len(figures) > 13 * 4
+    for left, top, right, bottom in [line, picture, *rows, *figures]:
+        assert 0 <= left < right <= 1280
+        assert 0 <= top < bottom <= 800
+    assert tab.evaluate("document.documentElement.scrollWidth") == 1280
+    after = tab.locator(".first ~ *")
+    assert set(after.evaluate_all("all => all.map(one => `${one.tagName} ${one.open}`)")) == {"DETAILS false"}
+    assert tab.locator("summary h2").all_inner_texts()[:4] == [
+        *("By length", "By lang", "Quality in detail", "Time in detail")
+    ]
+
+
+BROKEN = """all => all.flatMap(one => {
+  const found = [];
+  for (const walker = document.createTreeWalker(one, NodeFilter.SHOW_TEXT); walker.nextNode();) {
+    for (const part of walker.currentNode.data.matchAll(/[@/ ]?[^@/ ]+/g)) {
+      const range = document.createRange();
+      range.setStart(walker.currentNode, part.index);
+      range.setEnd(walker.currentNode, part.index + part[0].length);
+      if (new Set([...range.getClientRects()].map((box) => box.top)).size > 1) found.push(part[0]);
+    }
+  }
+  return found;
+})"""
+DOTS = """all => all.map(one => {
+  const dot = one.getBoundingClientRect(), range = document.createRange();
+  range.selectNodeContents(one.nextSibling);
+  const word = range.getClientRects()[0], middle = (dot.top + dot.bottom) / 2;
+  return word.top < middle && middle < word.bottom && dot.right < word.left && word.left - dot.right < 12;
+})"""
+
+
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_names_break_only_between_their_parts_and_keep_their_dot(
+    whole: str, opened: Open, width: int
+) -> None:
+    tab = opened(whole, viewport={"width": width, "height": 800})
+    tab.locator("details").evaluate_all("all => all.forEach(one => { one.open = true; })")
+    names = tab.locator(".name:visible, .whole:visible")
+    assert names.count() > 13 * 4
+    assert names.evaluate_all(BROKEN) == []
+    assert set(tab.locator(".swatch:visible").evaluate_all(DOTS)) == {True}
+
+
+@pytest.mark.parametrize("name", [NAMES[1], "an-engine-by-another-name@cuda/bfloat16+compiled+trim"])
+def test_phone_shows_rank_and_speed_together(whole: str, opened: Open, name: str) -> None:
+    written = "</span><wbr><span>".join(re.split("(?=[@/])", NAMES[1]))
+    assert f">{written}<" in whole
+    text = whole.replace(written, "</span><wbr><span>".join(re.split("(?=[@/])", name)))
+    tab = opened(text, viewport={"width": 390, "height": 844})
+    column = tab.locator("#ranking thead th").all_text_contents().index("RTFx") + 1
+    for row in tab.locator("#ranking tr[data-variant]:not(.why)").all():
+        for cell in (row.locator(".rank"), row.locator(f":nth-child({column})")):
+            left, _, right, _ = cell.evaluate_all(BOXES)[0]
+            assert 0 <= left < right <= 390
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_columns_without_room_wait_behind_more_columns(whole: str, opened: Open) -> None:
+    from playwright.sync_api import expect
+
+    tab = opened(whole, viewport={"width": 1280, "height": 800})
+    every = tab.locator("#ranking thead th")
+    shown = tab.locator("#ranking thead th:visible")
+    left_out = every.count() - shown.count()
+    assert left_out > 0
+    assert tab.locator("#ranking .more").text_content().strip() == f"more columns ({left_out})"
+    box = tab.locator("#more-main")
+    box.focus()
+    tab.keyboard.press("Space")
+    assert shown.count() == every.count()
+    assert max(right for *_, right, _ in boxes(tab, "#ranking thead th")) <= 1280
+    tab.keyboard.press("Space")
+    assert shown.count() == every.count() - left_out
+    tab.set_viewport_size({"width": 1920, "height": 800})
+    expect(shown).not_to_have_count(every.count() - left_out)
+    assert every.count() - left_out < shown.count() <= every.count()
+
+
+# slices
+
+
+def test_matrix_has_the_figures_of_the_slices(thirteen: Run, whole: str, opened: Open) -> None:
+    tab = opened(whole, "by-1")
+    found = slices.rows(thirteen, ["length"])
+    values = list(dict.fromkeys(row["value"] for row in found))
+    known = {(row["variant"], row["value"]): row for row in found}
+    variants = [row["variant"] for row in report.rows(thirteen)]
+    matrix = tab.locator("#by-1 .matrix:visible")
+    radio = tab.locator("#by-1 input[type=radio]")
+    radio.first.focus()
+    for name, key, write in (
+        ("WER %", "wer_percent", percent),
+        ("CER %", "cer_percent", percent),
+        ("RTFx", "rtfx", figure),
+        ("median s", "latency_median_seconds", figure),
+    ):
+        assert matrix.count() == 1
+        assert matrix.get_attribute("aria-label") == f"{name} By length, table"
+        heads = matrix.locator("thead th").evaluate_all("all => all.map(one => one.firstChild.data)")
+        assert heads == ["variant", *values]
+        cells = matrix.locator("tbody tr").evaluate_all(
+            "rows => rows.map(row => [...row.cells].map(one => one.textContent.trim()))"
+        )
+        assert [line[0].removesuffix(" reference") for line in cells] == variants
+        for variant, line in zip(variants, cells, strict=True):
+            assert line[1:] == [write(known[variant, value][key]) for value in values], (variant, name)
+        tab.keyboard.press("ArrowDown")
+
+
+def test_cells_are_shaded_by_distance_from_the_reference(thirteen: Run, whole: str, opened: Open) -> None:
+    tab = opened(whole, "by-1")
+    shades = {
+        name: tab.locator(f"#by-1 .figure-{number} tbody tr").evaluate_all(
+            "rows => Object.fromEntries(rows.map(row => [row.querySelector('.name').textContent,"
+            " [...row.cells].slice(1).map(one => one.className.replace('number', '').trim())]))"
+        )
+        for number, name in ((0, "wer"), (2, "rtfx"))
+    }
+    assert set(shades["wer"][REFERENCE]) == set(shades["rtfx"][REFERENCE]) == {""}
+    assert set(shades["wer"][NAMES[1]]) == {""}, "the same words"
+    assert all(shade.startswith("worse") for shade in shades["wer"][NAMES[4]])
+    assert set(shades["wer"][SHORT]) == {"worse-3"}
+    assert set(shades["rtfx"][NAMES[1]]) == {"better-2"}, "twice as fast"
+    assert set(shades["rtfx"][NAMES[5]]) == {"better-3"}, "six times as fast"
+    style = "getComputedStyle(document.querySelector('{}')).backgroundColor"
+    colours = [tab.evaluate(style.format(f"td.{shade}")) for shade in ("worse-3", "better-2", "better-3")]
+    assert len(set(colours)) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "base", "is_ratio", "is_higher_better", "shade"),
+    [
+        (5.0, 5.4, False, False, ""),
+        (5.0, 5.5, False, False, "better-1"),
+        (7.0, 5.0, False, False, "worse-2"),
+        (40.0, 5.0, False, False, "worse-3"),
+        (10.9, 10.0, True, True, ""),
+        (11.1, 10.0, True, True, "better-1"),
+        (5.0, 10.0, True, True, "worse-2"),
+        (0.2, 1.0, True, False, "better-3"),
+        (1.0, 0.0, True, True, ""),
+    ],
+)
+def test_shade(value: float, base: float, is_ratio: bool, is_higher_better: bool, shade: str) -> None:
+    assert matrix.shade_of(value, base, is_ratio, is_higher_better) == shade
+
+
+def test_speed_by_length_is_drawn_beside_its_matrix(thirteen: Run, whole: str, opened: Open) -> None:
+    tab = opened(whole, "by-1")
+    assert tab.locator("#by-1 h3").inner_text() == "Speed by clip length"
+    titles = tab.locator("#by-1 svg title").all_text_contents()
+    for row in slices.rows(thirteen, ["length"]):
+        (title,) = [text for text in titles if text.startswith(f"{row['variant']}, ")]
+        assert f"{row['value']}: {figure(row['rtfx'])}" in title
+
+
 # charts
 
 
@@ -335,6 +551,77 @@ def test_pareto_front() -> None:
     assert pareto_front(points) == [2, 1, 4]
     assert pareto_front([]) == []
     assert pareto_front([(1.0, 2.0), (1.0, 2.0)]) == [0, 1]
+
+
+def test_bars_are_the_paired_intervals_from_the_reference(thirteen: Run, whole: str, opened: Open) -> None:
+    tab = opened(whole, viewport={"width": 1280, "height": 800})
+    rows = report.rows(thirteen)
+    numbers = {row["variant"]: n for n, row in enumerate(rows)}
+    drawn = {}
+    for row in rows[:-1]:
+        marks = boxes(tab, f".picture svg:visible .v{numbers[row['variant']]}")
+        drawn[row["variant"]] = marks[::-1]  # the point, and before it the bar
+    reference, worst = (next(row for row in rows if row["variant"] == name) for name in (REFERENCE, NAMES[4]))
+    assert len(drawn[REFERENCE]) == 1, "the reference differs from itself by nothing"
+
+    def middle(name: str) -> float:
+        (_, top, _, bottom), *_ = drawn[name]
+        return (top + bottom) / 2
+
+    scale = (middle(NAMES[4]) - middle(REFERENCE)) / (worst["wer_percent"] - reference["wer_percent"])
+    assert scale < 0
+    checked = 0
+    for row in rows[:-1]:
+        if len(drawn[row["variant"]]) == 1:
+            continue
+        _, (_, top, _, bottom) = drawn[row["variant"]]
+        ends = (row["wer_difference_low_points"], row["wer_difference_high_points"])
+        if ends[1] - ends[0] > 0:
+            assert [bottom, top] == pytest.approx([middle(REFERENCE) + scale * end for end in ends], abs=2)
+            checked += 1
+    assert checked >= 2
+
+
+def test_rows_that_cannot_be_told_apart_are_in_one_band(thirteen: Run, whole: str, opened: Open) -> None:
+    tab = opened(whole, viewport={"width": 1280, "height": 800})
+    band = tab.locator(".picture svg:visible [class=mark]")
+    assert band.count() == 1
+    named = band.locator("title").text_content().partition(": ")[2].split(", ")
+    rows = report.rows(thirteen)
+    alike = [
+        row["variant"]
+        for row in rows
+        if row["group"] == "ranked"
+        and (
+            row["variant"] == REFERENCE
+            or row["wer_difference_low_points"] <= 0 <= row["wer_difference_high_points"]
+        )
+    ]
+    assert named == alike and len(alike) == 11
+    ((_, top, _, bottom),) = band.evaluate_all(BOXES)
+    for n, row in enumerate(rows[:-1]):
+        (_, high, _, low) = boxes(tab, f".picture svg:visible .v{n}")[-1]
+        assert (top < (high + low) / 2 < bottom) == (row["variant"] in alike), row["variant"]
+    assert "WER not told apart from the reference's" in tab.locator(".picture").inner_text()
+
+
+def test_without_a_reference_there_is_neither_bar_nor_band(thirteen: Run, opened: Open) -> None:
+    made = json.loads(json.dumps(thirteen))
+    made["settings"]["reference"] = "absent@cpu/float32"
+    tab = opened(page.render(judged(made)))
+    assert tab.locator(".picture svg:visible .mark").count() == 13
+    assert "Bars" not in tab.locator(".picture figcaption").inner_text()
+
+
+def test_a_row_far_off_leaves_the_ranked_ones_their_room() -> None:
+    row = {"group": "ranked", "wer_difference_low_points": None, "wer_difference_high_points": None}
+    ranked = [(n, row | {"wer_percent": wer}) for n, wer in enumerate((5.0, 7.0))]
+    low, high, top = frontier.limits([*ranked, (2, row | {"group": "unranked", "wer_percent": 250.0})], None)
+    assert low < 5 and 7 < top < high < 9
+    low, high, top = frontier.limits([*ranked, (2, row | {"group": "unranked", "wer_percent": 8.5})], None)
+    assert high > 8.5 and top == math.inf
+    low, high, top = frontier.limits(ranked[:1], None)
+    assert high - low >= 1, "rows that are equal are not magnified into differences"
 
 
 class _Page(html.parser.HTMLParser):
@@ -368,7 +655,7 @@ def test_ids_are_unique_and_every_reference_has_its_target(run: Run) -> None:
 
 def test_charts_name_their_marks_and_take_the_pages_colours(run: Run, opened: Open) -> None:
     text = page.render(run)
-    assert len(re.findall(r"<svg ", text)) == 4
+    assert len(re.findall(r"<svg ", text)) == 5  # the first one for a phone too
     assert not re.search(r"#fe0[0-9a-f]{3}", text)
     titles = _Page(text).titles
     assert any(re.match(rf"{re.escape(ODD)} \(not ranked\): WER \d+.\d\d %, RTFx", title) for title in titles)
@@ -395,8 +682,11 @@ def test_colours_have_contrast() -> None:
     text = [(name, "paper") for name in ("ink", "muted", "link", "gone-ink")]
     text += [("ink", "raised"), ("muted", "raised"), ("link", "raised")]
     text += [(f"{kind}-ink", f"{kind}-paper") for kind in ("warn", "gone", "new", "swap")]
+    text += [("ink", name) for name in pairs if re.match("better|worse|band", name)]
+    assert len(text) == 4 + 3 + 4 + 7
     graphics = [(name, "paper") for name in pairs if name.startswith("series-")]
     assert len(graphics) == 9
+    graphics += [(name, "band") for name, _ in graphics]
     for combinations, least in ((text, 4.5), (graphics, 3.0)):
         for front, back in combinations:
             for scheme in (0, 1):
@@ -411,6 +701,63 @@ def contrast(one: str, other: str) -> float:
 
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+# print, and without the script
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_print_opens_every_section(whole: str, opened: Open, script: bool) -> None:
+    tab = opened(whole, viewport={"width": 1032, "height": 700}, java_script_enabled=script)
+    wanted = ["#by-1 .matrix", "#by-2 .matrix", "#quality td", "#times td", "#columns dd", "#environment dd"]
+    assert not any(tab.locator(part).first.is_visible() for part in wanted)
+    tab.emulate_media(media="print")
+    if script:
+        tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+        wanted.append("#clips tbody td.said")
+    for part in wanted:
+        assert tab.locator(part).first.is_visible(), part
+    assert tab.locator("#by-1 .matrix:visible").count() == 4, "paper has no switch"
+    assert tab.locator("#ranking thead th:visible").count() == tab.locator("#ranking thead th").count()
+    (reason,) = boxes(tab, ".reason")
+    assert reason[3] - reason[1] > 0
+    if script:
+        tab.emulate_media(media="screen")
+        tab.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert tab.locator("details.section[open]").count() == 0
+
+
+def test_an_address_of_a_closed_section_opens_it(whole: str, opened: Open) -> None:
+    tab = opened(whole, "times")
+    assert tab.locator("details[open]").evaluate_all("all => all.map(one => one.id)") == ["times"]
+    tab.evaluate("location.hash = '#by-2'")
+    tab.locator("#by-2 .matrix:visible").wait_for()
+
+
+def test_what_a_machine_lacks_is_said_once(run: Run, opened: Open) -> None:
+    made = json.loads(json.dumps(run))
+    for name in ("other@cuda/float16", "third@cuda/int8"):
+        add_unavailable(made, name, "no CUDA device", "install the driver")
+    tab = opened(page.render(made), "unavailable")
+    rows = tab.locator("#unavailable tbody tr")
+    assert rows.all_inner_texts() == [
+        "absent@cuda/float16\nother@cuda/float16\nthird@cuda/int8\n\tno CUDA device\tinstall the driver"
+    ]
+    assert tab.locator("#unavailable .hint").inner_text().startswith("3 variants")
+
+
+def test_warnings_take_one_line_and_an_interruption_is_open(run: Run, opened: Open) -> None:
+    made = json.loads(json.dumps(run))
+    made["warnings"] = ["the machine was busy " * 20, "second"]
+    tab = opened(page.render(made), viewport={"width": 1280, "height": 800})
+    warning = tab.locator("details.warning")
+    ((_, top, _, bottom),) = warning.evaluate_all(BOXES)
+    assert bottom - top < 40
+    assert not warning.get_by_text("second").is_visible()
+    warning.locator("summary").press("Enter")
+    assert warning.get_by_text("second").is_visible()
+    made["complete"], made["interrupted"] = False, "stopped by the user"
+    assert opened(page.render(made)).locator("details.warning").get_by_text("second").is_visible()
 
 
 # audio and history
@@ -432,7 +779,7 @@ def test_audio_is_embedded_when_asked_and_shown_when_switched_on(opened: Open, t
     folder = recorded(tmp_path / "clips", made)
     sounds = audio.embed(made, [folder])
     assert sounds.keys() == {"clip-000", "clip-001", "clip-002"}
-    tab = opened(page.render(made, audio=sounds))
+    tab = opened(page.render(made, audio=sounds), "clips")
     tab.locator("tbody .open").nth(1).click()
     assert tab.locator("audio").count() == 0
     tab.locator("#players").check()
@@ -471,10 +818,10 @@ def test_report_command_embeds_audio_and_history_and_links_raw_data(opened: Open
     target.parent.mkdir()
     more = ["--with-audio", folder, "--history", tmp_path / "results"]
     assert command("report", stored, "--output", target, *more) == 0
-    tab = opened(target.read_text())
+    tab = opened(target.read_text(), "data")
     assert tab.locator("#players").count() == 1
-    assert tab.locator("figure h3").last.inner_text() == "Over stored runs: rtfx"
-    assert tab.locator("figure").last.locator("thead th").all_text_contents() == ["variant", "day-1", "day-2"]
+    assert tab.locator("#history h3").text_content() == "Over stored runs: rtfx"
+    assert tab.locator("#history").locator("thead th").all_text_contents() == ["variant", "day-1", "day-2"]
     links = tab.locator("#data a")
     assert links.all_inner_texts() == ["run.json", "samples.csv", "summary.csv", "report.md"]
     assert (target.parent / links.first.get_attribute("href")).resolve() == (stored / "run.json").resolve()
