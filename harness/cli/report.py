@@ -18,7 +18,7 @@ from asrgate.harness.record_types import Result, Run
 from asrgate.harness.report import html
 from asrgate.harness.report.columns import percent
 from asrgate.harness.report.console import print_table
-from asrgate.harness.report.formats import FORMATS, FormatError, format_of, render, write_all
+from asrgate.harness.report.formats import BINARY, FORMATS, FormatError, format_of, render, write, write_all
 from asrgate.harness.report.readme import readme_tables, update_between_markers
 from asrgate.harness.scoring import gate, score, slices, verify
 
@@ -30,7 +30,8 @@ def add_parsers(subparsers: Any) -> None:
     report.add_argument(
         "--format",
         metavar="FORMAT",
-        help=f"{', '.join(FORMATS)}, or a plug-in's; default: by the ending of --output, or else a table",
+        help=f"{', '.join([*FORMATS, *BINARY])}, or a plug-in's; default: by the ending of --output, or else "
+        "a table",
     )
     report.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
     report.add_argument(
@@ -109,12 +110,12 @@ def run_report(arguments: argparse.Namespace) -> int:
     if name is None:
         print_table(run, Console(), with_confusions=True)
         return 0
-    if name == "html":
-        text = _page(run, arguments)
-    elif arguments.with_audio or arguments.history:
+    if name != "html" and (arguments.with_audio or arguments.history):
         raise FormatError(f"--with-audio and --history are for --format html, not {name}")
-    else:
-        text = render(run, name)
+    if name != "html" and arguments.output is not None:
+        write(run, name, arguments.output)
+        return 0
+    text = _page(run, arguments) if name == "html" else render(run, name)
     if arguments.output is None:
         _print(text)
     else:

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     with json_events.warnings_as_events() if is_json else contextlib.nullcontext():
         stored, folder = measure(arguments, lambda: _progress(arguments), kept)
     for path, name in formats:
-        record.write_text(path, report.render(stored, name))
+        report.write(stored, name, path)
     if arguments.json:
         sys.stdout.write(record.dumps(stored))
     else:

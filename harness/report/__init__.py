@@ -5,7 +5,7 @@ declares an entry point in the group `asrgate.reports` instead.
 """
 
 from asrgate.harness.report.console import print_table
-from asrgate.harness.report.formats import FORMATS, format_of, render, write_all
+from asrgate.harness.report.formats import FORMATS, format_of, render, write, write_all
 from asrgate.harness.report.readme import readme_table, readme_tables, update_between_markers
 from asrgate.harness.report.rows import rows
 
@@ -18,5 +18,6 @@ __all__ = [
     "render",
     "rows",
     "update_between_markers",
+    "write",
     "write_all",
 ]

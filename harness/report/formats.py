@@ -11,7 +11,7 @@ from asrgate import old_names
 from asrgate.backends.base import AsrgateError, did_you_mean
 from asrgate.harness import record
 from asrgate.harness.record_types import Run
-from asrgate.harness.report import complete, html, markdown, tables
+from asrgate.harness.report import complete, frames, html, markdown, tables
 
 ENTRY_POINT_GROUP = "asrgate.reports"  # name -> a function from a run to text
 
@@ -24,7 +24,12 @@ FORMATS: dict[str, Callable[[Run], str]] = {
     "slices-csv": tables.by_slice,
     "json": record.dumps,
 }
+BINARY: dict[str, Callable[[Run], bytes]] = {  # these go to files only
+    "parquet": lambda run: frames.parquet(frames.of_rows([run])),
+    "samples-parquet": lambda run: frames.parquet(frames.of_samples([run])),
+}
 ENDINGS = {  # of file names, longest first
+    "samples.parquet": "samples-parquet",
     "samples.csv": "samples-csv",
     "slices.csv": "slices-csv",
     "complete.md": "complete",
@@ -33,6 +38,7 @@ ENDINGS = {  # of file names, longest first
     ".json": "json",
     ".markdown": "md",
     ".md": "md",
+    ".parquet": "parquet",
 }
 
 
@@ -42,17 +48,19 @@ class FormatError(AsrgateError):
 
 def names() -> list[str]:
     """Names of all formats: our own, then those of other packages."""
-    return [*FORMATS, *(name for name in _plugins() if name not in FORMATS)]
+    return [*FORMATS, *BINARY, *(name for name in _plugins() if name not in (*FORMATS, *BINARY))]
 
 
 def render(run: Run, name: str) -> str:
     """Return the run in the format called `name`.
 
     Raises:
-        FormatError: no format has that name, or another package's format fails.
+        FormatError: no format has that name, it is not text, or another package's format fails.
     """
     if name in FORMATS:
         return FORMATS[name](run)
+    if name in BINARY:
+        raise FormatError(f"{name} is not text: name a file with --output, such as run.parquet")
     plugin = _plugins().get(name)
     if plugin is None:
         raise FormatError(
@@ -72,16 +80,33 @@ def render(run: Run, name: str) -> str:
     return text
 
 
+def write(run: Run, name: str, path: Path) -> None:
+    """Write the run into a file, atomically, in the format called `name`.
+
+    Raises:
+        FormatError: as `render`.
+        ParquetMissing: the format needs a library that is not installed.
+        RecordError: the file cannot be written.
+    """
+    if name in BINARY:
+        record.write_bytes(path, BINARY[name](run))
+    else:
+        record.write_text(path, render(run, name))
+
+
 def format_of(path: Path) -> str:
     """Return the format chosen by a file name's ending; the ending of another package's format is its name.
 
     Raises:
         FormatError: the ending is unknown.
+        ParquetMissing: the format needs a library that is not installed.
     """
     for ending, name in ENDINGS.items():
         if path.name.lower().endswith(ending):
+            if name in BINARY:
+                frames.require_parquet()  # before anything is measured
             return name
-    plugins = [name for name in _plugins() if name not in FORMATS]
+    plugins = [name for name in _plugins() if name not in (*FORMATS, *BINARY)]
     for name in sorted(plugins, key=len, reverse=True):
         if path.name.lower().endswith(f".{name}"):
             return name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from asrgate.harness.escape import csv_cell
@@ -31,7 +31,18 @@ STAGES = ("log_mel", "encode", "decode")
 
 def summary(run: Run) -> str:
     """Return one line per variant with all its figures and, on each line, how they were measured."""
-    beside = {
+    lines = summary_lines(run)
+    return _write(list(lines[0]) if lines else ["variant", *_beside(run)], lines)
+
+
+def summary_lines(run: Run) -> list[dict[str, Any]]:
+    """Return the lines of `summary` with their values as they are."""
+    beside = _beside(run)
+    return [row | beside for row in rows(run)]
+
+
+def _beside(run: Run) -> dict[str, Any]:
+    return {
         "run_id": run["run_id"],
         "model": run["checkpoint"]["name"],
         "model_tensors_sha256": run["checkpoint"]["tensors_sha256"],
@@ -40,14 +51,19 @@ def summary(run: Run) -> str:
         "machine": context.machine(run),
         "normalizer": run["scoring"]["normalizer"]["name"],
     }
-    lines = [row | beside for row in rows(run)]
-    return _write(list(lines[0]) if lines else ["variant", *beside], lines)
 
 
 def samples(run: Run) -> str:
     """Return one line per measured call of every variant."""
+    fixed = ["variant", "round", "clip", "attempt", "timed", "host", "batch_size"]
+    fixed += [*OF_SCENARIOS, "audio_seconds"]
+    names = [*fixed, *(f"{stage}_seconds" for stage in STAGES), *SAMPLE_COLUMNS]
+    return _write(names, sample_lines(run))
+
+
+def sample_lines(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield the lines of `samples` with their values as they are."""
     clips = {clip["name"]: clip for clip in run["clips"]}
-    lines = []
     for result in run["results"]:
         for sample in result["samples"]:
             parts: Mapping[str, Any] = sample
@@ -63,10 +79,7 @@ def samples(run: Run) -> str:
                 "audio_seconds": clips[sample["clip"]]["audio_seconds"],
                 **{name: parts[name] for name in SAMPLE_COLUMNS},
             }
-            lines.append(line | {f"{s}_seconds": sample["stage_seconds"].get(s) for s in STAGES})
-    fixed = ["variant", "round", "clip", "attempt", "timed", "host", "batch_size"]
-    fixed += [*OF_SCENARIOS, "audio_seconds"]
-    return _write([*fixed, *(f"{stage}_seconds" for stage in STAGES), *SAMPLE_COLUMNS], lines)
+            yield line | {f"{stage}_seconds": sample["stage_seconds"].get(stage) for stage in STAGES}
 
 
 def by_slice(run: Run) -> str:

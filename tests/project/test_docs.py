@@ -1,13 +1,16 @@
-"""The backend that docs/backends.md walks through, installed as a package of its own and really run."""
+"""The docs' examples as they stand: the backend of docs/backends.md, and the notebook of docs/data.md."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from paths import ROOT
 
 from asrgate.harness import record
@@ -48,3 +51,16 @@ def test_backend_of_the_docs_works_as_a_package(tmp_path: Path, model: Path) -> 
     reference, plain = rows["whisper-cpu"]["samples"][0], rows["plain-whisper"]["samples"][0]
     assert plain["text"] == reference["text"]
     assert plain["tokens"] == reference["tokens"]
+
+
+def test_the_notebook_of_the_docs_prints_what_the_docs_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "data.md").read_text()
+    cells = re.findall(r"```python\n(.*?)```.*?```text\n(.*?)```", text, re.S)
+    assert len(cells) == text.count("```python") == 3
+    names: dict[str, object] = {}
+    for source, expected in cells:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(source, names)
+        assert printed.getvalue() == expected

@@ -98,7 +98,8 @@ def _cell(wanted: _Figure, ours: Slice, theirs: Slice | None, reference: str) ->
         return Cell("", "", "")
     told = []
     if wanted.ends and ours[wanted.ends[0]] is not None:
-        told.append(f"95 % interval {interval(*(ours[end] for end in wanted.ends), wanted.write)}")
+        low, high = (ours[end] for end in wanted.ends)
+        told.append(f"95 % interval {interval(low, high, wanted.write)}")
     base = None if theirs is None else theirs[wanted.key]
     shade = ""
     if base is not None and ours["variant"] != reference:
