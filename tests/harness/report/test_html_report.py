@@ -438,7 +438,7 @@ def test_phone_shows_rank_and_speed_together(whole: str, opened: Open, name: str
     tab = opened(text, viewport={"width": 390, "height": 844})
     column = tab.locator("#ranking thead th").all_text_contents().index("RTFx") + 1
     for row in tab.locator("#ranking tr[data-variant]:not(.why)").all():
-        for cell in (row.locator(".rank"), row.locator(f":nth-child({column})")):
+        for cell in (row.locator(".rank"), row.locator(f"td:nth-child({column})")):
             left, _, right, _ = cell.evaluate_all(BOXES)[0]
             assert 0 <= left < right <= 390
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
