@@ -30,6 +30,7 @@ from asrgate.harness import record
 
 KEY = "sk-very-secret-0123456789"
 AUDIO = tones.speak("red apple white table")
+FAR_FROM_FOREVER = 30.0  # seconds: a busy machine takes some, what hangs here takes far longer
 CARRIED = {"task", "language"}
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -263,7 +264,7 @@ def test_wait_longer_than_the_time_limit_is_not_begun(
     start = time.perf_counter()
     with pytest.raises(BackendError, match="asks for a wait of 3600 s, which the time limit does not allow"):
         load().transcribe(AUDIO, "en")
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < FAR_FROM_FOREVER
 
 
 def test_silent_server_runs_into_the_time_limit_and_is_not_asked_twice(
@@ -275,7 +276,7 @@ def test_silent_server_runs_into_the_time_limit_and_is_not_asked_twice(
     start = time.perf_counter()
     with pytest.raises(BackendError, match=r"did not answer within.*ASRGATE_OPENAI_TIMEOUT"):
         backend.transcribe(AUDIO, "en")
-    assert 0.25 < time.perf_counter() - start < 2
+    assert 0.25 < time.perf_counter() - start < FAR_FROM_FOREVER
     assert len(server.asked) == 1, "it may be at work on the first"
 
 

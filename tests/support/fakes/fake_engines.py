@@ -61,6 +61,19 @@ class Twin(Honest):
     """Honest too, under another name."""
 
 
+class WaitsToBeKilled(Honest):
+    """Honest, but the first process that finds the file `hold-one` in the cache stays in its call for ever."""
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        cache = Path(os.environ["ASRGATE_CACHE"])
+        try:
+            (cache / "hold-one").rename(cache / f"held-{os.getpid()}")  # one process alone can do that
+        except FileNotFoundError:
+            return super().transcribe(audio, language)
+        while True:
+            time.sleep(1)
+
+
 class UsesBlas(Honest):
     """Honest, and leaves a thread pool spinning when it returns, as numpy does."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -21,8 +20,6 @@ from paths import ROOT
 from asrgate.harness import record
 from asrgate.harness.scoring import machines
 
-SAMPLES_BEFORE_THE_KILL = 7
-
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -37,28 +34,36 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(clips: Path, model: Path, results: Path) -> list[str]:
     asked = ["run", "--audio", str(clips), "--model", str(model), "--reference", "honest", "--quiet"]
-    asked += ["--backends", "twin", "--rounds", "2", "--warmup", "0", "--threads", "1", "--json"]
+    asked += [
+        "--backends",
+        "waits-to-be-killed",
+        "--rounds",
+        "2",
+        "--warmup",
+        "0",
+        "--threads",
+        "1",
+        "--json",
+    ]
     return [*asked, "--results", str(results)]
 
 
-def journalled(results: Path) -> int:
-    return sum(path.read_bytes().count(b'{"sample"') for path in results.glob("*/journal.jsonl"))
+def kill_the_actor_at_work(driver: psutil.Process, cache: Path) -> None:
+    """Kill the process of an actor, and no other, while its engine is in a measured call.
 
-
-def kill_an_actor(driver: psutil.Process, results: Path) -> None:
-    """Kill the process of one actor, and no other, when some samples are there."""
-    while journalled(results) < SAMPLES_BEFORE_THE_KILL:
-        assert driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE, (
-            "the run ended before the kill"
-        )
+    The engine waits there until it is killed, so the kill can come neither too early nor too late. There are
+    no warm-up calls, so its first call is a measured one.
+    """
+    while not (held := list(cache.glob("held-*"))):
+        assert driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE, "no engine was held"
         time.sleep(0.02)
-    actors = []
-    for process in driver.children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::Actor"):
-                actors.append(process)
-    assert len(actors) == 3
-    actors[0].send_signal(signal.SIGKILL)
+    (pid,) = (int(path.name.removeprefix("held-")) for path in held)
+    (actor,) = (
+        parent
+        for parent in psutil.Process(pid).parents()
+        if parent.cmdline()[:1] and parent.cmdline()[0].startswith("ray::Actor")
+    )
+    actor.send_signal(signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,7 @@ def runs(
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """The records of one process and of three actors, one of them killed; what the latter run imported."""
     pytest.importorskip("ray", reason="needs ray")
-    alone, divided = (tmp_path_factory.mktemp(name) for name in ("alone", "divided"))
+    alone, divided, cache = (tmp_path_factory.mktemp(name) for name in ("alone", "divided", "cache"))
     local = subprocess.run(
         [sys.executable, "-m", "asrgate", *arguments(clips, model, alone)],
         capture_output=True,
@@ -82,8 +87,9 @@ def runs(
         "sys.exit(status)"
     )
     asked = [*arguments(clips, model, divided), "--executor", "ray", "--workers", "3"]
+    (cache / "hold-one").touch()
     # Ray puts sockets there, whose names may be 107 bytes long
-    environment = dict(os.environ, RAY_TMPDIR="/tmp")
+    environment = dict(os.environ, RAY_TMPDIR="/tmp", ASRGATE_CACHE=str(cache))
     with subprocess.Popen(
         [sys.executable, "-c", code, *asked],
         stdout=subprocess.PIPE,
@@ -93,7 +99,7 @@ def runs(
         env=environment,
     ) as process:
         try:
-            kill_an_actor(psutil.Process(process.pid), divided)
+            kill_the_actor_at_work(psutil.Process(process.pid), cache)
             out, err = process.communicate(timeout=120)
         finally:
             process.kill()
