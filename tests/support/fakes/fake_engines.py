@@ -62,7 +62,7 @@ class Twin(Honest):
 
 
 class WaitsToBeKilled(Honest):
-    """Honest, but the first process that finds the file `hold-one` in the cache stays in its call for ever."""
+    """Honest, but the first process that finds `hold-one` in the cache stays in its call for ever."""
 
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
         cache = Path(os.environ["ASRGATE_CACHE"])
