@@ -20,6 +20,7 @@ from asrgate.backends.faster_whisper_batched import BATCH_SIZE, FasterWhisperBat
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings(
         "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
     ),

@@ -20,6 +20,8 @@ from asrgate.backends.base import BackendUnavailable
 from asrgate.harness import record
 from asrgate.harness.cli import doctor_checks, list_backends, main
 
+pytestmark = pytest.mark.slow
+
 TOP = (
     "import os, sys, time\nfrom fake_engines import Honest\n"
     "from asrgate.backends.base import BackendUnavailable\n"

@@ -15,6 +15,8 @@ from paths import ROOT
 
 from asrgate.harness import record
 
+pytestmark = pytest.mark.slow
+
 
 def test_backend_of_the_docs_works_as_a_package(tmp_path: Path, model: Path) -> None:
     text = (ROOT / "docs" / "backends.md").read_text()

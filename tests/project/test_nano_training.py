@@ -17,9 +17,10 @@ from paths import ROOT
 FOLDER = ROOT / "weights" / "nano"
 
 # whisper opens its vocabulary without closing it
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+]
 
 pytest.importorskip("espeakng_loader", reason="training needs the extra 'train'")
 pytest.importorskip("scipy", reason="training needs the extra 'train'")

@@ -18,6 +18,8 @@ from asrgate.harness.cli import main
 from asrgate.harness.report.formats import FormatError, format_of
 from asrgate.harness.scoring import gate, score
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = ROOT / "examples" / "plugin"
 
 

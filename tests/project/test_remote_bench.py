@@ -25,9 +25,12 @@ from asrgate.harness import record
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 MISSING = [name for name, path in (("sshd", SSHD), ("ssh", shutil.which("ssh"))) if path is None]
 
-pytestmark = pytest.mark.skipif(
-    bool(MISSING), reason=f"{' and '.join(MISSING)} missing: install openssh-server and openssh-client"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"{' and '.join(MISSING)} missing: install openssh-server and openssh-client"
+    ),
+]
 
 STUB = """#!/bin/sh
 # Stands in for the interpreter: keeps its words, then does as the test says.

@@ -30,9 +30,12 @@ from asrgate.backends.checkpoints.file import read_dimensions
 from asrgate.backends.checkpoints.sources import NoSourceError, fetch
 from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256
 
-pytestmark = pytest.mark.filterwarnings(  # openai-whisper leaves its vocabulary file open
-    "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(  # openai-whisper leaves its vocabulary file open
+        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 REFUSES = "http://127.0.0.1:9"

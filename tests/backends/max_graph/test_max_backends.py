@@ -27,6 +27,7 @@ from asrgate.backends.whisper_common.greedy import SILENCE_ENCODED_SECONDS, TRIM
 pytest.importorskip("max.engine", reason="needs the package max")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings(
         "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
     ),

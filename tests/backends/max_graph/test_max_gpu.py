@@ -21,6 +21,8 @@ from asrgate.backends.max_graph import engine, session
 from asrgate.backends.max_graph.custom_ops import KERNELS
 from asrgate.backends.max_whisper import MaxWhisper
 
+pytestmark = pytest.mark.slow
+
 COMPILE = SUPPORT / "gpu_compile.py"
 
 

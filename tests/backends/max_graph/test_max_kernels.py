@@ -17,6 +17,8 @@ from max.graph import BufferType, DeviceRef, Dim, Graph, TensorType, ops
 
 from asrgate.backends.max_graph import bfloat16_ops, custom_ops, device_ops, encoder_ops, session
 
+pytestmark = pytest.mark.slow
+
 SEED = 7
 SIZE, HEADS, LAYERS, ROOM = 64, 2, 2, 9
 STATE = SIZE * HEADS

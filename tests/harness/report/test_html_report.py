@@ -26,6 +26,8 @@ from asrgate.harness.report.html import audio, clips, frontier, matrix, page
 from asrgate.harness.report.html.frontier import pareto_front
 from asrgate.harness.scoring import gate, score, slices
 
+pytestmark = pytest.mark.slow
+
 OTHER = VARIANTS[1]
 SHORT = "stops-early@cpu/float32"
 ODD = "$odd_^{name}@cpu/float32"

@@ -22,9 +22,12 @@ from asrgate.backends.checkpoints.containers import import_file
 __all__ = ["copy", "originals"]  # fixtures: pytest finds them by their names here
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 
 EMBEDDING = "model.decoder.embed_tokens.weight"

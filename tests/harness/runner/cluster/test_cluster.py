@@ -20,6 +20,8 @@ from paths import ROOT
 from asrgate.harness import record
 from asrgate.harness.scoring import machines
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
