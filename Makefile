@@ -44,7 +44,7 @@ doctor: $(INSTALLED)
 	@$(BIN)/asrgate doctor $(ARGS)
 
 regression: $(INSTALLED)
-	@$(BIN)/asrgate run --rounds 7 $(ARGS)
+	@$(BIN)/asrgate run --rounds 7 --manifest audio_samples/manifest.jsonl $(ARGS)
 	@$(BIN)/asrgate compare baseline results/latest
 
 demo: $(INSTALLED)

@@ -23,6 +23,7 @@ from asrgate.harness.corpus import audio as audio_file
 from asrgate.harness.corpus import languages, parts
 from asrgate.harness.corpus.manifests import Entry, read, read_manifest
 
+ON_REQUEST = "on_request"
 BUNDLED_MANIFEST = shipped(
     "audio_samples/manifest.jsonl", Path(__file__).resolve().parent / "bundled" / "manifest.jsonl"
 )
@@ -87,7 +88,9 @@ def load_clips(
     language: str | None = None,
     max_hours: float = audio_file.MAX_CLIP_HOURS,
 ) -> list[Clip]:
-    """Return the clips of a manifest and of files and folders, or the bundled ones if neither is given.
+    """Return the clips of a manifest and of files and folders, or bundled ones if neither is given.
+
+    Of the bundled clips those are left out that have the field `on_request`: a first look takes a minute.
 
     Args:
         audio: files (`name.txt` next to `name.wav` is its reference), manifests, and folders. A folder with a
@@ -104,10 +107,11 @@ def load_clips(
     """
     if language is not None:
         language = languages.code_of(language)
-    if manifest is None and not audio:
-        manifest = BUNDLED_MANIFEST
     problems: list[str] = []
     entries = [] if manifest is None else read_manifest(Path(manifest), problems, language)
+    if manifest is None and not audio:
+        bundled = read_manifest(BUNDLED_MANIFEST, problems, language)
+        entries = [entry for entry in bundled if not entry.tags.get(ON_REQUEST)]
     for path in map(Path, audio):
         entries += read(path, problems, language)
     entries = _without_repeats(entries, problems)

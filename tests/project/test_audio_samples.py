@@ -10,13 +10,15 @@ import pytest
 import soundfile
 from paths import ROOT
 
+from asrgate.harness.corpus import load_clips
+
 FOLDER = ROOT / "audio_samples"
 CLIPS = [json.loads(line) for line in (FOLDER / "manifest.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("clip", CLIPS, ids=lambda clip: clip["audio_filepath"])
 def test_manifest_line_matches_its_file(clip):
-    assert set(clip) == {"audio_filepath", "text", "duration", "lang", "license", "source"}
+    assert set(clip) - {"on_request"} == {"audio_filepath", "text", "duration", "lang", "license", "source"}
     assert clip["lang"] == "en" and clip["license"] == "Apache-2.0" and clip["source"]
     info = soundfile.info(FOLDER / clip["audio_filepath"])
     assert clip["duration"] == pytest.approx(info.frames / info.samplerate, abs=0.001)
@@ -39,6 +41,15 @@ def test_lengths_and_formats_vary():
     assert {16_000, 22_050, 44_100} <= {info.samplerate for info in infos}
     assert {1, 2} == {info.channels for info in infos}
     assert {"FLAC", "WAV", "OGG"} <= {info.format for info in infos}
+
+
+def test_a_first_look_takes_two_minutes_of_audio_with_every_kind_of_clip():
+    first = load_clips()
+    assert len(first) == sum("on_request" not in clip for clip in CLIPS)
+    assert 100 < sum(clip.audio_seconds for clip in first) < 130
+    assert any(clip.audio_seconds > 30 for clip in first), "more than one window"
+    assert any(clip.reference == "" for clip in first), "silence"
+    assert len(load_clips([FOLDER])) == len(load_clips(manifest=FOLDER / "manifest.jsonl")) == len(CLIPS)
 
 
 def test_texts_are_held_out_of_training(monkeypatch):
