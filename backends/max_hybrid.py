@@ -17,6 +17,11 @@ class _Engine(MaxEngine):
         super().__init__(checkpoint, device, precision, settings)
         self._decoder = TorchDecoder(self.state_dict, self.dims, precision, device, projects_audio=False)
 
+    def _compiled_graphs(self) -> Sequence[str]:
+        if self.place.has_kernels:
+            return super()._compiled_graphs()  # with the decoder, so that `max` finds them compiled
+        return ("log_mel", "encoder")  # the decoder's weights would lie on a GPU twice
+
     def encode(self, mel: Any) -> Any:
         """(n_mels, 3000) to cross-attention keys and values, torch.Tensor (layers, heads, 1500, size)."""
         return self._to_torch(super().encode(mel))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -20,10 +20,6 @@ class _Engine(MaxEngine):
         self._masks = lru_cache(maxsize=8)(self._make_masks)
         loop = GraphLoop if self.place.has_kernels else StepLoop
         self._loop = loop(self._models, self.dims, self.place, self._driver)
-
-    def graphs(self) -> dict[str, Callable[..., Any]]:
-        """See MaxEngine.graphs."""
-        return {**super().graphs(), **self._graphs.decoding()}
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
         """See asrgate.backends.whisper_common.greedy.Engine."""

@@ -88,7 +88,7 @@ def self_attention(
     query: TensorValue,
     key: TensorValue,
     value: TensorValue,
-    position: TensorValue,
+    state: BufferValue,
     cache: BufferValue,
     layer: int,
     n_head: int,
@@ -97,7 +97,7 @@ def self_attention(
 
     Args:
         query, key, value: float32 (1, n_state).
-        position: int64 (1,).
+        state: the decoder.WindowState, of which only the position is used.
         cache: float32 (layers, 2, n_text_ctx, n_state), changed in place.
         layer: the layer's number.
         n_head: the number of heads, which lie side by side in n_state.
@@ -109,7 +109,7 @@ def self_attention(
     return ops.inplace_custom(
         "asr_step_self_attention",
         cpu,
-        [query, key, value, position, cache],
+        [query, key, value, state, cache],
         [TensorType(DType.float32, query.shape, cpu)],
         {"size": int(query.shape[1]) // n_head, "layer": layer},
     )[0].tensor
@@ -122,10 +122,44 @@ def quantize_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(weight / scale[:, None]).astype(np.int8), scale
 
 
+def layer_norm(
+    x: TensorValue, weight: TensorValue, bias: TensorValue, out_dtype: DType = DType.float32
+) -> TensorValue:
+    """torch.nn.LayerNorm over rows: float32 (rows, n), (n,) and (n,) to (rows, n) of `out_dtype`."""
+    cpu = DeviceRef.CPU()
+    kind = TensorType(out_dtype, x.shape, cpu)
+    return ops.custom("asr_layer_norm", cpu, [x, weight, bias], [kind], {})[0].tensor
+
+
+def embedded(
+    weight: TensorValue, scale: TensorValue | None, positions: TensorValue, state: BufferValue
+) -> TensorValue:
+    """The first layer's input for the state's token and position.
+
+    Args:
+        weight: float32, float16, bfloat16 or int8 (n_vocab, n_state).
+        scale: float32 (n_vocab,), one factor per row of an int8 matrix; see `quantize_rows`.
+        positions: float32 (n_text_ctx, n_state).
+        state: the decoder.WindowState.
+
+    Returns:
+        float32 (1, n_state). The graph stops with an error if there is no such token or position.
+    """
+    cpu = DeviceRef.CPU()
+    factors = ops.constant(np.zeros(1, np.float32), DType.float32, cpu) if scale is None else scale
+    return ops.inplace_custom(
+        "asr_embedded",
+        cpu,
+        [weight, factors, positions, state],
+        [TensorType(DType.float32, (1, weight.shape[1]), cpu)],
+        {"scaled": scale is not None},
+    )[0].tensor
+
+
 def log_mel(
     audio: TensorValue, filters: TensorValue, frames: Dim | int, *, reflect: bool = True
-) -> TensorValue:
-    """log10 of the mel-filtered power of every 10 ms, at least -10: Whisper's before its clamp and scaling.
+) -> tuple[TensorValue, TensorValue]:
+    """Whisper's log-mel: scaled, and cut off 8 decades below the loudest band.
 
     Each frame takes one FFT of 400 samples under a periodic Hann window. The filters' zeros are skipped.
 
@@ -137,16 +171,19 @@ def log_mel(
             centred on sample 160 i. If not, frame i is samples 160 i to 160 i + 399, which must all exist.
 
     Returns:
-        float32 (n_mels, frames). The graph stops with an error if the audio is too short.
+        float32 (n_mels, frames), and the value (1, 1) of a frame of digital silence, which depends on the
+        loudest band. The graph stops with an error if the audio is too short.
     """
     cpu = DeviceRef.CPU()
-    return ops.custom(
+    shapes = (filters.shape[0], frames), (1, 1)
+    mel, silence = ops.custom(
         "asr_log_mel",
         cpu,
         [audio, filters],
-        [TensorType(DType.float32, (filters.shape[0], frames), cpu)],
+        [TensorType(DType.float32, shape, cpu) for shape in shapes],
         {"reflect": reflect},
-    )[0].tensor
+    )
+    return mel.tensor, silence.tensor
 
 
 def select(
@@ -180,3 +217,33 @@ def select(
         {},
     )
     return chosen.tensor, logprob.tensor, quiet.tensor
+
+
+def rules(window: list[BufferValue | TensorValue], n_vocab: int) -> TensorValue:
+    """Return what `select` takes, int64 (6,): the rules for the next token of a window.
+
+    Args:
+        window: the state, sums, sampled, prompt and numbers of device_ops.choose.
+        n_vocab: the number of tokens.
+    """
+    cpu = DeviceRef.CPU()
+    kind = TensorType(DType.int64, (6,), cpu)
+    return ops.inplace_custom("asr_rules", cpu, window, [kind], {"size": n_vocab})[0].tensor
+
+
+def advance(
+    window: list[BufferValue | TensorValue], token: TensorValue, logprob: TensorValue, quiet: TensorValue
+) -> TensorValue:
+    """Go to a window's next position, with the token selected there unless the prompt has one.
+
+    Args:
+        window: the state, sums and sampled of device_ops.choose, changed in place; its prompt and numbers.
+        token, logprob, quiet: as `select` returns them.
+
+    Returns:
+        bool (), whether the window goes on.
+    """
+    cpu = DeviceRef.CPU()
+    kind = TensorType(DType.bool, (1,), cpu)
+    running = ops.inplace_custom("asr_advance", cpu, [*window, token, logprob, quiet], [kind])[0]
+    return ops.reshape(running.tensor, ())

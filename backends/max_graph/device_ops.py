@@ -5,22 +5,7 @@ A graph that uses one needs `Graph(..., custom_extensions=[custom_ops.KERNELS])`
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from max.graph import BufferValue, TensorType, TensorValue, ops
-
-
-class WindowState(NamedTuple):
-    """The state of a window that is being decoded, in the order of the int64 (8,) that the kernels take."""
-
-    position: int  # of the next token to feed
-    token: int  # the next token to feed
-    written: int  # the number of tokens sampled so far
-    last_is_stamp: int  # 1 if the last sampled token is a timestamp, else 0
-    before_is_stamp: int  # the same for the token before it; 1 if there is none
-    stamp: int  # the last sampled timestamp; before the first one, one less than the lowest
-    done: int  # 0 or 1
-    failed: int  # 1 if it is done because no token was allowed, or the logits were not numbers
 
 
 def log_mel(hops: TensorValue, tables: TensorValue, filters: TensorValue) -> TensorValue:
@@ -51,7 +36,7 @@ def self_attention(
     Args:
         qkv: query, key and value side by side, (1, 3 n_state).
         cache: (layers, 2, n_text_ctx, n_state) of the same type, changed in place.
-        state: the WindowState, of which only the position is used.
+        state: the decoder.WindowState, of which only the position is used.
         layer: the layer's number.
         n_head: the number of heads, which lie side by side in n_state.
 
@@ -105,7 +90,7 @@ def choose(
         logits: float32 (n_vocab,).
         masks: float32 (2, n_vocab), added to the logits: the first row always, the second for the first
             sampled token.
-        state: the WindowState, changed in place.
+        state: the decoder.WindowState, changed in place.
         sums: float32 (2,): the sum of log-probabilities and the no-speech probability.
         sampled: int64 (n_text_ctx,), to which the tokens are written.
         prompt: int64 (n_text_ctx,), the tokens fed before any token is sampled.

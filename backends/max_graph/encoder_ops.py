@@ -119,3 +119,33 @@ def attention(
         [TensorType(query.dtype, query.shape, cpu)],
         {"size": int(query.shape[1]) // n_head},
     )[0].tensor
+
+
+def padded(x: TensorValue, *, turned: bool = False) -> TensorValue:
+    """Put a row of zeros before and one behind: float32 (rows, n), or turned (n, rows), to (rows + 2, n)."""
+    rows, n = (x.shape[1], x.shape[0]) if turned else (x.shape[0], x.shape[1])
+    cpu = DeviceRef.CPU()
+    kind = TensorType(DType.float32, (rows + 2, n), cpu)
+    return ops.custom("asr_padded", cpu, [x], [kind], {"turned": turned})[0].tensor
+
+
+def sum_of_rows(x: TensorValue, added: TensorValue) -> TensorValue:
+    """x plus the first of `added`'s rows: float32 (rows, n), (rows or more, n) to (rows, n)."""
+    return ops.custom("asr_sum_of_rows", DeviceRef.CPU(), [x, added], [x.type], {})[0].tensor
+
+
+def heads(x: TensorValue, layers: int, n_head: int, dtype: DType) -> tuple[TensorValue, TensorValue]:
+    """Take keys and values apart.
+
+    Args:
+        x: float32 (positions, 2 layers n_state): each layer's keys and values, side by side.
+        layers, n_head: the numbers of layers and of heads.
+        dtype: the type of the results.
+
+    Returns:
+        Keys and values, (layers, heads, positions, head size) each.
+    """
+    cpu = DeviceRef.CPU()
+    kind = TensorType(dtype, (layers, n_head, x.shape[0], int(x.shape[1]) // (2 * layers * n_head)), cpu)
+    keys, values = ops.custom("asr_heads", cpu, [x], [kind, kind], {})
+    return keys.tensor, values.tensor

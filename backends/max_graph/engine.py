@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from asrgate.backends.whisper_common.greedy import (
     WindowRules,
     frames_to_encode,
 )
+
+if TYPE_CHECKING:
+    from asrgate.backends.max_graph.weights import Kinds
 
 MAX_RELEASE = "26.7"
 
@@ -44,7 +47,7 @@ def check(device: str) -> None:
 class MaxBackend(GreedyBackend):
     """A backend made of a MaxEngine; a subclass defines it with `devices` and `engine_class`."""
 
-    imports: ClassVar[Sequence[str]] = ("torch", "whisper", "max.driver", "max.engine", "max.graph", "max.nn")
+    imports: ClassVar[Sequence[str]] = ("torch", "whisper", "max.engine")  # max.nn only if it compiles
     engine_class: ClassVar[type[MaxEngine]]
     _engine: MaxEngine
 
@@ -79,8 +82,7 @@ class MaxEngine:
         from whisper.model import ModelDimensions
 
         from asrgate.backends.max_graph import log_mel
-        from asrgate.backends.max_graph.graphs import WhisperGraphs
-        from asrgate.backends.max_graph.modules import Whisper
+        from asrgate.backends.max_graph.place import place
 
         torch.set_num_threads(settings.threads)
         self.dims = ModelDimensions(**checkpoint.dimensions)
@@ -88,7 +90,7 @@ class MaxEngine:
         self.device = torch.device("cuda" if device == "cuda" else "cpu")
         self._torch = torch
         self._buffer = Buffer
-        self._trims = precision.endswith(TRIM)
+        self._name, self._trims = checkpoint.name, precision.endswith(TRIM)
         try:
             if device == "cuda":
                 self._driver = Accelerator()
@@ -103,26 +105,12 @@ class MaxEngine:
         self.state_dict = load_state_dict(checkpoint)
         halves = all(tensor.dtype == torch.float16 for tensor in self.state_dict.values())
         self.place = place(DeviceRef.from_device(self._driver), precision.removesuffix(TRIM), halves)
-        whisper = Whisper(self.dims, self.place)
-        # on the host even for a GPU: MAX moves them when it loads the graphs
-        weights = {name: Buffer.from_dlpack(x) for name, x in whisper.prepared(self.state_dict).items()}
-        try:
-            whisper.load_state_dict(weights)
-        except ValueError as error:
-            raise BackendError(f"{checkpoint.name} does not fit the MAX graphs: {error}") from error
-        types = ("dtype", "encoder_dtype", "step_dtype", "cross_dtype")
-        self._facts = {
-            "dims": vars(self.dims),
-            **{name: getattr(self.place, name).name for name in types},
-            "has_kernels": self.place.has_kernels,
-        }
         self._method = log_mel.chosen_method(device)
         self._filters = self._to_device(
             log_mel.prepared_filters(mel_filters("cpu", self.dims.n_mels), self.place, self._method)
         )
-        self._weights = weights
-        self._graphs = WhisperGraphs(self.dims, self.place, self._method, weights)
-        self._models = self._load(self.graphs())
+        self._weights: Mapping[str, Any] = {}
+        self._models = self._load(self._compiled_graphs())
         if device == "cuda":
             self._mel = self._to_device(torch.zeros(self.dims.n_mels, N_FRAMES))
             self._encoder = sessions.Launch(self._models["encoder"], [self._mel])
@@ -140,13 +128,38 @@ class MaxEngine:
         self._driver.synchronize()  # the caller may free the tensor at once
         return moved
 
-    def graphs(self) -> dict[str, Callable[..., Any]]:
-        """Return name -> builder, called with keywords of max.graph.Graph; subclasses add their own."""
-        return self._graphs.encoding()
+    def _compiled_graphs(self) -> Sequence[str]:
+        """The graphs compiled as one module, which `max` and `max-hybrid` share on the CPU."""
+        return ("log_mel", "encoder", "greedy" if self.place.has_kernels else "step")
 
-    def _load(self, graphs: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
-        facts = {**self._facts, "log_mel": self._method}
-        return sessions.load_all(self._session, self.device.type, facts, graphs, self._weights)
+    def _load(self, names: Sequence[str]) -> dict[str, Any]:
+        types = ("dtype", "encoder_dtype", "step_dtype", "cross_dtype")
+        facts = {
+            "dims": vars(self.dims),
+            **{name: getattr(self.place, name).name for name in types},
+            "has_kernels": self.place.has_kernels,
+            "log_mel": self._method,
+        }
+        return sessions.load_all(self._session, self.device.type, facts, names, self._plan, self._prepared)
+
+    def _plan(self, names: Sequence[str]) -> sessions.Plan:
+        # imported only to compile: max.nn alone takes longer than a load from the cache
+        from asrgate.backends.max_graph.graphs import WhisperGraphs
+
+        graphs = WhisperGraphs(self.dims, self.place, self._method)
+        return sessions.Plan(graphs.builders(names), graphs.kinds())
+
+    def _prepared(self, kinds: Kinds) -> Mapping[str, Any]:
+        """Return the weights that the graphs take: on the host even for a GPU, as MAX moves them itself."""
+        from asrgate.backends.max_graph.weights import prepared
+
+        if not self._weights:
+            try:
+                tensors = prepared(self.state_dict, kinds, has_kernels=self.place.has_kernels)
+            except ValueError as error:
+                raise BackendError(f"{self._name} does not fit the MAX graphs: {error}") from error
+            self._weights = {name: self._buffer.from_dlpack(x) for name, x in tensors.items()}
+        return self._weights
 
     def encode(self, mel: Any) -> Any:
         """Turn one window (n_mels, 3000) into cross-attention keys and values; see WhisperGraphs.encoder."""
@@ -188,7 +201,7 @@ class MaxEngine:
         """See inspection.encoder_trace.TracesEncoder; a separate graph outputs every layer."""
         from asrgate.backends.inspection.encoder_trace import first_window, layer_shapes
 
-        model = self._load({"layers": self._graphs.layers})["layers"]
+        model = self._load(["layers"])["layers"]
         mel = first_window(self.log_mel(audio))
         names = list(layer_shapes(vars(self.dims)))
         results = [x.cpu().numpy() for x in self._to_torch(model.execute(self._from_torch(mel)))]
@@ -232,29 +245,3 @@ def _require_whole_panels(dims: Any, device: str) -> None:
             f"its kernels need attention heads of a multiple of {PANEL} numbers, but this checkpoint's have "
             f"{sizes[0]} (encoder) and {sizes[1]} (decoder); use whisper-cpu or faster-whisper for it"
         )
-
-
-def place(device: Any, precision: str, halves: bool) -> Any:
-    """Return what a precision means on a device.
-
-    Args:
-        device: a max.graph.DeviceRef.
-        precision: as the variant's name states it, without "+trim".
-        halves: whether the checkpoint is stored in float16.
-
-    Returns:
-        an asrgate.backends.max_graph.modules.Place.
-    """
-    from max.dtype import DType
-
-    from asrgate.backends.max_graph.modules import Place
-
-    if not device.is_cpu():
-        dtype = DType[precision]
-        return Place(device, dtype, dtype, dtype, dtype, has_kernels=False)
-    whole, half = DType.float32, DType.bfloat16
-    if precision == "float32":
-        return Place(device, whole, whole, DType.float16 if halves else whole, whole, has_kernels=True)
-    step_16 = DType.float16 if halves else half  # float16 holds a checkpoint of float16 exactly
-    step = DType.int8 if precision == "int8" else step_16
-    return Place(device, whole, half, step, half, has_kernels=True)

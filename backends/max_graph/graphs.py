@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from max.dtype import DType
 from max.graph import Graph, TensorType, ops
 
-from asrgate.backends.max_graph import decoder, device_decoder, log_mel
-from asrgate.backends.max_graph.modules import Place, Whisper, split_heads
+from asrgate.backends.max_graph import decoder, device_decoder, encoder_ops, log_mel
+from asrgate.backends.max_graph.modules import Whisper, split_heads
+from asrgate.backends.max_graph.place import Place
+from asrgate.backends.max_graph.weights import Kinds
 from asrgate.backends.whisper_common.constants import N_FRAMES
 
 
 class WhisperGraphs:
     """Builders of the graphs: each takes keywords of max.graph.Graph, and needs no device to build."""
 
-    def __init__(
-        self, dims: Any, place: Place, log_mel_method: str, weights: Mapping[str, Any] | None = None
-    ):
+    def __init__(self, dims: Any, place: Place, log_mel_method: str):
         """Keep everything that the graphs depend on.
 
         Args:
             dims: a whisper.model.ModelDimensions.
             place: where and how the graphs compute.
             log_mel_method: see log_mel.chosen_method.
-            weights: as modules.Whisper.load_state_dict takes them; None if the graphs are only compiled.
         """
         self.dims, self.place, self.log_mel_method = dims, place, log_mel_method
-        self._weights = weights
 
-    def encoding(self) -> dict[str, Callable[..., Graph]]:
-        """Return name -> builder of the graphs before the decoder."""
-        return {"log_mel": self.log_mel, "encoder": self.encoder}
+    def builders(self, names: Iterable[str]) -> dict[str, Callable[..., Graph]]:
+        """Return name -> builder of some graphs; a builder has the name of its graph."""
+        return {name: getattr(self, name) for name in names}
 
-    def decoding(self) -> dict[str, Callable[..., Graph]]:
-        """Return name -> builder of the decoder: its loop, or one step if the state stays on the device."""
-        return {"greedy": self.greedy} if self.place.has_kernels else {"step": self.step}
+    def kinds(self) -> Kinds:
+        """The tensors that all graphs together take."""
+        return Whisper(self.dims, self.place).kinds()
 
     def log_mel(self, **shared: Any) -> Graph:
         """See log_mel.log_mel."""
@@ -70,42 +68,38 @@ class WhisperGraphs:
     def greedy(self, **shared: Any) -> Graph:
         """See decoder.greedy."""
         return Graph(
-            forward=decoder.greedy(self._modules().decoder, self.dims),
-            input_types=decoder.greedy_types(self.dims, self.place),
+            forward=decoder.greedy(Whisper(self.dims, self.place).decoder, self.dims),
+            input_types=decoder.window_types(self.dims, self.place),
             **shared,
         )
 
     def step(self, **shared: Any) -> Graph:
         """See device_decoder.step."""
         return Graph(
-            forward=device_decoder.step(self._modules().decoder, self.dims),
-            input_types=device_decoder.step_types(self.dims, self.place),
+            forward=device_decoder.step(Whisper(self.dims, self.place).decoder, self.dims),
+            input_types=decoder.window_types(self.dims, self.place),
             **shared,
         )
 
     def _of_window(self, outputs: Callable[[Whisper, Any], Any], shared: Mapping[str, Any]) -> Graph:
         def forward(mel: Any) -> Any:
-            return outputs(self._modules(), ops.cast(mel.tensor, self.place.dtype))
+            # new modules each time: MAX 26.7 ties a module to the first graph that uses it
+            x = mel.tensor if self.place.dtype == DType.float32 else ops.cast(mel.tensor, self.place.dtype)
+            return outputs(Whisper(self.dims, self.place), x)
 
         # windows are trimmed only on the CPU, where a length known in advance makes nothing faster
         frames = "frames" if self.place.has_kernels else N_FRAMES
         kind = TensorType(DType.float32, (self.dims.n_mels, frames), device=self.place.device)
         return Graph(forward=forward, input_types=[kind], **shared)
 
-    def _modules(self) -> Whisper:
-        """Return new modules with the weights: MAX 26.7 ties a module to the first graph that uses it."""
-        whisper = Whisper(self.dims, self.place)
-        if self._weights is not None:
-            whisper.load_state_dict(self._weights)
-        return whisper
-
 
 def _cross(whisper: Whisper, mel: Any) -> Any:
-    pairs = whisper.decoder(whisper.encoder(mel))
+    dims, place = whisper.dims, whisper.place
+    features = whisper.encoder(mel)
+    if place.has_kernels:
+        side_by_side = whisper.decoder.cross(features)
+        return encoder_ops.heads(side_by_side, dims.n_text_layer, dims.n_text_head, place.cross_dtype)
     return tuple(
-        ops.stack(
-            [ops.cast(split_heads(x, whisper.dims.n_text_head), whisper.place.cross_dtype) for x in layers],
-            axis=0,
-        )
-        for layers in zip(*pairs, strict=True)
+        ops.stack([ops.cast(split_heads(x, dims.n_text_head), place.cross_dtype) for x in layers], axis=0)
+        for layers in zip(*whisper.decoder(features), strict=True)
     )

@@ -15,7 +15,7 @@ from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
 
 from asrgate.backends.base import BackendError
 from asrgate.backends.max_graph import custom_ops, device_ops, encoder_ops
-from asrgate.backends.max_graph.modules import Place
+from asrgate.backends.max_graph.place import Place
 from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_FFT, N_FRAMES
 
 BINS = N_FFT // 2 + 1  # of the spectrum: 201
@@ -95,9 +95,8 @@ def log_mel(
     if not place.has_kernels:
         log = device_ops.log_mel(hops, ops.constant(tables(), DType.float32, device=device), filters)
     elif method == "mojo":
-        log = custom_ops.log_mel(
-            ops.reshape(hops, (Dim("hops") * HOP_LENGTH,)), filters, frames, reflect=False
-        )
+        samples = ops.reshape(hops, (Dim("hops") * HOP_LENGTH,))
+        return custom_ops.log_mel(samples, filters, frames, reflect=False)
     else:
         mel = _mel_by_matmul(hops, filters, n_mels).transpose(0, 1)
         log = ops.log(ops.max(mel, ops.constant(FLOOR, DType.float32, device=device))) * float(1 / np.log(10))

@@ -1,64 +1,29 @@
 """Whisper as MAX Graph modules (Radford et al. 2022), with the names of whisper.model.
 
-Because the names are the same, `load_state_dict` takes openai-whisper's state dict after `prepared` has laid
-it out. It is strict: a missing, misshapen or superfluous tensor is an error that names the tensor.
+Only a compilation needs this module. What is compiled takes openai-whisper's state dict, laid out by
+asrgate.backends.max_graph.weights, because the names are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from max.dtype import DType
-from max.graph import DeviceRef, Graph, TensorValue, Weight, ops
-from max.nn import LayerList, LayerNorm, Module, Sequential
+from max.graph import Graph, TensorValue, Weight, ops
+from max.nn import LayerList, Module, Sequential
+from max.nn import LayerNorm as PlainNorm
 
-from asrgate.backends.max_graph import bfloat16_ops, custom_ops, encoder_ops
+from asrgate.backends.max_graph import custom_ops, encoder_ops
+from asrgate.backends.max_graph.place import Place
 from asrgate.backends.max_graph.session import restore_environment
+from asrgate.backends.max_graph.weights import Kinds
 
 restore_environment()  # importing max.nn sets up Mojo's Python
 
 WHOLE = 32  # MAX's products on a GPU are fast if the length of a row is a multiple of this
 PANELS, ROWS = "panels", "rows"  # layouts of a matrix on the CPU: for many rows at once, and for a few
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and how the graphs compute.
-
-    Attributes:
-        device: the device of weights and activations.
-        dtype: the type of activations, and of all weights without a type of their own below.
-        encoder_dtype: the type of the encoder's factors. On the CPU, bfloat16 factors are multiplied as such
-            and summed in `dtype`.
-        step_dtype: the type of the matrices read at every decoding step. On the CPU they may stay in the
-            checkpoint's float16: this is exact, products are summed in `dtype`, and half as much is read.
-            int8 has one factor per row.
-        cross_dtype: the type of the cross-attention's keys and values.
-        has_kernels: whether the products are our Mojo kernels for the CPU. If they are MAX's own, as on a
-            GPU, the decoder keeps its state on the device: see asrgate.backends.max_graph.device_decoder.
-    """
-
-    device: DeviceRef
-    dtype: DType
-    encoder_dtype: DType
-    step_dtype: DType
-    cross_dtype: DType
-    has_kernels: bool
-
-    @property
-    def panel_ops(self) -> Any:
-        """The module with our products and attention of many rows in `encoder_dtype`."""
-        return bfloat16_ops if self.encoder_dtype == DType.bfloat16 else encoder_ops
-
-    def panel_weight(self, n_out: int, n_in: int) -> Weight:
-        """Return the weight of a product of many rows, laid out in panels."""
-        panels, width = -(-n_out // encoder_ops.PANEL), encoder_ops.PANEL
-        if self.panel_ops is bfloat16_ops:
-            return Weight("weight", DType.bfloat16, (panels, n_in // 2, width, 2), device=self.device)
-        return Weight("weight", self.encoder_dtype, (panels, n_in, width), device=self.device)
 
 
 class Linear(Module):
@@ -79,11 +44,24 @@ class Linear(Module):
         self.bias = Weight("bias", place.dtype, (n_out,), device=place.device) if bias else None
 
     def __call__(
-        self, x: TensorValue, *, gelu: bool = False, added: TensorValue | None = None
+        self,
+        x: TensorValue,
+        *,
+        gelu: bool = False,
+        added: TensorValue | None = None,
+        narrow: bool = False,
     ) -> TensorValue:
-        """(rows, n_in) to (rows, n_out)."""
+        """(rows, n_in) to (rows, n_out).
+
+        `narrow` says that only factors are made of the result, so that it may have their type at once.
+        """
         if self.layout == PANELS:
-            return self.place.panel_ops.product(x, self.weight, bias=self.bias, added=added, gelu=gelu)
+            kind = (
+                {"out_dtype": DType.bfloat16} if narrow and self.place.encoder_dtype == DType.bfloat16 else {}
+            )
+            return self.place.panel_ops.product(
+                x, self.weight, bias=self.bias, added=added, gelu=gelu, **kind
+            )
         if self.place.has_kernels:
             return custom_ops.linear(x, self.weight, scale=self.scale, bias=self.bias, added=added, gelu=gelu)
         y = x @ self.weight.transpose(0, 1)
@@ -92,6 +70,21 @@ class Linear(Module):
         if gelu:
             y = ops.gelu(y)  # exact, not the tanh approximation
         return y if added is None else y + added
+
+
+class LayerNorm(PlainNorm):
+    """torch.nn.LayerNorm over the last dimension."""
+
+    def __init__(self, n_state: int, place: Place):
+        super().__init__(n_state, [place.device], place.dtype)
+        self.place = place
+
+    def __call__(self, x: TensorValue, *, narrow: bool = False) -> TensorValue:
+        """(rows, n_state) to the same; for `narrow`, see Linear."""
+        if self.place.has_kernels:
+            dtype = self.place.encoder_dtype if narrow else self.place.dtype
+            return custom_ops.layer_norm(x, self.weight, self.bias, dtype)
+        return super().__call__(x)
 
 
 class TokenEmbedding(Module):
@@ -132,15 +125,22 @@ class Conv1d(Module):
             self.weight = Weight("weight", place.dtype, (n_out, self.filled), device=place.device)
         self.bias = Weight("bias", place.dtype, (n_out,), device=place.device)
 
-    def __call__(self, x: TensorValue) -> TensorValue:
-        edge = ops.constant(np.zeros((1, self.n_in), np.float32), DType.float32, self.place.device)
-        edge = ops.cast(edge, self.place.dtype)
-        rows = x.shape[0] // self.stride
-        padded = ops.concat([edge, x, edge], axis=0)
+    def __call__(self, x: TensorValue, *, turned: bool = False) -> TensorValue:
+        """Convolve x, or x turned by 90 degrees."""
+        rows = x.shape[1 if turned else 0] // self.stride
         if self.place.has_kernels:
             return self.place.panel_ops.product(
-                padded, self.weight, rows=rows, step=self.stride * self.n_in, bias=self.bias, gelu=True
+                encoder_ops.padded(x, turned=turned),
+                self.weight,
+                rows=rows,
+                step=self.stride * self.n_in,
+                bias=self.bias,
+                gelu=True,
             )
+        x = x.transpose(0, 1) if turned else x
+        edge = ops.constant(np.zeros((1, self.n_in), np.float32), DType.float32, self.place.device)
+        edge = ops.cast(edge, self.place.dtype)
+        padded = ops.concat([edge, x, edge], axis=0)
         # a product over the taps side by side, which avoids the layouts of MAX's convolution
         taps = [padded[tap : tap + int(rows) * self.stride : self.stride] for tap in range(3)]
         if self.filled > 3 * self.n_in:
@@ -160,7 +160,7 @@ class MultiHeadAttention(Module):
         place: Place,
         *,
         layout: str = PANELS,
-        source: str = PANELS,
+        source: str | None = PANELS,
         fused: bool = False,
     ):
         super().__init__()
@@ -169,13 +169,14 @@ class MultiHeadAttention(Module):
             self.qkv = Linear(n_state, 3 * n_state, place, layout=layout)
         else:
             self.query = Linear(n_state, n_state, place, layout=layout)
-            self.key = Linear(n_state, n_state, place, bias=False, layout=source)
-            self.value = Linear(n_state, n_state, place, layout=source)
+            if source is not None:
+                self.key = Linear(n_state, n_state, place, bias=False, layout=source)
+                self.value = Linear(n_state, n_state, place, layout=source)
         self.out = Linear(n_state, n_state, place, layout=layout)
 
     def __call__(self, x: TensorValue, added: TensorValue) -> TensorValue:
         """Self-attention over all positions, plus the residual: (positions, n_state) each."""
-        q, k, v = self.query(x), self.key(x), self.value(x)
+        q, k, v = (part(x, narrow=True) for part in (self.query, self.key, self.value))
         if self.place.has_kernels:
             mixed = self.place.panel_ops.attention(q, k, v, self.n_head)
         elif x.device.is_cpu() or x.dtype == DType.float16:
@@ -224,13 +225,15 @@ class ResidualAttentionBlock(Module):
         layout = ROWS if cross else PANELS
 
         def norm() -> LayerNorm:
-            return LayerNorm(n_state, [place.device], place.dtype)
+            return LayerNorm(n_state, place)
 
         fused = cross and not place.has_kernels
         self.attn = MultiHeadAttention(n_state, n_head, place, layout=layout, source=layout, fused=fused)
         self.attn_ln = norm()
         if cross:
-            self.cross_attn = MultiHeadAttention(n_state, n_head, place, layout=ROWS, source=PANELS)
+            # the CPU's graphs compute the keys and values of all layers at once: see TextDecoder.cross
+            source = None if place.has_kernels else PANELS
+            self.cross_attn = MultiHeadAttention(n_state, n_head, place, layout=ROWS, source=source)
             self.cross_attn_ln = norm()
         self.mlp = Sequential(
             [
@@ -243,12 +246,13 @@ class ResidualAttentionBlock(Module):
 
     def __call__(self, x: TensorValue) -> TensorValue:
         """The encoder's block: (positions, n_state) to the same."""
-        return self.feed_forward(self.attn(self.attn_ln(x), x))
+        return self.feed_forward(self.attn(self.attn_ln(x, narrow=True), x))
 
     def feed_forward(self, x: TensorValue) -> TensorValue:
         """The block's second half: x + mlp(mlp_ln(x))."""
         first, _, second = self.mlp.layers
-        return second(first(self.mlp_ln(x), gelu=True), added=x)
+        narrow = first.layout == PANELS
+        return second(first(self.mlp_ln(x, narrow=narrow), gelu=True, narrow=narrow), added=x)
 
 
 class AudioEncoder(Module):
@@ -268,22 +272,21 @@ class AudioEncoder(Module):
         self.blocks = LayerList(
             [ResidualAttentionBlock(n_state, dims.n_audio_head, place) for _ in range(dims.n_audio_layer)]
         )
-        self.ln_post = LayerNorm(n_state, [place.device], place.dtype)
+        self.ln_post = LayerNorm(n_state, place)
 
     def __call__(self, mel: TensorValue) -> TensorValue:
         return list(self.layers(mel))[-1][1]
 
     def layers(self, mel: TensorValue) -> Iterator[tuple[str, TensorValue]]:
         """Yield each layer's name, as in inspection.encoder_trace, and its output (positions, n_state)."""
-        x = self.conv1(mel.transpose(0, 1))
+        x = self.conv1(mel, turned=True)
         yield "conv1", x
         x = self.conv2(x)
         yield "conv2", x
-        positions: TensorValue | Weight = self.positional_embedding
-        if x.shape[0] != positions.shape[0]:
-            rows = ops.shape_to_tensor(x.shape)[0]
-            positions = ops.slice_tensor(positions, [(slice(0, rows), x.shape[0]), slice(None)])
-        x = x + positions
+        if self.conv1.place.has_kernels:
+            x = encoder_ops.sum_of_rows(x, self.positional_embedding)
+        else:
+            x = x + self.positional_embedding
         for index, block in enumerate(self.blocks):
             x = self._through(block, index, x)
             yield f"block.{index}", x
@@ -305,6 +308,10 @@ class TextDecoder(Module):
     def __init__(self, dims: Any, place: Place):
         super().__init__()
         n_state = dims.n_text_state
+        self.n_state = n_state
+        self.cross: Linear | None = None
+        if place.has_kernels:
+            self.cross = Linear(dims.n_audio_state, 2 * dims.n_text_layer * n_state, place)
         self.token_embedding = TokenEmbedding(dims.n_vocab, n_state, place)
         self.positional_embedding = Weight(
             "positional_embedding", place.dtype, (dims.n_text_ctx, n_state), device=place.device
@@ -315,67 +322,35 @@ class TextDecoder(Module):
                 for _ in range(dims.n_text_layer)
             ]
         )
-        self.ln = LayerNorm(n_state, [place.device], place.dtype)
+        self.ln = LayerNorm(n_state, place)
 
     def __call__(self, features: TensorValue) -> list[tuple[TensorValue, TensorValue]]:
         """Return keys and values of each layer's cross-attention, in the shape of the encoder's output."""
+        if self.cross is not None:
+            x, n = self.cross(features), self.n_state
+            parts = [x[:, i * n : (i + 1) * n] for i in range(2 * len(self.blocks))]
+            return list(zip(parts[::2], parts[1::2], strict=True))
         return [(block.cross_attn.key(features), block.cross_attn.value(features)) for block in self.blocks]
 
 
 class Whisper(Module):
-    """whisper.model.Whisper, with one strict `load_state_dict` for all its graphs."""
+    """whisper.model.Whisper, whose weights have its names."""
 
     def __init__(self, dims: Any, place: Place):
         super().__init__()
         self.dims, self.place = dims, place
         self.encoder = AudioEncoder(dims, place)
         self.decoder = TextDecoder(dims, place)
-        self._weights = self.raw_state_dict()
-        for name, weight in self._weights.items():
+        for name, weight in self.raw_state_dict().items():
             weight.name = name
 
     def __call__(self, mel: TensorValue) -> TensorValue:
         """The encoder alone."""
         return self.encoder(mel)
 
-    def prepared(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a checkpoint's tensors (torch, on the CPU) in the types and layouts of the weights.
-
-        A tensor whose name no weight has is returned unchanged, so that `load_state_dict` names it.
-        """
-        import torch
-
-        tensors = dict(state_dict)
-        for name in self._weights:
-            attention, fused, kind = name.rpartition(".qkv.")
-            query, key, value = (f"{attention}.{part}.{kind}" for part in ("query", "key", "value"))
-            if fused and query in tensors and value in tensors and (key in tensors or kind == "bias"):
-                rows = [tensors.pop(query), tensors.pop(key, None), tensors.pop(value)]
-                tensors[name] = torch.cat([torch.zeros_like(rows[0]) if x is None else x for x in rows])
+    def kinds(self) -> Kinds:
+        """The tensors that the graphs take: see asrgate.backends.max_graph.weights."""
         return {
-            name: prepared
-            for whole_name, tensor in tensors.items()
-            for name, prepared in self._prepared(whole_name, tensor).items()
+            name: (weight.dtype.name, tuple(int(n) for n in weight.shape))
+            for name, weight in self.raw_state_dict().items()
         }
-
-    def _prepared(self, name: str, tensor: Any) -> dict[str, Any]:
-        """Return one tensor laid out; an int8 matrix comes with a second tensor, one factor per row."""
-        import torch
-
-        weight = self._weights.get(name)
-        if weight is None:
-            return {name: tensor}
-        if tensor.ndim == 3 and not self.place.has_kernels:
-            taps = tensor.transpose(1, 2).flatten(1)  # side by side
-            tensor = torch.nn.functional.pad(taps, (0, int(weight.shape[1]) - taps.shape[1]))
-        elif len(weight.shape) > tensor.ndim or tensor.ndim == 3:
-            values = tensor.float().numpy()
-            if weight.dtype == DType.bfloat16:
-                pairs = torch.from_numpy(bfloat16_ops.pairs(values).view(np.int16))
-                return {name: pairs.view(torch.bfloat16)}
-            return {name: torch.from_numpy(encoder_ops.panels(values))}
-        if weight.dtype == DType.int8:
-            values, scale = custom_ops.quantize_rows(tensor.float().numpy())
-            scale_name = name.removesuffix("weight") + "scale"
-            return {name: torch.from_numpy(values), scale_name: torch.from_numpy(scale)}
-        return {name: tensor.to(getattr(torch, weight.dtype.name)).contiguous()}

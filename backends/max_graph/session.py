@@ -10,12 +10,16 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asrgate.backends.base import LOAD_LOG, BackendError
-from asrgate.backends.checkpoints.cache import cache_dir, locked, temporary_beside
+from asrgate.backends.checkpoints.cache import cache_dir, locked, replaced_whole
+
+if TYPE_CHECKING:
+    from asrgate.backends.max_graph.weights import Kinds
 
 PACKAGE = Path(__file__).parent
 LOG = logging.getLogger(LOAD_LOG)
@@ -24,24 +28,72 @@ _KEYS = itertools.count(1)  # one per captured graph
 LEAKED = ("PYTHONEXECUTABLE", "PYTHONPATH", "MOJO_PYTHON_LIBRARY")
 
 
-def artefact_path(name: str, device: str, parts: Mapping[str, Any]) -> Path:
-    """Return the file of a compiled graph: another MAX release, source, machine or size gives another file.
+@dataclass(frozen=True)
+class Plan:
+    """What a compilation needs.
 
-    Args:
-        name: the graph's name.
-        device: "cpu" or "cuda".
-        parts: JSON-ready facts that the graph's code depends on, such as dimensions and precision.
+    Attributes:
+        builders: name -> function that builds the max.graph.Graph, with keywords to pass on to Graph.
+        kinds: the tensors that the graphs take.
     """
-    key = {
-        "name": name,
-        "max": version("max"),
-        "source": source_sha256(),
-        "machine": machine(device),
-        "device": device,
-        **parts,
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return cache_dir() / "max" / f"{name}-{digest[:32]}.mef"
+
+    builders: Mapping[str, Callable[..., Any]]
+    kinds: Kinds
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """The files of graphs compiled together; another MAX release, source, machine or size has other files.
+
+    Attributes:
+        code: the compiled graphs.
+        facts: JSON: the `kinds` that the graphs take, and the `seconds` that the compilation took.
+        same: a pattern that the facts of the same graphs match, compiled by any release from any source.
+    """
+
+    code: Path
+    facts: Path
+    same: str
+
+    @classmethod
+    def of(cls, names: Sequence[str], device: str, parts: Mapping[str, Any]) -> Artefact:
+        """Name the files.
+
+        Args:
+            names: the graphs' names.
+            device: "cpu" or "cuda".
+            parts: JSON-ready facts that the graphs' code depends on, such as dimensions and precision.
+        """
+        kind = _digest({"names": list(names), "machine": machine(device), "device": device, **parts})
+        release = _digest({"max": version("max"), "source": source_sha256()})
+        stem = f"{'+'.join(names)}-{kind}"
+        folder = cache_dir() / "max"
+        return cls(folder / f"{stem}-{release}.mef", folder / f"{stem}-{release}.json", f"{stem}-*.json")
+
+    def is_complete(self) -> bool:
+        """Whether another load can use it; the facts are written first."""
+        return self.code.exists() and self.facts.exists()
+
+    def kinds(self) -> Kinds:
+        """Return the tensors that the graphs take."""
+        kinds = json.loads(self.facts.read_text(encoding="utf-8"))["kinds"]
+        return {name: (dtype, tuple(shape)) for name, (dtype, shape) in kinds.items()}
+
+    def write(self, model: Any, kinds: Kinds, seconds: float) -> None:
+        """Keep a max.engine.CompiledModel."""
+        with replaced_whole(self.facts) as partial:
+            partial.write_text(json.dumps({"seconds": seconds, "kinds": kinds}), encoding="utf-8")
+        with replaced_whole(self.code) as partial:
+            model.export_mef(partial)
+
+    def last_seconds(self) -> float | None:
+        """Return what these graphs' latest compilation on this machine took; None if there was none."""
+        known = sorted(self.facts.parent.glob(self.same), key=lambda path: path.stat().st_mtime)
+        return json.loads(known[-1].read_text(encoding="utf-8"))["seconds"] if known else None
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def source_sha256() -> str:
@@ -74,39 +126,52 @@ def load_all(
     session: Any,
     device: str,
     parts: Mapping[str, Any],
-    graphs: Mapping[str, Callable[..., Any]],
-    weights: Mapping[str, Any],
+    names: Sequence[str],
+    plan: Callable[[Sequence[str]], Plan],
+    weights: Callable[[Kinds], Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return graphs ready to run, from the cache or compiled all at once, as each compilation costs 11 s.
+
+    Two processes that want the same graphs compile them once: the second one waits for the first.
 
     Args:
         session: a max.engine.InferenceSession.
         device: "cpu" or "cuda".
         parts: JSON-ready facts that the graphs depend on besides their names.
-        graphs: name -> function that builds the max.graph.Graph. It is called only if the cache lacks the
-            graphs, with keywords to pass on to Graph.
-        weights: name -> tensor, for all graphs.
+        names: the graphs' names.
+        plan: called with the names, only if the cache lacks the graphs.
+        weights: called with what the graphs take; returns the tensors by name.
 
     Returns:
         Graph name -> max.engine.Model.
 
     Raises:
-        BackendError: MAX cannot compile the graphs.
+        BackendError: MAX cannot compile the graphs, or the weights do not fit.
     """
+    artefact = Artefact.of(names, device, parts)
+    if not artefact.is_complete():
+        with locked(artefact.code):
+            if not artefact.is_complete():
+                return _compile_and_load(session, artefact, plan(names), weights)
     from max.engine.api import read
 
-    target, names = artefact_path("+".join(graphs), device, parts), ", ".join(graphs)
-    with locked(target):
-        if target.exists():
-            return dict(session.init_all(read(target), weights_registry=weights))
-        LOG.info("MAX %s compiles %s, once for this machine", version("max"), names)
-        start = time.perf_counter()
-        model = compiled(session, graphs)
-        partial = temporary_beside(target)
-        model.export_mef(partial)
-        partial.replace(target)
-        LOG.info("compiled %s in %.0f s", names, time.perf_counter() - start)
-        return dict(session.init_all(model, weights_registry=weights))
+    tensors = weights(artefact.kinds())
+    return dict(session.init_all(read(artefact.code), weights_registry=tensors))
+
+
+def _compile_and_load(
+    session: Any, artefact: Artefact, plan: Plan, weights: Callable[[Kinds], Mapping[str, Any]]
+) -> dict[str, Any]:
+    tensors = weights(plan.kinds)  # what does not fit is refused before the long part
+    listed, last = ", ".join(plan.builders), artefact.last_seconds()
+    before = "" if last is None else f"; the last time, it took {last:.0f} s"
+    LOG.info("MAX %s compiles %s, once for this machine%s", version("max"), listed, before)
+    start = time.perf_counter()
+    model = compiled(session, plan.builders)
+    seconds = time.perf_counter() - start
+    artefact.write(model, plan.kinds, seconds)
+    LOG.info("compiled %s in %.0f s", listed, seconds)
+    return dict(session.init_all(model, weights_registry=tensors))
 
 
 class Launch:

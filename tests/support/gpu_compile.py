@@ -18,8 +18,9 @@ from max.engine import InferenceSession
 from max.graph import BufferType, DeviceRef, Graph, TensorType
 from whisper.model import ModelDimensions
 
-from asrgate.backends.max_graph import device_ops, engine, log_mel, session
+from asrgate.backends.max_graph import device_ops, log_mel, session
 from asrgate.backends.max_graph.graphs import WhisperGraphs
+from asrgate.backends.max_graph.place import place
 
 # one layer of the tiny size: what more there would be is the same code again
 DIMS = ModelDimensions(80, 1500, 384, 6, 1, 51_864, 448, 384, 6, 1)
@@ -27,8 +28,8 @@ DIMS = ModelDimensions(80, 1500, 384, 6, 1, 51_864, 448, 384, 6, 1)
 
 def builders(device: DeviceRef, precision: str) -> dict[str, Callable[..., Graph]]:
     """All graphs of a GPU by name."""
-    graphs = WhisperGraphs(DIMS, engine.place(device, precision, halves=True), "mojo")
-    return {**graphs.encoding(), **graphs.decoding(), "layers": graphs.layers}
+    graphs = WhisperGraphs(DIMS, place(device, precision, halves=True), "mojo")
+    return graphs.builders(["log_mel", "encoder", "step", "layers"])
 
 
 def kernels(device: DeviceRef) -> dict[str, Callable[..., Graph]]:

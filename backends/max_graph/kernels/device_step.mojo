@@ -14,30 +14,11 @@ from max.gpu import MAX_THREADS_PER_BLOCK_METADATA
 from max.gpu.host import DeviceContext
 
 from .block import Block, Floats, Integers, Numbers, run_on_cpu, run_on_gpu
+from .window import BEGIN, COUNT, DONE, FAILED, NO_SPEECH, POSITION, SOT_INDEX, TIMESTAMPS, Window
 
 comptime ATTENTION_THREADS = 512  # per block
 comptime CHOICE_THREADS = 512
 comptime NEVER = Float32.MIN  # minus infinity
-
-# indices in `state`; device_ops.WindowState has the same order
-comptime POSITION = 0  # of the next token to feed
-comptime TOKEN = 1  # the next token to feed
-comptime COUNT = 2  # the number of tokens sampled, without the end of the text
-comptime LAST = 3  # whether the last token sampled is a timestamp
-comptime BEFORE = 4  # the same for the token before it; 1 if there is none
-comptime STAMP = 5  # the last timestamp sampled; before the first one, one less than the lowest
-comptime DONE = 6
-comptime FAILED = 7  # no token was allowed, or the logits were not numbers
-
-# indices in `numbers`
-comptime SOT_INDEX = 0
-comptime EOT = 1
-comptime BEGIN = 2  # the first timestamp
-comptime NO_SPEECH = 3
-comptime SAMPLE_LIMIT = 4
-comptime TIMESTAMPS = 5  # whether the rules of timestamps apply
-comptime LAST_POSITION = 6
-comptime PROMPT = 7  # the prompt's length
 
 
 @fieldwise_init
@@ -318,11 +299,7 @@ struct Choice(Block, TrivialRegisterPassable):
 
     var logits: Floats
     var masks: Floats
-    var state: Integers
-    var sums: Floats
-    var sampled: Integers
-    var prompt: Integers
-    var numbers: Integers
+    var window: Window
     var size: Int32
 
     comptime THREADS = CHOICE_THREADS
@@ -333,14 +310,6 @@ struct Choice(Block, TrivialRegisterPassable):
     comptime ALL = 0
     comptime STAMPS = 3 * Self.THREADS
     comptime TEXT = 6 * Self.THREADS
-
-    @always_inline
-    def now(self, index: Int) -> Int:
-        return Int(self.state.unsafe_load(index))
-
-    @always_inline
-    def rule(self, index: Int) -> Int:
-        return Int(self.numbers.unsafe_load(index))
 
     @always_inline
     def load(self, shared: Floats, kind: Int, thread: Int) -> Best:
@@ -370,7 +339,7 @@ struct Choice(Block, TrivialRegisterPassable):
                     best.join(self.load(shared, 3 * kind * Self.THREADS, thread + other))
                     self.store(shared, 3 * kind * Self.THREADS, thread, best)
         else:
-            if thread == 0 and self.now(DONE) == 0:
+            if thread == 0 and self.window.now(DONE) == 0:
                 self.advance(shared)
 
     @always_inline
@@ -379,18 +348,10 @@ struct Choice(Block, TrivialRegisterPassable):
         var stamps = Best(NEVER, 0, 0)
         var text = Best(NEVER, 0, 0)
         var size = Int(self.size)
-        var begin = self.rule(BEGIN)
-        var text_start = 0
-        var stamp_start = begin
-        if self.rule(TIMESTAMPS) == 1:
-            # an end without the next start: no text may follow
-            var pair_open = self.now(LAST) == 1 and self.now(BEFORE) == 0
-            if pair_open:
-                text_start = self.rule(EOT)
-            stamp_start = self.now(STAMP) if pair_open else self.now(STAMP) + 1
-            if self.now(LAST) == 1 and self.now(BEFORE) == 1:
-                stamp_start = size
-        var mask = self.masks.unsafe_offset(size if self.now(COUNT) == 0 else 0)
+        var begin = self.window.rule(BEGIN)
+        var text_start = self.window.text_start()
+        var stamp_start = self.window.stamp_start(size)
+        var mask = self.masks.unsafe_offset(size if self.window.now(COUNT) == 0 else 0)
         for index in range(thread, size, Self.THREADS):
             var logit = self.logits.unsafe_load(index)
             all.add(logit, index)
@@ -404,15 +365,12 @@ struct Choice(Block, TrivialRegisterPassable):
 
     @always_inline
     def advance(self, shared: Floats):
-        var position = self.now(POSITION)
+        var window = self.window
         var all = self.load(shared, Self.ALL, 0)
-        if position == self.rule(SOT_INDEX):
-            var quiet = self.logits.unsafe_load(self.rule(NO_SPEECH))
-            self.sums.unsafe_store(1, exp(quiet - all.top) / all.sum)
-        var following = position + 1
-        self.state.unsafe_store(POSITION, Int64(following))
-        if following < self.rule(PROMPT):
-            self.state.unsafe_store(TOKEN, self.prompt.unsafe_load(following))
+        if window.now(POSITION) == window.rule(SOT_INDEX):
+            var quiet = self.logits.unsafe_load(window.rule(NO_SPEECH))
+            window.sums.unsafe_store(1, exp(quiet - all.top) / all.sum)
+        if window.feed_prompt():
             return
         var stamps = self.load(shared, Self.STAMPS, 0)
         var text = self.load(shared, Self.TEXT, 0)
@@ -420,29 +378,15 @@ struct Choice(Block, TrivialRegisterPassable):
         var stamps_sum = stamps.sum * exp(stamps.top - top)
         var sum = stamps_sum + text.sum * exp(text.top - top)
         if not (top > NEVER and sum > 0):
-            self.state.unsafe_store(FAILED, 1)
-            self.state.unsafe_store(DONE, 1)
+            window.state.unsafe_store(FAILED, 1)
+            window.state.unsafe_store(DONE, 1)
             return
         var chosen = Int(text.at if text.top >= stamps.top else stamps.at)
         var logprob = -log(sum)
-        if self.rule(TIMESTAMPS) == 1 and stamps_sum > exp(text.top - top):
+        if window.rule(TIMESTAMPS) == 1 and stamps_sum > exp(text.top - top):
             chosen = Int(stamps.at)
             logprob = stamps.top - top - log(stamps_sum)
-        self.sums.unsafe_store(0, self.sums.unsafe_load(0) + logprob)
-        self.state.unsafe_store(TOKEN, Int64(chosen))
-        if chosen == self.rule(EOT):
-            self.state.unsafe_store(DONE, 1)
-            return
-        var count = self.now(COUNT)
-        self.sampled.unsafe_store(count, Int64(chosen))
-        self.state.unsafe_store(BEFORE, Int64(1) if count == 0 else self.state.unsafe_load(LAST))
-        var is_stamp = chosen >= self.rule(BEGIN)
-        self.state.unsafe_store(LAST, Int64(1 if is_stamp else 0))
-        if is_stamp:
-            self.state.unsafe_store(STAMP, Int64(chosen))
-        self.state.unsafe_store(COUNT, Int64(count + 1))
-        if count + 1 >= self.rule(SAMPLE_LIMIT) or following >= self.rule(LAST_POSITION):
-            self.state.unsafe_store(DONE, 1)
+        window.take(chosen, logprob)
 
 
 @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(CHOICE_THREADS)))
@@ -456,7 +400,7 @@ def choice_on_gpu(
     numbers: Integers,
     size: Int32,
 ):
-    run_on_gpu(Choice(logits, masks, state, sums, sampled, prompt, numbers, size))
+    run_on_gpu(Choice(logits, masks, Window(state, sums, sampled, prompt, numbers), size))
 
 
 @extensibility.register("asr_device_choice")
@@ -483,9 +427,8 @@ struct AsrDeviceChoice:
         var numbers_at = numbers.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
         var size = Int32(logits.dim_size(0))
         comptime if target == "cpu":
-            run_on_cpu(
-                Choice(logits_at, masks_at, state_at, sums_at, sampled_at, prompt_at, numbers_at, size), 1
-            )
+            var window = Window(state_at, sums_at, sampled_at, prompt_at, numbers_at)
+            run_on_cpu(Choice(logits_at, masks_at, window, size), 1)
         else:
             ctx.enqueue_function[choice_on_gpu](
                 logits_at, masks_at, state_at, sums_at, sampled_at, prompt_at, numbers_at, size,

@@ -238,6 +238,24 @@ struct LogMel[reflect: Bool](Copyable, ImplicitlyCopyable, TrivialRegisterPassab
         sync_parallelize(work, ceildiv(groups, max(each, 1)))
 
 
+def scaled(y: Floats, count: Int) -> Float32:
+    """Scale decades as whisper does, cut off 8 below the loudest; return what digital silence becomes."""
+    comptime LOWEST = Float32(-10)  # decades of FLOOR
+    var whole = count // LANES * LANES
+    var highest = Lanes(LOWEST)
+    for i in range(0, whole, LANES):
+        highest = max(highest, y.unsafe_load[width=LANES](i))
+    var loudest = highest.reduce_max()
+    for i in range(whole, count):
+        loudest = max(loudest, y.unsafe_load(i))
+    var quietest = max(loudest - 8, LOWEST)
+    for i in range(0, whole, LANES):
+        y.unsafe_store(i, (max(y.unsafe_load[width=LANES](i), Lanes(quietest)) + 4) * Float32(0.25))
+    for i in range(whole, count):
+        y.unsafe_store(i, (max(y.unsafe_load(i), quietest) + 4) * Float32(0.25))
+    return (quietest + 4) * Float32(0.25)
+
+
 @extensibility.register("asr_log_mel")
 struct AsrLogMel:
     """Registered as asr_log_mel: see custom_ops.log_mel for its meaning."""
@@ -247,6 +265,7 @@ struct AsrLogMel:
         reflect: Bool, target: StaticString
     ](
         y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        silence: OutputTensor[dtype=DType.float32, rank=2, ...],
         audio: InputTensor[dtype=DType.float32, rank=1, ...],
         filters: InputTensor[dtype=DType.float32, rank=2, ...],
         ctx: DeviceContext,
@@ -270,5 +289,6 @@ struct AsrLogMel:
             floats(y), floats(audio), floats(filters), table, ranges, samples, frames, y.dim_size(0)
         )
         job.run()
+        silence.unsafe_ptr().unsafe_store(0, scaled(floats(y), y.dim_size(0) * frames))
         table.unsafe_free()
         ranges.unsafe_free()

@@ -1,12 +1,12 @@
 """Products of many rows and attention over many positions in bfloat16, summed in float32.
 
-It uses the processor's dot products of bfloat16 pairs (AVX512-BF16). If the processor lacks them, the same numbers are
-multiplied as float32.
+It uses the processor's matrix tiles (AMX), or else its dot products of bfloat16 pairs (AVX512-BF16). If the processor
+lacks both, the same numbers are multiplied as float32.
 """
 
 import extensibility
 from extensibility import InputTensor, ManagedTensorSlice, OutputTensor
-from std.math import ceildiv, erf
+from std.math import ceildiv, iota
 from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
 from std.sys import CompilationTarget, llvm_intrinsic, simd_width_of
@@ -16,8 +16,18 @@ from max.gpu.host import DeviceContext
 from max.runtime.asyncrt import parallelism_level
 
 from .linear import LANES, Floats, Weights, floats
+from .tiles import (
+    HAS_TILES,
+    TILE_COLUMNS,
+    TILE_DEPTH,
+    TILE_ROWS,
+    Halves,
+    begin_tiles,
+    end_tiles,
+    may_use_tiles,
+    tile_block,
+)
 
-comptime Halves = Weights[DType.bfloat16]
 comptime Sums[rows: Int] = Array[SIMD[DType.float32, LANES], rows * VECTORS]
 # Columns of a packed panel, the layout that asrgate.backends.max_graph.bfloat16_ops.pairs writes.
 comptime PANEL = 32
@@ -25,6 +35,7 @@ comptime VECTORS = PANEL // LANES
 # Rows of a register tile: of 32 registers, 24 hold sums and the others a panel's row and a factor.
 comptime ROWS = 12 if LANES == 16 else 2
 comptime PARTS_PER_THREAD = 4
+comptime GLANCE = 256  # positions that a block in tiles attends to at a time
 comptime HAS_PAIRS = LANES == 16 and CompilationTarget._has_feature["avx512bf16"]()
 
 
@@ -81,16 +92,33 @@ def narrow[dtype: DType](source: Weights[dtype], target: Halves, count: Int):
 @always_inline
 def exp2_roughly[width: SIMDLength](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
     """Two to the power of x <= 0, to 4e-6: a thousandth of the error of rounding to bfloat16."""
-    var bounded = max(x, SIMD[DType.float32, width](-126))
-    var whole = round(bounded)
-    var rest = bounded - whole
+    comptime Wide = SIMD[DType.float32, width]
+    comptime WHOLE = Float32(12582912)  # 3 * 2^22: what is added to it is rounded to a whole number, in the lowest bits
+    var bounded = max(x, Wide(-126))
+    var shifted = bounded + WHOLE
+    var rest = bounded - (shifted - WHOLE)
     # Chebyshev interpolation of 2^x over [-1/2, 1/2]
-    var power = rest.fma(SIMD[DType.float32, width](9.66637e-3), SIMD[DType.float32, width](5.592198e-2))
-    power = rest.fma(power, SIMD[DType.float32, width](2.4022349e-1))
-    power = rest.fma(power, SIMD[DType.float32, width](6.9312105e-1))
-    power = rest.fma(power, SIMD[DType.float32, width](1))
-    var exponent = whole.cast[DType.int32]() << 23
+    var power = rest.fma(Wide(9.66637e-3), Wide(5.592198e-2))
+    power = rest.fma(power, Wide(2.4022349e-1))
+    power = rest.fma(power, Wide(6.9312105e-1))
+    power = rest.fma(power, Wide(1))
+    var exponent = bitcast[DType.int32, width](shifted) << 23
     return bitcast[DType.float32, width](bitcast[DType.int32, width](power) + exponent)
+
+
+@always_inline
+def gelu_roughly(x: SIMD[DType.float32, LANES]) -> SIMD[DType.float32, LANES]:
+    """The erf-based GELU, to 4e-6 of x: erf after Abramowitz and Stegun 7.1.26, with `exp2_roughly`."""
+    comptime Wide = SIMD[DType.float32, LANES]
+    comptime HALF_LOG2_E = Float32(0.7213475204444817)
+    var size = abs(x)
+    var t = 1 / size.fma(Wide(0.3275911 * 0.7071067811865476), Wide(1))
+    var tail = t.fma(Wide(1.061405429), Wide(-1.453152027))
+    tail = t.fma(tail, Wide(1.421413741))
+    tail = t.fma(tail, Wide(-0.284496736))
+    tail = t.fma(tail, Wide(0.254829592))
+    tail *= t * Float32(0.5) * exp2_roughly(-HALF_LOG2_E * x * x)  # the normal distribution beyond |x|
+    return x * x.lt(Wide(0)).select(tail, 1 - tail)
 
 
 @fieldwise_init
@@ -109,19 +137,22 @@ struct Product[in_dtype: DType, out_dtype: DType, biased: Bool, residual: Bool, 
     var lda: Int
 
     @always_inline
+    def finish(self, sums: SIMD[DType.float32, LANES], row: Int, column: Int):
+        var value = sums
+        comptime if Self.biased:
+            value += self.bias.unsafe_load[width=LANES](column)
+        comptime if Self.gelu:
+            value = gelu_roughly(value)
+        comptime if Self.residual:
+            value += self.added.unsafe_load[width=LANES](row * self.n + column)
+        self.y.unsafe_store(row * self.n + column, value.cast[Self.out_dtype]())
+
+    @always_inline
     def block[rows: Int](self, x: Halves, row: Int, panel: Int):
         var sums = tile[rows](x, self.lda, self.w.unsafe_offset(panel * PANEL * self.k), self.k // 2)
         comptime for r in range(rows):
             comptime for v in range(VECTORS):
-                var column = panel * PANEL + v * LANES
-                var value = sums[r * VECTORS + v]
-                comptime if Self.biased:
-                    value += self.bias.unsafe_load[width=LANES](column)
-                comptime if Self.gelu:
-                    value = 0.5 * value * (1 + erf(value * Float32(0.7071067811865476)))
-                comptime if Self.residual:
-                    value += self.added.unsafe_load[width=LANES]((row + r) * self.n + column)
-                self.y.unsafe_store((row + r) * self.n + column, value.cast[Self.out_dtype]())
+                self.finish(sums[r * VECTORS + v], row + r, panel * PANEL + v * LANES)
 
     def part(self, start: Int, end: Int):
         var count = (end - start - 1) * self.lda + self.k
@@ -137,13 +168,59 @@ struct Product[in_dtype: DType, out_dtype: DType, biased: Bool, residual: Bool, 
                 row += 1
         x.unsafe_free()
 
+    def part_in_tiles(self, start: Int, end: Int):
+        var rows = ceildiv(end - start, TILE_ROWS) * TILE_ROWS
+        comptime if Self.in_dtype == DType.bfloat16:
+            if self.k % TILE_DEPTH == 0 and start + rows == end:
+                self.blocks_in_tiles(rebind[Halves](self.x).unsafe_offset(start * self.lda), start, end)
+                return
+        var count = (end - start - 1) * self.lda + self.k
+        var room = (rows - 1) * self.lda + ceildiv(self.k, TILE_DEPTH) * TILE_DEPTH
+        var x = unsafe_alloc[BFloat16](room)
+        narrow(self.x.unsafe_offset(start * self.lda), x, count)
+        for i in range(count, room):
+            x.unsafe_store(i, BFloat16(0))
+        self.blocks_in_tiles(x, start, end)
+        x.unsafe_free()
+
+    def blocks_in_tiles(self, x: Halves, start: Int, end: Int):
+        """Compute rows of which whole blocks of 32 can be read, and behind each row as many numbers as a tile is deep."""
+        var rest = unsafe_alloc[BFloat16](TILE_DEPTH * TILE_COLUMNS)
+        for i in range(TILE_DEPTH * TILE_COLUMNS):
+            rest.unsafe_store(i, BFloat16(0))
+        var sums = unsafe_alloc[Float32](TILE_ROWS * TILE_COLUMNS)
+        var whole = self.k // TILE_DEPTH * TILE_DEPTH
+        begin_tiles()
+        for panel in range(self.n // PANEL):
+            var w = self.w.unsafe_offset(panel * PANEL * self.k)
+            for i in range((self.k - whole) * PANEL):
+                rest.unsafe_store(i, w.unsafe_load(whole * PANEL + i))
+            for row in range(start, end, TILE_ROWS):
+                var factor = x.unsafe_offset((row - start) * self.lda)
+                tile_block(factor, self.lda, w, self.k, rest, sums, TILE_COLUMNS)
+                for r in range(min(TILE_ROWS, end - row)):
+                    comptime for v in range(VECTORS):
+                        var sum = sums.unsafe_load[width=LANES](r * TILE_COLUMNS + v * LANES)
+                        self.finish(sum, row + r, panel * PANEL + v * LANES)
+        end_tiles()
+        sums.unsafe_free()
+        rest.unsafe_free()
+
     def run(self, m: Int):
         var parts = parallelism_level(None) * PARTS_PER_THREAD
-        var rows = ceildiv(ceildiv(m, parts), ROWS) * ROWS
+        var in_tiles = may_use_tiles()
+        var step = TILE_ROWS if in_tiles else ROWS
+        var rows = ceildiv(ceildiv(m, parts), step) * step
         var job = self
 
-        def work(index: Int) {var job, var rows, var m}:
-            job.part(index * rows, min((index + 1) * rows, m))
+        def work(index: Int) {var job, var rows, var m, var in_tiles}:
+            var start = index * rows
+            var end = min(start + rows, m)
+            comptime if HAS_TILES:
+                if in_tiles:
+                    job.part_in_tiles(start, end)
+                    return
+            job.part(start, end)
 
         sync_parallelize(work, ceildiv(m, rows))
 
@@ -160,6 +237,8 @@ struct Attention[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialR
     var values: Halves
     var positions: Int
     var n: Int
+
+    comptime SCALE = Float32(Self.size) ** -0.5 * Float32(1.4426950408889634)  # to powers of two
 
     @always_inline
     def panels(self) -> Int:
@@ -178,22 +257,30 @@ struct Attention[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialR
         var keys = self.keys.unsafe_offset(head * self.head_elements())
         var values = self.values.unsafe_offset(head * self.head_elements())
         var padded = self.panels() * PANEL
+        comptime Pair = SIMD[DType.bfloat16, 2]
         for position in range(padded):
-            var there = position < self.positions
-            var source = position * self.n + head * Self.size
-            var key_at = position // PANEL * PANEL * Self.size + position % PANEL * 2
-            for i in range(0, Self.size, 2):
-                var pair = SIMD[DType.bfloat16, 2](0)
-                if there:
-                    pair = self.k.unsafe_load[width=2](source + i).cast[DType.bfloat16]()
-                keys.unsafe_store(key_at + i * PANEL, pair)
-            for i in range(Self.size):
-                var value = BFloat16(0)
-                if there:
-                    value = self.v.unsafe_load(source + i).cast[DType.bfloat16]()
-                values.unsafe_store(
-                    (i // PANEL * padded + position // 2 * 2) * PANEL + i % PANEL * 2 + position % 2, value
-                )
+            var source = self.k.unsafe_offset(position * self.n + head * Self.size)
+            var target = keys.unsafe_offset(position // PANEL * PANEL * Self.size + position % PANEL * 2)
+            if position < self.positions:
+                for i in range(0, Self.size, 2):
+                    target.unsafe_store(i * PANEL, source.unsafe_load[width=2](i).cast[DType.bfloat16]())
+            else:
+                for i in range(0, Self.size, 2):
+                    target.unsafe_store(i * PANEL, Pair(0))
+        for position in range(0, padded, 2):
+            for i in range(0, Self.size, PANEL):
+                var target = values.unsafe_offset(i * padded + position * PANEL)
+                comptime for v in range(VECTORS):
+                    var at = head * Self.size + i + v * LANES
+                    var pairs = self.value(position, at).interleave(self.value(position + 1, at))
+                    target.unsafe_store(2 * v * LANES, pairs)
+
+    @always_inline
+    def value(self, position: Int, column: Int) -> SIMD[DType.bfloat16, LANES]:
+        """Some columns of a position's values, or zeros beyond the last position."""
+        if position >= self.positions:
+            return SIMD[DType.bfloat16, LANES](0)
+        return self.v.unsafe_load[width=LANES](position * self.n + column).cast[DType.bfloat16]()
 
     @always_inline
     def block[rows: Int](self, head: Int, row: Int, query: Halves, scores: Floats, weights: Halves):
@@ -231,29 +318,131 @@ struct Attention[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialR
                         (sums[r * VECTORS + v] / totals[r]).cast[Self.dtype](),
                     )
 
+    def block_in_tiles(
+        self, head: Int, row: Int, rows: Int, query: Halves, scores: Floats, weights: Halves, mixed: Floats
+    ):
+        """Attend with up to 32 rows, to GLANCE positions at a time, so that their scores stay close to the core.
+
+        What lies beyond `rows` is computed and not kept.
+        """
+        for r in range(rows):
+            narrow(
+                self.q.unsafe_offset((row + r) * self.n + head * Self.size),
+                query.unsafe_offset(r * Self.size),
+                Self.size,
+            )
+        var keys = self.keys.unsafe_offset(head * self.head_elements())
+        var values = self.values.unsafe_offset(head * self.head_elements())
+        var tops = Array[Float32, TILE_ROWS](fill=Float32.MIN_FINITE)
+        var totals = Array[Float32, TILE_ROWS](fill=0)
+        var added = mixed.unsafe_offset(TILE_ROWS * Self.size)
+        var padded = self.panels() * PANEL
+        for start in range(0, padded, GLANCE):
+            var width = min(GLANCE, padded - start)
+            for at in range(0, width, PANEL):
+                tile_block(
+                    query, Self.size, keys.unsafe_offset((start + at) * Self.size), Self.size, query,
+                    scores.unsafe_offset(at), GLANCE,
+                )
+            for r in range(rows):
+                var sum = self.weigh(
+                    scores.unsafe_offset(r * GLANCE), weights.unsafe_offset(r * GLANCE), width,
+                    self.positions - start, tops[r],
+                )
+                # what was summed relative to a lower top
+                var shrunk = exp2_roughly(SIMD[DType.float32, 1]((tops[r] - sum[0]) * Self.SCALE))[0]
+                tops[r] = sum[0]
+                totals[r] = totals[r] * shrunk + sum[1]
+                for i in range(0, Self.size, LANES):
+                    var at = r * Self.size + i
+                    mixed.unsafe_store(at, mixed.unsafe_load[width=LANES](at) * shrunk if start > 0 else 0)
+            for part in range(Self.size // PANEL):
+                var panel = values.unsafe_offset(part * padded * PANEL + start * PANEL)
+                tile_block(weights, GLANCE, panel, width, weights, added, TILE_COLUMNS)
+                for r in range(rows):
+                    for i in range(0, PANEL, LANES):
+                        var at = r * Self.size + part * PANEL + i
+                        var sum = added.unsafe_load[width=LANES](r * TILE_COLUMNS + i)
+                        mixed.unsafe_store(at, mixed.unsafe_load[width=LANES](at) + sum)
+        for r in range(rows):
+            for i in range(0, Self.size, LANES):
+                var result = mixed.unsafe_load[width=LANES](r * Self.size + i) / totals[r]
+                self.y.unsafe_store((row + r) * self.n + head * Self.size + i, result.cast[Self.dtype]())
+
+    @always_inline
+    def weigh(
+        self, scores: Floats, weights: Halves, width: Int, left: Int, before: Float32
+    ) -> SIMD[DType.float32, 2]:
+        """Write exponentials of scores relative to their top, or to the one before if that is higher.
+
+        Beyond the positions that are left, they are zero. Returns the top and the sum of all written.
+        """
+        var whole = min(width, left) // LANES * LANES
+        var is_there = iota[DType.int32, LANES]().lt(SIMD[DType.int32, LANES](left - whole))
+        var highest = SIMD[DType.float32, LANES](before)
+        for i in range(0, whole, LANES):
+            highest = max(highest, scores.unsafe_load[width=LANES](i))
+        for i in range(whole, min(width, whole + LANES), LANES):
+            highest = max(highest, is_there.select(scores.unsafe_load[width=LANES](i), highest))
+        var top = highest.reduce_max()
+        var sums = SIMD[DType.float32, LANES](0)
+        for i in range(0, whole, LANES):
+            var value = exp2_roughly((scores.unsafe_load[width=LANES](i) - top) * Self.SCALE).cast[DType.bfloat16]()
+            weights.unsafe_store(i, value)
+            sums += value.cast[DType.float32]()
+        for i in range(whole, width, LANES):
+            var power = exp2_roughly((scores.unsafe_load[width=LANES](i) - top) * Self.SCALE)
+            var kept = is_there if i == whole else SIMD[DType.bool, LANES](fill=False)
+            var value = kept.select(power, SIMD[DType.float32, LANES](0)).cast[DType.bfloat16]()
+            weights.unsafe_store(i, value)
+            sums += value.cast[DType.float32]()
+        return SIMD[DType.float32, 2](top, sums.reduce_add())
+
+    def part_in_tiles(self, head: Int, start: Int, end: Int):
+        var query = unsafe_alloc[BFloat16](TILE_ROWS * Self.size)
+        var scores = unsafe_alloc[Float32](TILE_ROWS * GLANCE)
+        var weights = unsafe_alloc[BFloat16](TILE_ROWS * GLANCE)
+        var mixed = unsafe_alloc[Float32](TILE_ROWS * (Self.size + TILE_COLUMNS))
+        for i in range(TILE_ROWS * Self.size):
+            query.unsafe_store(i, BFloat16(0))
+        for i in range(TILE_ROWS * GLANCE):
+            weights.unsafe_store(i, BFloat16(0))
+        begin_tiles()
+        for row in range(start, end, TILE_ROWS):
+            self.block_in_tiles(head, row, min(TILE_ROWS, end - row), query, scores, weights, mixed)
+        end_tiles()
+        query.unsafe_free()
+        scores.unsafe_free()
+        weights.unsafe_free()
+        mixed.unsafe_free()
+
     @always_inline
     def softmax(self, scores: Floats, weights: Halves) -> Float32:
         """Write exponentials of scores as bfloat16, zero beyond the positions, and return the sum of all written."""
-        comptime SCALE = Float32(Self.size) ** -0.5 * Float32(1.4426950408889634)  # to powers of two
         var whole = self.positions // LANES * LANES
         var highest = SIMD[DType.float32, LANES](Float32.MIN)
-        for i in range(0, whole, LANES):
+        var others = highest
+        var twice = whole // (2 * LANES) * 2 * LANES
+        for i in range(0, twice, 2 * LANES):
             highest = max(highest, scores.unsafe_load[width=LANES](i))
-        var top = highest.reduce_max()
+            others = max(others, scores.unsafe_load[width=LANES](i + LANES))
+        for i in range(twice, whole, LANES):
+            highest = max(highest, scores.unsafe_load[width=LANES](i))
+        var top = max(highest, others).reduce_max()
         for i in range(whole, self.positions):
             top = max(top, scores.unsafe_load(i))
         var sums = SIMD[DType.float32, LANES](0)
         for i in range(0, whole, LANES):
-            var value = exp2_roughly((scores.unsafe_load[width=LANES](i) - top) * SCALE).cast[DType.bfloat16]()
+            var value = exp2_roughly((scores.unsafe_load[width=LANES](i) - top) * Self.SCALE).cast[DType.bfloat16]()
+            weights.unsafe_store(i, value)
+            sums += value.cast[DType.float32]()
+        for i in range(whole, self.panels() * PANEL, LANES):
+            var power = exp2_roughly((scores.unsafe_load[width=LANES](i) - top) * Self.SCALE)
+            var is_there = iota[DType.int32, LANES]().lt(SIMD[DType.int32, LANES](self.positions - i))
+            var value = is_there.select(power, SIMD[DType.float32, LANES](0)).cast[DType.bfloat16]()
             weights.unsafe_store(i, value)
             sums += value.cast[DType.float32]()
         var total = sums.reduce_add()
-        for i in range(whole, self.panels() * PANEL):
-            var value = BFloat16(0)
-            if i < self.positions:
-                value = exp2_roughly((scores.unsafe_load(i) - top) * SCALE).cast[DType.bfloat16]()
-            weights.unsafe_store(i, value)
-            total += value.cast[DType.float32]()
         return total
 
     def part(self, head: Int, start: Int, end: Int):
@@ -280,13 +469,20 @@ struct Attention[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialR
             job.pack(head)
 
         sync_parallelize(pack, heads)
+        var in_tiles = may_use_tiles()
+        var step = TILE_ROWS if in_tiles else ROWS
         var parts = ceildiv(parallelism_level(None) * PARTS_PER_THREAD, heads)
-        var rows = ceildiv(ceildiv(self.positions, parts), ROWS) * ROWS
+        var rows = ceildiv(ceildiv(self.positions, parts), step) * step
         var chunks = ceildiv(self.positions, rows)
 
-        def work(index: Int) {var job, var rows, var chunks}:
+        def work(index: Int) {var job, var rows, var chunks, var in_tiles}:
             var start = index % chunks * rows
-            job.part(index // chunks, start, min(start + rows, job.positions))
+            var end = min(start + rows, job.positions)
+            comptime if HAS_TILES:
+                if in_tiles:
+                    job.part_in_tiles(index // chunks, start, end)
+                    return
+            job.part(index // chunks, start, end)
 
         sync_parallelize(work, heads * chunks)
 

@@ -2,11 +2,13 @@
 
 import extensibility
 from extensibility import InputTensor, OutputTensor
+from extensibility.managed_tensor_slice import _MutableInputTensor as MutableInputTensor
 from std.math import exp, log
 
 from max.gpu.host import DeviceContext
 
 from .linear import LANES, Floats, floats
+from .window import BEGIN, COUNT, DONE, NO_SPEECH, POSITION, SOT_INDEX, TIMESTAMPS, Window
 
 comptime Lanes = SIMD[DType.float32, LANES]
 comptime NEVER = Float32.MIN  # minus infinity
@@ -125,3 +127,72 @@ struct AsrSelect:
                 sum += exp(raw.unsafe_load(i) - highest)
             chance = exp(raw.unsafe_load(no_speech) - highest) / sum
         quiet.unsafe_ptr().unsafe_store(0, chance)
+
+
+@always_inline
+def window_of(
+    state: MutableInputTensor[dtype=DType.int64, rank=1, ...],
+    sums: MutableInputTensor[dtype=DType.float32, rank=1, ...],
+    sampled: MutableInputTensor[dtype=DType.int64, rank=1, ...],
+    prompt: InputTensor[dtype=DType.int64, rank=1, ...],
+    numbers: InputTensor[dtype=DType.int64, rank=1, ...],
+) -> Window:
+    return Window(
+        state.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        sums.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        sampled.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        prompt.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        numbers.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+    )
+
+
+@extensibility.register("asr_rules")
+struct AsrRules:
+    """Registered as asr_rules: see custom_ops.rules for its meaning."""
+
+    @staticmethod
+    def execute[size: Int, target: StaticString](
+        rules: OutputTensor[dtype=DType.int64, rank=1, ...],
+        state: MutableInputTensor[dtype=DType.int64, rank=1, ...],
+        sums: MutableInputTensor[dtype=DType.float32, rank=1, ...],
+        sampled: MutableInputTensor[dtype=DType.int64, rank=1, ...],
+        prompt: InputTensor[dtype=DType.int64, rank=1, ...],
+        numbers: InputTensor[dtype=DType.int64, rank=1, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target == "cpu", "asr_rules runs on the CPU only"
+        var window = window_of(state, sums, sampled, prompt, numbers)
+        var at_start = window.now(POSITION) == window.rule(SOT_INDEX)
+        var found = rules.unsafe_ptr()
+        found.unsafe_store(0, Int64(window.text_start()))
+        found.unsafe_store(1, Int64(window.rule(BEGIN)))
+        found.unsafe_store(2, Int64(window.stamp_start(size)))
+        found.unsafe_store(3, Int64(window.rule(TIMESTAMPS)))
+        found.unsafe_store(4, Int64(window.rule(NO_SPEECH) if at_start else -1))
+        found.unsafe_store(5, Int64(1 if window.now(COUNT) == 0 else 0))
+
+
+@extensibility.register("asr_advance")
+struct AsrAdvance:
+    """Registered as asr_advance: see custom_ops.advance for its meaning."""
+
+    @staticmethod
+    def execute[target: StaticString](
+        running: OutputTensor[dtype=DType.bool, rank=1, ...],
+        state: MutableInputTensor[dtype=DType.int64, rank=1, ...],
+        sums: MutableInputTensor[dtype=DType.float32, rank=1, ...],
+        sampled: MutableInputTensor[dtype=DType.int64, rank=1, ...],
+        prompt: InputTensor[dtype=DType.int64, rank=1, ...],
+        numbers: InputTensor[dtype=DType.int64, rank=1, ...],
+        token: InputTensor[dtype=DType.int64, rank=1, ...],
+        logprob: InputTensor[dtype=DType.float32, rank=1, ...],
+        quiet: InputTensor[dtype=DType.float32, rank=1, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target == "cpu", "asr_advance runs on the CPU only"
+        var window = window_of(state, sums, sampled, prompt, numbers)
+        if window.now(POSITION) == window.rule(SOT_INDEX):
+            window.sums.unsafe_store(1, quiet.unsafe_ptr().unsafe_load(0))
+        if not window.feed_prompt():
+            window.take(Int(token.unsafe_ptr().unsafe_load(0)), logprob.unsafe_ptr().unsafe_load(0))
+        running.unsafe_ptr().unsafe_store(0, Scalar[DType.bool](window.now(DONE) == 0))

@@ -9,8 +9,8 @@ from std.sys import simd_width_of
 
 from max.gpu.host import DeviceContext
 
-comptime Numbers[dtype: DType] = Pointer[Scalar[dtype], MutUntrackedOrigin]
-comptime Floats = Numbers[DType.float32]
+from .window import POSITION, TOKEN, Floats, Numbers
+
 comptime LANES = simd_width_of[DType.float32]()
 
 
@@ -110,14 +110,16 @@ struct AsrStepSelfAttention:
         q: InputTensor[dtype=DType.float32, rank=2, ...],
         k: InputTensor[dtype=DType.float32, rank=2, ...],
         v: InputTensor[dtype=DType.float32, rank=2, ...],
-        position: InputTensor[dtype=DType.int64, rank=1, ...],
+        state: MutableInputTensor[dtype=DType.int64, rank=1, ...],
         cache: MutableInputTensor[dtype=DType.float32, rank=4, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "asr_step_self_attention runs on the CPU only"
         var n = q.dim_size(1)
         var positions = cache.dim_size(2)
-        var at = Int(position.unsafe_ptr().unsafe_load(0))
+        var at = Int(state.unsafe_ptr().unsafe_load(POSITION))
+        if at < 0 or at >= positions:
+            raise Error("asr_step_self_attention: there is no such position")
         var keys = cache.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]().unsafe_offset(
             layer * 2 * positions * n
         )
@@ -137,3 +139,32 @@ struct AsrStepSelfAttention:
         )
         for head in range(n // size):
             job.attend(head)
+
+
+@extensibility.register("asr_embedded")
+struct AsrEmbedded:
+    """Registered as asr_embedded: see custom_ops.embedded for its meaning."""
+
+    @staticmethod
+    def execute[
+        dtype: DType, //, scaled: Bool, target: StaticString
+    ](
+        y: OutputTensor[dtype=DType.float32, rank=2, ...],
+        weight: InputTensor[dtype=dtype, rank=2, ...],
+        scale: InputTensor[dtype=DType.float32, rank=1, ...],
+        positions: InputTensor[dtype=DType.float32, rank=2, ...],
+        state: MutableInputTensor[dtype=DType.int64, rank=1, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target == "cpu", "asr_embedded runs on the CPU only"
+        var token = Int(state.unsafe_ptr().unsafe_load(TOKEN))
+        var position = Int(state.unsafe_ptr().unsafe_load(POSITION))
+        if token < 0 or token >= weight.dim_size(0) or position < 0 or position >= positions.dim_size(0):
+            raise Error("asr_embedded: there is no such token or position")
+        var n = weight.dim_size(1)
+        var factor = Float32(1)
+        comptime if scaled:
+            factor = scale.unsafe_ptr().unsafe_load(token)
+        for i in range(n):
+            var value = weight.unsafe_ptr().unsafe_load(token * n + i).cast[DType.float32]() * factor
+            y.unsafe_ptr().unsafe_store(i, value + positions.unsafe_ptr().unsafe_load(position * n + i))

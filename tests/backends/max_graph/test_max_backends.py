@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +18,12 @@ import torch
 from fake_checkpoint import fake_content, write_fake_checkpoint
 
 from asrgate.backends.base import BackendError, BackendUnavailable, Settings
+from asrgate.backends.checkpoints.cache import locked
 from asrgate.backends.checkpoints.catalog import resolve
 from asrgate.backends.inspection.encoder_trace import layer_shapes
 from asrgate.backends.max_graph import engine, session
+from asrgate.backends.max_graph import place as places
+from asrgate.backends.max_graph.weights import prepared
 from asrgate.backends.max_hybrid import MaxHybrid
 from asrgate.backends.max_whisper import MaxWhisper
 from asrgate.backends.openai_whisper import WhisperCpu
@@ -65,7 +71,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
         engines.hybrid = loaded(MaxHybrid)
         patch.delenv("ASRGATE_MAX_LOG_MEL")
         with pytest.MonkeyPatch.context() as gpu:
-            gpu.setattr(engine, "place", without_kernels)
+            gpu.setattr(places, "place", without_kernels)
             engines.device = loaded(MaxWhisper)
         yield engines
 
@@ -74,9 +80,7 @@ def without_kernels(device: Any, precision: str, halves: bool) -> Any:
     """Where a GPU's graphs compute, on the CPU."""
     from max.dtype import DType
 
-    from asrgate.backends.max_graph.modules import Place
-
-    return Place(device, *[DType[precision]] * 4, has_kernels=False)
+    return places.Place(device, *[DType[precision]] * 4, has_kernels=False)
 
 
 @pytest.mark.parametrize("name", ["max", "hybrid", "device"])
@@ -200,24 +204,118 @@ def test_beams_are_refused(engines: SimpleNamespace) -> None:
         MaxWhisper.load(engines.checkpoint, "cpu", "float32", Settings(beam_size=2))
 
 
-def test_missing_and_misshapen_tensors_are_named(tmp_path: Path, engines: SimpleNamespace) -> None:
+def test_missing_and_misshapen_tensors_are_named(engines: SimpleNamespace) -> None:
     from asrgate.backends.max_graph.modules import Whisper
 
     place, dims = engines.max._engine.place, engines.max._engine.dims
     weights = fake_content(**WIDE)["model_state_dict"]
+    kinds = Whisper(dims, place).kinds()
 
     def load(tensors: dict[str, Any]) -> None:
-        whisper = Whisper(dims, place)
-        whisper.load_state_dict(whisper.prepared(tensors))
+        prepared(tensors, kinds, has_kernels=True)
 
     load(weights)
-    name = "encoder.ln_post.weight"
-    with pytest.raises(ValueError, match=name):
-        load({k: v for k, v in weights.items() if k != name})
-    with pytest.raises(ValueError, match=name):
-        load({**weights, name: torch.ones(63)})
+    for name in ("encoder.ln_post.weight", "encoder.conv1.weight", "decoder.blocks.0.attn.query.weight"):
+        with pytest.raises(ValueError, match=name):
+            load({k: v for k, v in weights.items() if k != name})
+        with pytest.raises(ValueError, match=name):
+            load({**weights, name: torch.ones(*[n + 32 for n in weights[name].shape])})
+    with pytest.raises(ValueError, match=r"decoder\.cross\.weight"):
+        load({k: v for k, v in weights.items() if k != "decoder.blocks.1.cross_attn.key.weight"})
     with pytest.raises(ValueError, match=r"encoder\.extra"):
         load({**weights, "encoder.extra": torch.ones(1)})
+
+
+def test_both_backends_take_one_artefact_and_none_imports_what_only_compiling_needs(
+    engines: SimpleNamespace, tmp_path: Path
+) -> None:
+    """A process of its own loads `max-hybrid` from what `max` compiled, and compiles nothing."""
+    code = f"""
+import sys
+from asrgate.backends.base import Settings
+from asrgate.backends.checkpoints.cache import locked
+from asrgate.backends.checkpoints.catalog import resolve
+from asrgate.backends.max_graph import session
+from asrgate.backends.max_hybrid import MaxHybrid
+from asrgate.backends.max_whisper import MaxWhisper
+session.compiled = None
+for backend in MaxHybrid, MaxWhisper:
+    backend.load(resolve({str(engines.checkpoint.path)!r}), "cpu", "float32", Settings(threads=2))
+print("max.nn" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+class FakeModel:
+    """What a compilation returns."""
+
+    def export_mef(self, path: Path) -> None:
+        path.write_bytes(b"code")
+
+
+class FakeSession:
+    """Loads anything."""
+
+    def init_all(self, compiled: Any, weights_registry: Any) -> dict[str, Any]:
+        return {"graph": weights_registry}
+
+
+def test_a_compilation_tells_what_the_last_one_took_and_the_second_who_wants_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ASRGATE_CACHE", str(tmp_path))
+    monkeypatch.setattr("max.engine.api.read", lambda path: path.read_bytes())
+    caplog.set_level("INFO", logger="asrgate.load")
+    begun, go_on, compilations = threading.Event(), threading.Event(), []
+
+    def compile_slowly(*given: Any) -> FakeModel:
+        compilations.append(given)
+        begun.set()
+        assert go_on.wait(60)
+        return FakeModel()
+
+    monkeypatch.setattr(session, "compiled", compile_slowly)
+    plan = session.Plan({"graph": lambda **shared: None}, {"w": ("float32", (1,))})
+    asked = []
+
+    def load() -> dict[str, Any]:
+        return session.load_all(FakeSession(), "cpu", {}, ["graph"], lambda names: plan, weigh)
+
+    def weigh(kinds: Any) -> dict[str, Any]:
+        asked.append(dict(kinds))
+        return {"w": 1}
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(load)
+        assert begun.wait(60)
+        waiting = threading.Event()
+        with monkeypatch.context() as patch:
+            patch.setattr(session, "locked", lambda path: announced(path, waiting))
+            second = pool.submit(load)
+            assert waiting.wait(60)
+        go_on.set()
+        assert first.result(60) == second.result(60) == {"graph": {"w": 1}}
+    assert len(compilations) == 1
+    assert asked == [plan.kinds] * 2
+    assert "the last time" not in caplog.text
+    caplog.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "source_sha256", lambda: "changed")
+        patch.setattr(session.time, "perf_counter", iter([0.0, 7.0]).__next__)
+        load()
+    assert "the last time, it took 0 s" in caplog.text
+    assert "compiled graph in 7 s" in caplog.text
+    caplog.clear()
+    session.load_all(FakeSession(), "cpu", {"dims": 2}, ["graph"], lambda names: plan, weigh)
+    assert "the last time" not in caplog.text, "another model's time is no hint"
+
+
+@contextlib.contextmanager
+def announced(path: Path, waiting: threading.Event) -> Iterator[None]:
+    waiting.set()
+    with locked(path):
+        yield
 
 
 def test_narrow_heads_are_refused(tmp_path: Path) -> None:
@@ -235,14 +333,18 @@ def test_another_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_artefacts_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another graph, size, precision, release, machine or source never finds this one's compiled code."""
+
+    def path(name: str, facts: dict[str, Any]) -> Path:
+        return session.Artefact.of([name], "cpu", facts).code
+
     facts = {"dims": {"n_mels": 80}, "dtype": "float32"}
-    paths = {session.artefact_path("encoder", "cpu", facts)}
-    assert session.artefact_path("encoder", "cpu", dict(facts)) in paths
-    paths.add(session.artefact_path("greedy", "cpu", facts))
-    paths.add(session.artefact_path("encoder", "cpu", {**facts, "dtype": "bfloat16"}))
-    paths.add(session.artefact_path("encoder", "cpu", {**facts, "dims": {"n_mels": 128}}))
+    paths = {path("encoder", facts)}
+    assert path("encoder", dict(facts)) in paths
+    paths.add(path("greedy", facts))
+    paths.add(path("encoder", {**facts, "dtype": "bfloat16"}))
+    paths.add(path("encoder", {**facts, "dims": {"n_mels": 128}}))
     for name in ("version", "source_sha256", "machine"):
         with monkeypatch.context() as patch:
             patch.setattr(session, name, lambda *_: "another")
-            paths.add(session.artefact_path("encoder", "cpu", facts))
+            paths.add(path("encoder", facts))
     assert len(paths) == 7

@@ -17,7 +17,8 @@ pytest.importorskip("max.engine", reason="needs the package max")
 from gpu_compile import builders
 from max.graph import BufferType, DeviceRef, KernelLibrary, Module, TensorType
 
-from asrgate.backends.max_graph import engine, session
+from asrgate.backends.max_graph import place as places
+from asrgate.backends.max_graph import session
 from asrgate.backends.max_graph.custom_ops import KERNELS
 from asrgate.backends.max_whisper import MaxWhisper
 
@@ -37,7 +38,7 @@ def test_graphs_keep_to_the_gpu(precision: str) -> None:
         kinds = [*(x.type for x in graph.inputs), *graph.output_types]
         assert all(isinstance(x, (TensorType, BufferType)) for x in kinds)
         assert {str(x.device) for x in kinds} == {str(gpu)}, name
-    place = engine.place(gpu, precision, halves=True)
+    place = places.place(gpu, precision, halves=True)
     assert {place.dtype.name, place.encoder_dtype.name, place.step_dtype.name, place.cross_dtype.name} == {
         precision
     }

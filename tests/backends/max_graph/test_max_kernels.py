@@ -16,6 +16,7 @@ from max.engine import InferenceSession
 from max.graph import BufferType, DeviceRef, Dim, Graph, TensorType, ops
 
 from asrgate.backends.max_graph import bfloat16_ops, custom_ops, device_ops, encoder_ops, session
+from asrgate.backends.max_graph.decoder import WindowState
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +58,15 @@ INPUTS: dict[str, Any] = {
     "far_keys": matrix(LAYERS, HEADS, FAR, SIZE),
     "far_values": matrix(LAYERS, HEADS, FAR, SIZE),
     "cache": BufferType(_F32, (LAYERS, 2, ROOM, STATE), device=_CPU),
-    "position": matrix(1, dtype=DType.int64),
+    "state": BufferType(DType.int64, (8,), device=_CPU),
+    "sums": BufferType(_F32, (2,), device=_CPU),
+    "sampled": BufferType(DType.int64, (ROOM,), device=_CPU),
+    "prompt": matrix(ROOM, dtype=DType.int64),
+    "numbers": matrix(8, dtype=DType.int64),
+    "norm_weight": matrix(K),
+    "norm_bias": matrix(K),
+    "w_positions": matrix(ROOM, K),
+    "both": matrix("audio", 2 * LAYERS * STATE),
     "audio": matrix("samples"),
     "filters": matrix(MELS, 201),
     "logits": matrix(VOCABULARY),
@@ -65,14 +74,25 @@ INPUTS: dict[str, Any] = {
     "rules": matrix(6, dtype=DType.int64),
 }
 
+WINDOW = "state", "sums", "sampled", "prompt", "numbers"
+
 
 def everything(*values: Any) -> tuple[Any, ...]:
     """The graph: every kernel, on inputs that differ in size from one call to the next."""
     at = {
-        name: value.buffer if name == "cache" else value.tensor
+        name: value.buffer if isinstance(INPUTS[name], BufferType) else value.tensor
         for name, value in zip(INPUTS, values, strict=True)
     }
     linear, step = custom_ops.linear, at["step"]
+    window = [at[name] for name in WINDOW]
+    mixed = custom_ops.self_attention(step, step * 2, step * 3, at["state"], at["cache"], 1, HEADS)
+    vectors = [
+        custom_ops.embedded(at["w16"], None, at["w_positions"], at["state"]),
+        custom_ops.embedded(at["w8"], at["scale"], at["w_positions"], at["state"]),
+    ]
+    next_rules = custom_ops.rules(window, VOCABULARY)
+    selected = custom_ops.select(at["logits"], at["masks"], at["rules"])
+    running = custom_ops.advance(window, *selected)
     return (
         linear(at["x"], at["w32"], bias=at["bias"], gelu=True, added=at["added"]),
         linear(at["x"], at["w16"]),
@@ -86,8 +106,16 @@ def everything(*values: Any) -> tuple[Any, ...]:
         bfloat16_ops.attention(at["q"], at["k"], at["v"], HEADS),
         encoder_ops.attention(at["q"], at["k"], at["v"], HEADS),
         custom_ops.cross_attention(step, at["cross_keys"], at["cross_values"], 1),
-        custom_ops.self_attention(step, step * 2, step * 3, at["position"], at["cache"], 1, HEADS),
-        custom_ops.log_mel(at["audio"], at["filters"], Dim("samples") // 160),
+        mixed,
+        *custom_ops.log_mel(at["audio"], at["filters"], Dim("samples") // 160),
+        custom_ops.layer_norm(at["x"], at["norm_weight"], at["norm_bias"]),
+        encoder_ops.padded(at["x"]),
+        encoder_ops.padded(at["x"], turned=True),
+        encoder_ops.sum_of_rows(at["x"], ops.concat([at["x"], at["w_positions"]])),
+        *(ops.cast(x, _F32) for x in encoder_ops.heads(at["both"], LAYERS, HEADS, _BF16)),
+        *vectors,
+        next_rules,
+        ops.cast(running, DType.int64),
         *(
             ops.cast(
                 device_ops.cross_attention(
@@ -97,7 +125,7 @@ def everything(*values: Any) -> tuple[Any, ...]:
             )
             for dtype in DEVICE_TYPES
         ),
-        *custom_ops.select(at["logits"], at["masks"], at["rules"]),
+        *selected,
     )
 
 
@@ -113,6 +141,17 @@ OUTPUTS = (
     "cross",
     "self",
     "log_mel",
+    "silence",
+    "normed",
+    "padded",
+    "turned",
+    "sum_of_rows",
+    "keys",
+    "values",
+    "embedded16",
+    "embedded8",
+    "next_rules",
+    "running",
     *(f"device_{dtype.name}" for dtype in DEVICE_TYPES),
     "token",
     "logprob",
@@ -142,7 +181,9 @@ class Kernels:
         for name, kind in INPUTS.items():
             shape = [sizes[d.name] if hasattr(d, "name") else int(d) for d in kind.shape]
             held[name] = rng.standard_normal(shape).astype(np.float32)
-        held |= {"position": np.array([5]), "rules": np.array([0, BEGIN, BEGIN, 0, -1, 0])}
+        held |= {"state": np.array([5, 3, 0, 0, 0, 0, 0, 0]), "rules": np.array([0, BEGIN, BEGIN, 0, -1, 0])}
+        held |= {"sums": np.zeros(2, np.float32), "sampled": np.zeros(ROOM, int)}
+        held |= {"prompt": np.arange(ROOM), "numbers": np.array([0, 0, BEGIN, 17, ROOM, 1, ROOM, 1])}
         held |= {"masks": np.zeros((2, VOCABULARY), np.float32), "filters": triangles()}
         held |= {name: np.asarray(value) for name, value in given.items()}
         held["w8"], held["scale"] = custom_ops.quantize_rows(held["w32"])
@@ -154,7 +195,8 @@ class Kernels:
             buffer = Buffer.from_numpy(np.ascontiguousarray(held[name]))
             buffers.append(buffer.view(_BF16, list(held[name].shape)) if kind.dtype == _BF16 else buffer)
         results = self.model.execute(*buffers)
-        held["cache_after"] = buffers[list(INPUTS).index("cache")].to_numpy()
+        for name in ("cache", *WINDOW[:3]):
+            held[f"{name}_after"] = buffers[list(INPUTS).index(name)].to_numpy()
         return held, {name: value.to_numpy() for name, value in zip(OUTPUTS, results, strict=True)}
 
 
@@ -194,6 +236,12 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         weights = np.exp(scores - scores.max(1, keepdims=True))
         mixed.append(weights / weights.sum(1, keepdims=True) @ v[:, part])
     return np.concatenate(mixed, axis=1)
+
+
+def at(position: int, **other: int) -> np.ndarray:
+    """A window's state."""
+    fields = dict.fromkeys(WindowState._fields, 0) | {"position": position, "token": 3, **other}
+    return np.array(WindowState(**fields))
 
 
 def close(found: np.ndarray, wanted: np.ndarray, relative: float) -> None:
@@ -280,8 +328,8 @@ def test_attention_of_one_position_as_a_gpu_computes_it(
 
 @pytest.mark.parametrize("position", [0, 4, ROOM - 1])
 def test_attention_of_one_position_over_itself_and_before(kernels: Kernels, position: int) -> None:
-    held, found = kernels(position=[position])
-    before, _ = kernels(position=[(position + 1) % ROOM])  # which leaves this position's part as drawn
+    held, found = kernels(state=at(position))
+    before, _ = kernels(state=at((position + 1) % ROOM))  # which leaves this position's part as drawn
     after = held["cache_after"]
     assert (after[1, 0, position] == held["step"][0] * 2).all()
     assert (after[1, 1, position] == held["step"][0] * 3).all()
@@ -299,10 +347,114 @@ def test_log_mel_is_a_windowed_transform_mirrored_at_both_ends(kernels: Kernels,
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
     frames = np.array([padded[i * 160 : i * 160 + 400] * window for i in range(samples // 160)])
     power = np.abs(np.fft.rfft(frames)) ** 2
-    wanted = np.log10(np.maximum(held["filters"].astype(float) @ power.T, 1e-10))
+    decades = np.log10(np.maximum(held["filters"].astype(float) @ power.T, 1e-10))
+    wanted = (np.maximum(decades, decades.max() - 8) + 4) / 4
     assert found["log_mel"].shape == (MELS, samples // 160)
     assert np.abs(found["log_mel"] - wanted).max() < 1e-5
-    assert (found["log_mel"][2] == -10).all()
+    assert (found["log_mel"][2] == found["silence"]).all()
+
+
+def test_log_mel_of_silence_is_as_low_as_it_gets(kernels: Kernels) -> None:
+    _, found = kernels(filters=np.zeros((MELS, 201), np.float32))
+    assert (found["log_mel"] == -1.5).all()
+    assert (found["silence"] == -1.5).all()
+
+
+@pytest.mark.parametrize("rows", [1, 13, 1500])  # on one thread and on all
+def test_layer_norm(kernels: Kernels, rows: int) -> None:
+    x = np.random.default_rng(SEED).standard_normal((rows, K)).astype(np.float32) * 3 + 40
+    held, found = kernels(rows=rows, x=x)
+    rest = x - x.astype(float).mean(1, keepdims=True)
+    normed = rest / np.sqrt((rest**2).mean(1, keepdims=True) + 1e-5)
+    close(found["normed"], normed * held["norm_weight"] + held["norm_bias"], 1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 13, 1500])
+def test_rows_are_padded_and_added(kernels: Kernels, rows: int) -> None:
+    held, found = kernels(rows=rows)
+    assert (found["padded"] == np.pad(held["x"], ((1, 1), (0, 0)))).all()
+    assert (found["turned"] == np.pad(held["x"].T, ((1, 1), (0, 0)))).all()
+    assert (found["sum_of_rows"] == held["x"] * 2).all()
+
+
+def test_keys_and_values_are_taken_apart(kernels: Kernels) -> None:
+    held, found = kernels(audio=7)
+    apart = bfloat16(held["both"]).reshape(7, LAYERS, 2, HEADS, SIZE).transpose(2, 1, 3, 0, 4)
+    assert (found["keys"] == apart[0]).all()
+    assert (found["values"] == apart[1]).all()
+
+
+def test_a_token_at_a_position_is_embedded(kernels: Kernels) -> None:
+    held, found = kernels(state=at(4, token=9))
+    close(found["embedded16"][0], held["w16"][9].astype(float) + held["w_positions"][4], 1e-6)
+    close(
+        found["embedded8"][0], held["w8"][9] * held["scale"][9].astype(float) + held["w_positions"][4], 1e-6
+    )
+    for state in (at(4, token=N), at(4, token=-1), at(ROOM)):
+        with pytest.raises(Exception, match="no such (token or )?position"):
+            kernels(state=state)
+
+
+STAMP = BEGIN + 4
+
+
+@pytest.mark.parametrize(
+    ("last", "before", "timestamps", "text_from", "stamps_from"),
+    [
+        (0, 0, 1, 0, STAMP + 1),
+        (0, 1, 1, 0, STAMP + 1),
+        (1, 0, 1, 60, STAMP),  # a segment has ended: the same stamp may begin the next, or the text ends
+        (1, 1, 1, 0, VOCABULARY),  # a segment has begun: text
+        (1, 0, 0, 0, BEGIN),
+    ],
+)
+def test_rules_follow_the_last_two_tokens(
+    kernels: Kernels, last: int, before: int, timestamps: int, text_from: int, stamps_from: int
+) -> None:
+    state = at(5, written=2, last_is_stamp=last, before_is_stamp=before, stamp=STAMP)
+    _, found = kernels(state=state, numbers=np.array([5, 60, BEGIN, 17, ROOM, timestamps, ROOM, 1]))
+    assert list(found["next_rules"]) == [text_from, BEGIN, stamps_from, timestamps, 17, 0]
+    _, found = kernels(state=at(5), numbers=np.array([4, 60, BEGIN, 17, ROOM, timestamps, ROOM, 1]))
+    assert list(found["next_rules"])[4:] == [-1, 1]
+
+
+TEXT, END = 20, 60
+
+
+@pytest.mark.parametrize(
+    ("token", "start", "numbers", "wanted"),
+    [
+        (TEXT, at(5, written=2, stamp=STAMP), {}, at(6, token=TEXT, written=3, stamp=STAMP)),
+        (TEXT, at(0), {}, at(1, token=TEXT, written=1, before_is_stamp=1)),
+        (
+            BEGIN + 9,
+            at(5, written=2),
+            {},
+            at(6, token=BEGIN + 9, written=3, last_is_stamp=1, stamp=BEGIN + 9),
+        ),
+        (END, at(5, written=2), {}, at(6, token=END, written=2, done=1)),
+        (TEXT, at(5, written=2), {"limit": 3}, at(6, token=TEXT, written=3, done=1)),
+        (TEXT, at(5, written=2), {"last": 6}, at(6, token=TEXT, written=3, done=1)),
+        (TEXT, at(1), {"prompt": 4}, at(2, token=2)),  # the prompt's token, and nothing is sampled
+    ],
+)
+def test_a_selected_token_advances_the_window(
+    kernels: Kernels, token: int, start: np.ndarray, numbers: dict[str, int], wanted: np.ndarray
+) -> None:
+    given = {"limit": ROOM, "last": ROOM, "prompt": 1, **numbers}
+    logits = np.zeros(VOCABULARY, np.float32)
+    logits[token] = 5
+    rules = [int(start[0]), END, BEGIN, 17, given["limit"], 0, given["last"], given["prompt"]]
+    held, found = kernels(
+        state=start, logits=logits, sums=np.array([-2, 9], np.float32), numbers=np.array(rules)
+    )
+    assert list(held["state_after"]) == list(wanted)
+    assert found["running"] == (not wanted[6])
+    sampled = given["prompt"] == 1
+    assert held["sums_after"][0] == pytest.approx(-2 + (found["logprob"][0] if sampled else 0))
+    assert held["sums_after"][1] == found["quiet"][0], "this position is the start of the transcript"
+    written = [token] if wanted[2] > start[2] else []
+    assert list(held["sampled_after"][start[2] : start[2] + 1]) == (written or [0])
 
 
 def test_log_mel_refuses_audio_shorter_than_its_mirror(kernels: Kernels) -> None:
