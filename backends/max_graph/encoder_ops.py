@@ -45,6 +45,7 @@ def product(
     bias: TensorValue | None = None,
     added: TensorValue | None = None,
     gelu: bool = False,
+    out_dtype: DType = DType.float32,
 ) -> TensorValue:
     """act(x weightT + bias) + added, in float32.
 
@@ -59,11 +60,12 @@ def product(
         bias: float32 (n,), added before the activation.
         added: float32 (m, n), the residual, added after the activation.
         gelu: whether the activation is the exact, erf-based GELU; without it there is none.
+        out_dtype: float32.
 
     Returns:
         float32 (m, n).
     """
-    n_in, out_dtype = int(weight.shape[1]), DType.float32
+    n_in = int(weight.shape[1])
     return product_of("asr_product", x, weight, n_in, out_dtype, rows, step, bias, added, gelu)
 
 

@@ -96,9 +96,9 @@ class WhisperGraphs:
 def _cross(whisper: Whisper, mel: Any) -> Any:
     dims, place = whisper.dims, whisper.place
     features = whisper.encoder(mel)
-    if place.has_kernels:
-        side_by_side = whisper.decoder.cross(features)
-        return encoder_ops.heads(side_by_side, dims.n_text_layer, dims.n_text_head, place.cross_dtype)
+    cross = whisper.decoder.cross
+    if cross is not None:
+        return encoder_ops.heads(cross(features), dims.n_text_layer, dims.n_text_head, place.cross_dtype)
     return tuple(
         ops.stack([ops.cast(split_heads(x, dims.n_text_head), place.cross_dtype) for x in layers], axis=0)
         for layers in zip(*whisper.decoder(features), strict=True)

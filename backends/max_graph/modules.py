@@ -56,11 +56,9 @@ class Linear(Module):
         `narrow` says that only factors are made of the result, so that it may have their type at once.
         """
         if self.layout == PANELS:
-            kind = (
-                {"out_dtype": DType.bfloat16} if narrow and self.place.encoder_dtype == DType.bfloat16 else {}
-            )
+            out_dtype = self.place.encoder_dtype if narrow else self.place.dtype
             return self.place.panel_ops.product(
-                x, self.weight, bias=self.bias, added=added, gelu=gelu, **kind
+                x, self.weight, bias=self.bias, added=added, gelu=gelu, out_dtype=out_dtype
             )
         if self.place.has_kernels:
             return custom_ops.linear(x, self.weight, scale=self.scale, bias=self.bias, added=added, gelu=gelu)

@@ -391,7 +391,7 @@ def test_a_token_at_a_position_is_embedded(kernels: Kernels) -> None:
         found["embedded8"][0], held["w8"][9] * held["scale"][9].astype(float) + held["w_positions"][4], 1e-6
     )
     for state in (at(4, token=N), at(4, token=-1), at(ROOM)):
-        with pytest.raises(Exception, match="no such (token or )?position"):
+        with pytest.raises(Exception, match=r"no such (token or )?position"):
             kernels(state=state)
 
 
