@@ -28,10 +28,16 @@ def prepared(state_dict: Mapping[str, Any], kinds: Kinds, *, has_kernels: bool) 
 
     tensors = dict(state_dict)
     for name in kinds:
-        parts = _parts(name, tensors)
-        if parts and all(part in tensors or ".key.bias" in part for part in parts):
+        parts = _parts(name, state_dict)
+        missing = [part for part in parts if part not in tensors and ".key.bias" not in part]
+        if missing:
+            raise ValueError(f"there is no {_listed(missing)}")
+        if parts:
             rows = [tensors.pop(part, None) for part in parts]
-            tensors[name] = torch.cat([torch.zeros_like(rows[-1]) if x is None else x for x in rows])
+            try:
+                tensors[name] = torch.cat([torch.zeros_like(rows[-1]) if x is None else x for x in rows])
+            except RuntimeError as error:
+                raise ValueError(f"{', '.join(parts)} do not fit together: {error}") from error
     superfluous = sorted(tensors.keys() - kinds.keys())
     if superfluous:
         raise ValueError(f"the graphs have no {_listed(superfluous)}")
