@@ -234,7 +234,6 @@ def test_both_backends_take_one_artefact_and_none_imports_what_only_compiling_ne
     code = f"""
 import sys
 from asrgate.backends.base import Settings
-from asrgate.backends.checkpoints.cache import locked
 from asrgate.backends.checkpoints.catalog import resolve
 from asrgate.backends.max_graph import session
 from asrgate.backends.max_hybrid import MaxHybrid
@@ -244,8 +243,8 @@ for backend in MaxHybrid, MaxWhisper:
     backend.load(resolve({str(engines.checkpoint.path)!r}), "cpu", "float32", Settings(threads=2))
 print("max.nn" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 class FakeModel:
