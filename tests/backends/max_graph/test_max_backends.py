@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -53,7 +54,8 @@ def noise(seconds: float) -> np.ndarray:
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """All engines on one fake checkpoint, their graphs compiled once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ASRGATE_CACHE", str(tmp_path_factory.mktemp("graphs")))
+        cache = str(tmp_path_factory.mktemp("graphs"))
+        patch.setenv("ASRGATE_CACHE", cache)
         folder = tmp_path_factory.mktemp("fake")
         checkpoint = resolve(str(write_fake_checkpoint(folder / "fake.pt", **WIDE)))
 
@@ -62,6 +64,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
 
         engines = SimpleNamespace(
             checkpoint=checkpoint,
+            cache=cache,
             reference=loaded(WhisperCpu),
             max=loaded(MaxWhisper),
             half=loaded(MaxWhisper, "bfloat16"),
@@ -228,7 +231,7 @@ def test_missing_and_misshapen_tensors_are_named(engines: SimpleNamespace) -> No
 
 
 def test_both_backends_take_one_artefact_and_none_imports_what_only_compiling_needs(
-    engines: SimpleNamespace, tmp_path: Path
+    engines: SimpleNamespace,
 ) -> None:
     """A process of its own loads `max-hybrid` from what `max` compiled, and compiles nothing."""
     code = f"""
@@ -243,7 +246,8 @@ for backend in MaxHybrid, MaxWhisper:
     backend.load(resolve({str(engines.checkpoint.path)!r}), "cpu", "float32", Settings(threads=2))
 print("max.nn" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    env = {**os.environ, "ASRGATE_CACHE": engines.cache}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
     assert done.stdout.strip() == "False", done.stderr
 
 

@@ -268,7 +268,7 @@ def test_quantized_rows_are_within_half_a_step() -> None:
     assert np.isfinite(scale).all()
 
 
-@pytest.mark.parametrize("rows", [1, 12, 29])  # below, at and beyond a register tile
+@pytest.mark.parametrize("rows", [1, 12, 29, 77])  # below, at and beyond a register or matrix tile
 def test_product_in_bfloat16(kernels: Kernels, rows: int) -> None:
     held, found = kernels(rows=rows)
     w = np.zeros((64, K))
@@ -286,7 +286,7 @@ def test_pairs_need_an_even_number_of_columns() -> None:
         bfloat16_ops.pairs(np.zeros((32, 3)))
 
 
-@pytest.mark.parametrize("positions", [1, 32, 77])
+@pytest.mark.parametrize("positions", [1, 32, 77, 300])
 def test_attention_over_all_positions(kernels: Kernels, positions: int) -> None:
     held, found = kernels(positions=positions)
     close(found["attention"], attend(held["q"], held["k"], held["v"]), 1e-6)
