@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from paths import ROOT
+from paths import ROOT, SUPPORT
 
 from asrgate.harness import record
 
@@ -60,7 +60,12 @@ class Remote:
 
     def left(self) -> list[Path]:
         """Everything that is there now."""
-        return [path for folder in (self.home, self.temporary) for path in folder.rglob("*")]
+        return [  # os.walk goes on where something vanishes meanwhile
+            Path(inside, name)
+            for folder in (self.home, self.temporary)
+            for inside, folders, files in os.walk(folder)
+            for name in (*folders, *files)
+        ]
 
     def stub(self, then: str) -> Path:
         path = self.seen / "python"
@@ -81,7 +86,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    fakes = ROOT / "tests" / "fakes"
+    fakes = SUPPORT / "fakes"
     (folder / "sshd_config").write_text(
         f"ListenAddress 127.0.0.1:{port}\nHostKey {folder / 'host'}\nPidFile none\nStrictModes no\n"
         f"AuthorizedKeysFile {folder / 'user.pub'}\nPasswordAuthentication no\n"

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from download_server import CONTENT, Server, server
 from fake_checkpoint import write_fake_checkpoint
-from test_download import CONTENT, Server, server
 
 from asrgate.backends.base import AsrgateError
 from asrgate.backends.checkpoints import catalog

@@ -33,6 +33,7 @@ class Backwards(SingleStream):
 
     name = "backwards"
     default_rounds = 2
+    adapts_rounds = False
     options = ("how_far",)
     has_rounds = False
 
