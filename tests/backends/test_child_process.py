@@ -39,6 +39,7 @@ def test_an_empty_entry_of_the_path_is_not_passed_on(monkeypatch: pytest.MonkeyP
         assert "" not in paths
 
 
+@pytest.mark.slow
 def test_a_run_imports_nothing_from_the_folder_it_is_started_in(trapped: Path) -> None:
     start = child_process.WITHOUT_CURRENT_FOLDER
     start += "from asrgate.harness.cli import main; sys.exit(main(sys.argv[1:]))"

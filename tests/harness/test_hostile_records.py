@@ -396,6 +396,7 @@ def test_json_to_a_stdout_that_is_closed_is_refused_at_once(
 
 
 @pytest.mark.parametrize("reader", ["2>/dev/full", "2>&-", "2> >(head -c 100 >/dev/null)"])
+@pytest.mark.slow
 def test_a_reader_of_the_log_that_leaves_ends_no_run(
     reader: str, spoken: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -240,6 +240,7 @@ def test_cache_sizes_are_counted(tmp_path, monkeypatch):
     assert set(statuses("caches")) == {OK}
 
 
+@pytest.mark.slow
 def test_engines_stay_out_of_this_process():
     code = (
         "import sys; from pathlib import Path; from asrgate.harness.cli import doctor, doctor_checks;"

@@ -102,6 +102,7 @@ def test_encoder_delay_and_padding_are_removed(tmp_path, name, codec):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # audioread, under librosa, imports aifc
+@pytest.mark.slow
 def test_same_samples_as_librosa(tmp_path):
     import librosa
 
@@ -399,6 +400,7 @@ def peak_growth_bytes(call: str, path: Path) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_hours_of_audio_take_bounded_memory(tmp_path):
     """Half an hour of silence is a small file, 115 MB of samples, and 690 MB at its own 48 kHz stereo."""
     path = tmp_path / "silence.flac"

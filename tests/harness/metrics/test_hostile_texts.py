@@ -64,6 +64,7 @@ def test_a_text_that_is_not_taken_goes_to_the_next_simpler() -> None:
 
 @pytest.mark.parametrize("text", ["1" * 5_000, "(" * 400_000, LONG], ids=["digits", "brackets", "10 MB"])
 @pytest.mark.parametrize("is_reference_too", [False, True])
+@pytest.mark.slow
 def test_a_run_with_such_a_text_is_scored_and_shown(text: str, is_reference_too: bool) -> None:
     began = time.process_time()
     run = scored(text if is_reference_too else "one two", text + " more" if is_reference_too else text)

@@ -53,6 +53,7 @@ def peaks_bytes(clips: Path, model: Path, results: Path) -> tuple[int, int]:
     return peak, row["resources"]["peak_rss_bytes"]
 
 
+@pytest.mark.slow
 def test_memory_of_parent_and_worker_stays_flat(model: Path, tmp_path: Path) -> None:
     few, many = (
         peaks_bytes(write_clips(tmp_path / f"{count}", count), model, tmp_path / f"results{count}")

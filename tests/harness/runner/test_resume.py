@@ -68,6 +68,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
+@pytest.mark.slow
 def test_ten_kills_lose_nothing_and_duplicate_nothing(spoken: Path, model: Path, tmp_path: Path) -> None:
     asked = ["--audio", str(spoken), "--model", str(model), "--reference", "honest", "--backends", "twin"]
     asked += ["--rounds", "9", "--warmup", "0", "--threads", "1", "--quiet"]

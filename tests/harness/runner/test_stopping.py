@@ -95,6 +95,7 @@ def test_a_run_by_need_says_why_it_stopped_and_shows_figures_after_each_round(
     assert told[-1]["calls"] == told[-1]["done"], "rounds that were not needed are not waited for"
 
 
+@pytest.mark.slow
 def test_further_rounds_have_a_splice_each(
     asrgate: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ def rows(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["variant"]: row for row in run["results"]}
 
 
+@pytest.mark.slow
 def test_each_batch_size_is_a_row_and_an_engine_without_batches_has_one(rows: dict[str, Any]) -> None:
     honest = [row for row in rows.values() if row["backend"] == "honest"]
     assert [(row["batch_size"], row["takes_batches"]) for row in honest] == [(1, False)]

@@ -262,6 +262,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 def test_whatever_a_worker_sends_ends_its_row_and_not_the_run(
     asrgate: Callable[..., int], tmp_path: Path
 ) -> None:
