@@ -11,7 +11,7 @@ import re
 import stat
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,16 @@ import jsonschema_rs
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.record_types import ClipErrors, ProbeRecord, Result, Run, WordErrorRate
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 # History: 1 = first version; 2 = checkpoint.tensors_sha256; 3 = wall_seconds of samples are by the parent's
 # clock, the worker's are worker_seconds; wer.rounds; 4 = attempts and actors, which had other names, and
-# altered copies of clips from the second round on. Older runs are read as of this version.
+# altered copies of clips from the second round on; 5 = digest. Older runs are read as of this version.
+
+# What follows from the rest, or says how it is shown: the same measurement has the same digest whenever it is
+# scored again.
+_DERIVED_OF_RUN = ("digest", "schema_version", "scoring", "warnings", "settings", "clips", "results")
+_COUNTED = ("reference_words", "text_words")
+_DERIVED_OF_RESULT = ("gate", "wer", "rtfx", "latency", "server", "streaming", "samples")
 
 FILE_LIMIT_BYTES = 1 << 30  # 100,000 clips in seven rounds take half of it
 LARGEST_INTEGER = (1 << 64) - 1
@@ -53,6 +59,42 @@ def doctored(error: Exception) -> str:
 def text_sha256(text: str) -> str:
     """Return the hex SHA-256 of a text's UTF-8 bytes."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of(run: Run) -> str:
+    """Return the hex SHA-256 of what a run measured: host, settings, checkpoint, clips, samples and texts.
+
+    One line of JSON for each part, clip, result and sample: keys sorted, no blanks, ASCII, whole numbers
+    without a point. What is derived from them (errors, figures, verdicts) is not in it. It tells accidents
+    and careless edits, no forger: whoever can write the record can write another digest.
+    """
+    sha256 = hashlib.sha256()
+    for part in _measured(run):
+        line = json.dumps(_canonical(part), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        sha256.update(line.encode() + b"\n")
+    return sha256.hexdigest()
+
+
+def _measured(run: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield _without(run, *_DERIVED_OF_RUN)
+    yield _without(run["settings"], "slices")
+    yield from run["clips"]
+    for result in run["results"]:
+        yield _without(result, *_DERIVED_OF_RESULT)
+        yield from result["samples"]
+
+
+def _without(part: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if name not in names}
+
+
+def _canonical(value: Any) -> Any:
+    """Return a value without the words counted in its texts, in which 1.0 is 1, as other programs write it."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, dict):
+        return {str(name): _canonical(item) for name, item in value.items() if name not in _COUNTED}
+    return [_canonical(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def validate(run: Run) -> None:
@@ -111,7 +153,7 @@ def read(path: Path) -> Run:
 
     Raises:
         RecordError: the file is missing, not a regular file, too large, not JSON, of a later schema version,
-            not a valid record, or one that contradicts itself.
+            not a valid record, one that contradicts itself, or not what its digest is of.
     """
     if path.is_dir():
         path = path / "run.json"
@@ -144,6 +186,11 @@ def read(path: Path) -> Run:
     if contradiction is not None:
         raise RecordError(
             f"{path} contradicts itself: {contradiction}; it was changed after asrgate wrote it"
+        )
+    if "digest" in run and run["digest"] != digest_of(run):
+        raise RecordError(
+            f"{path} does not hold what its digest {run['digest']:.12}… is of: it was changed after asrgate "
+            "wrote it, or damaged. Take it again from where it was stored first, or measure again"
         )
     return run
 
@@ -293,6 +340,8 @@ def without_texts(run: Run) -> Run:
             sample["text"] = sample["tokens"] = None
             for partial in sample.get("partials", []):
                 partial["text"] = None
+    if "digest" in run:
+        run["digest"] = digest_of(run)
     return run
 
 

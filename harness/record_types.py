@@ -482,6 +482,7 @@ class Retry(TypedDict):
 
 class _RunOptional(TypedDict, total=False):
     stopped: Stopped
+    digest: str
     attempts: list[Attempt]
     hosts: list[ClusterHost]
     retries: list[Retry]

@@ -22,18 +22,21 @@ from asrgate.harness.scenarios import registry
 
 RULES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")  # below the heading and below the ranked rows
 SPARE = ("median s", "audio s", "version", "RTFx 95 % CI", "CER %", "WER 95 % CI", "clips")  # least first
-BESIDE = ("model", "scenario", "audio", "decoding", "rounds", "machine", "scoring", "gate")
+BESIDE = ("model", "scenario", "audio", "decoding", "rounds", "machine", "scoring", "gate", "record")
 
 
-def print_table(run: Run, console: Console, with_confusions: bool = False) -> None:
+def print_table(run: Run, console: Console, with_confusions: bool = False, signed: str | None = None) -> None:
     """Print what was measured and how, the table, and the reasons why rows are not ranked.
 
     Columns that do not fit are left out, the least important first, but never the WER or whether a row is
-    ranked. With `with_confusions`, the word pairs that cost each variant most come last.
+    ranked. With `with_confusions`, the word pairs that cost each variant most come last. `signed` says who
+    signed the run.
     """
     built = rows(run)
     measured = [row for row in built if row["group"] != UNAVAILABLE]
     facts = context.describe(run)
+    if signed:
+        facts["record"] += f"; {signed}"
     grid = Table.grid(padding=(0, 2))
     for label in BESIDE:
         if label == "scenario" and registry.is_default(run):

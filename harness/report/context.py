@@ -30,7 +30,13 @@ def describe(run: Run) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version),
         "scoring": scoring(run),
         "gate": gate(run),
+        "record": digest(run) or "no digest: it is older than asrgate's digests",
     }
+
+
+def digest(run: Run) -> str | None:
+    """Name the digest of what the run measured; None if it has none."""
+    return f"digest {run['digest'][:SHORT_HASH]}" if "digest" in run else None
 
 
 def warnings(run: Run) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from asrgate.backends.base import AsrgateError
@@ -22,29 +22,39 @@ class MarkerError(AsrgateError):
     """A file cannot be updated: its markers are missing, repeated or in the wrong order."""
 
 
-def readme_table(run: Run, names_place: bool = True) -> str:
+def readme_table(run: Run, names_place: bool = True, signed: str | None = None) -> str:
     """Return the table of a run's ranked rows and, below it, one line about how they were measured.
 
     Rows that are not ranked are named below the table with their reasons; leaving them out silently would
-    hide what was tried. Without `names_place` the line leaves out model and machine.
+    hide what was tried. Without `names_place` the line leaves out model and machine. `signed` says who
+    signed the run.
     """
     built = rows(run)
     ranked = [row for row in built if row["group"] == RANKED]
     unranked = [row for row in built if row["group"] == UNRANKED]
-    parts = [table(ranked, MAIN) if ranked else "No row passed the gate.", _context_line(run, names_place)]
+    parts = [
+        table(ranked, MAIN) if ranked else "No row passed the gate.",
+        _context_line(run, names_place, signed),
+    ]
     parts += [f"Not ranked: {markdown(row['variant'])}: {markdown(row['reason'])}." for row in unranked]
     return "\n\n".join(parts)
 
 
-def readme_tables(runs: Sequence[Run]) -> str:
-    """Return the tables of several runs under one heading for each model and machine."""
+def readme_tables(runs: Sequence[Run], signed: Mapping[str, str] | None = None) -> str:
+    """Return the tables of several runs under one heading for each model and machine.
+
+    Args:
+        signed: id of a run -> who signed it.
+    """
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((context.model(run), context.machine(run)), []).append(run)
     parts = []
     for (model, machine), members in groups.items():
         parts.append(f"**{markdown(model)}** on {markdown(machine)}")
-        parts += [readme_table(run, names_place=False) for run in members]
+        parts += [
+            readme_table(run, names_place=False, signed=(signed or {}).get(run["run_id"])) for run in members
+        ]
     return "\n\n".join(parts)
 
 
@@ -72,12 +82,14 @@ def update_between_markers(path: Path, text: str, name: str) -> None:
     record.write_text(path, f"{before[:start]}\n{text.strip()}\n{before[end:]}")
 
 
-def _context_line(run: Run, names_place: bool) -> str:
+def _context_line(run: Run, names_place: bool, signed: str | None) -> str:
     facts = [context.scenario(run)] if not registry.is_default(run) else []
     facts += [context.audio(run), context.decoding(run)]
     if names_place:
         facts = [context.model(run), *facts, context.machine(run)]
-    facts += [f"normaliser {run['scoring']['normalizer']['name']}", f"run {run['run_id']}"]
+    facts.append(f"normaliser {run['scoring']['normalizer']['name']}")
+    facts += [told for told in (context.digest(run), signed) if told]
+    facts.append(f"run {run['run_id']}")
     return markdown("; ".join(facts)) + "."
 
 

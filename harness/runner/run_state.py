@@ -160,6 +160,7 @@ class RunState:
         Raises:
             RecordError: it cannot be written.
         """
+        self.record["digest"] = record.digest_of(self.record)
         stored = self.record if self.plan.texts else record.without_texts(self.record)
         record.write(stored, self.folder / "run.json")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from make_run import make_run
 
 from asrgate.harness import record
+from asrgate.harness.report import context
+from asrgate.harness.scoring import gate, score
 
 
 def sample(run: record.Run) -> dict[str, Any]:
@@ -57,3 +60,98 @@ def test_validating_stays_far_below_scoring_in_a_large_record() -> None:
     record.validate(run)
     # jsonschema took 0.6 s for 1,000 clips of two variants; 5,000 take 0.02 s
     assert time.process_time() - started < 1
+
+
+def stamped(**options: Any) -> Any:
+    run = make_run(**options)
+    run["digest"] = record.digest_of(run)
+    return run
+
+
+def text(run: Any) -> None:
+    run["results"][1]["samples"][3]["text"] = "another"
+
+
+def seconds(run: Any) -> None:
+    run["results"][1]["samples"][3]["wall_seconds"] *= 1.0001
+
+
+def swapped_samples(run: Any) -> None:
+    first, second = run["results"]
+    first["samples"], second["samples"] = second["samples"], first["samples"]
+
+
+def host(run: Any) -> None:
+    run["host"]["cpu"] = "Imaginary 9001"
+
+
+def threads(run: Any) -> None:
+    run["settings"]["decoding"]["threads"] = 16
+
+
+def checkpoint(run: Any) -> None:
+    run["checkpoint"]["tensors_sha256"] = "0" * 64
+
+
+def clip(run: Any) -> None:
+    run["clips"][0]["sha256"] = "0" * 64
+
+
+def probe(run: Any) -> None:
+    run["results"][0]["integrity"]["probes"][0]["unseen_seconds"] = 0.51
+
+
+def isolation(run: Any) -> None:
+    run["results"][0]["isolation"] = {
+        **dict.fromkeys(("files", "signals", "memory"), True),
+        **{"level": "landlock", "abi": 6, "why": None},
+    }
+
+
+@pytest.mark.parametrize(
+    "change", [text, seconds, swapped_samples, host, threads, checkpoint, clip, probe, isolation]
+)
+def test_what_was_measured_cannot_change_without_its_digest(
+    change: Callable[[Any], None], tmp_path: Path
+) -> None:
+    run = stamped()
+    record.write(run, tmp_path / "run.json")
+    assert record.read(tmp_path)["digest"] == run["digest"]
+    change(run)
+    record.write(run, tmp_path / "run.json")
+    with pytest.raises(
+        record.RecordError, match=r"does not hold what its digest [0-9a-f]{12}… is of: it was"
+    ):
+        record.read(tmp_path)
+
+
+def test_the_digest_stays_whatever_is_derived_and_however_numbers_are_written(tmp_path: Path) -> None:
+    run = stamped()
+    run["clips"][0]["audio_seconds"] = run["results"][0]["samples"][0]["wall_seconds"] = 3.0
+    run["results"][0]["samples"][0]["round"] = 0.0  # type: ignore[assignment]
+    run["digest"] = before = record.digest_of(run)
+    score.score(run, "none", replicates=10)
+    gate.judge(run)
+    run["settings"]["slices"] = ["length"]
+    assert record.digest_of(run) == before
+    (tmp_path / "run.json").write_text(record.dumps(run).replace(": 3.0", ": 3"))
+    assert record.read(tmp_path)["digest"] == before
+
+
+def test_a_record_without_texts_has_a_digest_of_what_it_holds(tmp_path: Path) -> None:
+    run = stamped()
+    bare = record.without_texts(run)
+    assert bare["digest"] == record.digest_of(bare) != run["digest"]
+    record.write(bare, tmp_path / "run.json")
+    assert record.read(tmp_path)["digest"] == bare["digest"]
+
+
+def test_an_older_record_has_no_digest_and_gets_none(tmp_path: Path) -> None:
+    older = make_run()
+    older["schema_version"] = 4
+    (tmp_path / "run.json").write_text(record.dumps(older))
+    read = record.read(tmp_path)
+    assert "digest" not in read and "digest" not in record.without_texts(read)
+    assert context.describe(read)["record"] == "no digest: it is older than asrgate's digests"
+    told = context.describe(stamped())["record"]
+    assert told == f"digest {stamped()['digest'][:12]}"
