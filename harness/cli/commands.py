@@ -23,6 +23,7 @@ from asrgate.harness.cli import (
     new_backend,
     report,
     run,
+    sign,
     streams,
     weights,
 )
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         history.add_parser,
         demo.add_parser,
         new_backend.add_parser,
+        sign.add_parser,
     ):
         add_parser(subparsers)
     report.add_parsers(subparsers)

@@ -12,7 +12,7 @@ from asrgate.harness.metrics.word_errors import errors, ratio, timed
 from asrgate.harness.record import DOCTORED, RecordError, doctored, errors_of
 from asrgate.harness.record_types import Result, Run
 from asrgate.harness.scenarios import registry
-from asrgate.harness.scoring import gate
+from asrgate.harness.scoring import gate, signature
 
 TOLERANCE = 1e-9  # relative: sums of floats in another order differ by less
 
@@ -24,8 +24,16 @@ def read(path: Path) -> Run:
     counts and the times must be what the record says, and the gate must judge it alike.
 
     Raises:
-        RecordError: as record.read, or something in the record does not follow from the rest of it.
+        RecordError: as record.read, something in the record does not follow from the rest of it, or it is
+            not what the signature beside it signs.
     """
+    run = agreeing(path)
+    signature.check(path)
+    return run
+
+
+def agreeing(path: Path) -> Run:
+    """As `read`, whatever signature lies beside the run."""
     run = record.read(path)
     try:
         difference = next(differences(run), None)
