@@ -89,7 +89,7 @@ def _without(part: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _canonical(value: Any) -> Any:
-    """Return a value without the words counted in its texts, in which 1.0 is 1, as other programs write it."""
+    """Return a value without the words counted in its texts, in which 1.0 is 1, as others write it."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else value
     if isinstance(value, dict):

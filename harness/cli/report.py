@@ -20,7 +20,7 @@ from asrgate.harness.report.columns import percent
 from asrgate.harness.report.console import print_table
 from asrgate.harness.report.formats import BINARY, FORMATS, FormatError, format_of, render, write, write_all
 from asrgate.harness.report.readme import readme_tables, update_between_markers
-from asrgate.harness.scoring import gate, score, slices, verify
+from asrgate.harness.scoring import gate, score, signature, slices, verify
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -45,6 +45,7 @@ def add_parsers(subparsers: Any) -> None:
         metavar="FIELD",
         help="divide by length, lang or any field of the clips; may be repeated; default: as in the run",
     )
+    _add_allowed_signers(report)
     page = report.add_argument_group("for --format html")
     page.add_argument(
         "--with-audio",
@@ -90,12 +91,23 @@ def add_parsers(subparsers: Any) -> None:
     table.add_argument(
         "--marker", default="results", metavar="NAME", help="the markers' name (default results)"
     )
+    _add_allowed_signers(table)
     table.set_defaults(func=run_table, reads_records=True)
+
+
+def _add_allowed_signers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allowed-signers",
+        type=Path,
+        metavar="FILE",
+        help="say who signed it, by this list in the format of ssh-keygen; a signature by others is refused",
+    )
 
 
 def run_report(arguments: argparse.Namespace) -> int:
     """Carry out `asrgate report`."""
     run = verify.read(arguments.run)
+    signed = signature.check(arguments.run, arguments.allowed_signers)
     if arguments.no_texts:
         run = record.without_texts(run)
     if arguments.slices:
@@ -108,14 +120,16 @@ def run_report(arguments: argparse.Namespace) -> int:
     if name is None and (arguments.with_audio or arguments.history):
         name = "html"
     if name is None:
-        print_table(run, Console(), with_confusions=True)
+        print_table(run, Console(), with_confusions=True, signed=signed)
         return 0
+    if signed is not None or arguments.allowed_signers is not None:
+        print(f"asrgate: {arguments.run}: {signed or signature.NOT_SIGNED}", file=sys.stderr)
     if name != "html" and (arguments.with_audio or arguments.history):
         raise FormatError(f"--with-audio and --history are for --format html, not {name}")
     if name != "html" and arguments.output is not None:
-        write(run, name, arguments.output)
+        write(run, name, arguments.output, denied=[arguments.run])
         return 0
-    text = _page(run, arguments) if name == "html" else render(run, name)
+    text = _page(run, arguments) if name == "html" else render(run, name, denied=[arguments.run])
     if arguments.output is None:
         _print(text)
     else:
@@ -146,6 +160,11 @@ def run_rescore(arguments: argparse.Namespace) -> int:
     """Carry out `asrgate rescore`: print each variant's WER before and after, and write what changed."""
     path = arguments.run / "run.json" if arguments.run.is_dir() else arguments.run
     before = record.read(path)
+    if arguments.output is None and (signed := signature.path_of(path)).exists():
+        raise record.RecordError(
+            f"{path} is signed, and scoring it again would break the signature; pass --output FILE, or "
+            f"remove {signed.name} and sign it anew with `asrgate sign`"
+        )
     asked = arguments.normalizer or ",".join(_normalizers(before))
     normalizer, *also = normalizers.chosen(asked)
     after = score.rescore(before, normalizer, also)
@@ -166,7 +185,13 @@ def _normalizers(run: Run) -> list[str]:
 
 def run_table(arguments: argparse.Namespace) -> int:
     """Carry out `asrgate table`."""
-    text = readme_tables([verify.read(path) for path in arguments.runs])
+    runs, signed = [], {}
+    for path in arguments.runs:
+        runs.append(run := verify.read(path))
+        told = signature.check(path, arguments.allowed_signers)
+        if told is not None or arguments.allowed_signers is not None:
+            signed[run["run_id"]] = told or signature.NOT_SIGNED
+    text = readme_tables(runs, signed)
     if arguments.update is None:
         _print(text + "\n")
     else:

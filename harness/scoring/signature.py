@@ -76,8 +76,8 @@ def check(path: Path, allowed_signers: Path | None = None) -> str | None:
     found = re.search(r"SHA256:\S+", done.stdout.decode(errors="replace"))
     if done.returncode != 0 or found is None:
         raise RecordError(
-            f"{signature} is not the signature of {signed} ({_why(done)}): one of them was changed or belongs "
-            "to another run. Take both again from where they were published"
+            f"{signature} is not the signature of {signed} ({_why(done)}): one of them was changed or "
+            "belongs to another run. Take both again from where they were published"
         )
     key = found.group()
     if allowed_signers is None:

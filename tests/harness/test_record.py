@@ -104,7 +104,9 @@ def probe(run: Any) -> None:
 def isolation(run: Any) -> None:
     run["results"][0]["isolation"] = {
         **dict.fromkeys(("files", "signals", "memory"), True),
-        **{"level": "landlock", "abi": 6, "why": None},
+        "level": "landlock",
+        "abi": 6,
+        "why": None,
     }
 
 
