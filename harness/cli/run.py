@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     with json_events.warnings_as_events() if is_json else contextlib.nullcontext():
         stored, folder = measure(arguments, lambda: _progress(arguments), kept)
     for path, name in formats:
-        report.write(stored, name, path)
+        report.write(stored, name, path, denied=[arguments.results])
     if arguments.json:
         sys.stdout.write(record.dumps(stored))
     else:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 from asrgate import old_names
+from asrgate.backends import child_process
 from asrgate.backends.base import AsrgateError, did_you_mean
 from asrgate.harness import record
 from asrgate.harness.record_types import Run
 from asrgate.harness.report import complete, frames, html, markdown, tables
 
 ENTRY_POINT_GROUP = "asrgate.reports"  # name -> a function from a run to text
+LIMIT_SECONDS = 300.0  # for another package's format
 
 FORMATS: dict[str, Callable[[Run], str]] = {
     "html": html.render,
@@ -51,8 +59,14 @@ def names() -> list[str]:
     return [*FORMATS, *BINARY, *(name for name in _plugins() if name not in (*FORMATS, *BINARY))]
 
 
-def render(run: Run, name: str) -> str:
+def render(run: Run, name: str, denied: Sequence[Path] = ()) -> str:
     """Return the run in the format called `name`.
+
+    Another package's format runs in a process of its own, see worker/format_process.py.
+
+    Args:
+        denied: files and folders that another package's format can neither read nor change, where the system
+            can see to that: the stored run.
 
     Raises:
         FormatError: no format has that name, it is not text, or another package's format fails.
@@ -67,21 +81,49 @@ def render(run: Run, name: str) -> str:
             f"no report format is called {name!r}.{did_you_mean(name, names())} "
             f"Available: {', '.join(names())}"
         )
-    try:
-        text = plugin.load()(copy.deepcopy(run))  # a copy, because the record is stored afterwards
-    except Exception as error:  # whatever another package's code raises; ours must continue
-        raise FormatError(
-            f"the report format {name!r} of {plugin.value} failed: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(text, str):
-        raise FormatError(
-            f"the report format {name!r} of {plugin.value} returned a {type(text).__name__}, not a str"
+    answer = _answer(plugin.value, run, denied)
+    if "text" not in answer:
+        raise FormatError(f"the report format {name!r} of {plugin.value} {answer['failed']}")
+    return answer["text"]
+
+
+def _answer(target: str, run: Run, denied: Sequence[Path]) -> dict[str, str]:
+    """Have another package's format carried out; return {"text"} or {"failed": what happened}."""
+    with tempfile.TemporaryDirectory() as private:
+        request = {
+            "target": target,
+            "path": [place for place in sys.path if place],
+            "denied": [str(path.absolute()) for path in denied],
+            "private": private,
+            "run": run,
+        }
+        process = subprocess.Popen(
+            child_process.command("asrgate.harness.worker.format_process"),
+            env=child_process.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
-    return text
+        try:
+            said, _ = process.communicate(json.dumps(request).encode(), timeout=LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            return {"failed": f"took more than {LIMIT_SECONDS:g} s"}
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # with what it started
+            process.wait()
+    with contextlib.suppress(ValueError, RecursionError):
+        answer = json.loads(said)
+        if isinstance(answer, dict) and len(answer) == 1 and isinstance(*answer.values(), str):
+            return {name: text.encode("utf-8", "backslashreplace").decode() for name, text in answer.items()}
+    return {"failed": f"ended its process with exit status {process.returncode}"}
 
 
-def write(run: Run, name: str, path: Path) -> None:
+def write(run: Run, name: str, path: Path, denied: Sequence[Path] = ()) -> None:
     """Write the run into a file, atomically, in the format called `name`.
+
+    Args:
+        denied: as `render`.
 
     Raises:
         FormatError: as `render`.
@@ -91,7 +133,7 @@ def write(run: Run, name: str, path: Path) -> None:
     if name in BINARY:
         record.write_bytes(path, BINARY[name](run))
     else:
-        record.write_text(path, render(run, name))
+        record.write_text(path, render(run, name, denied))
 
 
 def format_of(path: Path) -> str:

@@ -35,7 +35,8 @@ MAY_IMPORT = {  # package or module -> those of this project it may import; from
         *("harness.scenarios", "harness.scoring"),
     },
     "harness.report": {
-        *("backends.base", "harness.column", "harness.corpus", "harness.escape", "harness.metrics"),
+        *("backends.base", "backends.child_process"),
+        *("harness.column", "harness.corpus", "harness.escape", "harness.metrics"),
         *("harness.record", "harness.record_types"),
         *("harness.regression", "harness.scenarios", "harness.scoring"),
     },

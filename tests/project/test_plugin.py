@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from asrgate.harness import record, report
 from asrgate.harness.cli import main
 from asrgate.harness.report.formats import FormatError, format_of
 from asrgate.harness.scoring import gate, score
+from asrgate.harness.worker import sandbox
 
 pytestmark = pytest.mark.slow
 
@@ -113,13 +115,21 @@ def formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (info / "entry_points.txt").write_text(
         "[asrgate.reports]\nids = odd_formats:ids\nbytes = odd_formats:data\nbroken = odd_formats:broken\n"
         "absent = no_such_module:render\nvandal = odd_formats:vandal\ncsv = odd_formats:ids\n"
-        "long.ids = odd_formats:data\n"
+        "long.ids = odd_formats:data\nforger = odd_formats:forger\nexits = odd_formats:exits\n"
+        "prints = odd_formats:prints\n"
     )
     (tmp_path / "odd_formats.py").write_text(
         "def ids(run):\n    return run['run_id']\n"
         "def data(run):\n    return b'bytes'\n"
         "def broken(run):\n    return run['colour']\n"
         "def vandal(run):\n    run.clear()\n    return 'gone'\n"
+        "def exits(run):\n    import os\n    os._exit(3)\n"
+        "def prints(run):\n    print('noise')\n    return 'quiet'\n"
+        "def forger(run):\n"
+        "    import os, pathlib\n"
+        "    path = pathlib.Path(os.environ['STORED_RUN'])\n"
+        "    path.write_text(path.read_text().replace('a', 'b'))\n"
+        "    return 'done'\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -149,9 +159,37 @@ def test_format_of_another_package_cannot_change_the_record() -> None:
 
 
 @pytest.mark.usefixtures("formats")
+def test_format_of_another_package_never_runs_where_the_record_is_made(
+    asrgate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run.prints"
+    before = set(sys.modules)
+    assert report.render(make_run(), "prints") == "quiet"
+    assert asrgate("--backends", "twin", "--rounds", "1", "--json", "--output", str(output)) == 0
+    assert "odd_formats" not in set(sys.modules) - before
+    assert json.loads(capsys.readouterr().out)["complete"]  # its print did not get between
+    assert output.read_text() == "quiet"
+
+
+@pytest.mark.usefixtures("formats")
+def test_format_of_another_package_cannot_edit_the_stored_run(
+    stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sandbox.available().level == "none":
+        pytest.skip(f"nothing keeps a format in here: {sandbox.available().why}")
+    path = stored / "run.json" if stored.is_dir() else stored
+    monkeypatch.setenv("STORED_RUN", str(path))
+    before = path.read_bytes()
+    with pytest.raises(FormatError, match="'forger' of odd_formats:forger failed: PermissionError"):
+        report.render(record.read(path), "forger", denied=[path])
+    assert path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("formats")
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("exits", r"'exits' of odd_formats:exits ended its process with exit status 3"),
         ("broken", r"'broken' of odd_formats:broken failed: KeyError: 'colour'"),
         ("absent", r"'absent' of no_such_module:render failed: ModuleNotFoundError"),
         ("bytes", r"'bytes' of odd_formats:data returned a bytes, not a str"),
