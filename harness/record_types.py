@@ -116,6 +116,19 @@ class Integrity(_IntegrityOptional):
     late_work_seconds: float | None
 
 
+class Audit(TypedDict):
+    """What an engine answered with a checkpoint derived from the run's (`--audit`)."""
+
+    auditable: bool
+    error: str | None
+    checkpoint_sha256: str | None
+    clips: list[str]
+    words: int
+    changed_words: int
+    usual_changed_words: int
+    over_run: float | None
+
+
 class ClipErrors(TypedDict):
     """Errors of one clip's scored answer."""
 
@@ -286,6 +299,7 @@ class _ResultOptional(TypedDict, total=False):
     streaming: StreamingFigures | None
     isolation: Isolation | None
     killed_by: str
+    audit: Audit
 
 
 class Result(_ResultOptional):
@@ -335,6 +349,7 @@ class Stopped(TypedDict):
 
 
 class _RunSettingsOptional(TypedDict, total=False):
+    audit: bool
     rounds_rule: RoundsRule
     slices: list[str]
     sample: int | None

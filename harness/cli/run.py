@@ -150,6 +150,12 @@ def _executor(arguments: argparse.Namespace) -> contextlib.AbstractContextManage
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
+    if arguments.audit and (arguments.no_reference or arguments.executor == RAY):
+        other = "--no-reference" if arguments.no_reference else f"--executor {RAY}"
+        raise RunError(
+            f"--audit compares with the reference on this machine, so it does not go with {other}; "
+            "leave one out"
+        )
     normalizer, *also = normalizers.chosen(arguments.normalizer)  # unknown: an error now, not after an hour
     mixing = augment.parse(arguments.augment)
     registry.check(arguments)
@@ -214,6 +220,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         scenario=scenario,
         executor=arguments.executor,
         most_workers=arguments.workers,
+        audit=arguments.audit,
         denied=_denied(arguments, clips),
         command=["asrgate", *arguments.argv],
     )

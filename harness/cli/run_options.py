@@ -212,6 +212,12 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         help="names and terms, one a line, whose recall is counted beside the WER; clips may have their own "
         "in a list, the manifest field keywords",
     )
+    timing.add_argument(
+        "--audit",
+        action="store_true",
+        help="after the last round, also load each engine with a checkpoint whose words are exchanged: it "
+        "must answer with those and be as fast; a row that does not is not ranked",
+    )
     timing.add_argument("--seed", type=at_least(0), default=0, metavar="N")
 
 

@@ -22,7 +22,7 @@ from asrgate.harness.scenarios import registry
 
 RULES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")  # below the heading and below the ranked rows
 SPARE = ("median s", "audio s", "version", "RTFx 95 % CI", "CER %", "WER 95 % CI", "clips")  # least first
-BESIDE = ("model", "scenario", "audio", "decoding", "rounds", "machine", "scoring", "gate", "record")
+BESIDE = ("model", "scenario", "audio", "decoding", "rounds", "machine", "scoring", "gate", "audit", "record")
 
 
 def print_table(run: Run, console: Console, with_confusions: bool = False, signed: str | None = None) -> None:
@@ -39,7 +39,7 @@ def print_table(run: Run, console: Console, with_confusions: bool = False, signe
         facts["record"] += f"; {signed}"
     grid = Table.grid(padding=(0, 2))
     for label in BESIDE:
-        if label == "scenario" and registry.is_default(run):
+        if label not in facts or (label == "scenario" and registry.is_default(run)):
             continue
         grid.add_row(Text(label, style="dim"), _text(facts[label], console))
     console.print(grid)

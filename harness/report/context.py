@@ -10,6 +10,7 @@ from asrgate.harness import record
 from asrgate.harness.metrics import readings
 from asrgate.harness.record_types import Run
 from asrgate.harness.scenarios import registry
+from asrgate.harness.scoring import gate as judge
 
 SHORT_HASH = 12  # hex digits of a SHA-256 that are shown to readers
 MOST_LANGUAGES = 4  # that a headline names
@@ -30,8 +31,26 @@ def describe(run: Run) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version),
         "scoring": scoring(run),
         "gate": gate(run),
+        **audit(run),
         "record": digest(run) or "no digest: it is older than asrgate's digests",
     }
+
+
+def audit(run: Run) -> dict[str, str]:
+    """Say which rows were audited, if the run was to be; nothing otherwise."""
+    if not run["settings"].get("audit"):
+        return {}
+    reference = judge.find_reference(run)
+    told = []
+    for result in run["results"]:
+        if result["status"] == "ok":
+            found = result.get("audit")
+            if found is not None and not found["auditable"]:
+                verdict = "not auditable: its weights are on a server"
+            else:
+                verdict = "not passed" if any(judge.audit_faults(run, result, reference)) else "audited"
+            told.append(f"{result['variant']} {verdict}")
+    return {"audit": ", ".join(told) or "no row finished"}
 
 
 def digest(run: Run) -> str | None:

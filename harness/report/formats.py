@@ -114,8 +114,9 @@ def _answer(target: str, run: Run, denied: Sequence[Path]) -> dict[str, str]:
             process.wait()
     with contextlib.suppress(ValueError, RecursionError):
         answer = json.loads(said)
-        if isinstance(answer, dict) and len(answer) == 1 and isinstance(*answer.values(), str):
-            return {name: text.encode("utf-8", "backslashreplace").decode() for name, text in answer.items()}
+        for name in ("text", "failed"):
+            if isinstance(answer, dict) and isinstance(text := answer.get(name), str):
+                return {name: text.encode("utf-8", "backslashreplace").decode()}
     return {"failed": f"ended its process with exit status {process.returncode}"}
 
 

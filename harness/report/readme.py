@@ -88,6 +88,7 @@ def _context_line(run: Run, names_place: bool, signed: str | None) -> str:
     if names_place:
         facts = [context.model(run), *facts, context.machine(run)]
     facts.append(f"normaliser {run['scoring']['normalizer']['name']}")
+    facts += [f"audit: {told}" for told in context.audit(run).values()]
     facts += [told for told in (context.digest(run), signed) if told]
     facts.append(f"run {run['run_id']}")
     return markdown("; ".join(facts)) + "."

@@ -54,6 +54,7 @@ class Plan:
     scenario: Scenario = field(default_factory=registry.DEFAULT)
     executor: str = LOCAL
     most_workers: int | None = None
+    audit: bool = False
     denied: Sequence[Path] = ()  # what engines must not read or write, see Worker
     command: Sequence[str] = field(default_factory=list)
 
@@ -138,6 +139,8 @@ def _settings(plan: Plan) -> RunSettings:
     }
     if plan.stopping is not None:
         found["rounds_rule"] = plan.stopping.rule()
+    if plan.audit:
+        found["audit"] = True
     if plan.keywords:
         found["keywords"] = list(plan.keywords)
     if plan.executor == RAY:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from asrgate.harness import record
-from asrgate.harness.runner import journal, so_far
+from asrgate.harness.runner import audit, journal, so_far
 from asrgate.harness.runner.cluster.coordinator import ClusterExecutor
 from asrgate.harness.runner.executor import Executor
 from asrgate.harness.runner.local_executor import LocalExecutor
@@ -57,6 +57,9 @@ def run(
     try:
         with _termination_as_interrupt():
             _measure(state, executor)
+            if plan.audit:
+                executor.close()  # an engine beside the audited one would take memory
+                audit.run(state, logs)
             state.record["complete"] = True
     except KeyboardInterrupt:
         state.record["interrupted"] = "stopped by the user (Ctrl-C or a termination signal)"

@@ -27,6 +27,8 @@ TICK_SECONDS = 0.01  # per call: processes that end are counted in the kernel's 
 # round is allowed on top, once for errors and length and twice for changed words.
 CHANGED_BETWEEN_ROUNDS_LIMIT = 0.1
 CHANGED_OF_REFERENCE_LIMIT = 0.5  # the reference has nobody to compare with
+AUDIT_CHANGED_LIMIT = 0.25  # of an audit's words, beyond what it usually answers otherwise than the reference
+AUDIT_EXCHANGED_LIMIT = 0.5  # of the reference's words must change where the checkpoint's do
 CHANGED_WORDS_LIMIT = 0.5  # of a copy's words, against the clip's own answer
 
 
@@ -78,6 +80,7 @@ def _own_faults(run: Run, result: Result, reference: Result | None) -> Iterator[
     yield from _steadiness(result, reference)
     yield from _processors(run, result)
     yield from _timing(run, result)
+    yield from audit_faults(run, result, reference)
 
 
 def _coverage(run: Run, result: Result) -> Iterator[str]:
@@ -169,6 +172,36 @@ def _processors(run: Run, result: Result) -> Iterator[str]:
     cpu = sum(sample["cpu_seconds"] or 0.0 for sample in timed)
     if threads and cpu > THREADS_LIMIT * threads * wall + TICK_SECONDS * len(timed):
         yield f"it kept {cpu / wall:.1f} cores busy, but was given {threads} (--threads)"
+
+
+def audit_faults(run: Run, result: Result, reference: Result | None) -> Iterator[str]:
+    """Say why a row did not pass its audit; nothing of a run without one, or of an engine on a server."""
+    if not run["settings"].get("audit"):
+        return
+    audit = result.get("audit")
+    theirs = None if reference is None else reference.get("audit")
+    if audit is None:
+        yield "it was not audited: the run ended before"
+        return
+    if not audit["auditable"]:
+        return
+    words, changed = audit["words"], audit["changed_words"]
+    if audit["error"] is not None:
+        yield f"it could not be audited: {audit['error']}"
+    elif result is reference:
+        if changed < AUDIT_EXCHANGED_LIMIT * words or not words:
+            yield (
+                f"exchanging words in the checkpoint changed only {changed} of {words} words of its answers: "
+                "the audit proves nothing"
+            )
+    elif changed > AUDIT_CHANGED_LIMIT * words + audit["usual_changed_words"]:
+        yield (
+            f"with another checkpoint {changed} of {words} words are not those that follow from it (audit): "
+            "it does not run the checkpoint that it is given"
+        )
+    slower = max(1.0, (theirs and theirs["over_run"]) or 1.0)
+    if audit["over_run"] is not None and audit["over_run"] > UNSEEN_OVER_SEEN_LIMIT * slower:
+        yield f"with another checkpoint it took {audit['over_run']:.1f} times as long as in the run (audit)"
 
 
 def _worst(result: Result, excess: Callable[[RoundErrors], float]) -> RoundErrors | None:

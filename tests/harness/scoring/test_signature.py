@@ -1,4 +1,4 @@
-"""A published run says who measured it: signed by ssh-keygen, and refused where the signature is another's."""
+"""A published run says who measured it: signed by ssh-keygen, refused where the signature is another's."""
 
 from __future__ import annotations
 

@@ -74,6 +74,43 @@ class WaitsToBeKilled(Honest):
             time.sleep(1)
 
 
+class Follows(Honest):
+    """Honest, and runs the checkpoint that it is given: another one than FAKE_MODEL has other words."""
+
+    def __init__(self, settings: Settings, is_derived: bool = False):
+        super().__init__(settings)
+        self.is_derived = is_derived
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> Honest:
+        return cls(settings, checkpoint.path.read_bytes() != Path(os.environ["FAKE_MODEL"]).read_bytes())
+
+    def hear(self, audio: np.ndarray) -> str:
+        words = super().hear(audio).split()
+        moved = [tones.WORDS[tones.WORDS.index(word) - 1] for word in words]
+        return " ".join(moved if self.is_derived else words)
+
+
+class FollowsToo(Follows):
+    """The same, under another name."""
+
+
+class WorksInAuditsOnly(Follows):
+    """Works like everyone else where it is given another checkpoint, and is quick with the known one."""
+
+    def hear(self, audio: np.ndarray) -> str:
+        return super().hear(audio) if self.is_derived else tones.hear(audio)
+
+
+class RefusesOthers(Follows):
+    """Runs only the checkpoint that it knows."""
+
+    def __init__(self, settings: Settings, is_derived: bool = False):
+        super().__init__(settings, is_derived)
+        if is_derived:
+            raise BackendError("it knows no such checkpoint")
+
+
 class UsesBlas(Honest):
     """Honest, and leaves a thread pool spinning when it returns, as numpy does."""
 
