@@ -194,6 +194,8 @@ def audit_faults(run: Run, result: Result, reference: Result | None) -> Iterator
                 f"exchanging words in the checkpoint changed only {changed} of {words} words of its answers: "
                 "the audit proves nothing"
             )
+    elif not words:
+        yield "it could not be audited: the reference answered without a word"
     elif changed > AUDIT_CHANGED_LIMIT * words + audit["usual_changed_words"]:
         yield (
             f"with another checkpoint {changed} of {words} words are not those that follow from it (audit): "

@@ -11,6 +11,7 @@ import pytest
 
 from asrgate.harness import record, report
 from asrgate.harness.cli.run import RunError
+from asrgate.harness.runner import audit
 from asrgate.harness.scoring import gate, verify
 
 
@@ -55,9 +56,25 @@ def test_what_an_audit_lacks_is_told(audited: Any) -> None:
     gate.judge(run)
     assert row["gate"]["ranked"]
     assert "follows-too@cpu/float32 not auditable" in report.context.describe(run)["audit"]
+    row["audit"].update(auditable=True, error=None, words=0, changed_words=0)
+    gate.judge(run)
+    assert not row["gate"]["ranked"]
     del row["audit"]
     gate.judge(run)
     assert row["gate"]["reasons"] == ["it was not audited: the run ended before"]
+
+
+def test_an_interrupted_audit_is_none(audited: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = audit._answers
+
+    def interrupted(state: Any, variant: Any, *others: Any) -> Any:
+        if variant.backend == "follows-too":
+            raise KeyboardInterrupt
+        return really(state, variant, *others)
+
+    monkeypatch.setattr(audit, "_answers", interrupted)
+    row = audited("follows-too")["results"][1]
+    assert row["gate"]["reasons"] == ["it could not be audited: the run ended before"]
 
 
 def test_a_removed_or_softened_audit_is_noticed(audited: Any, tmp_path: Path) -> None:
