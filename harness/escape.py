@@ -8,12 +8,19 @@ import unicodedata
 _LETTER_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, direction marks, surrogates, separators
 _JOINERS = "\u200c\u200d"  # part of the spelling of Persian, of Indic scripts and of emoji
+MOST_SHOWN = 300_000  # characters: the transcript of four hours has 250,000
+MOST_OF_REASON = 2000  # of an error, which may hold a whole page
+
+
+def cut(text: str, most: int = MOST_SHOWN) -> str:
+    """Return the text, or its beginning and how long it is: no report needs megabytes of one text."""
+    return text if len(text) <= most else f"{text[:most]}… (cut here; {len(text):,} characters)"
 
 
 def visible(text: str) -> str:
-    """Return the text on one line, with each control or invisible character escaped."""
+    """Return the text on one line, each control or invisible character escaped; cut if it is very long."""
     return "".join(
-        _escape(c) if unicodedata.category(c) in _INVISIBLE and c not in _JOINERS else c for c in text
+        _escape(c) if unicodedata.category(c) in _INVISIBLE and c not in _JOINERS else c for c in cut(text)
     )
 
 

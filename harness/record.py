@@ -34,7 +34,7 @@ _DERIVED_OF_RESULT = ("gate", "wer", "rtfx", "latency", "server", "streaming", "
 
 FILE_LIMIT_BYTES = 1 << 30  # 100,000 clips in seven rounds take half of it
 LARGEST_INTEGER = (1 << 64) - 1
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # the only way in: bytes of one are no UTF-8
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the only way in: bytes of one are no UTF-8
 
 SCHEMA_PATH = Path(__file__).with_name("run.schema.json")
 
@@ -138,14 +138,20 @@ def loads(text: str | bytes) -> Any:
     """Return the value of strict JSON; a field that is a whole number is an int, even if it is written 1.0.
 
     Raises:
-        ValueError: it is not JSON, nested too deeply, or has a number that is not finite or too large.
+        ValueError: it is not JSON, nested too deeply, or has a number that is not finite or too large, or
+            half of a surrogate pair.
     """
     if isinstance(text, bytes):
         text = text.decode()
     try:
-        return json.loads(text, parse_constant=_not_finite, parse_float=_finite, object_hook=_whole_numbers)
+        value = json.loads(text, parse_constant=_not_finite, parse_float=_finite, object_hook=_whole_numbers)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it has half of a surrogate pair, which is not valid text") from error
+    return value
 
 
 def read(path: Path) -> Run:
@@ -176,11 +182,6 @@ def read(path: Path) -> Run:
     except (AttributeError, TypeError) as error:
         raise RecordError(f"{path}: the record violates the schema of version {version}") from error
     run["schema_version"] = SCHEMA_VERSION
-    if _SURROGATE.search(content):
-        try:
-            json.dumps(run, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise RecordError(f"{path} has half of a surrogate pair, which is not valid text") from error
     validate(run)
     contradiction = next(_contradictions(run), None)
     if contradiction is not None:

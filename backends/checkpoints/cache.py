@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from asrgate.backends.base import AsrgateError
+
+DEAD_SECONDS = 86_400.0
 
 
 class CacheError(AsrgateError):
@@ -79,7 +84,15 @@ def replaced_whole(target: Path) -> Iterator[Path]:
 
 
 def temporary_beside(target: Path) -> Path:
-    """Return a new empty file in the target's folder, to be filled and then renamed onto the target."""
+    """Return a new empty file in the target's folder, to be filled and then renamed onto the target.
+
+    Such files of earlier processes that nobody has written to for a day are deleted: those were killed.
+    """
+    for left in make_folder(target.parent).glob(f".{glob.escape(target.name)}.{'?' * 8}"):
+        with suppress(OSError):
+            found = left.lstat()
+            if stat.S_ISREG(found.st_mode) and found.st_mtime < time.time() - DEAD_SECONDS:
+                left.unlink()
     handle, name = tempfile.mkstemp(dir=make_folder(target.parent), prefix=f".{target.name}.")
     os.close(handle)
     os.chmod(name, 0o644)

@@ -6,15 +6,15 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asrgate.backends import temporary
 from asrgate.backends.base import AsrgateError
 from asrgate.backends.checkpoints import containers, pip_wheels
 from asrgate.backends.checkpoints.cache import locked, make_folder
@@ -316,15 +316,9 @@ def _limit_bytes(entry: Entry) -> int:
 @contextmanager
 def _work(target: Path) -> Iterator[Path]:
     """Hold the target's lock and a folder next to it that is deleted at the end, however it ends."""
-    prefix = f".{target.name}.fetch-"
-    with locked(target):
-        for left in target.parent.glob(f"{prefix}*"):  # left by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+    with locked(target), ExitStack() as stack:
         try:
-            work = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
+            work = stack.enter_context(temporary.beside(target))
         except OSError as error:
             raise CheckpointError(f"cannot write to {target.parent}: {error.strerror}") from error
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        yield work

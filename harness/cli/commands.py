@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +27,7 @@ from asrgate.harness.cli import (
     weights,
 )
 from asrgate.harness.record import DOCTORED, doctored
-from asrgate.harness.runner import json_events
+from asrgate.harness.runner import json_events, signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,11 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 1: something failed; 2: bad input; 130: interrupted.
     """
     with streams.guarded() as has_stdout:
-        return _main(sys.argv[1:] if argv is None else list(argv), has_stdout)
+        try:
+            with signals.as_interrupts():
+                return _main(sys.argv[1:] if argv is None else list(argv), has_stdout)
+        except KeyboardInterrupt:  # before the arguments were read, or while the last word was said
+            print("asrgate: stopped", file=sys.stderr)
+            return 130
 
 
 def _main(arguments: list[str], has_stdout: bool) -> int:
-    parsed = _parser().parse_args(arguments)
+    parsed = _parsed(arguments)
     parsed.argv = arguments
     for warning in old_names.warnings_of_variables():
         _complain(parsed, warning, "warning")
@@ -52,24 +56,37 @@ def _main(arguments: list[str], has_stdout: bool) -> int:
         sys.stdout.flush()
         return int(status)
     except AsrgateError as error:
+        streams.flushed()
         _complain(parsed, str(error))
         return 2
     except BrokenPipeError:
-        # The reader (`| head`) has closed the pipe. Python's own flush at exit must not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.flushed()  # the reader (`| head`) has closed the pipe
         return 1
     except KeyboardInterrupt:
         _complain(parsed, "stopped")
         return 130
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _complain(parsed, f"{where}{error.strerror or error}")
+        why = streams.flushed()
+        _complain(
+            parsed, f"{where}{error.strerror or error}" if why is None else f"{streams.UNWRITABLE}: {why}"
+        )
         return 2
     except DOCTORED as error:
         if not getattr(parsed, "reads_records", False):
             raise
         _complain(parsed, f"a run cannot be used: {doctored(error)}")
         return 2
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    try:
+        return _parser().parse_args(arguments)
+    except SystemExit:  # --help and --version print
+        if (why := streams.flushed()) is None:
+            raise
+        print(f"asrgate: {streams.UNWRITABLE}: {why}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _complain(parsed: argparse.Namespace, message: str, event: str = "error") -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from asrgate.backends.base import AsrgateError
 from asrgate.harness import record
-from asrgate.harness.cli import baseline
+from asrgate.harness.cli import baseline, streams
 from asrgate.harness.regression import report
 from asrgate.harness.regression.compare import NotComparable, compare
 from asrgate.harness.regression.preconditions import KINDS
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(report.annotation("error", "asrgate: nothing was compared", str(error)))
         raise
     printed = "text" if arguments.output is not None else arguments.format or "text"
-    sys.stdout.write(report.FORMATS[printed](found))
+    streams.write(report.FORMATS[printed](found))
     if format_of_file is not None:
         record.write_text(arguments.output, report.FORMATS[format_of_file](found))
     if on_github:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asrgate import backends
-from asrgate.backends import Variant
+from asrgate.backends import Variant, temporary
 from asrgate.backends.base import (
     AsrgateError,
     BackendError,
@@ -148,8 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         model = catalog.resolve(arguments.model, download=True)
     settings = Settings(threads=arguments.threads or client.default_threads())
-    with tempfile.TemporaryDirectory(prefix="asrgate-") as temporary:
-        folder = Path(temporary)
+    with temporary.folder() as folder:
         right, ours = (
             _traces(variant, model, settings, clips, folder, arguments.timeout)
             for variant in (reference, tested)

@@ -23,6 +23,7 @@ import numpy as np
 import soundfile
 
 from asrgate import backends
+from asrgate.backends import temporary
 from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError, BackendUnavailable
 from asrgate.backends.checkpoints import catalog
 from asrgate.backends.checkpoints.cache import cache_dir, user_cache_dir
@@ -179,9 +180,9 @@ def _max(results: Path) -> Iterator[Line]:
 
 def _codecs(results: Path) -> Iterator[Line]:
     good = []
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary.folder() as folder:
         for codec in CODECS:
-            path = Path(folder) / f"tone.{codec}"
+            path = folder / f"tone.{codec}"
             try:
                 _write_tone(path)
             except (av.FFmpegError, soundfile.SoundFileError, ValueError) as error:

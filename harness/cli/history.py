@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from asrgate.harness.cli import streams
 from asrgate.harness.escape import csv_cell, visible
 from asrgate.harness.report import context
 from asrgate.harness.report.columns import percent
@@ -64,7 +64,7 @@ def run_history(arguments: argparse.Namespace) -> int:
     runs = read_runs(arguments.runs or [RESULTS])
     found = series(runs, arguments.metric, arguments.backend)
     if arguments.format == "csv":
-        sys.stdout.write(to_csv(found))
+        streams.write(to_csv(found))
     else:
         print_series(found, Console())
     return 0

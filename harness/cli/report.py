@@ -12,6 +12,7 @@ from urllib.parse import quote
 from rich.console import Console
 
 from asrgate.harness import record
+from asrgate.harness.cli import streams
 from asrgate.harness.escape import visible
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.record_types import Result, Run
@@ -223,7 +224,7 @@ def _verdict(old: Result, new: Result) -> str:
 def _print(text: str) -> None:
     """Write to stdout, as UTF-8 if its own encoding lacks a character: report files are UTF-8 too."""
     try:
-        sys.stdout.write(text)
+        streams.write(text)
     except UnicodeEncodeError:
         sys.stdout.flush()
         sys.stdout.buffer.write(text.encode())

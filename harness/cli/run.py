@@ -26,12 +26,12 @@ from asrgate.backends.base import (
 )
 from asrgate.backends.checkpoints import catalog
 from asrgate.harness import corpus, record, report
-from asrgate.harness.cli import run_options
+from asrgate.harness.cli import run_options, streams
 from asrgate.harness.corpus import augment, languages, sampling
 from asrgate.harness.corpus.clips import BUNDLED_MANIFEST, Clip
 from asrgate.harness.corpus.languages import ENGLISH_NAMES
 from asrgate.harness.metrics import keywords, normalizers
-from asrgate.harness.runner import journal, json_events, lock, progress, resume, runner
+from asrgate.harness.runner import journal, json_events, lock, progress, resume, runner, signals
 from asrgate.harness.runner.cluster import connect
 from asrgate.harness.runner.plan import LOCAL, RAY, Plan, blank_record
 from asrgate.harness.runner.progress import Progress
@@ -68,11 +68,17 @@ def run(arguments: argparse.Namespace) -> int:
         stored, folder = measure(arguments, lambda: _progress(arguments), kept)
     for path, name in formats:
         report.write(stored, name, path, denied=[arguments.results])
-    if arguments.json:
-        sys.stdout.write(record.dumps(stored))
-    else:
-        report.print_table(stored, Console())
-        print(f"\nStored in {folder}/ (run.json, samples.csv, summary.csv, report.md, report.html)")
+    try:
+        if arguments.json:
+            sys.stdout.write(record.dumps(stored))
+        else:
+            report.print_table(stored, Console())
+            print(f"\nStored in {folder}/ (run.json, samples.csv, summary.csv, report.md, report.html)")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunError(f"{streams.UNWRITABLE}: {error.strerror}; the run is stored in {folder}/") from error
     if stored["interrupted"]:
         message = f"{stored['interrupted']}; the results so far are in {folder}/"
         if is_json:
@@ -128,9 +134,10 @@ def measure(
             run_id, folder = kept.head["run_id"], kept.folder
             resume.check(kept, blank_record(plan, run_id))
         finished = runner.run(plan, run_id, folder, shown(), kept)
-    stored = finished if plan.texts else record.without_texts(finished)
-    report.write_all(stored, folder)
-    _point_latest(arguments.results, folder)
+    with signals.ignored():  # a few seconds; the report is of what was measured
+        stored = finished if plan.texts else record.without_texts(finished)
+        report.write_all(stored, folder)
+        _point_latest(arguments.results, folder)
     return stored, folder
 
 

@@ -8,6 +8,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from asrgate.backends.base import AsrgateError
+
+UNWRITABLE = "cannot write to standard output"
+
 
 @contextlib.contextmanager
 def guarded() -> Iterator[bool]:
@@ -33,6 +37,32 @@ def guarded() -> Iterator[bool]:
         yield has_stdout
     finally:
         sys.stderr = before
+
+
+def write(text: str) -> None:
+    """Write a text to stdout; raise AsrgateError if that is impossible, unless its reader has just left."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a large text is not kept for `flushed` to fail on
+        raise AsrgateError(f"{UNWRITABLE}: {error.strerror}") from error
+
+
+def flushed() -> str | None:
+    """Flush stdout; return why that is impossible, None if all has been written.
+
+    What cannot be written is dropped: Python's own flush at exit must not fail as well.
+    """
+    try:
+        sys.stdout.flush()
+    except ValueError:  # it was closed
+        return None
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error.strerror or str(error)
+    return None
 
 
 class Unfailing:

@@ -192,6 +192,12 @@ def _blocks(path: Path, max_hours: float) -> Iterator[np.ndarray]:
         yield _in_scale(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
 
 
+def _mono(block: np.ndarray, channels: int) -> np.ndarray:
+    """Return the mean over the axis of the channels; what is not finite stays so, and is refused later."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(block.mean(axis=channels))
+
+
 def _in_scale(samples: np.ndarray) -> np.ndarray:
     return np.clip(samples, -1.0, 1.0).astype(np.float32, copy=False)
 
@@ -268,7 +274,7 @@ def _read_soundfile(
     try:
         while len(block := file.read(block_frames, dtype="float32", always_2d=True)):
             frames += len(block)
-            yield block.mean(axis=1), file.samplerate
+            yield _mono(block, 1), file.samplerate
     except soundfile.SoundFileError as error:
         raise _damaged(path, str(error).strip() or "its data ends or breaks off early") from error
     if frames < file.frames:
@@ -350,7 +356,7 @@ def _read_pyav(path: Path, limit: _Limit) -> Iterator[tuple[np.ndarray, int]]:
                 declared_seconds = _mp3_header_seconds(path)
             limit.check(declared_seconds or 0.0)
             blocks: Iterator[np.ndarray] = (
-                block.mean(axis=0) for block in _float_blocks(container, stream, rate_hz, path)
+                _mono(block, 0) for block in _float_blocks(container, stream, rate_hz, path)
             )
             if container.format.name.startswith("mov,mp4") and declared_seconds is not None:
                 # ffmpeg removes the encoder's delay, as the edit list says, but keeps the last padding

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from asrgate import backends
-from asrgate.backends import Variant
+from asrgate.backends import Variant, temporary
 from asrgate.backends.base import AsrgateError, BackendUnavailable, Checkpoint, Settings
 from asrgate.backends.checkpoints import catalog
 from asrgate.backends.inspection.token_margins import Decision
@@ -71,8 +70,7 @@ def with_margins(
     right = first_answers(row)
     languages = {clip["name"]: clip["language"] for clip in run["clips"]}
     print(f"decoding again with {variant}; clips: {len(set(diverging))}", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="asrgate-") as temporary:
-        folder = Path(temporary)
+    with temporary.folder() as folder:
         settings = Settings(**run["settings"]["decoding"])
         worker = Worker(variant, folder / "worker.log", settings.threads, timeout_seconds)
         try:

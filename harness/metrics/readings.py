@@ -17,6 +17,7 @@ from asrgate.harness.record_types import Result, Run, WordErrorRate, WordPair
 SHOWN = 10  # word pairs that are kept
 POINTS = 0.005  # two readings that differ by more are told of
 LONGEST = 4  # words on either side of a pair: longer ones are other sentences
+MOST_CHARACTERS = 200  # of either side; what follows is cut
 ABSENT = ""  # in place of a word that the other text lacks
 
 
@@ -53,7 +54,14 @@ def add(run: Run, firsts: Mapping[str, Mapping[str, Sample]], texts: Texts, seco
 
 def _pairs(counts: Counter[tuple[str, str]]) -> list[WordPair]:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [{"reference": said, "text": heard, "count": count} for (said, heard), count in ordered[:SHOWN]]
+    return [
+        {"reference": _cut(said), "text": _cut(heard), "count": count}
+        for (said, heard), count in ordered[:SHOWN]
+    ]
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= MOST_CHARACTERS else f"{words[:MOST_CHARACTERS]}…"
 
 
 def _confusions(
@@ -119,7 +127,7 @@ def _aligned(
     Args:
         folded: whether words that differ in their case alone are equal.
     """
-    if not said or not heard:
+    if not said or not heard or word_errors.is_too_long(len(said), len(heard)):
         yield said, heard
         return
     reference, text = (" ".join(w.lower() if folded else w for w in words) for words in (said, heard))
@@ -154,7 +162,7 @@ def _is_formatted(references: list[str]) -> bool:
 
 def shown(pair: Mapping[str, Any]) -> str:
     """Return a pair as said/heard; ∅ stands for no word."""
-    return f"{pair['reference'] or '∅'}/{pair['text'] or '∅'}"
+    return f"{_cut(pair['reference']) or '∅'}/{_cut(pair['text']) or '∅'}"
 
 
 def remarks(run: Run) -> list[str]:

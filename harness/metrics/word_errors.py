@@ -74,13 +74,14 @@ def aligned(reference: str, text: str) -> WordCounts:
     Of two texts that are too long to be aligned in seconds, all words count as wrong unless they are equal.
     """
     counts = (len(reference.split()), len(text.split()))
-    if _is_too_long(*counts):
+    if is_too_long(*counts):
         return _all_wrong(*counts) if reference != text else WordCounts(0, 0, 0)
     words = jiwer.process_words(reference, text)
     return WordCounts(words.substitutions, words.deletions, words.insertions)
 
 
-def _is_too_long(one: int, other: int) -> bool:
+def is_too_long(one: int, other: int) -> bool:
+    """Whether two texts of so many words, or characters, cannot be aligned in seconds."""
     return one * other > MOST_CELLS
 
 
@@ -251,7 +252,7 @@ def _is_understood(said: str | None, heard: str, clip: str, texts: Texts) -> boo
 
 
 def _character_errors(letters: str, heard: str) -> int:
-    if _is_too_long(len(letters), len(heard)):
+    if is_too_long(len(letters), len(heard)):
         return 0 if letters == heard else max(len(letters), len(heard))
     found = jiwer.process_characters(letters, heard)
     return int(found.substitutions + found.deletions + found.insertions)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from asrgate.backends.base import AsrgateError
-from asrgate.harness.escape import visible
+from asrgate.harness.escape import MOST_OF_REASON, cut, visible
 from asrgate.harness.record_types import Result, Run
 from asrgate.harness.regression import changes
 from asrgate.harness.regression.changes import TimeChange
@@ -192,4 +192,5 @@ def _works(result: Result) -> bool:
 def _lost(result: Result | None) -> str:
     if result is None:
         return "is missing from NEW"
-    return f"worked in BASE, now {result['status']}: {result['error'] or 'no reason recorded'}"
+    why = cut(result["error"] or "no reason recorded", MOST_OF_REASON)
+    return f"worked in BASE, now {result['status']}: {why}"

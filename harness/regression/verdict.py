@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from asrgate.harness.escape import MOST_OF_REASON, cut
 from asrgate.harness.metrics import mann_whitney
 from asrgate.harness.record_types import GateVerdict, Result
 from asrgate.harness.regression import changes
@@ -106,11 +107,15 @@ class _Remarks:
 
 def _judge_gate(base: GateVerdict, new: GateVerdict, remarks: _Remarks) -> None:
     if base["ranked"] and not new["ranked"]:
-        remarks.worse.append(f"it was ranked and no longer is: {'; '.join(new['reasons'])}")
+        remarks.worse.append(f"it was ranked and no longer is: {_why(new)}")
     elif new["ranked"] and not base["ranked"]:
         remarks.better.append("it is ranked now")
     elif not new["ranked"]:
-        remarks.notes.append(f"it is ranked in neither run: {'; '.join(new['reasons'])}")
+        remarks.notes.append(f"it is ranked in neither run: {_why(new)}")
+
+
+def _why(verdict: GateVerdict) -> str:
+    return "; ".join(cut(reason, MOST_OF_REASON) for reason in verdict["reasons"])
 
 
 def _judge_texts(texts: TextChange, remarks: _Remarks) -> None:

@@ -8,13 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 from asrgate import old_names
-from asrgate.backends import child_process
+from asrgate.backends import child_process, temporary
 from asrgate.backends.base import AsrgateError, did_you_mean
 from asrgate.harness import record
 from asrgate.harness.record_types import Run
@@ -89,12 +88,12 @@ def render(run: Run, name: str, denied: Sequence[Path] = ()) -> str:
 
 def _answer(target: str, run: Run, denied: Sequence[Path]) -> dict[str, str]:
     """Have another package's format carried out; return {"text"} or {"failed": what happened}."""
-    with tempfile.TemporaryDirectory() as private:
+    with temporary.folder() as private:
         request = {
             "target": target,
             "path": [place for place in sys.path if place],
             "denied": [str(path.absolute()) for path in denied],
-            "private": private,
+            "private": str(private),
             "run": run,
         }
         process = subprocess.Popen(

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asrgate.backends.base import AsrgateError
-from asrgate.harness.escape import visible
+from asrgate.harness.escape import MOST_OF_REASON, cut, visible
 from asrgate.harness.metrics.word_errors import first_answers, is_timed
 from asrgate.harness.record import errors_of
 from asrgate.harness.record_types import Run, Sample
@@ -107,6 +107,7 @@ def race(run: Run, clip: str | None = None) -> Race:
         error = (
             next((s["error"] for s in calls if s["error"]), None) or row["reason"] or "it was not measured"
         )
+        error = cut(error, MOST_OF_REASON)
         seconds = statistics.median(walls) if has_answer else None
         lanes.append(
             Lane(
@@ -132,7 +133,7 @@ def race(run: Run, clip: str | None = None) -> Race:
 
 def _said(sample: Sample | None) -> str:
     text = None if sample is None else sample["text"]
-    return NOT_STORED if text is None else text
+    return NOT_STORED if text is None else cut(text)
 
 
 def show(

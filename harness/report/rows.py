@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asrgate.harness.column import Row
+from asrgate.harness.escape import MOST_OF_REASON, cut
 from asrgate.harness.metrics.normalizers import UNSPACED_LANGUAGES
 from asrgate.harness.record_types import Result, Run
 from asrgate.harness.scenarios import registry
@@ -71,11 +72,11 @@ def _reason(group: str, result: Result) -> str | None:
     if group == RANKED:
         return None
     if group == UNAVAILABLE:
-        return result["error"] or "this machine cannot run it"
+        return cut(result["error"] or "this machine cannot run it", MOST_OF_REASON)
     reasons = list(result["gate"]["reasons"])
     if result["error"] and not any(result["error"] in reason for reason in reasons):
         reasons.insert(0, result["error"])
-    return "; ".join(reasons) or "not judged yet"
+    return "; ".join(cut(reason, MOST_OF_REASON) for reason in reasons) or "not judged yet"
 
 
 def _quality(result: Result) -> Row:

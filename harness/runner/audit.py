@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import secrets
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from asrgate.backends import Variant
+from asrgate.backends import Variant, temporary
 from asrgate.backends.base import REMOTE, AsrgateError, Checkpoint
 from asrgate.backends.checkpoints import exchanged
 from asrgate.harness.corpus.audio import altered
@@ -54,8 +53,8 @@ def run(state: RunState, logs: Path) -> None:
     variants = {str(variant): variant for variant in plan.variants}
     for name in state.names:
         state.results[name]["audit"] = _blank(variants[name], clips)
-    with tempfile.TemporaryDirectory() as folder, process_tree.subreaper():
-        derived = _derived(state, Path(folder))
+    with temporary.folder() as folder, process_tree.subreaper():
+        derived = _derived(state, folder)
         if derived is None:
             return
         try:

@@ -6,17 +6,15 @@ import contextlib
 import datetime
 import secrets
 import shutil
-import signal
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from asrgate.harness import record
-from asrgate.harness.runner import audit, journal, so_far
+from asrgate.harness.runner import audit, journal, signals, so_far
 from asrgate.harness.runner.cluster.coordinator import ClusterExecutor
 from asrgate.harness.runner.executor import Executor
 from asrgate.harness.runner.local_executor import LocalExecutor
@@ -44,8 +42,8 @@ def run(
         kept: what the journal has of a run that is resumed; it must be of the same plan.
 
     The record is saved to `folder`/run.json after every round, so that whatever ends the run early leaves
-    what was measured. A failing engine becomes an error in its own row. Ctrl-C, SIGTERM or SIGHUP ends the
-    run with a record marked as interrupted.
+    what was measured. A failing engine becomes an error in its own row. Ctrl-C, or a signal of
+    `signals.ending`, ends the run with a record marked as interrupted.
 
     Raises:
         RecordError: the record cannot be written (disk full, folder not writable).
@@ -55,7 +53,7 @@ def run(
     logs.mkdir(exist_ok=True)
     executor = ClusterExecutor(state) if plan.executor == RAY else LocalExecutor(state, logs)
     try:
-        with _termination_as_interrupt():
+        with signals.as_interrupts():
             _measure(state, executor)
             if plan.audit:
                 executor.close()  # an engine beside the audited one would take memory
@@ -65,11 +63,11 @@ def run(
         state.record["interrupted"] = "stopped by the user (Ctrl-C or a termination signal)"
     finally:
         # From here on a second Ctrl-C must not lose what the first one saved.
-        with _interrupts_ignored():
+        with signals.ignored():
             executor.close()
             progress.close()
             _finish(state)
-    _tidy(logs, keep=plan.texts)
+            _tidy(logs, keep=plan.texts)
     return state.record
 
 
@@ -163,29 +161,3 @@ def _disturbances(run: record.Run) -> Iterator[str]:
                 f"{row['variant']}: times of the same clip vary by {statistics.median(spreads):.0%} "
                 "(interquartile range over median)"
             )
-
-
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {
-        number: signal.signal(number, interrupt)
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN  # nohup has the run outlive its terminal
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -281,7 +281,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies, however that happens."""
+    """As backends.child_process, whose import starts numpy's threads."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import fcntl
-import functools
 import getpass
 import os
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
@@ -24,7 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from asrgate.backends import Variant, child_process
+from asrgate.backends import Variant, child_process, temporary
 from asrgate.backends.base import Checkpoint, Settings
 from asrgate.harness.worker import messages
 from asrgate.harness.worker.messages import Channel, Ended, MessageError, Samples
@@ -47,8 +43,6 @@ SPIN_VARIABLES = {
     "KMP_BLOCKTIME": "10",  # Intel's OpenMP, in ms; its default is 200
     "OPENBLAS_THREAD_TIMEOUT": "22",  # numpy's OpenBLAS, 2**22 ticks are 1 to 2 ms; its default is 100 ms
 }
-
-PRIVATE_FOLDERS, OWNER = "asrgate-workers-", "owner"
 
 
 class WorkerError(Exception):
@@ -94,6 +88,8 @@ class Worker:
         environment = child_process.environment()
         inductor = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"  # torch's own default
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(inductor))  # its TMPDIR goes with the worker
+        # in one folder of all workers: none can look into another's, and what is left of them is found by it
+        self._private = environment["TMPDIR"] = tempfile.mkdtemp(dir=temporary.of_process())
         environment.update(TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
         environment.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
         for name, value in SPIN_VARIABLES.items():
@@ -121,8 +117,7 @@ class Worker:
         self.isolation: dict[str, Any] | None = None  # as the worker said before any engine code ran
         self._tree = ProcessTree(self._process.pid)
         self._denied = [str(path.absolute()) for path in denied]
-        self._denied.append(_private_folders())
-        self._private = tempfile.mkdtemp(dir=_private_folders())
+        self._denied.append(str(temporary.of_process()))
 
     @property
     def pid(self) -> int:
@@ -422,35 +417,6 @@ class Worker:
             "SIGSEGV": ": it crashed on a bad memory access",
         }.get(name, "")
         return WorkerError(f"the worker was killed by {name} while {what}{why}{last_words}", killed_by=name)
-
-
-@functools.cache
-def _private_folders() -> str:
-    """Return the folder of all workers' temporary files; no worker can look into another's."""
-    sweep(Path(tempfile.gettempdir()))
-    folder = tempfile.mkdtemp(prefix=PRIVATE_FOLDERS)
-    owner = os.open(f"{folder}/{OWNER}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    fcntl.flock(owner, fcntl.LOCK_EX)  # held until this process ends, however it does
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def sweep(parent: Path) -> None:
-    """Delete this user's folders of runs that were killed: those whose owner's lock nobody holds.
-
-    Links are not followed, and a folder without such a lock is left alone: its owner may just be making it.
-    """
-    for folder in parent.glob(f"{PRIVATE_FOLDERS}*"):
-        with contextlib.suppress(OSError):
-            found = folder.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-                continue
-            owner = os.open(folder / OWNER, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(owner)
 
 
 def _numbers(cores: Iterable[int]) -> str:

@@ -112,7 +112,7 @@ class Channel:
             raise MessageError(f"what is not JSON: {type(error).__name__}") from error
         if not isinstance(message, dict):
             raise MessageError(f"a {type(message).__name__} where an object was due")
-        if "clips" in message:
+        if "clips" in message and self._ended is None:  # a worker has none to hand over
             message["clips"] = self._clips(message["clips"], inline)
         return message
 
@@ -269,7 +269,7 @@ def seconds(value: Any, what: str) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise MessageError(f"{_shown(value)} as the seconds of {what}")
-    if not (math.isfinite(value) and 0 <= value <= LONGEST_SECONDS):
+    if not 0 <= value <= LONGEST_SECONDS:  # NaN is not either
         raise MessageError(f"{_shown(value)} as the seconds of {what}")
     return float(value)
 

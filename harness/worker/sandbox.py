@@ -512,6 +512,8 @@ def _call(number: int, *arguments: Any) -> int:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        trial = apply((), folder)
+    from asrgate.backends import temporary
+
+    with temporary.folder() as folder:
+        trial = apply((), str(folder))
         print(json.dumps(trial.as_dict()))

@@ -267,6 +267,12 @@ def test_a_doctored_journal_is_refused_in_words(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_half_of_a_surrogate_pair_in_a_journal_is_damage(tmp_path: Path) -> None:
+    line = changed(HEAD, "plan", "weights", value="\ud800")
+    with pytest.raises(JournalError, match=r"line 1 of .* is damaged"):
+        journal.read(journal_of(tmp_path, line, SAMPLE))
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("make", [pipe, device, too_large], ids=lambda make: make.__name__)
 def test_a_journal_that_is_no_regular_file_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
@@ -414,3 +420,46 @@ def test_a_reader_of_the_log_that_leaves_ends_no_run(
         assert record.read(tmp_path / "latest")["complete"]
         assert b"twin" in done.stdout
     assert len(list(tmp_path.glob("2*/run.json"))) == 2
+
+
+FULL = "asrgate: cannot write to standard output: No space left on device"
+
+
+def test_json_to_a_full_disk_is_one_error_and_the_run_is_stored(
+    spoken: Path, model: Path, tmp_path: Path
+) -> None:
+    asked = ("run", "--audio", str(spoken), "--model", str(model), "--results", str(tmp_path), *FAKE_RUN)
+    for more in (("--json",), ()):
+        done = asrgate(*asked, *more, stdout=">/dev/full")
+        assert done.returncode == 2
+        folder = max(tmp_path.glob("2*"))
+        said = f"{FULL}; the run is stored in {folder}/"
+        assert done.stderr.decode().splitlines()[-1] == said
+        assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
+        assert record.read(folder)["complete"]
+    assert len(list(tmp_path.glob("2*"))) == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("report",), ("compare",), ("report", "--format", "json"), ("list",), ("--help",), ("run", "--help")],
+)
+def test_what_is_printed_to_a_full_disk_is_one_error(
+    command: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = store(scored(), tmp_path / "run")
+    before = (folder / "run.json").read_bytes()
+    runs = {"report": [str(folder)], "compare": [str(folder), str(folder)]}.get(command[0], [])
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        try:
+            status = main([command[0], *runs, *command[1:]])
+        except SystemExit as ended:  # argparse's, of --help
+            status = ended.code
+        monkeypatch.undo()
+    assert status == 2
+    assert capsys.readouterr().err == f"{FULL}\n"
+    assert (folder / "run.json").read_bytes() == before

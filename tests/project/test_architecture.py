@@ -15,7 +15,10 @@ MAY_IMPORT = {  # package or module -> those of this project it may import; from
     "harness.column": set(),
     "harness.record_types": set(),
     "harness.record": {"backends.base", "harness.record_types"},
-    "harness.worker": {"backends", "backends.base", "backends.child_process", "backends.installation"},
+    "harness.worker": {
+        *("backends", "backends.base", "backends.child_process", "backends.installation"),
+        "backends.temporary",
+    },
     "harness.metrics": {"backends.base", "harness.record", "harness.record_types"},
     "harness.corpus": {
         *("backends.base", "backends.checkpoints", "backends.installation"),
@@ -35,7 +38,7 @@ MAY_IMPORT = {  # package or module -> those of this project it may import; from
         *("harness.scenarios", "harness.scoring"),
     },
     "harness.report": {
-        *("backends.base", "backends.child_process"),
+        *("backends.base", "backends.child_process", "backends.temporary"),
         *("harness.column", "harness.corpus", "harness.escape", "harness.metrics"),
         *("harness.record", "harness.record_types"),
         *("harness.regression", "harness.scenarios", "harness.scoring"),
@@ -43,10 +46,10 @@ MAY_IMPORT = {  # package or module -> those of this project it may import; from
     "harness.diagnose": {
         *BACKENDS,
         *("harness.corpus", "harness.escape", "harness.metrics", "harness.record", "harness.record_types"),
-        "harness.worker",
+        *("harness.worker", "backends.temporary"),
     },
     "harness.runner": {
-        *("backends", "backends.base", "backends.checkpoints"),
+        *("backends", "backends.base", "backends.checkpoints", "backends.temporary"),
         *("harness.column", "harness.corpus", "harness.metrics", "harness.record", "harness.record_types"),
         *("harness.scenarios", "harness.scoring", "harness.worker"),
     },
@@ -56,7 +59,7 @@ MAY_IMPORT = {  # package or module -> those of this project it may import; from
         *("harness.argument_types", "harness.corpus", "harness.diagnose", "harness.escape"),
         *("harness.metrics", "harness.record", "harness.record_types", "harness.regression"),
         *("harness.report", "harness.runner", "harness.scenarios", "harness.scoring"),
-        *("harness.worker", "backends.description"),
+        *("harness.worker", "backends.description", "backends.temporary"),
     },
     "backends": {"backends.base", "backends.description"},
     "backends.base": set(),
@@ -65,7 +68,10 @@ MAY_IMPORT = {  # package or module -> those of this project it may import; from
     "backends.child_process": {"backends.installation"},
     "backends.description": {"backends.base", "backends.child_process"},
     "backends.description_process": {"backends.base", "backends.description"},
-    "backends.checkpoints": {"backends.base", "backends.child_process", "backends.installation"},
+    "backends.temporary": set(),
+    "backends.checkpoints": {
+        *("backends.base", "backends.child_process", "backends.installation", "backends.temporary"),
+    },
     "backends.inspection": {"backends.base", "backends.whisper_common"},
     "backends.whisper_common": {"backends.base", "backends.devices"},
     "backends.torch_whisper": {"backends.whisper_common"},

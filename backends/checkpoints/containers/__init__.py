@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
-from asrgate.backends import child_process
+from asrgate.backends import child_process, temporary
 from asrgate.backends.base import Checkpoint
 from asrgate.backends.checkpoints.cache import cache_dir, locked, replaced_whole
 from asrgate.backends.checkpoints.containers import ctranslate2, ggml, huggingface, openai_format
@@ -100,8 +98,8 @@ def import_file(source: Path, target: Path) -> None:
     """
     _known(source)
     try:
-        with replaced_whole(target) as temporary:
-            _run("import", source, temporary)
+        with replaced_whole(target) as made:
+            _run("import", source, made)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
 
@@ -130,17 +128,13 @@ def export(checkpoint: Checkpoint, kind: str, target: Path) -> None:
     if not is_file and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} already exists and is not an empty folder; choose a new one")
     target = target.absolute()
-    work = None
     try:
-        work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}."))
-        made = work / "made"
-        _run("export", kind, checkpoint.path.absolute(), checkpoint.sha256, made)
-        os.replace(made, target)
+        with temporary.beside(target) as work:
+            made = work / "made"
+            _run("export", kind, checkpoint.path.absolute(), checkpoint.sha256, made)
+            os.replace(made, target)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
 
 
 def _known(source: Path) -> str:

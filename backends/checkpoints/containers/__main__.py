@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from asrgate.backends import child_process
 from asrgate.backends.base import AsrgateError, Checkpoint
 from asrgate.backends.checkpoints.containers import ctranslate2, ggml, huggingface, kind_of, openai_format
 from asrgate.backends.checkpoints.containers.contents import Contents
@@ -82,6 +83,7 @@ def _refuse_inexact(path: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Import or export; if that fails, print the reason in one line and return 1."""
+    child_process.die_with_parent()
     try:
         if arguments[0] == "import":
             import_source(Path(arguments[1]), Path(arguments[2]))

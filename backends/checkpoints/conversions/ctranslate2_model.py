@@ -10,17 +10,15 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from asrgate.backends import child_process
+from asrgate.backends import child_process, temporary
 from asrgate.backends.base import (
     MULTILINGUAL_VOCAB,
     AsrgateError,
@@ -66,10 +64,10 @@ def convert(checkpoint: Checkpoint) -> Path:
     with locked(folder):
         if folder.is_dir():
             return folder  # another process was first
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:12]}."))
-        try:
+        with temporary.beside(folder) as work:
+            made = work / "made"
             done = subprocess.run(
-                child_process.command(__name__, checkpoint.path, checkpoint.sha256, temporary),
+                child_process.command(__name__, checkpoint.path, checkpoint.sha256, made),
                 env=child_process.environment(),
                 capture_output=True,
                 text=True,
@@ -78,10 +76,7 @@ def convert(checkpoint: Checkpoint) -> Path:
             if done.returncode != 0:
                 reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
                 raise BackendError(f"{checkpoint.path} cannot be converted for CTranslate2: {reason}")
-            temporary.chmod(0o755)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            made.rename(folder)
     return folder
 
 
@@ -192,10 +187,12 @@ def _norm(spec: Any, tensors: dict[str, np.ndarray], name: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Convert in this process; print the reason in one line and return 1 where that cannot be."""
+    child_process.die_with_parent()
     path, sha256, folder = arguments
     try:
         if file_sha256(Path(path)) != sha256:
             raise CheckpointError(f"{path} changed after it was checked; start the run again")
+        Path(folder).mkdir()
         build(Path(path), Path(folder))
     except (AsrgateError, OSError) as error:
         print(error, file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jiwer
 
+from asrgate.harness.escape import MOST_OF_REASON, MOST_SHOWN, cut
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.metrics.word_errors import Texts, first_answers, walls_by_clip
 from asrgate.harness.record import errors_of
@@ -107,7 +108,7 @@ def _texts(run: Run, numbers: Sequence[Mapping[str, int]]) -> tuple[list[Json], 
             )
     except normalizers.NormalizerError as error:
         raw: list[Json] = [
-            [clip["reference"], None, [[text, None] for text in known]]
+            [_cut(clip["reference"]), None, [[cut(text), None] for text in known]]
             for clip, known in zip(run["clips"], numbers, strict=True)
         ]
         return raw, f"Differences are missing: {error}"
@@ -115,13 +116,21 @@ def _texts(run: Run, numbers: Sequence[Mapping[str, int]]) -> tuple[list[Json], 
     for clip, known in zip(run["clips"], numbers, strict=True):
         reference = clip["reference"]
         if reference is None:
-            found.append([None, None, [[text, None] for text in known]])
+            found.append([None, None, [[cut(text), None] for text in known]])
+            continue
+        if any(len(text) > MOST_SHOWN for text in (reference, *known)):  # would take minutes
+            found.append([cut(reference), None, [[cut(text), None] for text in known]])
+            note = note or f"Texts of more than {MOST_SHOWN:,} characters are cut and not compared."
             continue
         normal = texts.normalised(reference, clip["name"])
         words = normal.split()
         heard = [[t, edits(words, texts.normalised(t, clip["name"]).split())] for t in known]
         found.append([reference, normal, heard])
     return found, note
+
+
+def _cut(text: str | None) -> str | None:
+    return None if text is None else cut(text)
 
 
 def _figures(
@@ -156,7 +165,7 @@ def _first_errors(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for sample in result["samples"]:
         if sample["error"] is not None and sample["clip"] not in seen:
             seen.add(sample["clip"])
-            yield sample["clip"], sample["error"]
+            yield sample["clip"], cut(sample["error"], MOST_OF_REASON)
 
 
 def _short(seconds: float) -> float:

@@ -263,7 +263,7 @@ def test_a_process_that_dies_half_way_leaves_no_conversion(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = tmp_path / "python"
-    killed.write_text('#!/bin/sh\necho partial > "$5/model.bin"\nkill -9 $$\n')
+    killed.write_text('#!/bin/sh\nmkdir "$5" && echo partial > "$5/model.bin"\nkill -9 $$\n')
     killed.chmod(0o755)
     monkeypatch.setattr(ctranslate2_model.sys, "executable", str(killed))
     checkpoint = resolve(str(model))

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 from fake_containers import export, small
 
+from asrgate.backends import temporary
 from asrgate.backends.base import AsrgateError
 from asrgate.backends.checkpoints import catalog, pip_wheels, sources
 from asrgate.backends.checkpoints.catalog import CheckpointError, Entry
@@ -463,10 +464,12 @@ def test_a_download_that_was_whole_when_the_process_died_is_not_asked_for_again(
     folder.mkdir(parents=True)
     (folder / "config.json").write_bytes(right.config)
     (folder / "model.safetensors").write_bytes(right.safetensors)
-    stale = target.parent / f".{target.name}.fetch-dead"
+    stale = target.parent / f".{target.name}.dead"
     stale.mkdir()
+    (stale / temporary.OWNER).write_text("")
     fetch(entry, target, "hub")  # its address refuses
     assert_is(target, right)
+    assert not stale.exists()
 
 
 def test_an_interruption_leaves_no_temporary_file(

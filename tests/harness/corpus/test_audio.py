@@ -446,3 +446,10 @@ def test_real_recordings_last_as_long_as_their_manifest_says():
         if abs(seconds - expected) > 0.01:
             off[name] = (seconds, expected)
     assert off == {}
+
+
+def test_channels_of_opposite_infinities_are_refused_without_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "infinite.wav"
+    soundfile.write(path, np.tile([np.inf, -np.inf], (8000, 1)), 16_000, subtype="FLOAT")
+    with pytest.raises(AudioError, match="NaN or infinite"):
+        decode(path)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -22,86 +24,156 @@ from asrgate.harness.runner.journal import JournalError
 from asrgate.harness.scoring import gate, score, timed_samples
 
 KILLS = 10
+KILLS_OF_EACH = 4  # with each signal
 SEED = 7
+ENDING = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGQUIT")  # that a run ends of by itself
+ROUNDS = 60  # of a run that is killed with every signal
 
 # Imports once and forks for each attempt: what is killed is a process like any other, and starts at once.
+# Before each kill it waits for further samples, or for a time that may end before the first.
 DRIVER = """
-import json, os, pathlib, random, signal, sys, time, traceback
+import json, os, pathlib, random, signal, sys, time
+from asrgate.backends import temporary
 from asrgate.harness.cli import main
-results, rng, found = pathlib.Path(sys.argv[1]), random.Random(int(sys.argv[2])), []
+results, rng, startups = pathlib.Path(sys.argv[1]), random.Random(int(sys.argv[2])), float(sys.argv[3])
+names, arguments, found = sys.argv[4].split(","), ["run", *sys.argv[5:], "--results", str(results)], []
+fresh = arguments
+place = pathlib.Path(os.environ["TMPDIR"])
 
 def attempt(arguments):
     child = os.fork()
     if child == 0:
-        try:
-            os._exit(main(arguments))
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(99)
+        sys.exit(main(arguments))
     return child
 
 def lines():
-    return sum((path.read_bytes().count(b'{"sample"') for path in results.glob("*/journal.jsonl")), 0)
+    return sum((path.read_bytes().count(b'{"sample"') for path in results.glob("2*/journal.jsonl")), 0)
 
-arguments = ["run", *sys.argv[4:], "--results", str(results)]
-for kill in range(int(sys.argv[3])):
-    child = attempt(arguments)
-    wanted = lines() + rng.randint(0, 9)
-    while lines() < wanted:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        assert not ended, f"the run ended with {status} before kill {kill}"
+def folders():
+    return sorted(path.name for path in place.glob(temporary.PREFIX + "*") if path.is_dir())
+
+def alive():
+    there, mark = 0, f"TMPDIR={place}/{temporary.PREFIX}".encode()
+    for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+        try:
+            there += mark in path.read_bytes()  # nothing, if it has ended and its parent has not looked
+        except OSError:
+            pass
+    return there
+
+def ended(child, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
-    time.sleep(rng.uniform(0, 0.04))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    folders = [path.parent for path in results.glob("*/journal.jsonl")]
-    if folders:
-        arguments = ["run", "--resume", str(folders[0]), "--quiet"]
-        whole = folders[0].joinpath("journal.jsonl").read_text().rpartition("\\n")[0].splitlines()
-        found.append([line for line in map(json.loads, whole) if "sample" in line])
+    return None
+
+while len(found) < len(names):
+    name, child, status = names[len(found)], attempt(arguments), None
+    if lines() and rng.random() < startups:
+        status = ended(child, rng.uniform(0, 1.5))
     else:
-        found.append([])
-print(json.dumps(found))
-_, status = os.waitpid(attempt(arguments), 0)
-sys.exit(os.waitstatus_to_exitcode(status))
+        wanted = lines() + rng.randint(0, 9)
+        while status is None and lines() < wanted:
+            status = ended(child, 0.002)
+        time.sleep(rng.uniform(0, 0.04))
+    if status == 0 and startups:
+        arguments = fresh  # it came to its end; the next one is killed
+        continue
+    assert status is None, f"the run ended with {status} before kill {len(found)}"
+    before = alive()
+    os.kill(child, getattr(signal, name))
+    status = ended(child, 60)
+    assert status is not None, f"{name} at kill {len(found)} did not end the run"
+    after = alive()
+    deadline = time.monotonic() + 30
+    while name == "SIGKILL" and after and time.monotonic() < deadline:
+        time.sleep(0.01)  # its workers are told by the system
+        after = alive()
+    runs = [path.parent for path in results.glob("2*/journal.jsonl")]
+    kept, arguments = [], fresh
+    if runs:
+        arguments = ["run", "--resume", str(runs[0]), "--quiet"]
+        whole = runs[0].joinpath("journal.jsonl").read_text().rpartition("\\n")[0].splitlines()
+        kept = [line for line in map(json.loads, whole) if "sample" in line]
+    run = runs[0].name if runs else None
+    found.append(
+        dict(name=name, status=status, before=before, after=after, folders=folders(), run=run, kept=kept)
+    )
+print(json.dumps(found), flush=True)
+status = ended(attempt(arguments), 200)
+print(json.dumps(dict(after=alive(), folders=folders())), flush=True)
+sys.exit(status)
 """
 
 
-@pytest.mark.slow
-def test_ten_kills_lose_nothing_and_duplicate_nothing(spoken: Path, model: Path, tmp_path: Path) -> None:
-    asked = ["--audio", str(spoken), "--model", str(model), "--reference", "honest", "--backends", "twin"]
-    asked += ["--rounds", "9", "--warmup", "0", "--threads", "1", "--quiet"]
+def killed(asked: list[str], results: Path, names: list[str], startups: float) -> tuple[list[Any], Any]:
+    """Kill a run with these signals, each time in its next attempt, and let it come to its end.
+
+    Args:
+        startups: share of the kills at any moment from an attempt's start; the others wait for samples.
+
+    Returns:
+        What the driver found after each kill, and at the end.
+    """
+    place = results / "tmp"
+    place.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(tmp_path), str(SEED), str(KILLS), *asked],
+        [sys.executable, "-c", DRIVER, str(results), str(SEED), str(startups), ",".join(names), *asked],
         capture_output=True,
         text=True,
         cwd=ROOT,
         check=False,
+        env=os.environ | {"TMPDIR": str(place)},
     )
     assert done.returncode == 0, done.stderr
-    kept = [line for line in done.stdout.splitlines() if line.startswith("[[")]
-    after_kill = json.loads(kept[0])
-    assert len(after_kill) == KILLS
+    assert "Traceback" not in done.stderr, done.stderr
+    after_kill = [line for line in done.stdout.splitlines() if line.startswith(("[{", '{"after'))]
+    found, end = map(json.loads, after_kill)
+    assert len(found) == len(names)
+    return found, end
+
+
+def measured_of(run: record.Run) -> dict[tuple[str, int, str], Any]:
+    return {
+        (row["variant"], sample["round"], sample["clip"]): sample
+        for row in run["results"]
+        for sample in row["samples"]
+    }
+
+
+def assert_nothing_lost(found: list[Any], run: record.Run) -> None:
+    """What was on the disk at any kill is in the record as it was then."""
+    measured = measured_of(run)
+    assert sum(len(row["samples"]) for row in run["results"]) == len(measured)
+    lines = [line for kill in found for line in kill["kept"]]
+    assert lines
+    for line in lines:
+        of = measured[line["variant"], line["sample"]["round"], line["sample"]["clip"]]
+        assert {name: of[name] for name in ("wall_seconds", "text", "attempt")} == {
+            name: line["sample"][name] for name in ("wall_seconds", "text", "attempt")
+        }
+
+
+def asked_for(spoken: Path, model: Path, rounds: int) -> list[str]:
+    asked = ["--audio", str(spoken), "--model", str(model), "--reference", "honest", "--backends", "twin"]
+    return asked + ["--rounds", str(rounds), "--warmup", "0", "--threads", "1", "--quiet"]
+
+
+@pytest.mark.slow
+def test_ten_kills_lose_nothing_and_duplicate_nothing(spoken: Path, model: Path, tmp_path: Path) -> None:
+    found, _ = killed(asked_for(spoken, model, 9), tmp_path, ["SIGKILL"] * KILLS, 0.0)
     (folder,) = (path.parent for path in tmp_path.glob("2*/run.json"))
     run = record.read(folder)
     assert run["complete"]
     assert not (folder / journal.NAME).exists()
     assert (tmp_path / "latest").resolve() == folder
 
-    measured = {
-        (row["variant"], sample["round"], sample["clip"]): sample
-        for row in run["results"]
-        for sample in row["samples"]
-    }
-    assert sum(len(row["samples"]) for row in run["results"]) == len(measured) == 2 * 9 * 5
-    lines = [line for lines in after_kill for line in lines]
-    assert len(lines) > 5 * KILLS
-    for line in lines:  # what was on the disk at any kill is in the record as it was then
-        of = measured[line["variant"], line["sample"]["round"], line["sample"]["clip"]]
-        assert {name: of[name] for name in ("wall_seconds", "text", "attempt")} == {
-            name: line["sample"][name] for name in ("wall_seconds", "text", "attempt")
-        }
+    assert_nothing_lost(found, run)
+    assert sum(len(kill["kept"]) for kill in found) > 5 * KILLS
+    assert len(measured_of(run)) == 2 * 9 * 5
     assert sorted(entry["round"] for entry in run["rounds"]) == list(range(9))
     assert [attempt["number"] for attempt in run["attempts"]] == list(range(len(run["attempts"])))
     assert all(s["started_at"] <= s["finished_at"] and s["host"]["cpu"] for s in run["attempts"])
@@ -111,6 +183,39 @@ def test_ten_kills_lose_nothing_and_duplicate_nothing(spoken: Path, model: Path,
         of_attempt = Counter(sample["attempt"] for sample in row["samples"])
         (timed,) = {sample["attempt"] for sample in row["samples"] if sample["timed"]}
         assert row["latency"]["count"] == of_attempt[timed] < len(row["samples"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of other processes' environments")
+def test_kills_with_each_signal_lose_nothing_and_leave_no_process_and_no_folder(
+    spoken: Path, model: Path, tmp_path: Path
+) -> None:
+    names = [*ENDING, "SIGKILL"] * KILLS_OF_EACH
+    random.Random(SEED).shuffle(names)
+    asked = asked_for(spoken, model, ROUNDS)
+    asked[asked.index("twin")] = "honest"  # one worker suffices, and starts sooner
+    found, end = killed(asked, tmp_path, names, 0.3)
+    assert end == {"after": 0, "folders": []}
+    runs = {path.parent.name: record.read(path.parent) for path in tmp_path.glob("2*/run.json")}
+    for name in {kill["run"] for kill in found if kill["kept"]}:
+        assert runs[name]["complete"] and len(measured_of(runs[name])) == ROUNDS * 5
+        assert_nothing_lost([kill for kill in found if kill["run"] == name], runs[name])
+
+    assert sum(kill["before"] > 0 for kill in found) > len(found) / 3, "workers are seen while they are there"
+    assert [kill for kill in found if kill["after"]] == []
+    earlier: dict[str, Any] = {"folders": [], "kept": [], "run": None}
+    for kill in found:
+        own = set(kill["folders"]) - set(earlier["folders"])
+        if kill["name"] == "SIGKILL":
+            assert len(own) <= 1 and kill["status"] == -signal.SIGKILL
+        else:  # 0: it came when all was measured; the other: before there was anything to save
+            assert not own and kill["status"] in (130, 0, -signal.Signals[kill["name"]]), kill["name"]
+        if kill["run"] == earlier["run"] and len(kill["kept"]) > len(
+            earlier["kept"]
+        ):  # a start swept what an earlier one left
+            assert not set(kill["folders"]) & set(earlier["folders"])
+        earlier = kill
 
 
 def in_two_attempts(rounds_of_first: int = 3, rounds: int = 4) -> record.Run:

@@ -115,6 +115,13 @@ def test_what_is_no_message_is_refused(ends: tuple[Channel, socket.socket], body
     sender.join()
 
 
+@pytest.mark.parametrize("clips", [7, ["a"], [1 << 40], None])
+def test_no_clips_are_taken_from_a_worker(ends: tuple[Channel, socket.socket], clips: Any) -> None:
+    channel, theirs = ends
+    sent(theirs, json.dumps({"event": "answer", "text": "", "clips": clips}).encode())
+    assert channel.receive(5)["clips"] == clips
+
+
 def test_a_message_is_not_read_that_claims_to_be_huge(ends: tuple[Channel, socket.socket]) -> None:
     channel, theirs = ends
     theirs.sendall(HEADER.pack(1 << 31, 0))
@@ -191,6 +198,7 @@ GOOD = {"text": "red", "tokens": [1], "stage_seconds": {"encode": 0.5}, "error":
         {"stage_seconds": {"encode": -1}},
         {"stage_seconds": {"encode": float("nan")}},
         {"stage_seconds": {"encode": float("inf")}},
+        {"stage_seconds": {"encode": 10**400}},
         {"stage_seconds": {"encode": True}},
         {"stage_seconds": {"encode": "1"}},
         {"stage_seconds": {"\udfff": 1.0}},
