@@ -167,19 +167,20 @@ def _make_access_truthful(private: str) -> None:
 
 def available() -> Isolation:
     """Return what `apply` would achieve on this machine; a process of its own tries it."""
-    from asrgate.backends import child_process
+    from asrgate.backends import child_process, temporary
 
     if sys.platform != "linux":
         return Isolation("none", None, files=False, signals=False, memory=False, why=NOT_LINUX)
     try:
-        tried = subprocess.run(
-            child_process.command("asrgate.harness.worker.sandbox"),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=child_process.environment(),
-            timeout=60,
-            check=True,
-        )
+        with temporary.folder() as private:
+            tried = subprocess.run(
+                child_process.command("asrgate.harness.worker.sandbox", private),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                env=child_process.environment(),
+                timeout=60,
+                check=True,
+            )
         return Isolation(**json.loads(tried.stdout))
     except (OSError, subprocess.SubprocessError, ValueError, TypeError) as error:
         why = f"the trial failed: {error}"
@@ -512,8 +513,4 @@ def _call(number: int, *arguments: Any) -> int:
 
 
 if __name__ == "__main__":
-    from asrgate.backends import temporary
-
-    with temporary.folder() as folder:
-        trial = apply((), str(folder))
-        print(json.dumps(trial.as_dict()))
+    print(json.dumps(apply((), sys.argv[1]).as_dict()))
