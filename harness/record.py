@@ -30,7 +30,10 @@ SCHEMA_VERSION = 5
 # scored again.
 _DERIVED_OF_RUN = ("digest", "schema_version", "scoring", "warnings", "settings", "clips", "results")
 _COUNTED = ("reference_words", "text_words")
-_DERIVED_OF_RESULT = ("gate", "wer", "rtfx", "latency", "server", "streaming", "samples")
+_MEASURED_OF_RESULT = (
+    *("variant", "backend", "device", "precision", "status", "error", "killed_by", "applied_settings"),
+    *("isolation", "load", "resources", "integrity", "audit"),
+)
 
 FILE_LIMIT_BYTES = 1 << 30  # 100,000 clips in seven rounds take half of it
 LARGEST_INTEGER = (1 << 64) - 1
@@ -80,7 +83,7 @@ def _measured(run: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     yield _without(run["settings"], "slices")
     yield from run["clips"]
     for result in run["results"]:
-        yield _without(result, *_DERIVED_OF_RESULT)
+        yield {name: value for name, value in result.items() if name in _MEASURED_OF_RESULT}
         yield from result["samples"]
 
 

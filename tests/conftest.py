@@ -20,8 +20,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(  # and to the workers it starts
     [str(FAKES), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
-# Tests in the background of a script inherit an ignored SIGINT, which what they start would ignore too.
+# Tests in the background of a script inherit an ignored SIGINT, and SIGHUP under nohup, which what they start
+# would ignore too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import tones  # noqa: E402
 from fake_checkpoint import write_fake_checkpoint  # noqa: E402

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from asrgate.backends import temporary
 from asrgate.backends.base import AsrgateError
 
 DEAD_SECONDS = 86_400.0
@@ -66,6 +67,17 @@ def locked(target: Path) -> Iterator[None]:
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def reachable_folder(name: str) -> Iterator[Path]:
+    """Yield an empty temporary folder among the caches: engines' processes can reach no other one.
+
+    Raises:
+        CacheError: the cache cannot be used.
+    """
+    with temporary.beside(make_folder(cache_dir()) / name) as folder:
+        yield folder
 
 
 @contextmanager

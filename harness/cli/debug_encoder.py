@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asrgate import backends
-from asrgate.backends import Variant, temporary
+from asrgate.backends import Variant
 from asrgate.backends.base import (
     AsrgateError,
     BackendError,
@@ -30,6 +30,7 @@ from asrgate.backends.base import (
     how_to_fix,
 )
 from asrgate.backends.checkpoints import catalog
+from asrgate.backends.checkpoints.cache import reachable_folder
 from asrgate.backends.inspection.encoder_trace import LOG_MEL, require_trace
 from asrgate.harness import corpus, record
 from asrgate.harness.argument_types import at_least, positive
@@ -147,7 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         model = catalog.resolve(arguments.model, download=True)
     settings = Settings(threads=arguments.threads or client.default_threads())
-    with temporary.folder() as folder:
+    with reachable_folder("traces") as folder:
         right, ours = (
             _traces(variant, model, settings, clips, folder, arguments.timeout)
             for variant in (reference, tested)

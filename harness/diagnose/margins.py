@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from asrgate import backends
-from asrgate.backends import Variant, temporary
+from asrgate.backends import Variant
 from asrgate.backends.base import AsrgateError, BackendUnavailable, Checkpoint, Settings
 from asrgate.backends.checkpoints import catalog
+from asrgate.backends.checkpoints.cache import reachable_folder
 from asrgate.backends.inspection.token_margins import Decision
 from asrgate.harness import corpus, record
 from asrgate.harness.corpus.clips import BUNDLED_MANIFEST, Clip
@@ -70,7 +71,7 @@ def with_margins(
     right = first_answers(row)
     languages = {clip["name"]: clip["language"] for clip in run["clips"]}
     print(f"decoding again with {variant}; clips: {len(set(diverging))}", file=sys.stderr)
-    with temporary.folder() as folder:
+    with reachable_folder("margins") as folder:
         settings = Settings(**run["settings"]["decoding"])
         worker = Worker(variant, folder / "worker.log", settings.threads, timeout_seconds)
         try:

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asrgate.backends import Variant, temporary
+from asrgate.backends import Variant
 from asrgate.backends.base import REMOTE, AsrgateError, Checkpoint
 from asrgate.backends.checkpoints import exchanged
-from asrgate.backends.checkpoints.cache import cache_dir, make_folder
+from asrgate.backends.checkpoints.cache import reachable_folder
 from asrgate.harness.corpus.audio import altered
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics.word_errors import Texts, first_answers, walls_by_clip
@@ -54,8 +54,7 @@ def run(state: RunState, logs: Path) -> None:
     variants = {str(variant): variant for variant in plan.variants}
     for name in state.names:
         state.results[name]["audit"] = _blank(variants[name], clips)
-    # among the caches: the engine must be able to read it, and not what else this process has
-    with temporary.beside(make_folder(cache_dir()) / "audit") as folder, process_tree.subreaper():
+    with reachable_folder("audit") as folder, process_tree.subreaper():
         derived = _derived(state, folder)
         if derived is None:
             return

@@ -46,10 +46,10 @@ MAY_IMPORT = {  # package or module -> those of this project it may import; from
     "harness.diagnose": {
         *BACKENDS,
         *("harness.corpus", "harness.escape", "harness.metrics", "harness.record", "harness.record_types"),
-        *("harness.worker", "backends.temporary"),
+        "harness.worker",
     },
     "harness.runner": {
-        *("backends", "backends.base", "backends.checkpoints", "backends.temporary"),
+        *("backends", "backends.base", "backends.checkpoints"),
         *("harness.column", "harness.corpus", "harness.metrics", "harness.record", "harness.record_types"),
         *("harness.scenarios", "harness.scoring", "harness.worker"),
     },
