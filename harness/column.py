@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 Row = dict[str, Any]
 
@@ -18,6 +22,20 @@ class Column:
     cell: Callable[[Row], str]
     is_number: bool = True
     importance: int = 0  # on a narrow terminal the least important are dropped first; 0 is never dropped
+
+
+def fitting(
+    columns: Sequence[Column], console: Console, table_of: Callable[[Sequence[Column]], Table]
+) -> list[Column]:
+    """Return the columns whose table fits the console's width, in order: the least important are dropped."""
+    shown = list(columns)
+    unlimited = console.options.update(max_width=10_000)
+    while Measurement.get(console, unlimited, table_of(shown)).maximum > console.width:
+        droppable = [column for column in shown if column.importance]
+        if not droppable:
+            break
+        shown.remove(min(droppable, key=lambda column: column.importance))
+    return shown
 
 
 def figure(value: float | None) -> str:

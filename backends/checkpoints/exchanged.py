@@ -25,9 +25,9 @@ from asrgate.backends.checkpoints.conversions.tokenizer_json import openai_ranks
 from asrgate.backends.checkpoints.file import (
     STORAGES,
     CheckpointError,
-    _describe,
-    _member,
-    _open,
+    described,
+    member_of,
+    opened,
     read_dimensions,
 )
 from asrgate.backends.checkpoints.sha256 import hash_now
@@ -73,13 +73,13 @@ def derive(checkpoint: Checkpoint, folder: Path, seed: int) -> Checkpoint:
     places = exchange(checkpoint.is_multilingual, seed)
     target = folder / checkpoint.path.name
     read_dimensions(checkpoint.path)
-    with _open(checkpoint.path) as archive:
-        _, tensors = _describe(checkpoint.path, archive)
+    with opened(checkpoint.path) as archive:
+        _, tensors = described(checkpoint.path, archive)
         tensor = tensors[EMBEDDING]
         rows, width = tensor.shape
         if tensor.strides != (width, 1):
             raise CheckpointError(f"{checkpoint.path}: {EMBEDDING} is not stored row by row; save it anew")
-        place = _member(archive, f"data/{tensor.storage.key}")
+        place = member_of(archive, f"data/{tensor.storage.key}")
         try:
             with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as written:
                 for entry in archive.infolist():

@@ -81,8 +81,8 @@ def read_dimensions(path: Path) -> dict[str, int]:
         CheckpointError: not a checkpoint, truncated, incomplete, or a pickle that would run code.
     """
     _check_is_file(path)
-    with _open(path) as archive:
-        dimensions, tensors = _describe(path, archive)
+    with opened(path) as archive:
+        dimensions, tensors = described(path, archive)
         _check_tensors(path, archive, dimensions, tensors)
     return dimensions
 
@@ -98,12 +98,12 @@ def read_tensors(path: Path, *, by_name: bool = False) -> Iterator[tuple[str, np
         CheckpointError: as in `read_dimensions`.
     """
     read_dimensions(path)
-    with _open(path) as archive:
-        _, tensors = _describe(path, archive)
+    with opened(path) as archive:
+        _, tensors = described(path, archive)
         for name, tensor in sorted(tensors.items()) if by_name else tensors.items():
             dtype = STORAGES[tensor.storage.kind]
             try:
-                numbers = np.frombuffer(archive.read(_member(archive, f"data/{tensor.storage.key}")), dtype)
+                numbers = np.frombuffer(archive.read(member_of(archive, f"data/{tensor.storage.key}")), dtype)
             except (OSError, zipfile.BadZipFile, ValueError) as error:
                 raise CheckpointError(f"{path} is damaged: {error}; delete it and fetch it again") from error
             values = np.lib.stride_tricks.as_strided(
@@ -194,7 +194,12 @@ class _ZipFile(io.FileIO):
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[zipfile.ZipFile]:
+def opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a checkpoint's archive.
+
+    Raises:
+        CheckpointError: it cannot be read, or is no such archive.
+    """
     try:
         file = _ZipFile(path)
     except OSError as error:
@@ -353,9 +358,10 @@ class _RebuildParameter:
         return tensor
 
 
-def _describe(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, int], dict[str, Tensor]]:
+def described(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """Return a checkpoint's dimensions, and where in its file each tensor lies, without running any code."""
     try:
-        pickled = _read_member(archive, archive.getinfo(_member(archive, "data.pkl")), PICKLE_LIMIT_BYTES)
+        pickled = _read_member(archive, archive.getinfo(member_of(archive, "data.pkl")), PICKLE_LIMIT_BYTES)
         content = _InertUnpickler(io.BytesIO(pickled)).load()
         order = [entry for entry in archive.infolist() if entry.filename.endswith("/byteorder")]
         if order and _read_member(archive, order[0], BYTE_ORDER_LIMIT_BYTES) != b"little":
@@ -375,7 +381,8 @@ def _describe(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, int], dic
     return _sane_dimensions(path, dimensions), tensors
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> str:
+def member_of(archive: zipfile.ZipFile, name: str) -> str:
+    """Return the full name of a member: every archive has a top folder of its own."""
     top = archive.namelist()[0].split("/")[0]
     return f"{top}/{name}"
 
@@ -453,7 +460,7 @@ def _check_tensors(path: Path, archive: zipfile.ZipFile, dimensions: dict[str, i
 def _stored_bytes(archive: zipfile.ZipFile, key: str, file_bytes: int) -> int:
     """Return how many bytes of a storage can be in the file, whatever its directory claims."""
     try:
-        entry = archive.getinfo(_member(archive, f"data/{key}"))
+        entry = archive.getinfo(member_of(archive, f"data/{key}"))
     except KeyError:
         return 0
     is_stored = entry.compress_type == zipfile.ZIP_STORED

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asrgate.backends.base import how_to_fix
+from asrgate.harness.column import fitting
 from asrgate.harness.escape import visible
 from asrgate.harness.record_types import Run
 from asrgate.harness.report import columns, context, parts
@@ -61,14 +62,8 @@ def print_table(run: Run, console: Console, with_confusions: bool = False, signe
 
 def _fitting(measured: Sequence[Row], console: Console) -> list[Column]:
     """Return the columns that fit the console's width, in order."""
-    shown = [columns.RANK, columns.VARIANT, columns.WER, *columns.shown(columns.FIGURES, measured)]
-    unlimited = console.options.update(max_width=10_000)
-    while Measurement.get(console, unlimited, _table(shown, measured, console)).maximum > console.width:
-        droppable = [column for column in shown if column.importance]
-        if not droppable:
-            break
-        shown.remove(min(droppable, key=lambda column: column.importance))
-    return shown
+    all_of_them = [columns.RANK, columns.VARIANT, columns.WER, *columns.shown(columns.FIGURES, measured)]
+    return fitting(all_of_them, console, lambda shown: _table(shown, measured, console))
 
 
 def _table(shown: Sequence[Column], measured: Sequence[Row], console: Console) -> Table:

@@ -25,7 +25,7 @@ import datetime
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from asrgate.harness.column import Row
@@ -80,9 +80,9 @@ class JsonLines:
     def advance(self, calls: int) -> None:
         self._done += calls
 
-    def figures(self, rounds: int, rows: Sequence[Row]) -> None:
-        if rows:
-            self._emit("figures", message=progress.title(rounds), round=rounds - 1, figures=list(rows))
+    def figures(self, rounds: int, rows: Callable[[], Sequence[Row]]) -> None:
+        if found := rows():
+            self._emit("figures", message=progress.title(rounds), round=rounds - 1, figures=list(found))
 
     def answered(
         self, variant: str, clip: str, number: int, seconds: float | None, error: str | None

@@ -62,16 +62,13 @@ class LocalExecutor(Executor):
         self._probed = {probe.clip.name for probe in self._probes}
         later = [number for number in state.rounds_left if 0 < number < plan.certain_rounds]
         self._mixed_in: dict[int, list[tuple[int, Probe]]] = {}
+        self._splices: list[Probe] = []
         self._answers: dict[str, list[tuple[int, Probe, dict[str, Any]]]] = {}  # to what was mixed in
         if self._generator.can_mix_in and later:
             splices = [probe for probe in self._probes if probe.kind == "spliced"]
             self._mixed_in = cache_probes.schedule(splices, later, self._generator.calls, seed)
             self._probes = [probe for probe in self._probes if probe.kind != "spliced"]
-            # A round that need not come has one more, so that none is without: else it could be told.
-            for number in range(plan.certain_rounds, plan.rounds) if splices else []:
-                further = [cache_probes.another_splice(splices, seed + number)]
-                calls = self._generator.calls
-                self._mixed_in |= cache_probes.schedule(further, [number], calls, seed + number)
+            self._splices = splices
 
     @property
     def calls(self) -> int:
@@ -81,13 +78,12 @@ class LocalExecutor(Executor):
     @property
     def probe_calls(self) -> int:
         """As Executor."""
-        certain = range(self._state.plan.certain_rounds)
-        mixed_in = sum(len(probes) for number, probes in self._mixed_in.items() if number in certain)
-        return 2 * len(self._probes) + mixed_in
+        return 2 * len(self._probes) + sum(map(len, self._mixed_in.values()))
 
     def round(self, number: int, order: list[str]) -> dict[str, float | None]:
         """As Executor."""
         state = self._state
+        mixed_in = self._mixed_in_round(number)
         load = meters.LoadMonitor([worker.pid for worker in self._workers.values()])
         for name in order:
             with self._turn(name, "measuring") as worker:
@@ -95,7 +91,7 @@ class LocalExecutor(Executor):
                     continue
                 is_done = functools.partial(state.is_done, name, number)
                 answers = self._generator.measure(worker, number, is_done, state.results[name])
-                waiting = list(self._mixed_in.get(number, []))
+                waiting = list(mixed_in)
                 for count, (clip, answer, fields) in enumerate(answers, start=1):
                     state.answered(name, number, clip, answer, fields)
                     while waiting and waiting[0][0] <= count:
@@ -103,6 +99,17 @@ class LocalExecutor(Executor):
                 for _, probe in waiting:  # the round began before the run was cut off
                     self._mix_in(worker, number, probe)
         return load.finish()
+
+    def _mixed_in_round(self, number: int) -> list[tuple[int, Probe]]:
+        """Return what is mixed into a round, for all variants alike: (after how many answers, probe).
+
+        A round that need not have come has a splice of its own: an engine must not tell it by having none.
+        """
+        if number >= self._state.plan.certain_rounds and self._splices:
+            seed = self._state.audio_seed + number
+            further = [cache_probes.another_splice(self._splices, seed)]
+            return cache_probes.schedule(further, [number], self._generator.calls, seed)[number]
+        return self._mixed_in.get(number, [])
 
     def _mix_in(self, worker: Worker, number: int, probe: Probe) -> None:
         """Ask for a copy in the middle of a round; it is compared with the clip's answer in that round."""

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from asrgate.harness.column import Column, Row
+from asrgate.harness.column import Column, Row, fitting
 from asrgate.harness.runner import so_far
 
 WIDTH_OF_LINES = 100  # of a log, which has no width of its own
@@ -39,8 +38,8 @@ class Progress(Protocol):
     def advance(self, calls: int) -> None:
         """So many calls were made."""
 
-    def figures(self, rounds: int, rows: Sequence[Row]) -> None:
-        """The run's figures after so many rounds; none is judged yet. See `so_far`."""
+    def figures(self, rounds: int, rows: Callable[[], Sequence[Row]]) -> None:
+        """The run's figures after so many rounds, for who shows them; none is judged yet. See `so_far`."""
 
     def answered(
         self, variant: str, clip: str, number: int, seconds: float | None, error: str | None
@@ -61,14 +60,7 @@ def title(rounds: int) -> str:
 
 def _table(rows: Sequence[Row], console: Console) -> Table:
     """Return the figures so far, without the least important columns if they do not all fit."""
-    shown = list(so_far.COLUMNS)
-    unlimited = console.options.update(max_width=10_000)
-    while True:
-        table = _table_of(shown, rows)
-        spare = [column for column in shown if column.importance]
-        if not spare or Measurement.get(console, unlimited, table).maximum <= console.width:
-            return table
-        shown.remove(min(spare, key=lambda column: column.importance))
+    return _table_of(fitting(so_far.COLUMNS, console, lambda shown: _table_of(shown, rows)), rows)
 
 
 def _table_of(shown: Sequence[Column], rows: Sequence[Row]) -> Table:
@@ -102,7 +94,7 @@ class Silent:
 
     def advance(self, calls: int) -> None: ...
 
-    def figures(self, rounds: int, rows: Sequence[Row]) -> None: ...
+    def figures(self, rounds: int, rows: Callable[[], Sequence[Row]]) -> None: ...
 
     def answered(
         self, variant: str, clip: str, number: int, seconds: float | None, error: str | None
@@ -156,11 +148,11 @@ class Lines(_Spoken):
     def advance(self, calls: int) -> None:
         self._done += calls
 
-    def figures(self, rounds: int, rows: Sequence[Row]) -> None:
-        if rows:
+    def figures(self, rounds: int, rows: Callable[[], Sequence[Row]]) -> None:
+        if found := rows():
             self.note(title(rounds))
             wide = Console(width=WIDTH_OF_LINES, file=sys.stderr, color_system=None)
-            wide.print(_table(rows, wide))
+            wide.print(_table(found, wide))
 
     def close(self) -> None: ...
 
@@ -212,9 +204,9 @@ class Bar(_Spoken):
     def advance(self, calls: int) -> None:
         self._bar.advance(self._task, calls)
 
-    def figures(self, rounds: int, rows: Sequence[Row]) -> None:
-        if rows:
-            self._bar.figures = Group(Text(title(rounds), style="dim"), _table(rows, self._console), "")
+    def figures(self, rounds: int, rows: Callable[[], Sequence[Row]]) -> None:
+        if found := rows():
+            self._bar.figures = Group(Text(title(rounds), style="dim"), _table(found, self._console), "")
 
     def close(self) -> None:
         self._bar.stop()

@@ -85,7 +85,7 @@ def _measure(state: RunState, executor: Executor) -> None:
             if stopped:
                 run["stopped"] = stopped
                 break
-            state.progress.figures(len(run["rounds"]), figures.rows())
+            state.progress.figures(len(run["rounds"]), figures.rows)
         if number >= plan.certain_rounds:
             state.progress.more(len(state.names) * (executor.calls + 1))  # and a splice
         order = state.order(number)

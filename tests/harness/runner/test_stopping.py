@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import sys
@@ -133,7 +134,7 @@ def test_lines_show_a_block_a_round_and_a_bar_renews_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     lines = progress.Lines()
     for rounds in (1, 2, 3):
-        lines.figures(rounds, rows_of(rounds))
+        lines.figures(rounds, functools.partial(rows_of, rounds))
     said = sys.stderr.getvalue()
     assert said.count(REFERENCE) == said.count(OTHER) == 3
     assert said.count("nothing judged or ranked yet") == 3
@@ -142,7 +143,7 @@ def test_lines_show_a_block_a_round_and_a_bar_renews_it(monkeypatch: pytest.Monk
     bar = progress.Bar()
     bar._console.file = io.StringIO()
     for rounds in (1, 2):
-        bar.figures(rounds, rows_of(rounds))
+        bar.figures(rounds, functools.partial(rows_of, rounds))
     screen = Console(file=io.StringIO(), width=80)
     screen.print(*bar._bar.get_renderables())
     bar.close()
