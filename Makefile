@@ -60,7 +60,7 @@ test-max: $(INSTALLED)
 	@$(BIN)/asrgate run --backends max-hybrid --audio audio_samples/statement.flac --rounds 1 $(ARGS)
 
 test: $(TESTABLE)
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/pytest -n 4 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: $(COMPLETE)
 	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)

@@ -10,7 +10,7 @@ import pytest
 from asrgate.backends.base import Checkpoint
 from asrgate.backends.checkpoints import catalog
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 from fake_checkpoint import write_fake_checkpoint
 

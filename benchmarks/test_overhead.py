@@ -19,7 +19,7 @@ from asrgate.backends.base import Checkpoint, Settings
 from asrgate.harness.worker.client import Worker
 
 SHORTEST_CALL_SECONDS = 0.025
-FAKES = Path(__file__).parent.parent / "tests" / "fakes"
+FAKES = Path(__file__).parent.parent / "tests" / "support" / "fakes"
 
 
 def test_share_of_a_measured_call(

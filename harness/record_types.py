@@ -78,7 +78,14 @@ class LoadTimes(TypedDict):
     warm_call_seconds: float | None
 
 
-class Resources(TypedDict):
+class _ResourcesOptional(TypedDict, total=False):
+    calls: int | None
+    calls_cpu_seconds: float | None
+    outside_cpu_seconds: float | None
+    outside_wall_seconds: float | None
+
+
+class Resources(_ResourcesOptional):
     """What a worker used."""
 
     peak_rss_bytes: int | None

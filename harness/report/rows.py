@@ -11,7 +11,7 @@ from asrgate.harness.metrics.normalizers import UNSPACED_LANGUAGES
 from asrgate.harness.record_types import Result, Run
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scenarios.scenario import RTFX
-from asrgate.harness.scoring import round_ratios
+from asrgate.harness.scoring import machines, round_ratios
 
 RANKED, UNRANKED, UNAVAILABLE = "ranked", "unranked", "unavailable"
 
@@ -177,7 +177,8 @@ def _of_scenarios(result: Result) -> Row:
 def _resources(result: Result) -> Row:
     joules, audio_seconds = result["resources"]["energy_joules"], _part(result["rtfx"]).get("audio_seconds")
     an_hour = joules / audio_seconds * 3600 if joules is not None and audio_seconds else None
-    return {**result["resources"], "energy_joules_per_audio_hour": an_hour}
+    used = {name: value for name, value in result["resources"].items() if name not in machines.USAGE}
+    return {**used, "energy_joules_per_audio_hour": an_hour}
 
 
 def _percent(fraction: float | None) -> float | None:

@@ -16,6 +16,8 @@ from typing import Any
 from asrgate.harness.metrics.word_errors import is_answered
 from asrgate.harness.record_types import Result, Run
 
+USAGE = ("calls", "calls_cpu_seconds", "outside_cpu_seconds", "outside_wall_seconds")  # see Worker.resources
+
 
 def settle(run: Run) -> None:
     """Choose the kind of machine whose times count, mark the others' samples, and say so in the warnings.
@@ -127,7 +129,7 @@ def _warnings(run: Run, chosen: str) -> Iterator[str]:
 
 
 def resources(run: Run, result: Result, of_actors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a row's resources from those of its actors: the largest peaks, and the sum of the energy.
+    """Return a row's resources from those of its actors: the largest peaks, and sums of the others.
 
     Energy is unknown if an actor was lost with its count, if actors share the meter of one machine, or if the
     times of some machines do not count but their energy would.
@@ -139,6 +141,10 @@ def resources(run: Run, result: Result, of_actors: Sequence[Mapping[str, Any]]) 
     def largest(name: str) -> int | None:
         return max((actor[name] for actor in of_actors if actor.get(name) is not None), default=None)
 
+    def total(name: str) -> float | None:
+        known = [actor[name] for actor in of_actors if actor.get(name) is not None]
+        return sum(known) if known else None
+
     joules = [actor.get("energy_joules") for actor in of_actors]
     shares_meter = result["device"] != "cuda" and any(entry["actors"] > 1 for entry in run["hosts"])
     is_alike = len(set(class_of(run).values())) == 1
@@ -149,4 +155,5 @@ def resources(run: Run, result: Result, of_actors: Sequence[Mapping[str, Any]]) 
         "peak_vram_allocator_bytes": largest("peak_vram_allocator_bytes"),
         "energy_joules": sum(j for j in joules if j is not None) if is_known else None,
         "energy_source": of_actors[0].get("energy_source") if is_known and of_actors else None,
+        **{name: total(name) for name in USAGE},
     }

@@ -42,6 +42,7 @@ from asrgate.harness.worker.messages import Channel, Ended
 _clock_ns = time.perf_counter_ns
 
 NANOSECONDS = 1e-9
+SPIN_SECONDS = 0.002
 MOST_BYTES = (1 << 31) - 1  # what the parent sends is trusted; without memory files it holds the clips
 
 
@@ -68,6 +69,8 @@ def _serve(channel: Channel) -> None:
             assert engine is not None
             reply = engine.carry_out(message, channel)
         channel.send(reply)
+        if reply["event"] == "ready":  # the call follows, and its clock will run by then
+            channel.await_soon(SPIN_SECONDS)
 
 
 def _loaded(channel: Channel, message: dict[str, Any]) -> tuple[_Engine | None, dict[str, Any]]:
@@ -120,6 +123,9 @@ class _Engine:
 
         from asrgate.harness.worker import meters
 
+        # what has come with the engine is not gone through again before each call
+        gc.collect()
+        gc.freeze()
         self._late_work = meters.LateWorkDetector()
         self._energy = meters.EnergyMeter(device)
         self._joules: float | None = 0.0

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,7 @@ class Worker:
         self._paused = False
         self.isolation: dict[str, Any] | None = None  # as the worker said before any engine code ran
         self._tree = ProcessTree(self._process.pid)
+        self._usage = _Usage()
         self._denied = [str(path.absolute()) for path in denied]
         self._denied.append(str(temporary.of_process()))
 
@@ -141,6 +142,14 @@ class Worker:
         Raises:
             WorkerError: the backend refused, or the worker died or hung.
         """
+        try:
+            return self._load(checkpoint, settings, said)
+        finally:
+            self._usage = _Usage(self._tree.cpu_seconds(), time.monotonic())
+
+    def _load(
+        self, checkpoint: Checkpoint, settings: Settings, said: Callable[[str], None] | None
+    ) -> dict[str, Any]:
         self._send(do="isolate", denied=self._denied, private=self._private)
         reply = self._expect("isolated", "shutting itself in")
         with self._parsing("shutting itself in"):
@@ -241,6 +250,7 @@ class Worker:
         reply = self._expect("answer", what, most_bytes=messages.LARGEST_BYTES * len(ready.counts))
         wall_seconds = (time.perf_counter_ns() - start) * 1e-9
         cpu_seconds = self._tree.cpu_seconds() - cpu_seconds
+        self._usage.add_call(wall_seconds, cpu_seconds)
         with self._parsing(what):
             if together and reply.get("error") is None:
                 answers = reply.get("answers")
@@ -288,6 +298,7 @@ class Worker:
                     raise MessageError(f"{reply['event']!r} in a stream")
         wall_seconds = feed.now_seconds
         cpu_seconds = self._tree.cpu_seconds() - cpu_seconds
+        self._usage.add_call(wall_seconds, cpu_seconds)
         with self._parsing(what):
             answer = messages.answer(reply) | _times(reply, wall_seconds, cpu_seconds)
         if answer["error"] is None:
@@ -298,7 +309,13 @@ class Worker:
         return answer | {"late_work_seconds": self.settle(what)}
 
     def resources(self) -> dict[str, Any]:
-        """Return the worker's peaks and totals so far."""
+        """Return the worker's peaks and totals so far.
+
+        What it used outside its calls, since it was loaded, is the parent's own count: `outside_cpu_seconds` of
+        the worker and all that it started, in `outside_wall_seconds` in which it was not paused, beside
+        `calls` that took `calls_cpu_seconds`.
+        """
+        usage = self._usage.as_dict(self._tree.cpu_seconds(), time.monotonic())
         self._send(do="resources")
         what = "reporting its resources"
         reply = self._expect("resources", what)
@@ -311,6 +328,7 @@ class Worker:
                 "energy_source": None
                 if source is None
                 else messages.clean_text(source, "energy's source", 200),
+                **usage,
             }
 
     def examine(self, method: str, samples: np.ndarray, what: str, **arguments: Any) -> dict[str, Any]:
@@ -335,6 +353,7 @@ class Worker:
         if not self._paused:
             self._tree.pause()
             self._paused = True
+            self._usage.paused(time.monotonic())
             others = set() if self._cores is None else self._tree.affinity() - set(self._cores)
             if others:
                 raise WorkerError(
@@ -347,6 +366,7 @@ class Worker:
         if self._paused:
             self._tree.resume()
             self._paused = False
+            self._usage.resumed(time.monotonic())
 
     def stop(self) -> None:
         """End the process and every child it started. Safe to call at any time, more than once."""
@@ -417,6 +437,39 @@ class Worker:
             "SIGSEGV": ": it crashed on a bad memory access",
         }.get(name, "")
         return WorkerError(f"the worker was killed by {name} while {what}{why}{last_words}", killed_by=name)
+
+
+@dataclass
+class _Usage:
+    """What a worker used since it was loaded, in its calls and outside them."""
+
+    cpu_seconds_before: float = 0.0  # of the worker's tree, when it was loaded
+    awake_since: float = 0.0  # by time.monotonic()
+    awake_seconds: float = 0.0  # in turns that are over
+    calls: int = 0
+    calls_wall_seconds: float = 0.0
+    calls_cpu_seconds: float = 0.0
+
+    def add_call(self, wall_seconds: float, cpu_seconds: float) -> None:
+        self.calls += 1
+        self.calls_wall_seconds += wall_seconds
+        self.calls_cpu_seconds += cpu_seconds
+
+    def paused(self, now: float) -> None:
+        self.awake_seconds += now - self.awake_since
+
+    def resumed(self, now: float) -> None:
+        self.awake_since = now
+
+    def as_dict(self, cpu_seconds: float, now: float) -> dict[str, float]:
+        """Return the record's figures, of a worker that is not paused."""
+        awake_seconds = self.awake_seconds + now - self.awake_since
+        return {
+            "calls": self.calls,
+            "calls_cpu_seconds": self.calls_cpu_seconds,
+            "outside_cpu_seconds": max(0.0, cpu_seconds - self.cpu_seconds_before - self.calls_cpu_seconds),
+            "outside_wall_seconds": max(0.0, awake_seconds - self.calls_wall_seconds),
+        }
 
 
 def _numbers(cores: Iterable[int]) -> str:

@@ -87,6 +87,12 @@ class Channel:
             whole = whole[socket.send_fds(self._socket, [whole], [clips.descriptor]) :]
         self._socket.sendall(whole)
 
+    def await_soon(self, seconds: float) -> None:
+        """Wait for the next message without sleeping, for so long at most: being woken up takes 0.1 ms."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not select.select([self._socket], [], [], 0)[0]:
+            pass
+
     def receive(
         self, timeout_seconds: float | None = None, most_bytes: int = LARGEST_BYTES
     ) -> dict[str, Any]:

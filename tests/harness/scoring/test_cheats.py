@@ -30,6 +30,8 @@ CHEATS = {  # name -> what its reason must say
     "works-ahead-at-load": r"copies that it had not heard took \d+\.\d times as long|Permission denied",
     "works-ahead-at-warm-up": r"copies that it had not heard took \d+\.\d times as long|Permission denied",
     "sends-a-process-away": r"processes that it had sent away while loading would have gone on",
+    "works-in-the-collector": r"it computed for \d+\.\d+ s outside its \d+ calls, in which it computed",
+    "works-while-looked-at": r"it computed for \d+\.\d+ s outside its \d+ calls, in which it computed",
     "goes-bad": r"words changed between its first answers and round [23]",
     "skips-one-clip": r"answered nothing to 2 of 5 clips that the reference understood \(letter, window\)",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import logging
 import os
@@ -118,6 +119,13 @@ class UsesBlas(Honest):
         square = np.ones((600, 600), np.float32)
         assert (square @ square)[0, 0] == 600
         return tones.hear(audio)
+
+
+def compute(seconds: float) -> None:
+    """Use the processor for so long, however busy it is."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
 
 
 # Cheats: each must end unranked, with a reason that says what it did.
@@ -321,6 +329,34 @@ class SendsAProcessAway(Honest):
                 time.sleep(600)
             os._exit(0)
         os.wait()
+
+
+class WorksInTheCollector(Honest):
+    """Answers at once and computes when garbage is collected, before the next call's clock starts."""
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        gc.callbacks.append(lambda phase, info: compute(0.05))
+
+    def hear(self, audio: np.ndarray) -> str:
+        return tones.hear(audio)
+
+
+class WorksWhileLookedAt(Honest):
+    """Computes where it should be looked for late work, and says that there was none."""
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        from asrgate.harness.worker import late_work
+
+        def look(detector: late_work.LateWorkDetector) -> float:
+            compute(0.1)
+            return 0.0
+
+        late_work.LateWorkDetector.after = look  # type: ignore[method-assign]
+
+    def hear(self, audio: np.ndarray) -> str:
+        return tones.hear(audio)
 
 
 class StopsTheClock(Honest):
