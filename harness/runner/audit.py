@@ -1,7 +1,8 @@
 """`--audit`: loads each engine with a checkpoint that none has seen; it must answer as that one would.
 
 The checkpoint is the run's with its words exchanged (backends/checkpoints/exchanged.py). The reference engine
-says what must be answered then: an engine that ignores the checkpoint answers with the usual words.
+says what must be answered then: an engine that ignores the checkpoint answers with the usual words. The
+recordings are new as well: splices of clips, made when the run is over.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics.word_errors import Texts, first_answers, walls_by_clip
 from asrgate.harness.record_types import Audit
 from asrgate.harness.runner.run_state import RunState
+from asrgate.harness.scoring.cache_probes import splice
 from asrgate.harness.worker import process_tree
 from asrgate.harness.worker.client import Worker, WorkerError
 
 CLIPS = 3  # the shortest with speech
-COPIES = 3  # of each, no two alike: the first text and the shortest time count
+RECORDINGS = 3  # like each, no two alike: every text counts, and the shortest time
 
 
-class _Answer(NamedTuple):
-    text: str
+class _Answers(NamedTuple):
+    texts: list[str]
     seconds: float
 
 
@@ -45,11 +47,8 @@ def run(state: RunState, logs: Path) -> None:
     spoken = [clip for clip in plan.clips if clip.reference != ""]
     clips = sorted(spoken, key=lambda clip: (clip.audio_seconds, clip.name))[:CLIPS]
     seed = secrets.randbits(32)
-    audio = {
-        clip.name: [altered(clip.samples(), [seed, number, copy]) for copy in range(COPIES)]
-        for number, clip in enumerate(clips)
-    }
-    truth: dict[str, str] = {}
+    audio = {clip.name: _recordings(number, clips, seed) for number, clip in enumerate(clips)}
+    truth: dict[str, list[str]] = {}
     texts = Texts(state.record, plan.normalizer)
     variants = {str(variant): variant for variant in plan.variants}
     for name in state.names:
@@ -74,6 +73,14 @@ def run(state: RunState, logs: Path) -> None:
                 _compare(state, name, audit, answers, truth, texts)
         finally:
             exchanged.forget(derived)
+
+
+def _recordings(number: int, clips: Sequence[Clip], seed: int) -> list[np.ndarray]:
+    """Return a copy of a clip, and further ones that end like other clips, if there are others."""
+    first = clips[number]
+    samples, others = first.samples(), [clip.samples() for clip in clips if clip is not first]
+    made = [samples, *(splice(samples, other) for other in others)]
+    return [altered(made[copy % len(made)], [seed, number, copy]) for copy in range(RECORDINGS)]
 
 
 def _blank(variant: Variant, clips: Sequence[Clip]) -> Audit:
@@ -105,8 +112,8 @@ def _answers(
     clips: Sequence[Clip],
     audio: Mapping[str, Sequence[np.ndarray]],
     logs: Path,
-) -> dict[str, _Answer]:
-    """Return clip name -> what an engine with the derived checkpoint answers.
+) -> dict[str, _Answers]:
+    """Return clip name -> what an engine with the derived checkpoint answers to the recordings like it.
 
     Raises:
         WorkerError: it cannot load the checkpoint or answer a clip, or it died or hung.
@@ -130,7 +137,8 @@ def _answers(
                 if answer["error"] is not None:
                     raise WorkerError(answer["error"])
                 answers.append(answer)
-            found[clip.name] = _Answer(answers[0]["text"], min(a["wall_seconds"] for a in answers))
+            texts = [answer["text"] for answer in answers]
+            found[clip.name] = _Answers(texts, min(answer["wall_seconds"] for answer in answers))
         return found
     finally:
         worker.stop()
@@ -141,28 +149,34 @@ def _compare(
     state: RunState,
     name: str,
     audit: Audit,
-    answers: Mapping[str, _Answer],
-    truth: dict[str, str],
+    answers: Mapping[str, _Answers],
+    truth: dict[str, list[str]],
     texts: Texts,
 ) -> None:
-    """Fill an audit from its answers; those of the reference, which comes first, become the `truth`."""
+    """Fill an audit from its answers; those of the reference, which comes first, become the `truth`.
+
+    The reference's own are compared with what it wrote with the run's checkpoint, without splices, which have
+    other words anyway.
+    """
     reference = state.plan.reference
     usual = {
         who: {clip: sample["text"] or "" for clip, sample in first_answers(state.results[who]).items()}
         for who in (name, reference)
     }
-    if name == reference:
-        truth.update({clip: answer.text for clip, answer in answers.items()})
+    is_reference = name == reference
+    if is_reference:
+        truth.update({clip: answer.texts for clip, answer in answers.items()})
     if not truth:
         audit["error"] = "the reference has no answers to compare with"
         return
-    expected = usual[reference] if name == reference else truth
     for clip, answer in answers.items():
-        audit["words"] += texts.words(truth[clip], clip)
-        audit["changed_words"] += texts.edits(expected.get(clip, ""), answer.text, clip)
-        audit["usual_changed_words"] += texts.edits(
-            usual[reference].get(clip, ""), usual[name].get(clip, ""), clip
-        )
+        usually = texts.edits(usual[reference].get(clip, ""), usual[name].get(clip, ""), clip)
+        pairs = list(zip(answer.texts, truth[clip], strict=True))
+        for heard, true in pairs[:1] if is_reference else pairs:
+            expected = usual[reference].get(clip, "") if is_reference else true
+            audit["words"] += texts.words(true, clip)
+            audit["changed_words"] += texts.edits(expected, heard, clip)
+            audit["usual_changed_words"] += usually
     if state.plan.scenario.times_clips:
         walls = walls_by_clip(state.results[name])
         ratios = [a.seconds / statistics.median(walls[clip]) for clip, a in answers.items() if clip in walls]

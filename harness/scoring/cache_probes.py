@@ -71,7 +71,7 @@ def prepare(clips: Sequence[Clip], audio: Mapping[str, np.ndarray], seed: int) -
         second = _partner(first, with_speech)
         if second is not None:
             samples = audio[first.name]
-            probes.append(Probe("spliced", first, samples, _splice(samples, audio[second.name])))
+            probes.append(Probe("spliced", first, samples, splice(samples, audio[second.name])))
     return probes
 
 
@@ -93,7 +93,7 @@ def another_splice(splices: Sequence[Probe], seed: int) -> Probe:
     first = short[int(rng.integers(len(short)))]
     others = [probe for probe in splices if len(first.seen) <= 2 * len(probe.seen) and probe is not first]
     second = others[int(rng.integers(len(others)))].seen if others else first.copy
-    return replace(first, copy=dithered(_splice(first.seen, second), seed))
+    return replace(first, copy=dithered(splice(first.seen, second), seed))
 
 
 def schedule(
@@ -231,7 +231,7 @@ def _over_seen(probes: Sequence[ProbeRecord], kind: str) -> float | None:
     return min(walls, _over_processors(answered)) if computes else walls
 
 
-def _splice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def splice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Start like `first` and end like `second`, as long as `first`: words of both, the text of neither."""
     half = len(first) // 2
     tail = second[-(len(first) - half) :]

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tones
 
 from asrgate.harness import record, report
 from asrgate.harness.cli.run import RunError
+from asrgate.harness.corpus.clips import load_clips
 from asrgate.harness.runner import audit
 from asrgate.harness.scoring import gate, verify
 
@@ -33,7 +35,7 @@ def test_engines_must_answer_as_the_checkpoint_they_are_given(audited: Any, tmp_
     reasons = {name: " ".join(row["gate"]["reasons"]) for name, row in rows.items()}
     ranked = {name for name, row in rows.items() if row["gate"]["ranked"]}
     assert ranked == {"follows", "follows-too"}, reasons
-    assert "with another checkpoint 15 of 15 words are not those that follow" in reasons["twin"]
+    assert "with another checkpoint 45 of 45 words are not those that follow" in reasons["twin"]
     assert "times as long as in the run (audit)" in reasons["works-in-audits-only"]
     assert "could not be audited: it knows no such checkpoint" in reasons["refuses-others"]
     assert rows["follows-too"]["audit"]["clips"] == ["apples", "bridge", "chairs"]
@@ -41,6 +43,21 @@ def test_engines_must_answer_as_the_checkpoint_they_are_given(audited: Any, tmp_
     told = report.render(run, "md")
     assert "follows-too@cpu/float32 audited" in told
     assert "twin@cpu/float32 not passed" in told
+
+
+def test_recordings_are_a_copy_and_splices_that_no_file_holds(spoken: Path) -> None:
+    clips = load_clips([spoken])[:3]
+    recordings = [audit._recordings(number, clips, 7) for number in range(3)]
+    heard = [[tones.hear(samples).split() for samples in made] for made in recordings]
+    said = [clip.reference.split() for clip in clips]
+    for number, (copy, *splices) in enumerate(heard):
+        assert copy == said[number]
+        assert len(splices) == 2
+        for splice in splices:
+            assert splice[:2] == said[number][:2]
+            assert splice not in said
+    flat = [samples.tobytes() for made in recordings for samples in made]
+    assert len(set(flat)) == 9
 
 
 def test_a_reference_that_ignores_the_checkpoint_lets_nobody_through(audited: Any) -> None:
