@@ -20,9 +20,9 @@ from asrgate.harness.scoring import timed_samples
 from asrgate.harness.scoring.cache_probes import SPLICED_OVER_SEEN_LIMIT, UNSEEN_OVER_SEEN_LIMIT
 
 LATE_WORK_LIMIT = 0.05  # share of the measured time that may go on after calls have returned
-# Of processor time outside calls an honest engine uses this much for each: threads spin for a while after their
-# last task, and this package looks for late work in the worker. And idle threads may poll. docs/measuring.md
-# has what was measured.
+# Of processor time outside calls an honest engine uses up to this much for each: threads spin for a while after
+# their last task, and this package looks for late work in the worker. And idle threads may poll.
+# docs/measuring.md has what was measured.
 OUTSIDE_SECONDS_PER_CALL = 0.03
 POLLING_CORES = 0.2
 THREADS_LIMIT = 1.1  # cores that it keeps busy, over the threads that it was given
@@ -250,8 +250,8 @@ def _work_outside_calls(result: Result) -> Iterator[str]:
     harmless = OUTSIDE_SECONDS_PER_CALL * calls + POLLING_CORES * (used.get("outside_wall_seconds") or 0.0)
     if outside > LATE_WORK_LIMIT * inside + harmless:
         yield (
-            f"it computed for {outside:.2f} s outside its {calls} calls, in which it computed for {inside:.2f} s "
-            f"(allowed: {LATE_WORK_LIMIT * inside + harmless:.2f})"
+            f"it computed for {outside:.2f} s outside its {calls} calls, in which it computed for "
+            f"{inside:.2f} s (allowed: {LATE_WORK_LIMIT * inside + harmless:.2f})"
         )
 
 

@@ -311,9 +311,9 @@ class Worker:
     def resources(self) -> dict[str, Any]:
         """Return the worker's peaks and totals so far.
 
-        What it used outside its calls, since it was loaded, is the parent's own count: `outside_cpu_seconds` of
-        the worker and all that it started, in `outside_wall_seconds` in which it was not paused, beside
-        `calls` that took `calls_cpu_seconds`.
+        What it used outside its calls, since it was loaded, is the parent's own count:
+        `outside_cpu_seconds` of the worker and all that it started, in `outside_wall_seconds` in which it was
+        not paused, beside `calls` that took `calls_cpu_seconds`.
         """
         usage = self._usage.as_dict(self._tree.cpu_seconds(), time.monotonic())
         self._send(do="resources")
