@@ -20,8 +20,8 @@ from asrgate.harness.scoring import timed_samples
 from asrgate.harness.scoring.cache_probes import SPLICED_OVER_SEEN_LIMIT, UNSEEN_OVER_SEEN_LIMIT
 
 LATE_WORK_LIMIT = 0.05  # share of the measured time that may go on after calls have returned
-# Of processor time outside calls an honest engine uses up to this much for each: threads spin for a while after
-# their last task, and this package looks for late work in the worker. And idle threads may poll.
+# Of processor time outside calls an honest engine uses up to this much for each: threads spin for a while
+# after their last task, and this package looks for late work in the worker. And idle threads may poll.
 # docs/measuring.md has what was measured.
 OUTSIDE_SECONDS_PER_CALL = 0.03
 POLLING_CORES = 0.2
