@@ -13,7 +13,7 @@ from asrgate.harness.metrics import bootstrap
 from asrgate.harness.metrics.word_errors import timed
 from asrgate.harness.record_types import Run
 from asrgate.harness.report.columns import figure as written
-from asrgate.harness.report.html import frontier, noise
+from asrgate.harness.report.html import frontier, noise, serving, speed, streams
 from asrgate.harness.report.html.drawing import (
     SLICE_INCHES,
     Chart,
@@ -56,7 +56,9 @@ def draw(run: Run, rows: Sequence[Row], sliced: Mapping[str, Sequence[Slice]]) -
     if not measured:
         return {}
     with matplotlib.rc_context(STYLE):
-        found = [frontier.chart(run, measured)] if registry.of(run).order == RTFX else []
+        found = [serving.chart(run, measured), streams.chart(run, measured), speed.chart(run, measured)]
+        if registry.of(run).order == RTFX:
+            found.append(frontier.chart(run, measured))
         timed = [entry for entry in measured if entry[1]["latency_median_seconds"] is not None]
         if timed:
             found.append(_latency(run, timed))
