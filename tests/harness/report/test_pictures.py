@@ -113,9 +113,8 @@ def test_servers_of_one_rate_are_drawn_at_what_they_answered() -> None:
         chart = serving.chart(run, measured_of(run))
     assert chart is not None and "limit" not in chart.svg
     assert all(len(marks) == 3 for marks in drawn(chart))
-    (row,) = (row for row in measured_of(run) if row[1]["variant"] == run["results"][0]["variant"])
-    session = row[2]["sessions"][0]
-    assert serving._rate(row[1], session, None) == session["answered"] / session["finish_seconds"]
+    session = run["results"][0]["sessions"][0]
+    assert serving._held([session], False)[0].rate == session["answered"] / session["finish_seconds"]
     for result in run["results"]:
         result["sessions"] = []
     assert serving.chart(run, measured_of(run)) is None
