@@ -99,7 +99,6 @@ FILES = {
 }
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("command", READERS)
 @pytest.mark.parametrize("make", FILES, ids=lambda make: make.__name__)
 def test_a_file_that_is_no_record_is_refused(
@@ -273,7 +272,6 @@ def test_half_of_a_surrogate_pair_in_a_journal_is_damage(tmp_path: Path) -> None
         journal.read(journal_of(tmp_path, line, SAMPLE))
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("make", [pipe, device, too_large], ids=lambda make: make.__name__)
 def test_a_journal_that_is_no_regular_file_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path)

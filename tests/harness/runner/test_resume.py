@@ -87,10 +87,10 @@ while len(found) < len(names):
     assert status is None, f"the run ended with {status} before kill {len(found)}"
     before = alive()
     os.kill(child, getattr(signal, name))
-    status = ended(child, 60)
+    status = ended(child, 600)  # a report is written, which takes a minute on a busy machine
     assert status is not None, f"{name} at kill {len(found)} did not end the run"
     after = alive()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while name == "SIGKILL" and after and time.monotonic() < deadline:
         time.sleep(0.01)  # its workers are told by the system
         after = alive()
@@ -105,7 +105,7 @@ while len(found) < len(names):
         dict(name=name, status=status, before=before, after=after, folders=folders(), run=run, kept=kept)
     )
 print(json.dumps(found), flush=True)
-status = ended(attempt(arguments), 200)
+status = ended(attempt(arguments), 900)
 print(json.dumps(dict(after=alive(), folders=folders())), flush=True)
 sys.exit(status)
 """
@@ -188,7 +188,7 @@ def test_ten_kills_lose_nothing_and_duplicate_nothing(spoken: Path, model: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900 * max(1, KILLS_OF_EACH // USUAL_KILLS_OF_EACH))
+@pytest.mark.timeout(3600 * max(1, KILLS_OF_EACH // USUAL_KILLS_OF_EACH))
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of other processes' environments")
 def test_kills_with_each_signal_lose_nothing_and_leave_no_process_and_no_folder(
     spoken: Path, model: Path, tmp_path: Path
