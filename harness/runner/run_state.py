@@ -176,6 +176,7 @@ class RunState:
             self._journal.close()
 
     def _begin(self, kept: journal.Kept | None) -> journal.Journal:
+        record.sweep(self.folder)
         opened = journal.Journal(self.folder, kept.size_bytes if kept else 0)
         if kept is None:
             head = {"run_id": self.record["run_id"], "started_at": self.record["started_at"]}

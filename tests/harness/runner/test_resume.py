@@ -168,6 +168,7 @@ def asked_for(spoken: Path, model: Path, rounds: int) -> list[str]:
 def test_ten_kills_lose_nothing_and_duplicate_nothing(spoken: Path, model: Path, tmp_path: Path) -> None:
     found, _ = killed(asked_for(spoken, model, 9), tmp_path, ["SIGKILL"] * KILLS, 0.0)
     (folder,) = (path.parent for path in tmp_path.glob("2*/run.json"))
+    assert not list(folder.glob(".*")), "what a killed writer left is swept"
     run = record.read(folder)
     assert run["complete"]
     assert not (folder / journal.NAME).exists()
@@ -204,6 +205,7 @@ def test_kills_with_each_signal_lose_nothing_and_leave_no_process_and_no_folder(
     for name in {kill["run"] for kill in found if kill["kept"]}:
         assert runs[name]["complete"] and len(measured_of(runs[name])) == ROUNDS * 5
         assert_nothing_lost([kill for kill in found if kill["run"] == name], runs[name])
+        assert not list((tmp_path / name).glob(".*")), "what a killed writer left is swept"
 
     assert sum(kill["before"] > 0 for kill in found) > len(found) / 3, "workers are seen while they are there"
     assert [kill for kill in found if kill["after"]] == []
@@ -327,7 +329,10 @@ def test_a_torn_last_line_is_measured_again(cut_off: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     assert sum(line.startswith(b'{"sample"') for line in lines) == 2 * 2 * 5
     path.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
+    (cut_off / ".run.json.ab_d3fgh").write_text("{")
+    (cut_off / ".mine").write_text("kept")
     assert resumed(str(cut_off), "--quiet") == 0
+    assert [found.name for found in cut_off.glob(".*")] == [".mine"], "what a killed writer left is swept"
     samples = samples_of(cut_off)
     assert len(samples) == 2 * 3 * 5
     assert Counter(sample["attempt"] for sample in samples) == {0: 19, 1: 11}
