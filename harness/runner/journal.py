@@ -175,18 +175,24 @@ def read(folder: Path) -> Kept:
             f"{path} has journal_version {good[0].get('journal_version')!r}; this asrgate reads {VERSION}"
         )
     for number, line in enumerate(good, start=1):
-        kind = next((kind for kind in _validators() if kind in line), None)
-        first = None if kind is None else next(iter(_validators()[kind].iter_errors(line)), None)
-        if first is not None:
-            place = "/".join(map(str, first.instance_path)) or "the line"
-            raise JournalError(
-                f"line {number} of {path} is not as asrgate writes it, at {place}: {first.message[:300]}; "
-                "start a new run"
-            )
+        why = _fault(line, is_first=number == 1)
+        if why:
+            raise JournalError(f"line {number} of {path} is not as asrgate writes it{why}; start a new run")
     good[0]["argv"] = [
         part if isinstance(part, str) else os.fsdecode(bytes.fromhex(part["hex"])) for part in good[0]["argv"]
     ]
     return _sorted(Kept(folder, good[0], size_bytes=kept_bytes), good[1:])
+
+
+def _fault(line: Mapping[str, Any], *, is_first: bool) -> str:
+    """Say what is wrong with a line, or return ""."""
+    kinds = [kind for kind in _validators() if kind in line]
+    if len(kinds) != 1 or (kinds == ["plan"]) is not is_first:
+        return f": it is of {' and '.join(kinds) or 'no known kind'}"
+    first = next(iter(_validators()[kinds[0]].iter_errors(line)), None)
+    if first is None:
+        return ""
+    return f", at {'/'.join(map(str, first.instance_path)) or 'the line'}: {first.message[:300]}"
 
 
 @cache

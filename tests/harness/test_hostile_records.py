@@ -210,6 +210,7 @@ HEAD = {
     "journal_version": journal.VERSION,
     "at": "2026-01-01T00:00:00+00:00",
 }
+ATTEMPT = {"attempt": {"host": {}, "versions": {}}, "at": HEAD["at"]}
 SAMPLE = {"variant": "a@cpu/int8", "sample": a_sample(make_run()), "at": HEAD["at"]}
 
 
@@ -251,6 +252,14 @@ def changed(line: Any, *place: str, value: object) -> Any:
         [HEAD, {"failure": {"samples": []}, "variant": "a@cpu/int8", "at": HEAD["at"]}],
         [HEAD, {"host": {}, "at": HEAD["at"]}],
         [HEAD, {"retry": 1, "at": HEAD["at"]}],
+        [HEAD, ATTEMPT, {}],
+        [HEAD, ATTEMPT, {"at": HEAD["at"]}],
+        [HEAD, ATTEMPT, HEAD],
+        [HEAD, ATTEMPT, {**HEAD, "sample": {}}],
+        [HEAD, {**ATTEMPT, "sample": 3}],
+        [HEAD | ATTEMPT],
+        [changed(HEAD, "argv", value=["run", {"hex": "6"}])],
+        [changed(HEAD, "argv", value=["run", {"hex": 7}])],
     ],
     ids=lambda lines: json.dumps(lines[-1])[:60],
 )
