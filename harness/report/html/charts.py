@@ -56,9 +56,7 @@ def draw(run: Run, rows: Sequence[Row], sliced: Mapping[str, Sequence[Slice]]) -
     if not measured:
         return {}
     with matplotlib.rc_context(STYLE):
-        found = [serving.chart(run, measured), streams.chart(run, measured), speed.chart(run, measured)]
-        if registry.of(run).order == RTFX:
-            found.append(frontier.chart(run, measured))
+        found = [frontier.chart(run, measured)] if registry.of(run).order == RTFX else []
         timed = [entry for entry in measured if entry[1]["latency_median_seconds"] is not None]
         if timed:
             found.append(_latency(run, timed))
@@ -68,6 +66,7 @@ def draw(run: Run, rows: Sequence[Row], sliced: Mapping[str, Sequence[Slice]]) -
                 found.append(_by_length(measured, sliced[LENGTH]))
         if augment.FIELD in sliced:
             found.append(noise.chart(run, measured, sliced[augment.FIELD]))
+        found += [speed.chart(run, measured), serving.chart(run, measured), streams.chart(run, measured)]
     return {chart.name: chart for chart in found if chart is not None}
 
 

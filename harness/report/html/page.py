@@ -81,7 +81,6 @@ def render(
         measured=measured,
         series=[n if n < len(PALETTE) else "other" for n in range(len(measured))],
         charts=drawn,
-        picture=next((drawn[name] for name in PICTURES if name in drawn), None),
         trend=_trend(history, measured),
         steps_points=[f"{step:g}" for step in matrix.STEPS_POINTS],
         steps_ratio=[f"{step:g}" for step in matrix.STEPS_RATIO],
@@ -106,6 +105,7 @@ def render(
         script_hash=_base64(hashlib.sha256(script.encode()).digest()),
         is_ranked=lambda row: row["group"] == RANKED,
         legend=_legend(measured),
+        picture=next((drawn[name] for name in PICTURES if name in drawn), None),
         rank_meaning=columns.rank(registry.of(run).order.by).meaning,
     )
 
