@@ -6,14 +6,13 @@ of numpy. PYTHONSAFEPATH prevents this, but only from Python 3.11 on.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
+import resource
 import sys
+from pathlib import Path
 
 from asrgate.backends.installation import PROJECT_ROOT
 
-PR_SET_PDEATHSIG = 1
 WITHOUT_CURRENT_FOLDER = "import sys; sys.path[:] = [path for path in sys.path if path]; "
 
 
@@ -29,7 +28,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), *others])}
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies, however that happens."""
+def limit_memory(further_bytes: int) -> None:
+    """Let this process take only so much address space beyond what it has; after that, MemoryError.
+
+    Only on Linux: elsewhere address space says nothing, or has no limit. Call it after the imports, because
+    libraries may map gigabytes that they never use.
+    """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * os.sysconf("SC_PAGE_SIZE") + further_bytes
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

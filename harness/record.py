@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -323,9 +324,17 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
+        raise RecordError(f"cannot write {path}: {error.strerror}") from error
+    finally:  # a signal may come at any time
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise RecordError(f"cannot write {path}: {error.strerror}") from error
+
+
+def sweep(folder: Path) -> None:
+    """Delete what writers of files in a folder left when they were killed."""
+    for left in folder.glob(f".*.{'[a-z0-9_]' * 8}"):  # as tempfile names them
+        with contextlib.suppress(OSError):
+            left.unlink()
 
 
 def without_texts(run: Run) -> Run:

@@ -17,9 +17,9 @@ from asrgate.backends.base import AsrgateError, Checkpoint, did_you_mean
 from asrgate.backends.checkpoints import containers, sources
 from asrgate.backends.checkpoints.cache import cache_dir, locked, temporary_beside, user_cache_dir
 from asrgate.backends.checkpoints.download import Progress
-from asrgate.backends.checkpoints.file import DIMENSIONS, CheckpointError, load_state_dict, read_dimensions
-from asrgate.backends.checkpoints.sha256 import HASH_BLOCK_BYTES, file_sha256, hash_now
-from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256
+from asrgate.backends.checkpoints.file import DIMENSIONS, CheckpointError, load_state_dict
+from asrgate.backends.checkpoints.identity import dimensions_of, file_tensors_sha256
+from asrgate.backends.checkpoints.sha256 import HASH_BLOCK_BYTES, SHA256, file_sha256, hash_now
 from asrgate.backends.installation import shipped
 
 try:
@@ -54,7 +54,6 @@ CATALOG_VERSION = 2
 DEFAULT_MODEL = "tiny.en"
 FALLBACK_MODEL = "nano.en"
 
-SHA256 = re.compile(r"[0-9a-f]{64}")
 REVISION = re.compile(r"[0-9a-f]{40}")
 
 
@@ -151,7 +150,7 @@ def identified(path: Path) -> Entry | None:
     Raises:
         CheckpointError: the file is not a checkpoint.
     """
-    return _known(file_sha256(path), file_tensors_sha256(path), read_dimensions(path))
+    return _known(file_sha256(path), file_tensors_sha256(path), dimensions_of(path))
 
 
 def _known(sha256: str, tensors_sha256: str | None, dimensions: Mapping[str, int]) -> Entry | None:
@@ -177,7 +176,7 @@ def _holds(path: Path, entry: Entry) -> bool:
         return False
     try:
         # dimensions first: they cost nothing, and a model of another size need not be hashed
-        return read_dimensions(path) == entry.dimensions and file_tensors_sha256(path) == entry.tensors_sha256
+        return dimensions_of(path) == entry.dimensions and file_tensors_sha256(path) == entry.tensors_sha256
     except AsrgateError:
         return False  # a broken file with another name is no reason to stop
 
@@ -324,7 +323,7 @@ def _from_path(path: Path) -> Checkpoint:
 
 
 def _checkpoint(name: str, path: Path, entry: Entry | None = None) -> Checkpoint:
-    dimensions, found = read_dimensions(path), file_sha256(path)
+    dimensions, found = dimensions_of(path), file_sha256(path)
     if entry is not None and entry.tensors_sha256 is None and found != entry.sha256:
         raise _not_that_model(path, entry, f"its SHA-256 is {found[:12]}…, expected {entry.sha256[:12]}…")
     tensors = file_tensors_sha256(path)

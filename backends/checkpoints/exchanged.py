@@ -12,6 +12,7 @@ special tokens keep their place.
 from __future__ import annotations
 
 import shutil
+import sys
 import zipfile
 from dataclasses import replace
 from importlib.util import find_spec
@@ -19,7 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from asrgate.backends import child_process
 from asrgate.backends.base import Checkpoint
+from asrgate.backends.checkpoints import apart
 from asrgate.backends.checkpoints.cache import cache_dir
 from asrgate.backends.checkpoints.conversions.tokenizer_json import openai_ranks
 from asrgate.backends.checkpoints.file import (
@@ -67,19 +70,34 @@ def exchange(is_multilingual: bool, seed: int) -> np.ndarray:
 def derive(checkpoint: Checkpoint, folder: Path, seed: int) -> Checkpoint:
     """Write the checkpoint with its words exchanged into a folder; return it, under the name of the original.
 
+    A process of its own reads and writes it (`main` here).
+
     Raises:
         CheckpointError: openai-whisper is missing, the file changed or cannot be read or written.
     """
-    places = exchange(checkpoint.is_multilingual, seed)
     target = folder / checkpoint.path.name
-    read_dimensions(checkpoint.path)
-    with opened(checkpoint.path) as archive:
-        _, tensors = described(checkpoint.path, archive)
+    vocabulary = "multilingual" if checkpoint.is_multilingual else "english"
+    apart.answer(
+        __name__, checkpoint.path, target, vocabulary, seed, size_bytes=checkpoint.path.stat().st_size
+    )
+    return replace(checkpoint, path=target, sha256=hash_now(target), tensors_sha256=None)
+
+
+def write(path: Path, target: Path, places: np.ndarray) -> None:
+    """Write the checkpoint with row i of its embedding at `places[i]`.
+
+    Raises:
+        CheckpointError: it cannot be read or written.
+    """
+    read_dimensions(path)
+    with opened(path) as archive:
+        _, tensors = described(path, archive)
         tensor = tensors[EMBEDDING]
         rows, width = tensor.shape
         if tensor.strides != (width, 1):
-            raise CheckpointError(f"{checkpoint.path}: {EMBEDDING} is not stored row by row; save it anew")
+            raise CheckpointError(f"{path}: {EMBEDDING} is not stored row by row; save it anew")
         place = member_of(archive, f"data/{tensor.storage.key}")
+        _refuse_swelling(path, archive)
         try:
             with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as written:
                 for entry in archive.infolist():
@@ -91,11 +109,35 @@ def derive(checkpoint: Checkpoint, folder: Path, seed: int) -> Checkpoint:
                         content = numbers.tobytes()
                     written.writestr(entry.filename, content)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"cannot derive a checkpoint from {checkpoint.path}: {error}") from error
-    return replace(checkpoint, path=target, sha256=hash_now(target), tensors_sha256=None)
+            raise CheckpointError(f"cannot derive a checkpoint from {path}: {error}") from error
+
+
+def _refuse_swelling(path: Path, archive: zipfile.ZipFile) -> None:
+    # members that no tensor needs were not checked: they may be compressed, or lie over each other
+    entries, file_bytes = archive.infolist(), path.stat().st_size
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or file_bytes < sum(
+        entry.file_size for entry in entries
+    ):
+        raise CheckpointError(f"{path} unpacks to more than it has; save it anew with torch.save")
 
 
 def forget(checkpoint: Checkpoint) -> None:
     """Delete what backends converted a derived checkpoint into: names in the cache begin with its hash."""
     for found in cache_dir().glob(f"*/{checkpoint.sha256}-*"):
         shutil.rmtree(found, ignore_errors=True) if found.is_dir() else found.unlink(missing_ok=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Derive in this process, and tell `apart.answer` how it went."""
+    path, target, vocabulary, seed = arguments
+
+    def work() -> None:
+        places = exchange(vocabulary == "multilingual", int(seed))
+        child_process.limit_memory(apart.MEMORY_BYTES + 8 * Path(path).stat().st_size)
+        write(Path(path), Path(target), places)
+
+    return apart.serve(work, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -80,7 +80,7 @@ def read_dimensions(path: Path) -> dict[str, int]:
     Raises:
         CheckpointError: not a checkpoint, truncated, incomplete, or a pickle that would run code.
     """
-    _check_is_file(path)
+    check_is_file(path)
     with opened(path) as archive:
         dimensions, tensors = described(path, archive)
         _check_tensors(path, archive, dimensions, tensors)
@@ -167,7 +167,8 @@ def expected_tensors(dimensions: Mapping[str, int]) -> dict[str, tuple[int, ...]
     return shapes
 
 
-def _check_is_file(path: Path) -> None:
+def check_is_file(path: Path) -> None:
+    """Raise CheckpointError unless the path is a regular file that is not empty."""
     if path.is_dir():
         inside = sorted(found.name for found in path.glob("*.pt"))
         hint = f"; it contains {', '.join(inside)}" if inside else ""
@@ -378,7 +379,7 @@ def described(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, int], dic
             f"{path} is not a checkpoint in OpenAI's format (a dict of dims and model_state_dict): "
             f"{type(error).__name__}: {str(error)[:200]}"
         ) from error
-    return _sane_dimensions(path, dimensions), tensors
+    return checked_dimensions(path, dimensions), tensors
 
 
 def member_of(archive: zipfile.ZipFile, name: str) -> str:
@@ -387,7 +388,8 @@ def member_of(archive: zipfile.ZipFile, name: str) -> str:
     return f"{top}/{name}"
 
 
-def _sane_dimensions(path: Path, dims: Any) -> dict[str, int]:
+def checked_dimensions(path: Path, dims: Any) -> dict[str, int]:
+    """Return a file's ten dimensions in order. Raises CheckpointError: no Whisper has them."""
     if not isinstance(dims, dict) or set(dims) != set(DIMENSIONS):
         missing = [name for name in DIMENSIONS if not isinstance(dims, dict) or name not in dims]
         extra = [str(name) for name in dims if name not in DIMENSIONS] if isinstance(dims, dict) else []

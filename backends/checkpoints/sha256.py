@@ -1,10 +1,11 @@
-"""SHA-256 of files, stored in the cache so that gigabytes are not hashed at every start."""
+"""SHA-256 of files, and what else was found of them, stored so that gigabytes are not read at every start."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from asrgate.backends.base import AsrgateError
 from asrgate.backends.checkpoints.cache import cache_dir, make_folder, replaced_whole
 
 HASH_BLOCK_BYTES = 1 << 20
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def file_sha256(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
@@ -28,14 +30,14 @@ def file_sha256(path: Path, progress: Callable[[int, int], None] | None = None) 
 
 
 def remembered(path: Path, what: str, compute: Callable[[], str]) -> str:
-    """Return a digest of a file from the cache, or compute and store it there.
+    """Return what was found of a file from the cache, or compute and store it there.
 
-    A stored digest is valid as long as the file's path, size and modification time are the same.
+    A stored text is valid as long as the file's path, size and modification time are the same.
 
     Args:
         path: the file.
-        what: the kind of digest, which is also the name of its folder in the cache.
-        compute: returns the digest of the file as it is now.
+        what: what was found, such as a digest; also the name of its folder in the cache.
+        compute: finds it in the file as it is now.
 
     Raises:
         AsrgateError: the file cannot be read.

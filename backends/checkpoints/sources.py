@@ -25,8 +25,8 @@ from asrgate.backends.checkpoints.download import (
     fetch_unverified,
     why_unreachable,
 )
-from asrgate.backends.checkpoints.file import CheckpointError, expected_tensors, read_dimensions, read_tensors
-from asrgate.backends.checkpoints.tensor_digest import tensors_sha256
+from asrgate.backends.checkpoints.file import CheckpointError, expected_tensors
+from asrgate.backends.checkpoints.identity import identity_now
 
 if TYPE_CHECKING:
     from asrgate.backends.checkpoints.catalog import Entry
@@ -281,8 +281,7 @@ def _take(source: Path, where: str, entry: Entry, target: Path, accept: str | No
 
 
 def _why_other(path: Path, entry: Entry, accept: str | None) -> tuple[str, str, dict[str, int]]:
-    dimensions = read_dimensions(path)
-    digest = tensors_sha256(read_tensors(path, by_name=True))  # of the bytes as they are now
+    dimensions, digest = identity_now(path)
     expected = accept or entry.tensors_sha256
     if digest != expected:
         return f"the digest of their tensors is {digest}, expected {expected}", digest, dimensions

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
-
-from asrgate.backends.checkpoints.file import read_tensors
-from asrgate.backends.checkpoints.sha256 import remembered
 
 
 def tensors_sha256(tensors: Iterable[tuple[str, np.ndarray]]) -> str:
@@ -53,13 +49,3 @@ def as_float16(values: np.ndarray) -> np.ndarray | None:
         widened = halves.astype("<f4")
     is_same = np.array_equal(widened.view("<u4"), np.ascontiguousarray(values, dtype="<f4").view("<u4"))
     return halves if is_same else None
-
-
-def file_tensors_sha256(path: Path) -> str:
-    """Return the digest of the tensors in a checkpoint of OpenAI's format, cached like file hashes.
-
-    Raises:
-        CheckpointError: the file is not a checkpoint.
-        AsrgateError: it cannot be read.
-    """
-    return remembered(path, "tensors_sha256", lambda: tensors_sha256(read_tensors(path, by_name=True)))

@@ -7,12 +7,10 @@ import json
 import os
 import shutil
 import sys
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,14 +21,12 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from asrgate.backends.base import Checkpoint
 from asrgate.backends.checkpoints import catalog, containers, download, sources
 from asrgate.backends.checkpoints.cache import replaced_whole
 from asrgate.backends.checkpoints.catalog import CheckpointError, Entry
 from asrgate.backends.checkpoints.conversions import ctranslate2_model
-from asrgate.backends.checkpoints.file import read_dimensions, read_tensors
+from asrgate.backends.checkpoints.identity import dimensions_of, file_tensors_sha256, identity_now
 from asrgate.backends.checkpoints.sha256 import file_sha256, hash_now
-from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256, tensors_sha256
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -200,7 +196,7 @@ def _verify(args: argparse.Namespace) -> int:
         with _progress(name) as progress:
             found = hash_now(path, progress)
         if entry is None:
-            read_dimensions(path)
+            dimensions_of(path)
             print(f"{name}  {found}  intact, not in the catalogue  {path}")
         elif found == entry.sha256:
             print(f"{name}  {found}  matches the catalogue  {path}")
@@ -215,8 +211,8 @@ def _verify(args: argparse.Namespace) -> int:
 def _holds(entry: Entry, path: Path, sha256: str) -> bool:
     try:
         # of the bytes as they are now, not the stored digest
-        digest = tensors_sha256(read_tensors(path, by_name=True))
-        return entry.is_model(sha256, digest, read_dimensions(path))
+        dimensions, digest = identity_now(path)
+        return entry.is_model(sha256, digest, dimensions)
     except CheckpointError:
         return False
 
@@ -238,13 +234,13 @@ def _import(args: argparse.Namespace) -> int:
         raise CheckpointError(f"{name!r} is not a plain file name; pass one with --name, such as my-model")
     target = catalog.imported_folder() / f"{name}.pt"
     converted = containers.imported(source)
-    dimensions, digest = read_dimensions(converted), file_tensors_sha256(converted)
+    dimensions, digest = dimensions_of(converted), file_tensors_sha256(converted)
     entry = catalog.identified(converted)
     if name in catalog.catalogue() and (entry is None or entry.name != name):
         raise CheckpointError(
             f"{source} does not hold {name}, which is a model of the catalogue; pass another name with --name"
         )
-    if target.exists() and (read_dimensions(target), file_tensors_sha256(target)) != (dimensions, digest):
+    if target.exists() and (dimensions_of(target), file_tensors_sha256(target)) != (dimensions, digest):
         raise CheckpointError(
             f"{target} holds another model; pass another name with --name, or delete that file"
         )
@@ -275,34 +271,9 @@ def _short(d: dict[str, int]) -> str:
 
 def _export(args: argparse.Namespace) -> int:
     source = catalog.resolve(args.name)
-    if args.format == "npz":
-        write_npz(source, args.output)
-    else:
-        containers.export(source, args.format, args.output)
+    containers.export(source, args.format, args.output)
     print(args.output)
     return 0
-
-
-def write_npz(source: Checkpoint, target: Path) -> None:
-    """Write every tensor under its own name to a NumPy archive, one at a time and atomically.
-
-    Raises:
-        CheckpointError: the folder is missing, or the disk is full.
-    """
-    if not target.parent.is_dir():
-        raise CheckpointError(
-            f"cannot write {target.name}: the folder {target.parent} does not exist; create it first"
-        )
-    try:
-        with (
-            replaced_whole(target) as temporary,
-            zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
-        ):
-            for name, values in read_tensors(source.path):
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, values, allow_pickle=False)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
 
 
 def _own_files() -> list[Path]:

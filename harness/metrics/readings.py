@@ -124,10 +124,14 @@ def _aligned(
 ) -> Iterator[tuple[list[str], list[str]]]:
     """Yield the passages in which two texts differ; word by word where they are of equal length.
 
+    Nothing of texts that are too long to be aligned: no word of one is known to stand for one of the other.
+
     Args:
         folded: whether words that differ in their case alone are equal.
     """
-    if not said or not heard or word_errors.is_too_long(len(said), len(heard)):
+    if word_errors.is_too_long(len(said), len(heard)):
+        return
+    if not said or not heard:
         yield said, heard
         return
     reference, text = (" ".join(w.lower() if folded else w for w in words) for words in (said, heard))

@@ -20,6 +20,7 @@ from asrgate.harness.record_types import (
 )
 
 MOST_CELLS = 1 << 36  # of two texts' lengths multiplied: those of four hours of speech in characters
+LONGEST = 500_000  # words or characters of either: of eight hours of speech
 
 
 def is_answered(sample: Sample) -> bool:
@@ -73,16 +74,21 @@ def aligned(reference: str, text: str) -> WordCounts:
 
     Of two texts that are too long to be aligned in seconds, all words count as wrong unless they are equal.
     """
-    counts = (len(reference.split()), len(text.split()))
+    counts = (word_count(reference), word_count(text))
     if is_too_long(*counts):
         return _all_wrong(*counts) if reference != text else WordCounts(0, 0, 0)
     words = jiwer.process_words(reference, text)
     return WordCounts(words.substitutions, words.deletions, words.insertions)
 
 
+def word_count(text: str) -> int:
+    """Return the number of words in a normalised text: they are joined by single spaces."""
+    return text.count(" ") + 1 if text else 0
+
+
 def is_too_long(one: int, other: int) -> bool:
     """Whether two texts of so many words, or characters, cannot be aligned in seconds."""
-    return one * other > MOST_CELLS
+    return one * other > MOST_CELLS or max(one, other) > LONGEST
 
 
 def _all_wrong(reference: int, output: int) -> WordCounts:
@@ -126,7 +132,7 @@ class Texts:
 
     def words(self, text: str, clip: str) -> int:
         """Return a text's number of words, normalised."""
-        return len(self.normalised(text, clip).split())
+        return word_count(self.normalised(text, clip))
 
     def is_unspaced(self, clip: str) -> bool:
         """Whether the clip's text is in a language written without spaces between words."""
@@ -278,7 +284,7 @@ def _clip_errors(clip: ClipRecord, said: str, sample: Sample | None, texts: Text
     # if a language has no spaces, the normaliser added those between its letters
     spelled = texts.is_unspaced(clip["name"])
     letters, heard = (t.replace(" ", "") if spelled else t for t in (reference, text))
-    reference_words = len(reference.split())
+    reference_words = word_count(reference)
     return {
         "clip": clip["name"],
         "wer": ratio(words.edits, reference_words),
@@ -286,7 +292,7 @@ def _clip_errors(clip: ClipRecord, said: str, sample: Sample | None, texts: Text
         "deletions": words.deletions,
         "insertions": words.insertions,
         "reference_words": reference_words,
-        "output_words": len(text.split()),
+        "output_words": word_count(text),
         "character_errors": _character_errors(letters, heard),
         "reference_characters": len(letters),
         "exact": sample is not None and text == reference,

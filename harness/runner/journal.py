@@ -3,7 +3,8 @@
 `journal.jsonl` lies in the run's folder while the run goes on and is removed once a complete run.json is
 there. It is only ever appended to. Lines are JSON objects with `at`, when they were written, and one of:
 
-    {"plan": {...}, "run_id", "started_at", "argv"}     the first line: what a resumed run must repeat
+    {"plan": {...}, "run_id", "started_at", "argv"}     the first line: what a resumed run must repeat; an
+                                                argument that is not UTF-8 is {"hex": its bytes}
     {"attempt": {"host", "versions"}}                   a process began to measure
     {"sample": {...}, "variant"}                        as in the record, with the number of its attempt
     {"round": {...}}                                    as in the record
@@ -130,6 +131,15 @@ class Journal:
         return record.RecordError(f"cannot write {self._path}: {error.strerror}")
 
 
+def as_kept(argument: str) -> str | dict[str, str]:
+    """Return an argument as the first line holds it: JSON has no place for bytes that are not UTF-8."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return {"hex": os.fsencode(argument).hex()}
+    return argument
+
+
 def read(folder: Path) -> Kept:
     """Read the journal of a run that did not come to its end.
 
@@ -165,15 +175,24 @@ def read(folder: Path) -> Kept:
             f"{path} has journal_version {good[0].get('journal_version')!r}; this asrgate reads {VERSION}"
         )
     for number, line in enumerate(good, start=1):
-        kind = next((kind for kind in _validators() if kind in line), None)
-        first = None if kind is None else next(iter(_validators()[kind].iter_errors(line)), None)
-        if first is not None:
-            place = "/".join(map(str, first.instance_path)) or "the line"
-            raise JournalError(
-                f"line {number} of {path} is not as asrgate writes it, at {place}: {first.message[:300]}; "
-                "start a new run"
-            )
+        why = _fault(line, is_first=number == 1)
+        if why:
+            raise JournalError(f"line {number} of {path} is not as asrgate writes it{why}; start a new run")
+    good[0]["argv"] = [
+        part if isinstance(part, str) else os.fsdecode(bytes.fromhex(part["hex"])) for part in good[0]["argv"]
+    ]
     return _sorted(Kept(folder, good[0], size_bytes=kept_bytes), good[1:])
+
+
+def _fault(line: Mapping[str, Any], *, is_first: bool) -> str:
+    """Say what is wrong with a line, or return ""."""
+    kinds = [kind for kind in _validators() if kind in line]
+    if len(kinds) != 1 or (kinds == ["plan"]) is not is_first:
+        return f": it is of {' and '.join(kinds) or 'no known kind'}"
+    first = next(iter(_validators()[kinds[0]].iter_errors(line)), None)
+    if first is None:
+        return ""
+    return f", at {'/'.join(map(str, first.instance_path)) or 'the line'}: {first.message[:300]}"
 
 
 @cache
@@ -186,6 +205,7 @@ def _validators() -> dict[str, Any]:
     def fields(**needed: Any) -> dict[str, Any]:
         return {"type": "object", "required": [*needed], "properties": needed}
 
+    argv = {"type": "array", "items": {"anyOf": [text, fields(hex={**text, "pattern": "^([0-9a-f]{2})*$"})]}}
     plan = fields(
         weights={"type": ["string", "null"]},
         settings=an_object,
@@ -198,7 +218,7 @@ def _validators() -> dict[str, Any]:
         **fields(status={"enum": ["error", "unavailable"]}, error=text, remedy={"type": ["string", "null"]}),
     }
     kinds = {
-        "plan": fields(plan=plan, run_id=run_id, started_at=text, argv=texts),
+        "plan": fields(plan=plan, run_id=run_id, started_at=text, argv=argv),
         "attempt": fields(attempt=fields(host=an_object, versions=an_object)),
         "sample": fields(sample=record.schema_of(*SAMPLE), variant=text),
         "round": fields(round=record.schema_of("properties", "rounds", "items")),

@@ -176,11 +176,13 @@ class RunState:
             self._journal.close()
 
     def _begin(self, kept: journal.Kept | None) -> journal.Journal:
+        record.sweep(self.folder)
         opened = journal.Journal(self.folder, kept.size_bytes if kept else 0)
         if kept is None:
             head = {"run_id": self.record["run_id"], "started_at": self.record["started_at"]}
             plan = resume.fingerprint(self.record)
-            opened.add("plan", plan, journal_version=journal.VERSION, argv=self.plan.command[1:], **head)
+            argv = [journal.as_kept(argument) for argument in self.plan.command[1:]]
+            opened.add("plan", plan, journal_version=journal.VERSION, argv=argv, **head)
         opened.add("attempt", {"host": self.record["host"], "versions": self.record["versions"]})
         opened.sync()
         return opened

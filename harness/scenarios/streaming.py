@@ -68,7 +68,7 @@ class Streaming(Scenario):
             "transcribes all audio so far again",
             _streams_cell,
             is_number=False,
-            importance=10,
+            importance=9,
         ),
         Column(
             "final s",

@@ -22,7 +22,6 @@ figure means: raw values go to the parent, which believes none of its times.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -35,6 +34,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from asrgate import lifeline
 from asrgate.harness.worker import process_tree, sandbox
 from asrgate.harness.worker.messages import Channel, Ended
 
@@ -48,7 +48,7 @@ MOST_BYTES = (1 << 31) - 1  # what the parent sends is trusted; without memory f
 
 def main() -> None:
     """Serve the parent until it closes the connection."""
-    _die_with_parent()
+    lifeline.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends its workers
     process_tree.become_subreaper()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
@@ -284,13 +284,6 @@ def _describe(error: BaseException) -> dict[str, Any]:
         "unavailable": isinstance(error, BackendUnavailable),
         "remedy": getattr(error, "remedy", None),
     }
-
-
-def _die_with_parent() -> None:
-    """As backends.child_process, whose import starts numpy's threads."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 if __name__ == "__main__":

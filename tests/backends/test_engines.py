@@ -20,6 +20,7 @@ from asrgate.backends.checkpoints.catalog import resolve
 from asrgate.backends.checkpoints.conversions.ctranslate2_model import build, converted_folder
 from asrgate.backends.faster_whisper import FasterWhisper
 from asrgate.backends.openai_whisper import WhisperCpu
+from asrgate.backends.whisper_common import stage_clock
 from asrgate.backends.whisper_common.stage_clock import StageClock
 
 ENGINES = [WhisperCpu, FasterWhisper]
@@ -250,15 +251,22 @@ def test_both_know_the_same_languages(fake: Callable[..., Path]) -> None:
 # --- stages ---------------------------------------------------------------------------------------------
 
 
-def test_stage_seconds_are_of_one_call_and_wait_for_the_device() -> None:
+def test_stage_seconds_are_of_one_call_and_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = 0
+
+    def passes(seconds: float) -> None:
+        nonlocal now_ns
+        now_ns += round(seconds * 1e9)
+
+    monkeypatch.setattr(stage_clock, "perf_counter_ns", lambda: now_ns)
     waits: list[int] = []
     clock = StageClock(lambda: waits.append(1))
-    encode = clock.timed("encode", time.sleep)
+    encode = clock.timed("encode", passes)
     with clock.call():
         encode(0.02)
         encode(0.02)
-        time.sleep(0.03)
-    assert 0.04 <= clock.seconds["encode"] < 0.06 and 0.03 <= clock.seconds["decode"] < 0.05
+        passes(0.03)
+    assert clock.seconds == pytest.approx({"encode": 0.04, "decode": 0.03})
     assert len(waits) == 5, "before and after each stage, and at the end of the call"
     with clock.call():
         pass

@@ -99,7 +99,6 @@ FILES = {
 }
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("command", READERS)
 @pytest.mark.parametrize("make", FILES, ids=lambda make: make.__name__)
 def test_a_file_that_is_no_record_is_refused(
@@ -211,6 +210,7 @@ HEAD = {
     "journal_version": journal.VERSION,
     "at": "2026-01-01T00:00:00+00:00",
 }
+ATTEMPT = {"attempt": {"host": {}, "versions": {}}, "at": HEAD["at"]}
 SAMPLE = {"variant": "a@cpu/int8", "sample": a_sample(make_run()), "at": HEAD["at"]}
 
 
@@ -252,6 +252,14 @@ def changed(line: Any, *place: str, value: object) -> Any:
         [HEAD, {"failure": {"samples": []}, "variant": "a@cpu/int8", "at": HEAD["at"]}],
         [HEAD, {"host": {}, "at": HEAD["at"]}],
         [HEAD, {"retry": 1, "at": HEAD["at"]}],
+        [HEAD, ATTEMPT, {}],
+        [HEAD, ATTEMPT, {"at": HEAD["at"]}],
+        [HEAD, ATTEMPT, HEAD],
+        [HEAD, ATTEMPT, {**HEAD, "sample": {}}],
+        [HEAD, {**ATTEMPT, "sample": 3}],
+        [HEAD | ATTEMPT],
+        [changed(HEAD, "argv", value=["run", {"hex": "6"}])],
+        [changed(HEAD, "argv", value=["run", {"hex": 7}])],
     ],
     ids=lambda lines: json.dumps(lines[-1])[:60],
 )
@@ -273,7 +281,6 @@ def test_half_of_a_surrogate_pair_in_a_journal_is_damage(tmp_path: Path) -> None
         journal.read(journal_of(tmp_path, line, SAMPLE))
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("make", [pipe, device, too_large], ids=lambda make: make.__name__)
 def test_a_journal_that_is_no_regular_file_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -157,3 +158,17 @@ def test_an_older_record_has_no_digest_and_gets_none(tmp_path: Path) -> None:
     assert context.describe(read)["record"] == "no digest: it is older than asrgate's digests"
     told = context.describe(stamped())["record"]
     assert told == f"digest {stamped()['digest'][:12]}"
+
+
+def test_a_signal_while_a_file_is_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "run.json").write_text("before")
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        record.write_text(tmp_path / "run.json", "after")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert (tmp_path / "run.json").read_text() == "before"

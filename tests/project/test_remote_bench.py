@@ -107,7 +107,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
     log = (folder / "log").open("w")
     daemon = subprocess.Popen([SSHD, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log)
     try:
-        for _ in range(100):
+        for _ in range(1000):
             if answers(found):
                 break
             assert daemon.poll() is None, (folder / "log").read_text()
@@ -197,7 +197,7 @@ def bench(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[in
     return call
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+def wait_for(condition: Callable[[], bool], seconds: float = 200.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -339,13 +339,12 @@ def test_set_up_by_make_and_its_failure(
 def test_stopping_it_stops_the_other_machine(
     start: Callable[..., subprocess.Popen[str]], remote: Remote, tmp_path: Path, kill: signal.Signals
 ) -> None:
-    process = start("there", then="exec sleep 300")
-    assert wait_for((remote.seen / "pid").exists)
+    process = start("there", then=f"touch {remote.seen}/begun; exec sleep 300")
+    assert wait_for((remote.seen / "begun").exists)
     assert remote.left()
-    time.sleep(0.3)
     job = int((remote.seen / "pid").read_text())
     process.send_signal(kill)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     assert process.returncode == 128 + kill
     assert not psutil.pid_exists(job)
     assert remote.left() == [], "it has waited for the other machine to clean up"
@@ -355,9 +354,8 @@ def test_stopping_it_stops_the_other_machine(
 def test_lost_connection_ends_the_run_and_cleans_up(
     start: Callable[..., subprocess.Popen[str]], remote: Remote
 ) -> None:
-    process = start("there", then="trap '' TERM; while :; do sleep 1; done")
-    assert wait_for((remote.seen / "pid").exists)
-    time.sleep(0.3)
+    process = start("there", then=f"trap '' TERM; touch {remote.seen}/begun; while :; do sleep 1; done")
+    assert wait_for((remote.seen / "begun").exists)
     job = int((remote.seen / "pid").read_text())
     os.killpg(process.pid, signal.SIGKILL)  # the script and its ssh, as a power cut would
     assert wait_for(lambda: not remote.left()), remote.left()

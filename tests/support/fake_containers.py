@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from asrgate.backends.checkpoints.containers import __main__ as child
 from asrgate.backends.checkpoints.file import CheckpointError, read_dimensions, read_tensors
-from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256
+from asrgate.backends.checkpoints.identity import file_tensors_sha256
 
 NAMES = {"ctranslate2": "ct2", "huggingface": "hf", "ggml": "ggml-fake.bin"}
 SHAPES: dict[str, dict[str, Any]] = {

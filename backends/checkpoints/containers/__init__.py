@@ -12,17 +12,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 from pathlib import Path
 
-from asrgate.backends import child_process, temporary
+from asrgate.backends import temporary
 from asrgate.backends.base import Checkpoint
+from asrgate.backends.checkpoints import apart
 from asrgate.backends.checkpoints.cache import cache_dir, locked, replaced_whole
 from asrgate.backends.checkpoints.containers import ctranslate2, ggml, huggingface, openai_format
 from asrgate.backends.checkpoints.file import CheckpointError
 from asrgate.backends.checkpoints.sha256 import file_sha256
 
-__all__ = ["EXPORTS", "KINDS", "default_name", "export", "import_file", "imported", "kind_of"]
+__all__ = [
+    "EXPORTS",
+    "KINDS",
+    "default_name",
+    "export",
+    "import_file",
+    "imported",
+    "kind_of",
+    "size_bytes",
+]
 
 KINDS = {
     "ctranslate2": "a CTranslate2 folder (model.bin)",
@@ -31,6 +40,7 @@ KINDS = {
     "openai": "a .pt file",
 }
 EXPORTS = ("ctranslate2", "huggingface", "ggml")
+FILES = {"ggml": "a whisper.cpp model", "npz": "a NumPy archive"}  # what else is written is a folder
 IMPORT_VERSION = 1
 # History: 1 = first version.
 START_BYTES = 512
@@ -99,7 +109,7 @@ def import_file(source: Path, target: Path) -> None:
     _known(source)
     try:
         with replaced_whole(target) as made:
-            _run("import", source, made)
+            apart.answer(f"{__name__}.__main__", "import", source, made, size_bytes=size_bytes(source))
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
 
@@ -109,7 +119,7 @@ def export(checkpoint: Checkpoint, kind: str, target: Path) -> None:
 
     Args:
         checkpoint: the weights.
-        kind: one of EXPORTS; "ggml" is a file, the others are folders.
+        kind: one of EXPORTS, or "npz": every tensor under its own name; those of FILES are files.
         target: the file, or the folder, which must be absent or empty.
 
     Raises:
@@ -120,18 +130,20 @@ def export(checkpoint: Checkpoint, kind: str, target: Path) -> None:
             f"cannot write {target.name}: the folder {target.absolute().parent} does not exist; "
             "create it first"
         )
-    is_file = kind == "ggml"
+    is_file = kind in FILES
     if is_file and target.is_dir():
-        raise CheckpointError(
-            f"{target} is a folder; a whisper.cpp model is a file, such as {target}/{kind}.bin"
-        )
+        raise CheckpointError(f"{target} is a folder; {FILES[kind]} is a file, such as {target}/{kind}.bin")
     if not is_file and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} already exists and is not an empty folder; choose a new one")
     target = target.absolute()
     try:
         with temporary.beside(target) as work:
             made = work / "made"
-            _run("export", kind, checkpoint.path.absolute(), checkpoint.sha256, made)
+            apart.answer(
+                f"{__name__}.__main__",
+                *("export", kind, checkpoint.path.absolute(), checkpoint.sha256, made),
+                size_bytes=checkpoint.path.stat().st_size,
+            )
             os.replace(made, target)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror}") from error
@@ -148,27 +160,22 @@ def _known(source: Path) -> str:
     )
 
 
+def _files(kind: str, source: Path) -> list[Path]:
+    if kind == "ctranslate2":
+        return ctranslate2.files(source)
+    return huggingface.files(source) if kind == "huggingface" else [source]
+
+
+def size_bytes(source: Path) -> int:
+    """Return the size of all files that an import of a source reads."""
+    return sum(path.stat().st_size for path in _files(_known(source), source))
+
+
 def _key(source: Path) -> str:
     kind = _known(source)
-    if kind == "ctranslate2":
-        files = ctranslate2.files(source)
-    elif kind == "huggingface":
-        files = huggingface.files(source)
-    else:
-        files = [source]
+    files = _files(kind, source)
     # an index names its shards; otherwise a file under another name is the same model
     names = [path.name if kind == "huggingface" else "" for path in files]
     hashes = [f"{name} {file_sha256(path)}" for name, path in zip(names, files, strict=True)]
     parts = [str(IMPORT_VERSION), kind, *hashes]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _run(*arguments: object) -> None:
-    command = child_process.command(__name__, *arguments)
-    done = subprocess.run(
-        command, env=child_process.environment(), capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        killed = "the process that reads the weights was killed; is there enough memory?"
-        raise CheckpointError(lines[-1] if lines and done.returncode == 1 else killed)

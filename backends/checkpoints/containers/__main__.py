@@ -1,4 +1,4 @@
-"""Imports or exports in this process, which may load torch; a failure is one line on stderr.
+"""Imports or exports in this process, which may load torch. checkpoints/apart.py starts it.
 
 python -m asrgate.backends.checkpoints.containers import SOURCE TARGET.pt
 python -m asrgate.backends.checkpoints.containers export KIND CHECKPOINT.pt <SHA-256 of it> TARGET
@@ -7,6 +7,7 @@ python -m asrgate.backends.checkpoints.containers export KIND CHECKPOINT.pt <SHA
 from __future__ import annotations
 
 import sys
+import zipfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from asrgate.backends import child_process
-from asrgate.backends.base import AsrgateError, Checkpoint
+from asrgate.backends.base import Checkpoint
+from asrgate.backends.checkpoints import apart, containers
 from asrgate.backends.checkpoints.containers import ctranslate2, ggml, huggingface, kind_of, openai_format
 from asrgate.backends.checkpoints.containers.contents import Contents
 from asrgate.backends.checkpoints.conversions import ctranslate2_model, ggml_model
-from asrgate.backends.checkpoints.file import CheckpointError, read_dimensions
+from asrgate.backends.checkpoints.file import CheckpointError, read_dimensions, read_tensors
 from asrgate.backends.checkpoints.sha256 import file_sha256
-from asrgate.backends.checkpoints.tensor_digest import as_float16, file_tensors_sha256, tensors_sha256
+from asrgate.backends.checkpoints.tensor_digest import as_float16, tensors_sha256
 
 
 def import_source(source: Path, target: Path) -> None:
@@ -50,6 +52,9 @@ def export(kind: str, path: Path, sha256: str, target: Path) -> None:
     if file_sha256(path) != sha256:
         raise CheckpointError(f"{path} changed after it was checked; export it again")
     dimensions, tensors = openai_format.read(path)
+    if kind == "npz":
+        write_npz(tensors, target)
+        return
     if kind == "ggml":
         _refuse_inexact(path)
         with target.open("wb") as file:
@@ -61,9 +66,17 @@ def export(kind: str, path: Path, sha256: str, target: Path) -> None:
         else:
             huggingface.write(target, dimensions, openai_format.in_one_type(_loaders(tensors)))
     back = contents_of(kind, target)
-    same = tensors_sha256(back.by_name()) == file_tensors_sha256(path)
+    same = tensors_sha256(back.by_name()) == tensors_sha256(read_tensors(path, by_name=True))
     if back.dimensions != read_dimensions(path) or not same:
         raise CheckpointError(f"{path} is not preserved exactly by {kind}; please report this")
+
+
+def write_npz(tensors: Iterable[tuple[str, np.ndarray]], target: Path) -> None:
+    """Write every tensor under its own name to a NumPy archive, one at a time."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for name, values in tensors:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, values, allow_pickle=False)
 
 
 def _loaders(tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, Callable[[], np.ndarray]]:
@@ -82,27 +95,19 @@ def _refuse_inexact(path: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Import or export; if that fails, print the reason in one line and return 1."""
-    child_process.die_with_parent()
-    try:
-        if arguments[0] == "import":
-            import_source(Path(arguments[1]), Path(arguments[2]))
+    """Import or export, and tell `apart.answer` how it went."""
+    import torch  # noqa: F401  # maps more than any limit before there is one
+
+    action, source = arguments[0], Path(arguments[1 if arguments[0] == "import" else 2])
+
+    def work() -> None:
+        child_process.limit_memory(apart.CONVERSION_BYTES + 12 * containers.size_bytes(source))
+        if action == "import":
+            import_source(source, Path(arguments[2]))
         else:
-            export(arguments[1], Path(arguments[2]), arguments[3], Path(arguments[4]))
-    except (AsrgateError, OSError) as error:
-        print(_line(error), file=sys.stderr)
-        return 1
-    except MemoryError:
-        print("there is not enough memory for the weights; close other programs", file=sys.stderr)
-        return 1
-    except Exception as error:  # a hostile file can fail in any way; in any case it has no model
-        print(_line(f"{arguments[1]} cannot be read: {type(error).__name__}: {error}"), file=sys.stderr)
-        return 1
-    return 0
+            export(arguments[1], source, arguments[3], Path(arguments[4]))
 
-
-def _line(message: object) -> str:
-    return " ".join(str(message).split())
+    return apart.serve(work, source)
 
 
 if __name__ == "__main__":

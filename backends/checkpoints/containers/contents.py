@@ -125,17 +125,15 @@ def widened(bits: np.ndarray) -> np.ndarray:
     return (bits.astype("<u4") << 16).view("<f4")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, limit_bytes: int = JSON_LIMIT_BYTES) -> Any:
     """Return the contents of a JSON file.
 
     Raises:
         CheckpointError: it is too large, cannot be read, or is not JSON.
     """
     try:
-        if path.stat().st_size > JSON_LIMIT_BYTES:
-            raise CheckpointError(
-                f"{path} is larger than {JSON_LIMIT_BYTES >> 20} MiB, far more than necessary"
-            )
+        if path.stat().st_size > limit_bytes:
+            raise CheckpointError(f"{path} is larger than {limit_bytes >> 20} MiB, far more than necessary")
         return json.loads(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error

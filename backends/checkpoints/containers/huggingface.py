@@ -31,6 +31,7 @@ SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = "adapter_config.json"
 HEADER_LIMIT_BYTES = 100_000_000  # safetensors' own
+INDEX_LIMIT_BYTES = 2 << 20  # large-v3's is 0.1 MB; the process that starts the import reads it
 EMBEDDING, PROJECTION = "model.decoder.embed_tokens.weight", "proj_out.weight"
 FLOATS = ("F32", "F16", "BF16")  # safetensors' names
 CONFIG = {  # our dimension -> its name in config.json
@@ -167,7 +168,7 @@ def _parts(source: Path) -> Parts:
 
 def _shards(folder: Path) -> list[Path]:
     index = folder / INDEX
-    content = read_json(index)
+    content = read_json(index, INDEX_LIMIT_BYTES)
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError(f"{index} has no weight_map that says which file has which tensor")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,13 +18,8 @@ from typing import Any
 import numpy as np
 
 from asrgate.backends import child_process, temporary
-from asrgate.backends.base import (
-    MULTILINGUAL_VOCAB,
-    AsrgateError,
-    BackendError,
-    BackendUnavailable,
-    Checkpoint,
-)
+from asrgate.backends.base import MULTILINGUAL_VOCAB, BackendError, BackendUnavailable, Checkpoint
+from asrgate.backends.checkpoints import apart
 from asrgate.backends.checkpoints.cache import cache_dir, locked
 from asrgate.backends.checkpoints.catalog import CheckpointError, identified, openai_table
 from asrgate.backends.checkpoints.file import read_dimensions, read_tensors
@@ -66,16 +60,13 @@ def convert(checkpoint: Checkpoint) -> Path:
             return folder  # another process was first
         with temporary.beside(folder) as work:
             made = work / "made"
-            done = subprocess.run(
-                child_process.command(__name__, checkpoint.path, checkpoint.sha256, made),
-                env=child_process.environment(),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode != 0:
-                reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
-                raise BackendError(f"{checkpoint.path} cannot be converted for CTranslate2: {reason}")
+            size_bytes = checkpoint.path.stat().st_size
+            try:
+                apart.answer(__name__, checkpoint.path, checkpoint.sha256, made, size_bytes=size_bytes)
+            except CheckpointError as error:
+                raise BackendError(
+                    f"{checkpoint.path} cannot be converted for CTranslate2: {error}"
+                ) from error
             made.rename(folder)
     return folder
 
@@ -186,18 +177,19 @@ def _norm(spec: Any, tensors: dict[str, np.ndarray], name: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Convert in this process; print the reason in one line and return 1 where that cannot be."""
-    child_process.die_with_parent()
-    path, sha256, folder = arguments
-    try:
-        if file_sha256(Path(path)) != sha256:
+    """Convert in this process, and tell `apart.answer` how it went."""
+    import torch  # noqa: F401  # maps more than any limit before there is one
+
+    path, sha256, folder = Path(arguments[0]), arguments[1], Path(arguments[2])
+
+    def work() -> None:
+        child_process.limit_memory(apart.CONVERSION_BYTES + 12 * path.stat().st_size)
+        if file_sha256(path) != sha256:
             raise CheckpointError(f"{path} changed after it was checked; start the run again")
-        Path(folder).mkdir()
-        build(Path(path), Path(folder))
-    except (AsrgateError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+        folder.mkdir()
+        build(path, folder)
+
+    return apart.serve(work, path)
 
 
 if __name__ == "__main__":

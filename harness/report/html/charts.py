@@ -13,7 +13,7 @@ from asrgate.harness.metrics import bootstrap
 from asrgate.harness.metrics.word_errors import timed
 from asrgate.harness.record_types import Run
 from asrgate.harness.report.columns import figure as written
-from asrgate.harness.report.html import frontier, noise
+from asrgate.harness.report.html import frontier, noise, serving, speed, streams
 from asrgate.harness.report.html.drawing import (
     SLICE_INCHES,
     Chart,
@@ -66,6 +66,7 @@ def draw(run: Run, rows: Sequence[Row], sliced: Mapping[str, Sequence[Slice]]) -
                 found.append(_by_length(measured, sliced[LENGTH]))
         if augment.FIELD in sliced:
             found.append(noise.chart(run, measured, sliced[augment.FIELD]))
+        found += [speed.chart(run, measured), serving.chart(run, measured), streams.chart(run, measured)]
     return {chart.name: chart for chart in found if chart is not None}
 
 

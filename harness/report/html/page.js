@@ -102,7 +102,7 @@
   }
 
   // ---- columns for which a table has no room wait behind "more columns", the least important first
-  const KEPT = 10; // importance of the figures that a ranking is about
+  const KEPT = 10; // importance of the figures that a ranking is about: the first of them stays, and what is above
   const drop = (table, column, isDropped) => {
     for (const row of table.rows) if (row.className !== "why") row.cells[column].classList.toggle("dropped", isDropped);
   };
@@ -111,7 +111,8 @@
     if (!region.clientWidth) return; // folded
     const headings = [...table.tHead.rows[0].cells];
     headings.forEach((_, column) => drop(table, column, false));
-    const spare = headings.map((heading, column) => [Number(heading.dataset.importance || 0), -column]).filter(([importance]) => importance && importance < KEPT);
+    const first = headings.findIndex((heading) => Number(heading.dataset.importance) === KEPT);
+    const spare = headings.map((heading, column) => [Number(heading.dataset.importance || 0), -column]).filter(([importance, column]) => importance && importance <= KEPT && -column !== first);
     spare.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
     const all = more.querySelector("input").checked, count = spare.length;
     table.classList.add("measuring");

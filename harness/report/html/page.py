@@ -23,12 +23,18 @@ from asrgate.harness.report.html.drawing import Chart
 from asrgate.harness.report.html.svg import PALETTE
 from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
 from asrgate.harness.scenarios import registry
+from asrgate.harness.scenarios.scenario import RTFX
 from asrgate.harness.scoring import slices
 
 if TYPE_CHECKING:
     from asrgate.harness.report.history import Series
 
 FOLDER = Path(__file__).parent
+PICTURES = (
+    "quality-speed",
+    "rate-latency",
+    "latency-steadiness",
+)  # of which the first stands beside the ranking
 DRAWN = {LENGTH: "by-length", augment.FIELD: "noise"}  # fields whose slices are drawn too -> the chart's name
 HINTED = 6  # values of a field that are named while its section is closed
 IS_NAME = re.compile(r"^[^@]+-[^@]*@[^@]+/")  # a variant's, which a line could break at a hyphen
@@ -67,7 +73,7 @@ def render(
         facts=[(label, text) for label, text in context.describe(run).items() if text],
         warnings=context.warnings(run),
         groups=_groups(measured),
-        tables=_tables(measured),
+        tables=_tables(measured, registry.of(run).order == RTFX),
         slices=[_slices_section(run, field, found, measured, drawn) for field, found in sliced.items()],
         quality_parts=parts.of_quality(run) if measured else [],
         times_parts=parts.of_times(run) if measured else [],
@@ -99,6 +105,7 @@ def render(
         script_hash=_base64(hashlib.sha256(script.encode()).digest()),
         is_ranked=lambda row: row["group"] == RANKED,
         legend=_legend(measured),
+        picture=next((drawn[name] for name in PICTURES if name in drawn), None),
         rank_meaning=columns.rank(registry.of(run).order.by).meaning,
     )
 
@@ -159,7 +166,7 @@ def _groups(measured: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     return [(group, members) for group, members in found if members]
 
 
-def _tables(measured: Sequence[Row]) -> dict[str, dict[str, Any]]:
+def _tables(measured: Sequence[Row], is_by_rtfx: bool) -> dict[str, dict[str, Any]]:
     """Return the main table and the detailed ones by name, all with the WER.
 
     A column's importance says which go first where the page is narrow; 0 stays.
@@ -171,6 +178,11 @@ def _tables(measured: Sequence[Row]) -> dict[str, dict[str, Any]]:
         ("times", "Time in detail", columns.TIMES),
     ):
         shown = columns.shown(group, measured)
+        if not is_by_rtfx:  # then it may go where the page is narrow
+            shown = [
+                replace(column, importance=min(column.importance, 9)) if column.heading == "RTFx" else column
+                for column in shown
+            ]
         if name != "main":
             shown = [replace(column, importance=1) for column in shown]  # the last first
         found[name] = {

@@ -25,7 +25,7 @@ from asrgate.backends.base import AsrgateError
 from asrgate.backends.checkpoints import catalog
 from asrgate.backends.checkpoints.catalog import CheckpointError, resolve
 from asrgate.backends.checkpoints.download import why_unreachable
-from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256
+from asrgate.backends.checkpoints.identity import file_tensors_sha256
 
 FAR_FROM_FOREVER = 30.0  # seconds: a busy machine takes some, what hangs here takes far longer
 

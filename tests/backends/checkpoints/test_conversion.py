@@ -265,8 +265,8 @@ def test_a_process_that_dies_half_way_leaves_no_conversion(
     killed = tmp_path / "python"
     killed.write_text('#!/bin/sh\nmkdir "$5" && echo partial > "$5/model.bin"\nkill -9 $$\n')
     killed.chmod(0o755)
-    monkeypatch.setattr(ctranslate2_model.sys, "executable", str(killed))
     checkpoint = resolve(str(model))
-    with pytest.raises(BackendError, match="it was killed"):
+    monkeypatch.setattr(ctranslate2_model.sys, "executable", str(killed))
+    with pytest.raises(BackendError, match="was killed"):
         convert(checkpoint)
     assert not [path for path in converted_folder(checkpoint).parent.iterdir() if path.is_dir()]

@@ -18,7 +18,8 @@ from paths import TINY_EN
 from asrgate.backends.checkpoints import catalog
 from asrgate.backends.checkpoints.catalog import CheckpointError, resolve
 from asrgate.backends.checkpoints.file import read_tensors
-from asrgate.backends.checkpoints.tensor_digest import as_float16, file_tensors_sha256, tensors_sha256
+from asrgate.backends.checkpoints.identity import file_tensors_sha256
+from asrgate.backends.checkpoints.tensor_digest import as_float16, tensors_sha256
 from asrgate.harness import record
 from asrgate.harness.regression import preconditions
 from asrgate.harness.report import context, history, readme

@@ -28,8 +28,8 @@ from asrgate.backends.checkpoints import catalog, pip_wheels, sources
 from asrgate.backends.checkpoints.catalog import CheckpointError, Entry
 from asrgate.backends.checkpoints.download import DownloadError
 from asrgate.backends.checkpoints.file import read_dimensions
+from asrgate.backends.checkpoints.identity import file_tensors_sha256
 from asrgate.backends.checkpoints.sources import NoSourceError, fetch
-from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256
 
 pytestmark = [
     pytest.mark.slow,

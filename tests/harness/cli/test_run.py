@@ -251,7 +251,7 @@ def test_interruption_saves_what_was_measured(
     workers = psutil.Process(process.pid).children(recursive=True)
     assert workers
     process.send_signal(number)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=280)
     assert process.returncode == 130, said
     assert "stopped by the user" in said
     run = record.read(tmp_path / "latest")
@@ -259,7 +259,7 @@ def test_interruption_saves_what_was_measured(
     assert run["interrupted"]
     assert len(by_name(run)["slow"]["samples"]) >= 5
     assert not by_name(run)["slow"]["gate"]["ranked"]
-    psutil.wait_procs(workers, timeout=60)
+    psutil.wait_procs(workers, timeout=200)
     assert not any(worker.is_running() and worker.status() != "zombie" for worker in workers)
 
 
@@ -270,8 +270,8 @@ def test_workers_die_with_a_killed_parent_and_its_rounds_stay(
     wait_for_round(tmp_path, 1)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    process.communicate(timeout=120)
-    psutil.wait_procs(workers, timeout=60)
+    process.communicate(timeout=280)
+    psutil.wait_procs(workers, timeout=200)
     assert not any(worker.is_running() and worker.status() != "zombie" for worker in workers)
     run = record.read(next(tmp_path.glob("*/run.json")))
     assert not run["complete"]
@@ -296,7 +296,7 @@ def test_second_run_is_refused_while_one_measures(
         assert asrgate("--backends", "twin") == 2, "another folder for temporary files is no other machine"
     finally:
         first.terminate()
-        first.communicate(timeout=120)
+        first.communicate(timeout=280)
 
 
 def test_a_link_at_the_lock_is_not_followed(

@@ -17,7 +17,7 @@ from paths import ROOT, TINY_EN
 from asrgate.backends.checkpoints import catalog, containers
 from asrgate.backends.checkpoints.catalog import CheckpointError
 from asrgate.backends.checkpoints.containers import default_name, imported, kind_of
-from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256
+from asrgate.backends.checkpoints.identity import file_tensors_sha256
 
 __all__ = ["made"]  # a fixture: pytest finds it by its name here
 

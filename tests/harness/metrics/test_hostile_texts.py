@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from make_run import REFERENCE, VARIANTS, make_run, result_of
 
 from asrgate.harness import record
-from asrgate.harness.metrics import normalizers
+from asrgate.harness.metrics import normalizers, word_errors
 from asrgate.harness.record import Run
 from asrgate.harness.report.formats import FORMATS, render
 from asrgate.harness.scoring import gate, score
@@ -60,6 +62,37 @@ def test_a_text_that_is_not_taken_goes_to_the_next_simpler() -> None:
     assert "100,000 brackets that are never closed), so none took it" in normalize.notes[1]
     assert normalize("It's [noise] one hundred (laughs) dollars", "en") == "it is $100"
     assert len(normalize.notes) == 2
+
+
+@pytest.mark.parametrize("text", [LONG, "x" * 10_000_000], ids=["words", "one word"])
+def test_texts_of_more_than_eight_hours_are_not_aligned(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bounded(name: str, count: Callable[[str], int]) -> None:
+        align = getattr(word_errors.jiwer, name)
+
+        def checked(*texts: str) -> Any:
+            assert max(map(count, texts)) <= word_errors.LONGEST, "it takes a minute"
+            return align(*texts)
+
+        monkeypatch.setattr(word_errors.jiwer, name, checked)
+
+    bounded("process_words", lambda text: len(text.split()))
+    bounded("process_characters", len)
+    run = scored("one two", text)
+    wer = result_of(run, OTHER)["wer"]
+    entry = wer["per_clip"][1]
+    words = len(text.split())
+    assert entry["output_words"] == words
+    assert (entry["substitutions"], entry["insertions"]) == (1, words - 1)  # "one two" is read as "12"
+    assert entry["character_errors"] == len(" ".join(text.split()))
+    assert wer["confusions"] == [] or words == 1
+
+
+@pytest.mark.parametrize("text", ["", "one", "one two three", "It's (noise) 12 %"])
+@pytest.mark.parametrize("name", normalizers.NAMES)
+def test_words_are_counted_at_their_single_spaces(name: str, text: str) -> None:
+    for language in ("en", "de", "ja"):
+        found = normalizers.normalizer(name)(f" {text}\u2003\n ", language)
+        assert word_errors.word_count(found) == len(found.split())
 
 
 @pytest.mark.parametrize("text", ["1" * 5_000, "(" * 400_000, LONG], ids=["digits", "brackets", "10 MB"])

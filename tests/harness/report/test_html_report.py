@@ -5,17 +5,15 @@ from __future__ import annotations
 import html.parser
 import json
 import math
-import os
 import re
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import soundfile
 import tones
+from browser_pages import BOXES, Open, boxes
 from make_run import REFERENCE, TEXT, VARIANTS, add_unavailable, make_run, result_of
 
 from asrgate.harness import record, report
@@ -34,9 +32,6 @@ ODD = "$odd_^{name}@cpu/float32"
 HOSTILE = (
     "</script><script>pwned = 1</script><img src=x onerror='pwned = 1'> \u2028 <!-- <script> & \u202e end"
 )
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
-Open = Callable[..., Any]
 
 
 def judged(run: Run) -> Run:
@@ -71,47 +66,6 @@ def run() -> Run:
 def text(run: Run) -> str:
     """The page of that run."""
     return page.render(run)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    found = os.environ.get("ASRGATE_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is installed (or name ASRGATE_CHROMIUM)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu"]
-        launched = playwright.chromium.launch(executable_path=found, args=flags)
-        yield launched
-        launched.close()
-
-
-@pytest.fixture
-def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    """Open a report; at the end of the test nothing may have been fetched and nothing complained of."""
-    contexts, complaints, asked = [], [], []
-
-    def open_page(text: str, section: str = "", **options: Any) -> Any:
-        """Open the page, at one of its sections or closed as it comes."""
-        path = tmp_path / "report.html"
-        path.write_text(text, encoding="utf-8")
-        contexts.append(browser.new_context(**options))
-        contexts[-1].set_default_timeout(10_000)
-        tab = contexts[-1].new_page()
-        tab.on("console", lambda message: complaints.append(message.text))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("dialog", lambda dialog: complaints.append(f"dialog {dialog.message}"))
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(path.as_uri() + (section and f"#{section}"))
-        return tab
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    pages = re.compile(r"/report\.html(#\w+)?$|^blob:")
-    assert [url for url in asked if not pages.search(url)] == []
 
 
 def ranking(tab: Any) -> list[str]:
@@ -365,14 +319,6 @@ def thirteen() -> Run:
 @pytest.fixture(scope="module")
 def whole(thirteen: Run) -> str:
     return page.render(thirteen)
-
-
-BOXES = """all => all.map(one => { const box = one.getBoundingClientRect();
-  return [box.left, box.top, box.right, box.bottom]; })"""
-
-
-def boxes(tab: Any, selector: str) -> list[list[float]]:
-    return tab.locator(selector).evaluate_all(BOXES)
 
 
 def test_first_screen_has_what_was_measured_the_picture_and_the_whole_table(
@@ -657,7 +603,7 @@ def test_ids_are_unique_and_every_reference_has_its_target(run: Run) -> None:
 
 def test_charts_name_their_marks_and_take_the_pages_colours(run: Run, opened: Open) -> None:
     text = page.render(run)
-    assert len(re.findall(r"<svg ", text)) == 5  # the first one for a phone too
+    assert len(re.findall(r"<svg ", text)) == 7  # the first one and the speed-ups for a phone too
     assert not re.search(r"#fe0[0-9a-f]{3}", text)
     titles = _Page(text).titles
     assert any(re.match(rf"{re.escape(ODD)} \(not ranked\): WER \d+.\d\d %, RTFx", title) for title in titles)

@@ -136,7 +136,7 @@ def test_a_message_that_is_begun_and_not_finished_is_waited_for_no_longer_than_a
     stop = threading.Event()
 
     def drip() -> None:
-        theirs.sendall(HEADER.pack(1000, 0))
+        theirs.sendall(HEADER.pack(1_000_000, 0))  # at this pace it takes hours
         while not stop.wait(0.02):
             theirs.sendall(b" ")
 
@@ -145,7 +145,7 @@ def test_a_message_that_is_begun_and_not_finished_is_waited_for_no_longer_than_a
     began = time.monotonic()
     with pytest.raises(TimeoutError):
         channel.receive(0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 200
     stop.set()
     dripping.join()
 
@@ -159,8 +159,8 @@ def test_the_end_of_a_process_is_seen_though_another_holds_its_socket(has_pidfd:
     channel = Channel(ours, lambda: process.poll() is not None, pidfd)
     began = time.monotonic()
     with pytest.raises(Ended):
-        channel.receive(60)
-    assert time.monotonic() - began < 30
+        channel.receive(280)
+    assert time.monotonic() - began < 200
     process.wait()
     channel.close()
     theirs.close()

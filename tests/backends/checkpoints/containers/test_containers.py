@@ -32,7 +32,7 @@ from asrgate.backends.checkpoints.containers import __main__ as child
 from asrgate.backends.checkpoints.containers import kind_of
 from asrgate.backends.checkpoints.conversions import ggml_model
 from asrgate.backends.checkpoints.file import read_dimensions, read_tensors
-from asrgate.backends.checkpoints.tensor_digest import file_tensors_sha256
+from asrgate.backends.checkpoints.identity import file_tensors_sha256
 
 TINY_EN_TENSORS = "0f75a631e10a0385fd93cc1919b7879d2f002df0b55e1ae4d41a9e77da6c7f56"
 KINDS = containers.EXPORTS

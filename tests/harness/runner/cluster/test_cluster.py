@@ -102,7 +102,7 @@ def runs(
     ) as process:
         try:
             kill_the_actor_at_work(psutil.Process(process.pid), cache)
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=280)
         finally:
             process.kill()
     assert process.returncode == 0, err
