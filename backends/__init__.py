@@ -47,14 +47,24 @@ class UnknownBackend(BackendError):
 
 @dataclass(frozen=True)
 class Variant:
-    """A backend on a device at a precision, written `name@device/precision`."""
+    """A backend on a device at a precision, written `name@device/precision`.
+
+    In a run of several models it also has a model, by the name that the run gives it, and is written
+    `name@device/precision:model`.
+    """
 
     backend: str
     device: str
     precision: str
+    model: str = ""
+
+    @property
+    def without_model(self) -> str:
+        """How it is written whatever its model."""
+        return f"{self.backend}@{self.device}/{self.precision}"
 
     def __str__(self) -> str:
-        return f"{self.backend}@{self.device}/{self.precision}"
+        return f"{self.without_model}:{self.model}" if self.model else self.without_model
 
 
 def names() -> list[str]:

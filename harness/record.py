@@ -20,20 +20,28 @@ from typing import Any
 import jsonschema_rs
 
 from asrgate.backends.base import AsrgateError
-from asrgate.harness.record_types import ClipErrors, ProbeRecord, Result, Run, WordErrorRate
+from asrgate.harness.record_types import (
+    CheckpointRecord,
+    ClipErrors,
+    ProbeRecord,
+    Result,
+    Run,
+    WordErrorRate,
+)
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 # History: 1 = first version; 2 = checkpoint.tensors_sha256; 3 = wall_seconds of samples are by the parent's
 # clock, the worker's are worker_seconds; wer.rounds; 4 = attempts and actors, which had other names, and
-# altered copies of clips from the second round on; 5 = digest. Older runs are read as of this version.
+# altered copies of clips from the second round on; 5 = digest; 6 = models, where rows have several. Older
+# runs are read as of this version.
 
 # What follows from the rest, or says how it is shown: the same measurement has the same digest whenever it is
 # scored again.
 _DERIVED_OF_RUN = ("digest", "schema_version", "scoring", "warnings", "settings", "clips", "results")
 _COUNTED = ("reference_words", "text_words")
 _MEASURED_OF_RESULT = (
-    *("variant", "backend", "device", "precision", "status", "error", "killed_by", "applied_settings"),
-    *("isolation", "load", "resources", "integrity", "audit"),
+    *("variant", "model", "backend", "device", "precision", "status", "error", "killed_by"),
+    *("applied_settings", "isolation", "load", "resources", "integrity", "audit"),
 )
 
 FILE_LIMIT_BYTES = 1 << 30  # 100,000 clips in seven rounds take half of it
@@ -209,6 +217,7 @@ def _contradictions(run: Run) -> Iterator[str]:
     variants = [row["variant"] for row in run["results"]]
     if len(set(variants)) < len(variants):
         yield "two rows have the same variant"
+    yield from _model_contradictions(run)
     for row in run["results"]:
         clips = [*(s["clip"] for s in row["samples"]), *(p["clip"] for p in probes_of(row))]
         if row["wer"] is not None:
@@ -216,6 +225,20 @@ def _contradictions(run: Run) -> Iterator[str]:
         unknown = next((name for name in clips if name not in known), None)
         if unknown is not None:
             yield f"{row['variant']} has a figure of {unknown[:100]!r}, which is none of its clips"
+
+
+def _model_contradictions(run: Run) -> Iterator[str]:
+    models = [model["name"] for model in run.get("models", [])]
+    if len(set(models)) < len(models):
+        yield "two models have the same name"
+    for row in run["results"]:
+        model = row.get("model")
+        if model is None and models and row["status"] != "unavailable":
+            yield f"{row['variant']} names none of the run's models"
+        if model is not None and model not in models:
+            yield f"{row['variant']} has the model {model[:100]!r}, which is none of the run's"
+        elif model is not None and f":{model}" not in row["variant"]:
+            yield f"{row['variant']} does not say its model {model[:100]!r}"
 
 
 def _upgrade(run: Any, version: int) -> None:
@@ -270,20 +293,46 @@ def errors_of(result: Result) -> list[ClipErrors]:
     return [] if result["wer"] is None else result["wer"]["per_clip"]
 
 
-def is_same_model(one: Run, other: Run) -> bool:
-    """Whether two runs had the same model: the same tensors and dimensions, whatever the files.
+def models(run: Run) -> list[CheckpointRecord]:
+    """Return the models that a run's rows have, in its order."""
+    return run.get("models", [run["checkpoint"]])
+
+
+def model_of(run: Run, result: Result) -> CheckpointRecord:
+    """Return the model of a row."""
+    return next((model for model in models(run) if model["name"] == result.get("model")), run["checkpoint"])
+
+
+def without_model(result: Result) -> str:
+    """Return a row's name without its model."""
+    model = result.get("model")
+    return result["variant"].replace(f":{model}", "", 1) if model else result["variant"]
+
+
+def reference_name(run: Run, result: Result) -> str:
+    """Return the name that the reference's row with a row's model has, whether or not there is one."""
+    model = result.get("model")
+    return f"{run['settings']['reference']}:{model}" if model else run["settings"]["reference"]
+
+
+def reference_of(run: Run, result: Result) -> Result | None:
+    """Return the row that a row is compared with, the reference with the same model, or None."""
+    name = reference_name(run, result)
+    return next((other for other in run["results"] if other["variant"] == name), None)
+
+
+def is_same_model(one: CheckpointRecord, other: CheckpointRecord) -> bool:
+    """Whether two models are the same: the same tensors and dimensions, whatever the files.
 
     If one of the runs is older than the digest of tensors, the files must be the same.
     """
-    first, second = one["checkpoint"], other["checkpoint"]
-    if first["tensors_sha256"] is None or second["tensors_sha256"] is None:
-        return bool(first["sha256"] == second["sha256"])
-    return all(first[name] == second[name] for name in ("tensors_sha256", "dimensions"))
+    if one["tensors_sha256"] is None or other["tensors_sha256"] is None:
+        return bool(one["sha256"] == other["sha256"])
+    return all(one[name] == other[name] for name in ("tensors_sha256", "dimensions"))
 
 
-def model_digest(run: Run) -> tuple[str, str]:
-    """Return what identifies a run's model: ("tensors", digest) or ("file", digest)."""
-    checkpoint = run["checkpoint"]
+def model_digest(checkpoint: CheckpointRecord) -> tuple[str, str]:
+    """Return what identifies a model: ("tensors", digest) or ("file", digest)."""
     digest = checkpoint["tensors_sha256"]
     return ("file", checkpoint["sha256"]) if digest is None else ("tensors", digest)
 

@@ -298,6 +298,7 @@ class Sample(_SampleOptional):
 
 
 class _ResultOptional(TypedDict, total=False):
+    model: str
     batch_size: int
     takes_batches: bool
     sessions: list[ServerSession]
@@ -386,7 +387,7 @@ class RunSettings(_RunSettingsOptional):
 
 
 class CheckpointRecord(TypedDict):
-    """The model of a run."""
+    """A model of a run."""
 
     name: str
     sha256: str
@@ -503,6 +504,7 @@ class Retry(TypedDict):
 
 
 class _RunOptional(TypedDict, total=False):
+    models: list[CheckpointRecord]
     stopped: Stopped
     digest: str
     attempts: list[Attempt]

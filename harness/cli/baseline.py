@@ -40,7 +40,7 @@ def path_of(folder: Path, run: Run) -> Path:
     host_class = run["host"].get("host_class")
     if not isinstance(host_class, str) or not host_class:
         raise BaselineError(f"run {run['run_id']} does not say on which kind of host it was measured")
-    name = _file_name(run["checkpoint"]["name"])
+    name = _file_name("+".join(model["name"] for model in record.models(run)))
     if not registry.is_default(run):
         name = f"{name}.{registry.of(run).name}"  # a scenario, like a model, has its own baseline
     return folder / _file_name(host_class) / f"{name}.json"
@@ -57,8 +57,9 @@ def find(folder: Path, run: Run) -> Run:
     if path.is_file():
         return verify.read(path)
     there_are = [str(other.relative_to(folder).with_suffix("")) for other in _paths(folder)]
+    models = ", ".join(model["name"] for model in record.models(run))
     raise BaselineError(
-        f"no baseline for {run['checkpoint']['name']} on hosts of the kind {run['host']['host_class']} "
+        f"no baseline for {models} on hosts of the kind {run['host']['host_class']} "
         f"({path} does not exist); existing baselines: {', '.join(there_are) or 'none'}. "
         "Save one with `asrgate baseline save RUN` from a run that you trust"
     )

@@ -64,8 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     asked = run_command.defaults()
     asked.argv = arguments.argv
-    for name in ("backends", "model", "rounds", "threads", "results"):
+    for name in ("backends", "rounds", "threads", "results"):
         setattr(asked, name, getattr(arguments, name))
+    asked.model = arguments.model and [arguments.model]
     asked.reference = arguments.reference or asked.reference
     asked.audio = [arguments.audio or CLIP]
     stored, folder = run_command.measure(asked, progress.choose)

@@ -77,9 +77,9 @@ def to_csv(found: Sequence[Series]) -> str:
     writer.writerow(CSV_COLUMNS)
     for one in found:
         beside = (
-            one.first["checkpoint"]["name"],
-            one.first["checkpoint"]["tensors_sha256"] or "",
-            one.first["checkpoint"]["sha256"],
+            one.model["name"],
+            one.model["tensors_sha256"] or "",
+            one.model["sha256"],
             context.audio(one.first),
             context.decoding(one.first),
             context.machine(one.first),

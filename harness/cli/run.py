@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,9 @@ def status(arguments: argparse.Namespace, stored: record.Run) -> int:
     if stored["interrupted"]:
         return 130
     asked_for = arguments.backends is not None
-    bad = ("error", "unavailable") if asked_for else ("error",)
-    return 1 if any(row["status"] in bad for row in stored["results"]) else 0
+    lacking = [row for row in stored["results"] if row["status"] == "unavailable"]
+    is_lacking = bool(lacking) if asked_for else any("model" in row for row in lacking)  # that was asked for
+    return 1 if is_lacking or any(row["status"] == "error" for row in stored["results"]) else 0
 
 
 def measure(
@@ -183,14 +185,12 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     if mixing is not None:
         clips = augment.with_noise(clips, mixing, arguments.seed)
     slices.check([(c.audio_seconds, c.language, c.tags) for c in clips], arguments.slices)
-    model = _checkpoint(arguments)
-    foreign = sorted({clip.language for clip in clips} - {"en"})
-    if foreign and not model.is_multilingual:
-        raise RunError(
-            f"{model.name} understands only English, but some clips are in {', '.join(foreign)}; "
-            "choose a multilingual --model, other clips, or pass --language en to decode them as English"
-        )
-    _check_languages(model, clips)
+    checkpoints = _checkpoints(arguments)
+    models = _named(checkpoints) if len(checkpoints) > 1 else {}
+    variants, refused = _of_models(variants, models or {"": checkpoints[0]}, clips)
+    unavailable += refused
+    if any(checkpoint.is_multilingual for checkpoint in checkpoints):
+        _tell_untold(clips)
     for hint in translation_hints(clips, arguments.task):
         _log.warning("%s", hint)
     settings = Settings(
@@ -205,7 +205,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     return Plan(
         variants=scenario.variants(variants, arguments.reference),
         unavailable=unavailable,
-        checkpoint=model,
+        checkpoint=checkpoints[0],
+        models=models,
         settings=settings,
         clips=clips,
         reference=arguments.reference,
@@ -249,18 +250,55 @@ def _rounds(arguments: argparse.Namespace, kind: type[Scenario]) -> tuple[int, S
     return arguments.rounds or kind.default_rounds, None
 
 
-def _check_languages(model: Checkpoint, clips: Sequence[Clip]) -> None:
-    """Refuse clips in a language that the model was not trained with, and say which are taken for English."""
+Refusals = list[tuple[Variant, str, str | None]]  # with the reason and the remedy
+
+
+def _of_models(
+    variants: Sequence[Variant], models: Mapping[str, Checkpoint], clips: Sequence[Clip]
+) -> tuple[list[Variant], Refusals]:
+    """Return every variant with every model that knows the clips' languages, and those with the others.
+
+    Raises:
+        RunError: no model knows the clips' languages.
+    """
+    usable: list[Variant] = []
+    refused: Refusals = []
+    for name, checkpoint in models.items():
+        of_model = [replace(variant, model=name) for variant in variants]
+        why, remedy = _languages_lacking(checkpoint, clips)
+        if why is None:
+            usable += of_model
+        else:
+            refused += [(variant, why, remedy) for variant in of_model]
+    if not usable:
+        reasons = dict.fromkeys(f"{why}; {remedy}" for _, why, remedy in refused)
+        raise RunError("\n".join(reasons))
+    return usable, refused
+
+
+def _languages_lacking(model: Checkpoint, clips: Sequence[Clip]) -> tuple[str, str] | tuple[None, None]:
+    """Say which of the clips' languages a model was not trained with, and what to do about it."""
     if not model.is_multilingual:
-        return
+        foreign = sorted({clip.language for clip in clips} - {"en"})
+        if not foreign:
+            return None, None
+        return (
+            f"{model.name} understands only English, but some clips are in {', '.join(foreign)}",
+            "choose a multilingual --model, other clips, or pass --language en to decode them as English",
+        )
     known = list(ENGLISH_NAMES)[: model.dimensions["n_vocab"] - LANGUAGE_FREE_TOKENS]
-    for clip in clips:
-        if clip.language not in known:
-            raise RunError(
-                f"{model.name} has no language {clip.language} ({ENGLISH_NAMES[clip.language]}), which clip "
-                f"{clip.name} is in; choose another --model, leave such clips out with --where, or pass "
-                "--language"
-            )
+    clip = next((clip for clip in clips if clip.language not in known), None)
+    if clip is None:
+        return None, None
+    return (
+        f"{model.name} has no language {clip.language} ({ENGLISH_NAMES[clip.language]}), which clip "
+        f"{clip.name} is in",
+        "choose another --model, leave such clips out with --where, or pass --language",
+    )
+
+
+def _tell_untold(clips: Sequence[Clip]) -> None:
+    """Say which clips are taken for English because nothing names their language."""
     untold = [clip.name for clip in clips if not clip.is_language_told]
     if untold:
         _log.warning(
@@ -395,15 +433,41 @@ def _one_variant(text: str) -> Variant:
     return found[0]
 
 
-def _checkpoint(arguments: argparse.Namespace) -> Checkpoint:
+def _checkpoints(arguments: argparse.Namespace) -> list[Checkpoint]:
     if arguments.model is not None:
-        return catalog.resolve(arguments.model, download=True)
+        return [catalog.resolve(name, download=True) for name in arguments.model]
     found, line = catalog.default_model()
     if arguments.log_format == "json":
         json_events.emit("note", message=line)
     else:
         print(line, file=sys.stderr)
-    return found
+    return [found]
+
+
+LONGEST_MODEL_NAME = 60  # it is part of every row's name
+
+
+def _named(checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
+    """Return the models of a run by short names that tell them apart.
+
+    Raises:
+        RunError: two of them are the same model.
+    """
+    same: dict[tuple[str | None, str], Checkpoint] = {}
+    for checkpoint in checkpoints:
+        identity = (checkpoint.tensors_sha256, json.dumps(sorted(checkpoint.dimensions.items())))
+        other = same.setdefault(identity, checkpoint)
+        if other is not checkpoint:
+            raise RunError(
+                f"--model {other.name} and --model {checkpoint.name} are the same model; name each once"
+            )
+    names = [checkpoint.name for checkpoint in checkpoints]
+    return {
+        name
+        if names.count(name) == 1 and len(name) <= LONGEST_MODEL_NAME
+        else f"{name[: LONGEST_MODEL_NAME - 9]}-{checkpoint.sha256[:8]}": checkpoint
+        for name, checkpoint in zip(names, checkpoints, strict=True)
+    }
 
 
 def _progress(arguments: argparse.Namespace) -> Progress:

@@ -56,9 +56,11 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--model",
+        action="append",
         metavar="NAME|PATH",
         help="a name (asrgate weights list), a .pt file, a CTranslate2 or Hugging Face folder, a "
-        "whisper.cpp file; default: tiny.en, or else the bundled model",
+        "whisper.cpp file; if repeated, each variant is measured with each; default: tiny.en, or else the "
+        "bundled model",
     )
     source = what.add_mutually_exclusive_group()
     source.add_argument(

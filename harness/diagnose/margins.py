@@ -67,7 +67,7 @@ def with_margins(
         return replace(outputs, has_margins=True)
     variant = _reference(row)
     found = _clips(run, set(diverging), audio, asked)
-    weights = _weights(run, model, asked)
+    weights = _weights(run, row, model, asked)
     right = first_answers(row)
     languages = {clip["name"]: clip["language"] for clip in run["clips"]}
     print(f"decoding again with {variant}; clips: {len(set(diverging))}", file=sys.stderr)
@@ -173,9 +173,11 @@ def _clips(
     return found
 
 
-def _weights(run: Run, model: str | None, asked: argparse.Namespace | None) -> Checkpoint:
-    recorded = run["checkpoint"]
-    named = model or (asked and asked.model) or recorded["name"]
+def _weights(run: Run, row: Result, model: str | None, asked: argparse.Namespace | None) -> Checkpoint:
+    recorded = record.model_of(run, row)
+    place = record.models(run).index(recorded)
+    of_command = asked.model[place : place + 1] if asked and asked.model else []
+    named = model or next(iter(of_command), recorded["name"])
     try:
         found = catalog.resolve(named)
     except AsrgateError as error:
@@ -183,7 +185,7 @@ def _weights(run: Run, model: str | None, asked: argparse.Namespace | None) -> C
             f"the run's weights, {recorded['name']}, cannot be found: {error}; pass their location with "
             "--model PATH"
         ) from error
-    what, digest = record.model_digest(run)
+    what, digest = record.model_digest(recorded)
     ours = found.sha256 if what == "file" else found.tensors_sha256
     if ours != digest or dict(found.dimensions) != recorded["dimensions"]:
         raise OutputsError(

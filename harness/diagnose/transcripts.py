@@ -9,6 +9,7 @@ import jiwer
 
 from asrgate.backends.base import AsrgateError
 from asrgate.backends.inspection.token_margins import Decision
+from asrgate.harness import record
 from asrgate.harness.diagnose.token_text import token_text
 from asrgate.harness.metrics.word_errors import Sample, first_answers
 from asrgate.harness.record_types import ClipRecord, Result, Run
@@ -121,24 +122,33 @@ def compare_outputs(run: Run, reference: str | None = None) -> Outputs:
 
     Args:
         run: a stored run.
-        reference: variant or backend of the run; default: the run's own reference.
+        reference: variant or backend of the run; default: the run's own reference, with the first model.
+            Only variants of its model are compared with it.
 
     Raises:
         OutputsError: there is no such variant in the run, or it answered nothing.
     """
-    row = find_row(run, reference or run["settings"]["reference"])
+    default = run["settings"]["reference"]
+    if "models" in run:
+        default += f":{run['models'][0]['name']}"
+    row = find_row(run, reference or default)
     right = first_answers(row)
     if not right:
         raise OutputsError(
             f"{row['variant']} answered no clip ({row['error'] or 'no reason given'}), so nothing can be "
             f"compared with it; choose another with --reference: {', '.join(_answering(run)) or 'none'}"
         )
-    others = [other for other in run["results"] if other is not row and first_answers(other)]
-    n_vocab = run["checkpoint"]["dimensions"]["n_vocab"]
+    others = [
+        other
+        for other in run["results"]
+        if other is not row and other.get("model") == row.get("model") and first_answers(other)
+    ]
+    model = record.model_of(run, row)
+    n_vocab = model["dimensions"]["n_vocab"]
     outputs = [_output(run, other, right, n_vocab) for other in others]
     return Outputs(
         run_id=run["run_id"],
-        model=run["checkpoint"]["name"],
+        model=model["name"],
         reference=row["variant"],
         clips=len(right),
         outputs=outputs,

@@ -12,6 +12,7 @@ import jiwer
 
 from asrgate.harness.metrics import keywords, word_errors
 from asrgate.harness.metrics.word_errors import Sample, Texts, errors
+from asrgate.harness.record import reference_of
 from asrgate.harness.record_types import Result, Run, WordErrorRate, WordPair
 
 SHOWN = 10  # word pairs that are kept
@@ -216,7 +217,7 @@ def _second(result: Result) -> float | None:
 def _is_fit(run: Run, result: Result, reading: Callable[[Result], float | None]) -> bool:
     """Whether the WER that `reading` takes from a result keeps the gate's ceiling and tolerance."""
     settings = run["settings"]
-    reference = next((r for r in run["results"] if r["variant"] == settings["reference"]), None)
+    reference = reference_of(run, result)
     ours, theirs = reading(result), None if reference is None else reading(reference)
     if ours is None or ours > settings["max_wer"]:
         return False

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from asrgate.backends.base import AsrgateError
+from asrgate.harness import record
 from asrgate.harness.escape import MOST_OF_REASON, cut, visible
 from asrgate.harness.record_types import Result, Run
 from asrgate.harness.regression import changes
@@ -82,7 +83,8 @@ def compare(base: Run, new: Run, limits: Limits, allow: Sequence[str] = ()) -> C
             f"measure both in the same way, or pass --allow {kinds} to compare them anyway"
         )
     clips = changes.common_clips(base, new)
-    before, after = _by_variant(base), _by_variant(new)
+    before = {_name_in(new, base, result): result for result in base["results"]}
+    after = {result["variant"]: result for result in new["results"]}
     working = [name for name, result in before.items() if result["status"] == "ok"]
     if not clips or not working:
         lacking = "no clip in common" if working else "no backend that worked in BASE"
@@ -104,8 +106,19 @@ def compare(base: Run, new: Run, limits: Limits, allow: Sequence[str] = ()) -> C
     )
 
 
-def _by_variant(run: Run) -> dict[str, Result]:
-    return {result["variant"]: result for result in run["results"]}
+def _name_in(new: Run, base: Run, result: Result) -> str:
+    """Return the name that a row of BASE has in NEW: there its model may be one of several, or have another.
+
+    With one model each, a row is the same under the same name even if models differ: that was allowed.
+    """
+    plain, model = record.without_model(result), record.model_of(base, result)
+    has_one = "models" not in base and "models" not in new
+    for other in new["results"]:
+        is_same = has_one or record.is_same_model(model, record.model_of(new, other))
+        if is_same and record.without_model(other) == plain:
+            return other["variant"]
+    is_taken = any(other["variant"] == result["variant"] for other in new["results"])
+    return f"{result['variant']} ({record.model_digest(model)[1]:.8}…)" if is_taken else result["variant"]
 
 
 def _rows(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from asrgate.harness import record
-from asrgate.harness.record_types import Run
+from asrgate.harness.record_types import CheckpointRecord, Run
 from asrgate.harness.regression import changes
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import machines
@@ -45,14 +45,9 @@ def _differences(base: Run, new: Run) -> Iterator[tuple[str, str]]:
                     f"something killed {result['variant']} in {name} ({result['killed_by']}); what did so, "
                     "or the memory that ran out, may have slowed the others too",
                 )
-    if not record.is_same_model(base, new):
-        yield (
-            "checkpoint",
-            " in BASE; NEW has ".join(
-                "{} ({} {:.12}…)".format(run["checkpoint"]["name"], *record.model_digest(run))
-                for run in (base, new)
-            ),
-        )
+    one, other = record.models(base), record.models(new)
+    if not (_are_among(one, other) and _are_among(other, one)):
+        yield "checkpoint", " in BASE; NEW has ".join(_listed(found) for found in (one, other))
     same = len(changes.common_clips(base, new))
     if not same == len(base["clips"]) == len(new["clips"]):
         yield (
@@ -79,6 +74,14 @@ def _differences(base: Run, new: Run) -> Iterator[tuple[str, str]]:
                 for run in (base, new)
             ),
         )
+
+
+def _are_among(some: Sequence[CheckpointRecord], others: Sequence[CheckpointRecord]) -> bool:
+    return all(any(record.is_same_model(model, other) for other in others) for model in some)
+
+
+def _listed(models: Sequence[CheckpointRecord]) -> str:
+    return ", ".join("{} ({} {:.12}…)".format(model["name"], *record.model_digest(model)) for model in models)
 
 
 def _hardware(run: Run) -> dict[str, Any]:

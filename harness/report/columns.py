@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from asrgate.harness.column import Column, Row, count, figure, interval, mebibytes, percent
+from asrgate.harness.report.rows import without_model
 from asrgate.harness.scenarios import registry
 
 
@@ -15,6 +16,7 @@ def _kilojoules(value: float | None) -> str:
 
 RANK = Column("#", "rank among rows of equal quality", lambda r: count(r["rank"]))
 VARIANT = Column("variant", "backend@device/precision", lambda r: r["variant"], is_number=False)
+OF_MODEL = replace(VARIANT, cell=without_model)  # below the name of the model
 WER = Column(
     "WER %",
     "word errors per 100 reference words, over the whole set",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.box import Box
 from rich.console import Console
@@ -18,7 +18,7 @@ from asrgate.harness.record_types import Run
 from asrgate.harness.report import columns, context, parts
 from asrgate.harness.report.columns import Column
 from asrgate.harness.report.parts import Part
-from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
+from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, by_model, rows
 from asrgate.harness.scenarios import registry
 
 RULES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")  # below the heading and below the ranked rows
@@ -45,9 +45,10 @@ def print_table(run: Run, console: Console, with_confusions: bool = False, signe
         grid.add_row(Text(label, style="dim"), _text(facts[label], console))
     console.print(grid)
     if measured:
-        shown = _fitting(measured, console)
+        groups = by_model(run, measured)
+        shown = _fitting(measured, groups, console)
         console.print()
-        console.print(_table(shown, measured, console))
+        console.print(_table(shown, groups, console))
         console.print()
         _print_legend(shown, run, console)
     _print_reasons([row for row in built if row["group"] == UNRANKED], console)
@@ -60,33 +61,42 @@ def print_table(run: Run, console: Console, with_confusions: bool = False, signe
         console.print(_text(f"Warning: {warning}", console, "yellow"))
 
 
-def _fitting(measured: Sequence[Row], console: Console) -> list[Column]:
+def _fitting(measured: Sequence[Row], groups: Mapping[str, Sequence[Row]], console: Console) -> list[Column]:
     """Return the columns that fit the console's width, in order."""
-    all_of_them = [columns.RANK, columns.VARIANT, columns.WER, *columns.shown(columns.FIGURES, measured)]
-    return fitting(all_of_them, console, lambda shown: _table(shown, measured, console))
+    variant = columns.VARIANT if "" in groups else columns.OF_MODEL
+    all_of_them = [columns.RANK, variant, columns.WER, *columns.shown(columns.FIGURES, measured)]
+    return fitting(all_of_them, console, lambda shown: _table(shown, groups, console))
 
 
-def _table(shown: Sequence[Column], measured: Sequence[Row], console: Console) -> Table:
+def _table(shown: Sequence[Column], groups: Mapping[str, Sequence[Row]], console: Console) -> Table:
+    """Return the table of all rows, those of several models below their model's name."""
     table = Table(box=RULES, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in shown:
         table.add_column(
             column.heading,
             justify="right" if column.is_number else "left",
             overflow="fold",
-            no_wrap=column is not columns.VARIANT,
+            no_wrap=column not in (columns.VARIANT, columns.OF_MODEL),
         )
-    for row, following in zip(measured, [*measured[1:], None], strict=True):
-        last_ranked = row["group"] == RANKED and following is not None and following["group"] != RANKED
-        cells = [
-            _text("-" if c is columns.RANK and row["rank"] is None else c.cell(row), console) for c in shown
-        ]
-        table.add_row(*cells, style=None if row["group"] == RANKED else "dim", end_section=last_ranked)
+    for model, members in groups.items():
+        if model:
+            table.add_row("", _text(model, console, "bold"))
+        for row, following in zip(members, [*members[1:], None], strict=True):
+            is_last = following is None if model else following is not None and following["group"] != RANKED
+            cells = [
+                _text("-" if c is columns.RANK and row["rank"] is None else c.cell(row), console)
+                for c in shown
+            ]
+            ends = is_last and (bool(model) or row["group"] == RANKED)
+            table.add_row(*cells, style=None if row["group"] == RANKED else "dim", end_section=ends)
     return table
 
 
 def _print_legend(shown: Sequence[Column], run: Run, console: Console) -> None:
     told = [columns.rank(registry.of(run).order.by), *shown[1:]]
-    legend = "; ".join(f"{c.heading}: {c.meaning}" for c in told if c is not columns.VARIANT)
+    legend = "; ".join(
+        f"{c.heading}: {c.meaning}" for c in told if c not in (columns.VARIANT, columns.OF_MODEL)
+    )
     console.print(_text(f"{legend}.", console, "dim"))
     if not any(result["gate"]["ranked"] for result in run["results"]):
         console.print(
@@ -101,6 +111,10 @@ def _print_reasons(unranked: Sequence[Row], console: Console) -> None:
 
 def _print_unavailable(unavailable: Sequence[Row], run: Run, console: Console) -> None:
     """Say what the machine lacks, once per cause; of variants that nobody named only how many they are."""
+    refused = [row for row in unavailable if row["model"] is not None and "models" in run]
+    if refused:
+        _print_list("Not measured:", _by_cause(refused), console)
+    unavailable = [row for row in unavailable if row not in refused]
     if not unavailable:
         return
     count = f"{len(unavailable)} variant{'s' if len(unavailable) > 1 else ''}"
@@ -109,11 +123,14 @@ def _print_unavailable(unavailable: Sequence[Row], run: Run, console: Console) -
             _text(f"Not measured: {count} that this machine cannot run; see `asrgate list`.", console)
         )
         return
+    _print_list("Not available on this machine:", _by_cause(unavailable), console)
+
+
+def _by_cause(unavailable: Sequence[Row]) -> list[str]:
     causes: dict[str, list[str]] = {}
     for row in unavailable:
         causes.setdefault(f"{row['reason']}{_remedy(row)}", []).append(row["variant"])
-    lines = [f"{', '.join(variants)}: {cause}" for cause, variants in causes.items()]
-    _print_list("Not available on this machine:", lines, console)
+    return [f"{', '.join(variants)}: {cause}" for cause, variants in causes.items()]
 
 
 def _remedy(row: Row) -> str:

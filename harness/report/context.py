@@ -8,7 +8,7 @@ from typing import Any
 from asrgate.backends.base import Settings
 from asrgate.harness import record
 from asrgate.harness.metrics import readings
-from asrgate.harness.record_types import Run
+from asrgate.harness.record_types import CheckpointRecord, Run
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import gate as judge
 
@@ -40,9 +40,9 @@ def audit(run: Run) -> dict[str, str]:
     """Say which rows were audited, if the run was to be; nothing otherwise."""
     if not run["settings"].get("audit"):
         return {}
-    reference = judge.find_reference(run)
     told = []
     for result in run["results"]:
+        reference = judge.find_reference(run, result)
         if result["status"] == "ok":
             found = result.get("audit")
             if found is not None and not found["auditable"]:
@@ -72,11 +72,19 @@ def warnings(run: Run) -> list[str]:
 
 
 def model(run: Run) -> str:
-    """Name, short digest and note of the checkpoint."""
-    checkpoint = run["checkpoint"]
+    """Name, short digest and note of each model."""
+    return ", ".join(_model(checkpoint) for checkpoint in record.models(run))
+
+
+def _model(checkpoint: CheckpointRecord) -> str:
     note = f": {checkpoint['note']}" if checkpoint["note"] else ""
-    what, digest = record.model_digest(run)
+    what, digest = record.model_digest(checkpoint)
     return f"{checkpoint['name']} ({what} {digest[:SHORT_HASH]}){note}"
+
+
+def model_names(run: Run) -> str:
+    """Names of the models."""
+    return ", ".join(model["name"] for model in record.models(run))
 
 
 def scenario(run: Run) -> str:
@@ -90,7 +98,7 @@ def headline(run: Run) -> tuple[str, str]:
     languages = sorted({clip["language"] for clip in clips})
     named = ", ".join(languages) if len(languages) <= MOST_LANGUAGES else _many(len(languages), "language")
     length = _duration(sum(clip["audio_seconds"] for clip in clips))
-    what = f"{run['checkpoint']['name']} on {_many(len(clips), 'clip')} ({named}), {length}"
+    what = f"{model_names(run)} on {_many(len(clips), 'clip')} ({named}), {length}"
     where = run["host"].get("host_class")
     return what, str(where) if where else machine(run)
 
@@ -167,8 +175,9 @@ def gate(run: Run) -> str:
     points, ceiling, length = (
         f"{100 * settings[name]:g}" for name in ("wer_tolerance", "max_wer", "length_tolerance")
     )
+    reference = settings["reference"] + (" with the same model" if "models" in run else "")
     return (
-        f"reference {settings['reference']}, WER within {points} points of its and at most {ceiling} %, "
+        f"reference {reference}, WER within {points} points of its and at most {ceiling} %, "
         f"length within {length} %, in every round{_isolation(run)}"
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asrgate.backends.base import AsrgateError
+from asrgate.harness import record
 from asrgate.harness.metrics.word_errors import errors, first_answers, walls_by_clip
 from asrgate.harness.record import errors_of
 from asrgate.harness.record_types import Run
@@ -99,8 +100,8 @@ def _run_line(run: Run) -> dict[str, Any]:
         "finished_at": run["finished_at"],
         "complete": run["complete"],
         "interrupted": run["interrupted"],
-        "model": run["checkpoint"]["name"],
-        "model_tensors_sha256": run["checkpoint"]["tensors_sha256"],
+        "model": context.model_names(run),
+        "model_tensors_sha256": None if "models" in run else run["checkpoint"]["tensors_sha256"],
         "scenario": context.scenario(run),
         "decoding": context.decoding(run),
         "machine": context.machine(run),
@@ -123,7 +124,7 @@ def _clip_lines(run: Run) -> Iterator[dict[str, Any]]:
             seconds = walls.get(clip["name"])
             yield {
                 "run_id": run["run_id"],
-                "model": run["checkpoint"]["name"],
+                "model": record.model_of(run, result)["name"],
                 "variant": result["variant"],
                 "clip": clip["name"],
                 "clip_sha256": clip["sha256"],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from asrgate.backends.base import AsrgateError, did_you_mean
 from asrgate.harness import record
-from asrgate.harness.record_types import Run
+from asrgate.harness.record_types import CheckpointRecord, Run
 from asrgate.harness.regression import preconditions
 from asrgate.harness.report.columns import figure, percent
 from asrgate.harness.report.rows import RANKED, UNAVAILABLE, Row, rows
@@ -69,6 +69,7 @@ class Series:
     variant: str
     metric: str
     first: Run
+    model: CheckpointRecord
     points: Sequence[Point]
 
 
@@ -158,7 +159,9 @@ def _is_comparable(base: Run, other: Run) -> bool:
 
 def _of_group(number: int, group: Sequence[Run], metric: str) -> Iterator[Series]:
     points: dict[str, list[Point]] = {}
+    models: dict[str, CheckpointRecord] = {}
     for run in group:
+        models |= {result["variant"]: record.model_of(run, result) for result in run["results"]}
         for row in rows(run):
             value = METRICS[metric].value(row)
             if row["group"] == UNAVAILABLE or value is None:
@@ -167,4 +170,4 @@ def _of_group(number: int, group: Sequence[Run], metric: str) -> Iterator[Series
             point = Point(run["run_id"], run["started_at"], value, row["wer_percent"], reason)
             points.setdefault(row["variant"], []).append(point)
     for variant, found in points.items():
-        yield Series(number, variant, metric, group[0], found)
+        yield Series(number, variant, metric, group[0], models[variant], found)

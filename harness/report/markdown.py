@@ -9,7 +9,7 @@ from asrgate.harness.record_types import Run
 from asrgate.harness.report import columns, context
 from asrgate.harness.report import parts as parts_of_run
 from asrgate.harness.report.columns import Column
-from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
+from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, by_model, rows
 from asrgate.harness.scenarios import registry
 
 
@@ -21,11 +21,14 @@ def render(run: Run) -> str:
     )
     measured = [row for row in built if row["group"] != UNAVAILABLE]
     parts = [f"# Run {markdown(run['run_id'])}", _facts(run), *_warnings(run)]
-    parts += ["## Ranked", table(ranked) if ranked else "No row passed the gate."]
+    parts += ["## Ranked", tables_by_model(run, ranked) if ranked else "No row passed the gate."]
     if unranked:
         parts += ["## Not ranked", _unranked(unranked)]
     if unavailable:
-        parts += ["## Not available on this machine", _unavailable(unavailable)]
+        parts += [
+            "## Not measured" if "models" in run else "## Not available on this machine",
+            _unavailable(unavailable),
+        ]
     if measured:
         parts += ["## Quality", _detail(columns.QUALITY, measured)]
         parts += [
@@ -38,10 +41,19 @@ def render(run: Run) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table(ranked: Sequence[Row], importance: int = 0) -> str:
+def tables_by_model(run: Run, ranked: Sequence[Row], importance: int = 0) -> str:
+    """Return `table`, or one for each model below its name."""
+    parts = []
+    for model, members in by_model(run, ranked).items():
+        parts += [f"**{markdown(model)}**"] if model else []
+        parts.append(table(members, importance, columns.OF_MODEL if model else columns.VARIANT))
+    return "\n\n".join(parts)
+
+
+def table(ranked: Sequence[Row], importance: int = 0, variant: Column = columns.VARIANT) -> str:
     """Return the table of ranked rows, with the columns of at least that importance."""
     figures = [c for c in columns.shown(columns.FIGURES, ranked) if c.importance >= importance]
-    return grid([columns.RANK, columns.VARIANT, columns.WER, *figures], ranked)
+    return grid([columns.RANK, variant, columns.WER, *figures], ranked)
 
 
 def grid(shown: Sequence[Column], body: Sequence[Row]) -> str:

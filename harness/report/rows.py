@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from asrgate.harness import record
 from asrgate.harness.column import Row
 from asrgate.harness.escape import MOST_OF_REASON, cut
 from asrgate.harness.metrics.normalizers import UNSPACED_LANGUAGES
+from asrgate.harness.record import reference_name
 from asrgate.harness.record_types import Result, Run
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scenarios.scenario import RTFX
@@ -19,20 +21,42 @@ RANKED, UNRANKED, UNAVAILABLE = "ranked", "unranked", "unavailable"
 def rows(run: Run) -> list[Row]:
     """Return one flat row per variant: the ranked ones by rank, then the unranked, then the unavailable.
 
+    In a run of several models, the rows of each come together; the unavailable ones are last all the same.
+
     A row is ranked only if the gate says so and the record has both its WER and the figure by which its
     scenario is ranked. Units are in the names; values are in percent where the record has fractions; unknown
     values are None. Speed-up is given only for ranked rows, where RTFx ranks, because others did different
     work.
     """
-    built = [_row(run, result) for result in run["results"]]
-    reference = next((r for r in built if r["variant"] == run["settings"]["reference"]), None)
+    built = {result["variant"]: _row(run, result) for result in run["results"]}
     by_rtfx = registry.of(run).order == RTFX
-    for row in built:
+    for result, row in zip(run["results"], built.values(), strict=True):
+        reference = built.get(reference_name(run, result))
         if by_rtfx and reference is not None and row["group"] == reference["group"] == RANKED:
             row["speedup"] = row["rtfx"] / reference["rtfx"]
-            row["speedup_low"], row["speedup_high"] = _speedup_interval(run, row["variant"])
+            row["speedup_low"], row["speedup_high"] = _speedup_interval(run, result)
     order = [RANKED, UNRANKED, UNAVAILABLE]
-    return sorted(built, key=lambda row: (order.index(row["group"]), row["rank"] or 0))
+    models = [model["name"] for model in record.models(run)]
+
+    def place(row: Row) -> tuple[bool, int, int, int]:
+        is_absent = row["group"] == UNAVAILABLE
+        model = models.index(row["model"]) if row["model"] in models and not is_absent else 0
+        return is_absent, model, order.index(row["group"]), row["rank"] or 0
+
+    return sorted(built.values(), key=place)
+
+
+def without_model(row: Row) -> str:
+    """Return a row's variant without its model, for where that stands beside."""
+    return str(row["variant"]).replace(f":{row['model']}", "", 1)
+
+
+def by_model(run: Run, built: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each model, in the order of the run; "" -> all of them, if it has but one."""
+    if "models" not in run:
+        return {"": list(built)}
+    found = {name: [r for r in built if r["model"] == name] for name in (m["name"] for m in run["models"])}
+    return {name: members for name, members in found.items() if members}
 
 
 def _row(run: Run, result: Result) -> Row:
@@ -41,6 +65,7 @@ def _row(run: Run, result: Result) -> Row:
         "group": group,
         "rank": result["gate"]["rank"] if group == RANKED else None,
         "variant": result["variant"],
+        "model": result.get("model") if "models" in run else run["checkpoint"]["name"],
         "backend": result["backend"],
         "device": result["device"],
         "precision": result["precision"],
@@ -143,8 +168,7 @@ def _speed(result: Result) -> Row:
     }
 
 
-def _speedup_interval(run: Run, variant: str) -> tuple[float, float] | tuple[None, None]:
-    result = next(result for result in run["results"] if result["variant"] == variant)
+def _speedup_interval(run: Run, result: Result) -> tuple[float, float] | tuple[None, None]:
     found = round_ratios.over_reference(run, result)
     return (None, None) if found is None or found.interval is None else found.interval
 

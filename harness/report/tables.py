@@ -7,8 +7,9 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from asrgate.harness import record
 from asrgate.harness.escape import csv_cell
-from asrgate.harness.record_types import Run
+from asrgate.harness.record_types import CheckpointRecord, Run
 from asrgate.harness.report import context
 from asrgate.harness.report.rows import rows
 from asrgate.harness.scenarios import registry
@@ -37,16 +38,20 @@ def summary(run: Run) -> str:
 
 def summary_lines(run: Run) -> list[dict[str, Any]]:
     """Return the lines of `summary` with their values as they are."""
-    beside = _beside(run)
-    return [row | beside for row in rows(run)]
+    known = {model["name"]: model for model in record.models(run)}
+    lines = []
+    for row in rows(run):
+        model = known.get(row.pop("model"))
+        lines.append(row | _beside(run, model))
+    return lines
 
 
-def _beside(run: Run) -> dict[str, Any]:
+def _beside(run: Run, model: CheckpointRecord | None = None) -> dict[str, Any]:
     return {
         "run_id": run["run_id"],
-        "model": run["checkpoint"]["name"],
-        "model_tensors_sha256": run["checkpoint"]["tensors_sha256"],
-        "model_sha256": run["checkpoint"]["sha256"],
+        "model": None if model is None else model["name"],
+        "model_tensors_sha256": None if model is None else model["tensors_sha256"],
+        "model_sha256": None if model is None else model["sha256"],
         "decoding": context.decoding(run),
         "machine": context.machine(run),
         "normalizer": run["scoring"]["normalizer"]["name"],

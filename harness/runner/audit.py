@@ -19,6 +19,7 @@ from asrgate.backends import Variant
 from asrgate.backends.base import REMOTE, AsrgateError, Checkpoint
 from asrgate.backends.checkpoints import exchanged
 from asrgate.backends.checkpoints.cache import reachable_folder
+from asrgate.harness import record
 from asrgate.harness.corpus.audio import altered
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics.word_errors import Texts, first_answers, walls_by_clip
@@ -48,31 +49,35 @@ def run(state: RunState, logs: Path) -> None:
     clips = sorted(spoken, key=lambda clip: (clip.audio_seconds, clip.name))[:CLIPS]
     seed = secrets.randbits(32)
     audio = {clip.name: _recordings(number, clips, seed) for number, clip in enumerate(clips)}
-    truth: dict[str, list[str]] = {}
     texts = Texts(state.record, plan.normalizer)
-    variants = {str(variant): variant for variant in plan.variants}
-    for name in state.names:
-        state.results[name]["audit"] = _blank(variants[name], clips)
-    with reachable_folder("audit") as folder, process_tree.subreaper():
-        derived = _derived(state, folder)
-        if derived is None:
-            return
-        try:
-            for name in sorted(state.names, key=lambda name: name != plan.reference):
-                audit = state.results[name]["audit"]
-                if not audit["auditable"]:
-                    continue
-                state.progress.note(f"auditing {name}")
-                audit["checkpoint_sha256"] = derived.sha256
-                try:
-                    answers = _answers(state, variants[name], derived, clips, audio, logs)
-                except WorkerError as error:
-                    audit["error"] = str(error)
-                    continue
-                audit["error"] = None
-                _compare(state, name, audit, answers, truth, texts)
-        finally:
-            exchanged.forget(derived)
+    alive = [variant for variant in plan.variants if str(variant) in state.names]
+    for variant in alive:
+        state.results[str(variant)]["audit"] = _blank(variant, clips)
+    for model in dict.fromkeys(variant.model for variant in alive):
+        of_model = [variant for variant in alive if variant.model == model]
+        with reachable_folder("audit") as folder, process_tree.subreaper():
+            derived = _derived(state, of_model, folder)
+            if derived is None:
+                continue
+            truth: dict[str, list[str]] = {}
+            reference = record.reference_name(state.record, state.results[str(of_model[0])])
+            try:
+                for variant in sorted(of_model, key=lambda variant: str(variant) != reference):
+                    name = str(variant)
+                    audit = state.results[name]["audit"]
+                    if not audit["auditable"]:
+                        continue
+                    state.progress.note(f"auditing {name}")
+                    audit["checkpoint_sha256"] = derived.sha256
+                    try:
+                        answers = _answers(state, variant, derived, clips, audio, logs)
+                    except WorkerError as error:
+                        audit["error"] = str(error)
+                        continue
+                    audit["error"] = None
+                    _compare(state, name, reference, audit, answers, truth, texts)
+            finally:
+                exchanged.forget(derived)
 
 
 def _recordings(number: int, clips: Sequence[Clip], seed: int) -> list[np.ndarray]:
@@ -96,12 +101,13 @@ def _blank(variant: Variant, clips: Sequence[Clip]) -> Audit:
     }
 
 
-def _derived(state: RunState, folder: Path) -> Checkpoint | None:
+def _derived(state: RunState, variants: Sequence[Variant], folder: Path) -> Checkpoint | None:
+    """Return a checkpoint derived from that of the variants; if it cannot be, their audits say why."""
     try:
-        return exchanged.derive(state.plan.checkpoint, folder, secrets.randbits(32))
+        return exchanged.derive(state.plan.checkpoint_of(variants[0]), folder, secrets.randbits(32))
     except AsrgateError as error:
-        for name in state.names:
-            state.results[name]["audit"]["error"] = str(error)
+        for variant in variants:
+            state.results[str(variant)]["audit"]["error"] = str(error)
         return None
 
 
@@ -148,6 +154,7 @@ def _answers(
 def _compare(
     state: RunState,
     name: str,
+    reference: str,
     audit: Audit,
     answers: Mapping[str, _Answers],
     truth: dict[str, list[str]],
@@ -158,7 +165,6 @@ def _compare(
     The reference's own are compared with what it wrote with the run's checkpoint, without splices, which have
     other words anyway.
     """
-    reference = state.plan.reference
     usual = {
         who: {clip: sample["text"] or "" for clip, sample in first_answers(state.results[who]).items()}
         for who in (name, reference)

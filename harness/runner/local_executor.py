@@ -165,7 +165,7 @@ class LocalExecutor(Executor):
         with self._turn(name, "loading"):
             warm_up.load(
                 worker,
-                plan.checkpoint,
+                plan.checkpoint_of(variant),
                 plan.settings,
                 self._warmup,
                 state.language,

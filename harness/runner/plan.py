@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ from asrgate.backends.base import Checkpoint, Settings
 from asrgate.harness import record
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import normalizers
-from asrgate.harness.record_types import Result, Run, RunSettings
+from asrgate.harness.record_types import CheckpointRecord, Result, Run, RunSettings
 from asrgate.harness.runner.stopping import Stopping
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scenarios.scenario import Scenario
@@ -26,7 +26,8 @@ LOCAL, RAY = "local", "ray"  # executors: workers of this process, or actors of 
 class Plan:
     """What a run is to do, everything resolved and checked.
 
-    `unavailable` holds variants that this machine cannot run, with the reason and the remedy.
+    `unavailable` holds variants that this machine cannot run, with the reason and the remedy. `models` are
+    the checkpoints of a run of several by the names that its variants have; `checkpoint` is the first.
     """
 
     variants: Sequence[Variant]
@@ -52,6 +53,7 @@ class Plan:
     sample: int | None = None
     augment: Sequence[str] = ()
     scenario: Scenario = field(default_factory=registry.DEFAULT)
+    models: Mapping[str, Checkpoint] = field(default_factory=dict)
     executor: str = LOCAL
     most_workers: int | None = None
     audit: bool = False
@@ -63,10 +65,13 @@ class Plan:
         """How many rounds there are at least."""
         return self.rounds if self.stopping is None else self.stopping.least
 
+    def checkpoint_of(self, variant: Variant) -> Checkpoint:
+        """Return what a variant's engine is to load."""
+        return self.models[variant.model] if variant.model else self.checkpoint
+
 
 def blank_record(plan: Plan, run_id: str) -> Run:
     """Return the record of a run that has not begun: everything known before, a blank row a variant."""
-    checkpoint = plan.checkpoint
     refusals = {str(variant): (reason, remedy) for variant, reason, remedy in plan.unavailable}
     variants = [*plan.variants, *(variant for variant, _, _ in plan.unavailable)]
     run: Run = {
@@ -80,13 +85,7 @@ def blank_record(plan: Plan, run_id: str) -> Run:
         "host": environment.describe(),
         "versions": environment.versions(),
         "settings": _settings(plan),
-        "checkpoint": {
-            "name": _as_text(checkpoint.name),
-            "sha256": checkpoint.sha256,
-            "tensors_sha256": checkpoint.tensors_sha256,
-            "dimensions": dict(checkpoint.dimensions),
-            "note": _as_text(checkpoint.note),
-        },
+        "checkpoint": _checkpoint(plan.checkpoint, plan.checkpoint.name),
         "scoring": {
             "normalizer": normalizers.identify(plan.normalizer),
             "bootstrap": {"replicates": 0, "seed": plan.seed, "level": 0.95},
@@ -112,9 +111,21 @@ def blank_record(plan: Plan, run_id: str) -> Run:
             for variant in variants
         ],
     }
+    if plan.models:
+        run["models"] = [_checkpoint(checkpoint, name) for name, checkpoint in plan.models.items()]
     if plan.executor == RAY:
         run["hosts"], run["retries"] = [], []
     return run
+
+
+def _checkpoint(checkpoint: Checkpoint, name: str) -> CheckpointRecord:
+    return {
+        "name": _as_text(name),
+        "sha256": checkpoint.sha256,
+        "tensors_sha256": checkpoint.tensors_sha256,
+        "dimensions": dict(checkpoint.dimensions),
+        "note": _as_text(checkpoint.note),
+    }
 
 
 def _settings(plan: Plan) -> RunSettings:
@@ -149,7 +160,7 @@ def _settings(plan: Plan) -> RunSettings:
 
 
 def _blank_row(variant: Variant, scenario: Scenario, refusal: str | None, remedy: str | None) -> Result:
-    return {
+    row: Result = {
         "variant": str(variant),
         "backend": variant.backend,
         "device": variant.device,
@@ -181,6 +192,9 @@ def _blank_row(variant: Variant, scenario: Scenario, refusal: str | None, remedy
         "latency": None,
         "samples": [],
     }
+    if variant.model:
+        row["model"] = variant.model
+    return row
 
 
 def _as_text(name: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from asrgate.backends.base import AsrgateError
+from asrgate.harness.record import model_digest
 from asrgate.harness.record_types import Attempt, Run
 from asrgate.harness.runner.journal import Kept
 from asrgate.harness.runner.plan import now
@@ -91,6 +92,7 @@ def fingerprint(blank: Run) -> dict[str, Any]:
     """Return what must be the same in every attempt, from a run's record before it began."""
     return {
         "weights": blank["checkpoint"]["tensors_sha256"],
+        "models": {model["name"]: model_digest(model)[1] for model in blank.get("models", [])},
         "settings": blank["settings"] | {"normalizer": blank["scoring"]["normalizer"]},
         "variants": [row["variant"] for row in blank["results"] if row["status"] != "unavailable"],
         "clips": {
@@ -135,9 +137,15 @@ def restore(blank: Run, kept: Kept) -> set[tuple[str, int, str]]:
     return done
 
 
+def _models(found: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({digest:.12}…)" for name, digest in found.items()) or "one"
+
+
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     if before["weights"] != after["weights"]:
         yield f"weights: tensors {before['weights']:.12}… then, {after['weights']:.12}… now"
+    elif before.get("models", {}) != after["models"]:
+        yield f"models: {_models(before.get('models', {}))} then, {_models(after['models'])} now"
     then, today = before["clips"], after["clips"]
     for what, names in (
         ("gone", [name for name in then if name not in today]),

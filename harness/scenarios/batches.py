@@ -28,7 +28,7 @@ class BatchVariant(Variant):
     takes_batches: bool = False
 
     def __str__(self) -> str:
-        name = f"{self.backend}@{self.device}/{self.precision}"
+        name = super().__str__()
         return name if self.batch_size == 1 else f"{name} batch {self.batch_size}"
 
 

@@ -105,9 +105,9 @@ class Offline(Scenario):
         for variant in asked:
             takes_batches = backends.describe(variant.backend).takes_batches
             sizes = self.batch_sizes if takes_batches else (1,)
-            if str(variant) == reference and 1 not in sizes:
+            if variant.without_model == reference and 1 not in sizes:
                 sizes = (1, *sizes)
-            parts = (variant.backend, variant.device, variant.precision)
+            parts = (variant.backend, variant.device, variant.precision, variant.model)
             found += [BatchVariant(*parts, batch_size=n, takes_batches=takes_batches) for n in sizes]
         return found
 

@@ -9,11 +9,12 @@ judged again.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from asrgate.backends.base import MAY_BE_LACKING
 from asrgate.harness.metrics import word_errors
-from asrgate.harness.record import probes_of
+from asrgate.harness.record import model_of, probes_of, reference_name, reference_of
 from asrgate.harness.record_types import ProbeRecord, Result, RoundErrors, Run
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import timed_samples
@@ -38,20 +39,25 @@ CHANGED_WORDS_LIMIT = 0.5  # of a copy's words, against the clip's own answer
 
 
 def judge(run: Run) -> None:
-    """Fill every result's `gate`: ranked or not, its rank in the scenario's order, the reasons against it."""
-    reference = find_reference(run)
+    """Fill every result's `gate`: ranked or not, the reasons against it, its rank in the scenario's order.
+
+    Rows of one model are ranked together: those of another are not of equal quality.
+    """
     scenario = registry.of(run)
     order = scenario.order
-    fit = reference is not None and not any(_own_faults(run, reference, reference))
+    unfit: dict[str, bool] = {}  # reference -> whether it has faults of its own
     for result in run["results"]:
+        reference = find_reference(run, result)
+        if reference is not None and reference["variant"] not in unfit:
+            unfit[reference["variant"]] = any(_own_faults(run, reference, reference))
         reasons = list(_own_faults(run, result, reference))
         if result["status"] == "ok" and result is not reference:
             if reference is None:
                 reasons.append(
-                    f"its quality was not checked: the reference {run['settings']['reference']} "
+                    f"its quality was not checked: the reference {reference_name(run, result)} "
                     "is not in this run"
                 )
-            elif not fit:
+            elif unfit[reference["variant"]]:
                 reasons.append(f"the reference {reference['variant']} itself did not pass the gate")
             reasons += _differences(run, result, reference)
         if result["status"] == "ok":
@@ -62,15 +68,16 @@ def judge(run: Run) -> None:
         result["gate"] = {"ranked": not reasons, "rank": None, "reasons": reasons}
     ranked = [result for result in run["results"] if result["gate"]["ranked"]]
     ranked.sort(key=order.sort_key)
-    for rank, result in enumerate(ranked, start=1):
-        result["gate"]["rank"] = rank
+    places: Counter[str | None] = Counter()
+    for result in ranked:
+        places[result.get("model")] += 1
+        result["gate"]["rank"] = places[result.get("model")]
 
 
-def find_reference(run: Run) -> Result | None:
-    """Return the reference backend's result, or None if the run has none that finished."""
-    wanted = run["settings"]["reference"]
-    found = (r for r in run["results"] if r["variant"] == wanted and r["status"] == "ok")
-    return next(found, None)
+def find_reference(run: Run, result: Result) -> Result | None:
+    """Return the reference's row with the result's model, or None if the run has none that finished."""
+    found = reference_of(run, result)
+    return found if found is not None and found["status"] == "ok" else None
 
 
 def _own_faults(run: Run, result: Result, reference: Result | None) -> Iterator[str]:
@@ -124,7 +131,7 @@ def _weights(run: Run, result: Result) -> Iterator[str]:
     applied = result["applied_settings"] or {}
     if "checkpoint_sha256" not in applied:
         return
-    ran, asked = applied["checkpoint_sha256"], run["checkpoint"]
+    ran, asked = applied["checkpoint_sha256"], model_of(run, result)
     if ran is None:
         which = f"{asked['name']} ({asked['sha256']:.12}…)"
         yield f"its weights are unknown: nobody has stated that it runs {which}"

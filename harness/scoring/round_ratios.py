@@ -9,6 +9,7 @@ import numpy as np
 
 from asrgate.harness.metrics import bootstrap, student_t
 from asrgate.harness.metrics.word_errors import timed, walls_by_clip
+from asrgate.harness.record import reference_of
 from asrgate.harness.record_types import Result, Run
 
 ROUNDS_FOR_SPREAD = 3  # fewer say too little about how rounds differ
@@ -42,7 +43,7 @@ def over_reference(run: Run, result: Result) -> SpeedRatio | None:
     each other, so what slows the whole machine cancels out. The ratio is the geometric mean of the rounds'
     (Fleming & Wallace, "How not to lie with statistics", 1986).
     """
-    reference = next((r for r in run["results"] if r["variant"] == run["settings"]["reference"]), None)
+    reference = reference_of(run, result)
     if reference is None:
         return None
     ours, theirs = _walls_by_round(run, result), _walls_by_round(run, reference)

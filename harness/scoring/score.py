@@ -17,7 +17,7 @@ import numpy as np
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.metrics import bootstrap, normalizers, readings, word_errors
 from asrgate.harness.metrics.word_errors import Texts, errors, first_answers, ratio, timed, walls_by_clip
-from asrgate.harness.record import errors_of
+from asrgate.harness.record import errors_of, reference_of
 from asrgate.harness.record_types import AlsoResult, AlsoScored, Latency, Result, Run, Sample
 from asrgate.harness.scenarios import registry
 
@@ -52,7 +52,7 @@ def score(
     _compare_with_reference(run, firsts)
     for result in run["results"]:
         if result["wer"] is not None:
-            reference = _reference(run)
+            reference = _reference(run, result)
             other = None if result is reference else reference
             result["wer"]["rounds"] = word_errors.by_round(run, result, other, texts)
     second = normalizers.second(normalizer)
@@ -123,8 +123,8 @@ def _require_texts(run: Run) -> None:
 
 def _compare_with_reference(run: Run, firsts: Mapping[str, Mapping[str, Sample]]) -> None:
     """Fill `versus_reference`, but for what the bootstrap tells."""
-    reference = _reference(run)
     for result in run["results"]:
+        reference = _reference(run, result)
         if reference is None or result is reference or result["wer"] is None or reference["wer"] is None:
             continue
         ours, theirs = firsts[result["variant"]], firsts[reference["variant"]]
@@ -144,10 +144,10 @@ def _compare_with_reference(run: Run, firsts: Mapping[str, Mapping[str, Sample]]
         }
 
 
-def _reference(run: Run) -> Result | None:
-    """Return the reference backend's result, None when it is not in the run or answered nothing."""
-    wanted = run["settings"]["reference"]
-    return next((r for r in run["results"] if r["variant"] == wanted and r["wer"] is not None), None)
+def _reference(run: Run, result: Result) -> Result | None:
+    """Return the row that a result is compared with, None when it is not in the run or answered nothing."""
+    found = reference_of(run, result)
+    return found if found is not None and found["wer"] is not None else None
 
 
 def _latency(walls: Sequence[float], result: Result) -> Latency | None:

@@ -29,6 +29,7 @@ def make_run(
     audio_seconds: Sequence[float] | None = None,
     settings: Mapping[str, Any] | None = None,
     languages: Sequence[str] | None = None,
+    models: Sequence[str] = (),
     seed: int = 0,
 ) -> Run:
     """Return an unscored, unjudged record that `asrgate.harness.record.validate` accepts.
@@ -42,6 +43,7 @@ def make_run(
         audio_seconds: length of each clip; by default 2 to 12 s, seeded.
         settings: overrides of run["settings"].
         languages: of each clip; English by default.
+        models: names of several; then each variant has a row, `name@device/precision:model`, with each.
     """
     rng = np.random.default_rng(seed)
     if isinstance(references, int):
@@ -54,13 +56,17 @@ def make_run(
         )
     ]
     results = []
+    reference = variants[0] if variants else REFERENCE
+    places = [f"{variant}:{model}" for model in models for variant in variants]
+    of_models = [model for model in models for _ in variants]
+    variants = places or variants
     for place, variant in enumerate(variants):
         answers = (texts or {}).get(variant)
         if answers is None:
             answers = [_mishear(rng, reference) for reference in references]
         pace = (seconds_per_audio_second or {}).get(variant, 0.2 / (place + 1))
         results.append(_result(variant, clips, answers, rounds=rounds, pace=pace, rng=rng))
-    return {
+    run: Run = {
         "schema_version": SCHEMA_VERSION,
         "run_id": "20260102T030405Z-0a1b",
         "started_at": "2026-01-02T03:04:05+00:00",
@@ -76,7 +82,7 @@ def make_run(
             "warmup": 1,
             "timeout_seconds": 60.0,
             "device": "auto",
-            "reference": variants[0] if variants else REFERENCE,
+            "reference": reference,
             "wer_tolerance": 0.01,
             "max_wer": 0.5,
             "length_tolerance": 0.1,
@@ -84,13 +90,7 @@ def make_run(
             "texts": True,
             **(settings or {}),
         },
-        "checkpoint": {
-            "name": "tiny.en",
-            "sha256": _sha256("checkpoint"),
-            "tensors_sha256": _sha256("tensors"),
-            "dimensions": {"n_mels": 80, "n_audio_layer": 4, "n_text_layer": 4, "n_vocab": 51_864},
-            "note": "",
-        },
+        "checkpoint": _checkpoint("tiny.en", ""),
         "scoring": {
             "normalizer": {"name": "none", "sha256": _sha256("none"), "version": "built in"},
             "bootstrap": {"replicates": 0, "seed": seed, "level": 0.95},
@@ -108,6 +108,12 @@ def make_run(
         "warnings": [],
         "results": results,
     }
+    if models:
+        run["models"] = [_checkpoint(model, f" of {model}") for model in models]
+        run["checkpoint"] = run["models"][0]
+        for result, model in zip(results, of_models, strict=True):
+            result["model"] = model
+    return run
 
 
 def add_unavailable(run: Run, variant: str, reason: str, remedy: str | None = None) -> dict[str, Any]:
@@ -124,6 +130,16 @@ def add_unavailable(run: Run, variant: str, reason: str, remedy: str | None = No
 def result_of(run: Run, variant: str) -> dict[str, Any]:
     """Return a variant's result."""
     return next(result for result in run["results"] if result["variant"] == variant)
+
+
+def _checkpoint(name: str, of: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "sha256": _sha256(f"checkpoint{of}"),
+        "tensors_sha256": _sha256(f"tensors{of}"),
+        "dimensions": {"n_mels": 80, "n_audio_layer": 4, "n_text_layer": 4, "n_vocab": 51_864},
+        "note": "",
+    }
 
 
 def _clip(number: int, reference: str | None, seconds: float, language: str) -> dict[str, Any]:
@@ -151,7 +167,7 @@ def _result(
     rng: np.random.Generator,
 ) -> dict[str, Any]:
     name, _, place = variant.partition("@")
-    device, _, precision = place.partition("/")
+    device, _, precision = place.partition(":")[0].partition("/")
     samples = [
         _sample(clip, number, text, clip["audio_seconds"] * pace * rng.uniform(0.95, 1.05))
         for number in range(rounds)

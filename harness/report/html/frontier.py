@@ -159,6 +159,8 @@ def _may_be_equal(row: Row) -> bool:
 
 
 def _reference(run: Run, drawn: Sequence[Point]) -> Row | None:
+    if "models" in run:
+        return None  # each model has its own
     return next((row for _, row in drawn if row["variant"] == run["settings"]["reference"]), None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from asrgate.harness.column import figure, interval, percent
@@ -68,13 +68,13 @@ FIGURES = (
 )
 
 
-def build(sliced: Sequence[Slice], measured: Sequence[Row], reference: str) -> list[Matrix]:
+def build(sliced: Sequence[Slice], measured: Sequence[Row], references: Mapping[str, str]) -> list[Matrix]:
     """Return a matrix for each figure that the slices of one field have.
 
     Args:
         sliced: as asrgate.harness.scoring.slices makes them.
         measured: the rows, in the order of the page.
-        reference: the variant from which distances are counted.
+        references: variant -> the one from which its distances are counted.
     """
     values = list(dict.fromkeys(each["value"] for each in sliced))
     known = {(each["variant"], each["value"]): each for each in sliced}
@@ -82,7 +82,12 @@ def build(sliced: Sequence[Slice], measured: Sequence[Row], reference: str) -> l
     for wanted in FIGURES:
         lines = [
             [
-                _cell(wanted, known[row["variant"], value], known.get((reference, value)), reference)
+                _cell(
+                    wanted,
+                    known[row["variant"], value],
+                    known.get((references[row["variant"]], value)),
+                    references[row["variant"]],
+                )
                 for value in values
             ]
             for row in measured

@@ -90,7 +90,7 @@
       };
       makeSortable(heading, (direction) => {
         for (const body of table.tBodies) { // ranked and unranked rows stay apart
-          const rows = [...body.rows].filter((row) => row.className !== "why").map((row) => [value(row), row]);
+          const rows = [...body.rows].filter((row) => row.dataset.variant && row.className !== "why").map((row) => [value(row), row]);
           rows.sort((a, b) => compare(a[0], b[0], direction));
           for (const [, row] of rows) {
             const why = body.querySelector(`.why[data-variant="${row.dataset.variant}"]`);
@@ -104,7 +104,7 @@
   // ---- columns for which a table has no room wait behind "more columns", the least important first
   const KEPT = 10; // importance of the figures that a ranking is about: the first of them stays, and what is above
   const drop = (table, column, isDropped) => {
-    for (const row of table.rows) if (row.className !== "why") row.cells[column].classList.toggle("dropped", isDropped);
+    for (const row of table.rows) if (row.className !== "why") row.cells[column]?.classList.toggle("dropped", isDropped); // a model's name spans all
   };
   const fit = (fitted) => {
     const more = fitted.querySelector(".more"), region = fitted.querySelector(".wide"), table = region.firstElementChild;

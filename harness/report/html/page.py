@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from asrgate.harness.corpus import augment
 from asrgate.harness.corpus.fields import LENGTH
 from asrgate.harness.escape import visible
+from asrgate.harness.record import reference_name
 from asrgate.harness.record_types import Run
 from asrgate.harness.report import columns, context, parts
 from asrgate.harness.report.columns import Column
 from asrgate.harness.report.html import charts, clips, matrix, trend
 from asrgate.harness.report.html.drawing import Chart
 from asrgate.harness.report.html.svg import PALETTE
-from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, rows
+from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, by_model, rows, without_model
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scenarios.scenario import RTFX
 from asrgate.harness.scoring import slices
@@ -72,7 +73,7 @@ def render(
         scenario="" if registry.is_default(run) else context.scenario(run),
         facts=[(label, text) for label, text in context.describe(run).items() if text],
         warnings=context.warnings(run),
-        groups=_groups(measured),
+        groups=_groups(run, measured),
         tables=_tables(measured, registry.of(run).order == RTFX),
         slices=[_slices_section(run, field, found, measured, drawn) for field, found in sliced.items()],
         quality_parts=parts.of_quality(run) if measured else [],
@@ -104,6 +105,9 @@ def render(
         script=script,
         script_hash=_base64(hashlib.sha256(script.encode()).digest()),
         is_ranked=lambda row: row["group"] == RANKED,
+        has_ranked=any(row["group"] == RANKED for row in measured),
+        name_of=without_model if "models" in run else lambda row: row["variant"],
+        references={reference_name(run, result) for result in run["results"]},
         legend=_legend(measured),
         picture=next((drawn[name] for name in PICTURES if name in drawn), None),
         rank_meaning=columns.rank(registry.of(run).order.by).meaning,
@@ -124,13 +128,14 @@ def _slices_section(
     drawn: Mapping[str, Chart],
 ) -> dict[str, Any]:
     values = list(dict.fromkeys(each["value"] for each in found))
+    references = {result["variant"]: reference_name(run, result) for result in run["results"]}
     return {
         "field": field,
         "hint": ", ".join(values[:HINTED]) + (f" and {more} more" if (more := len(values[HINTED:])) else ""),
         "title": f"By {field}",
         "note": parts.slice_note(run, field),
         "values": list({each["value"]: each["clips"] for each in found}.items()),
-        "matrices": matrix.build(found, measured, run["settings"]["reference"]),
+        "matrices": matrix.build(found, measured, references),
         "chart": drawn.get(DRAWN[field]) if field in DRAWN else None,
     }
 
@@ -161,9 +166,15 @@ def _pieces(name: str) -> list[str]:
     return re.split(r"(?=[@/ ])", visible(name))
 
 
-def _groups(measured: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    found = [(group, [row for row in measured if row["group"] == group]) for group in (RANKED, UNRANKED)]
-    return [(group, members) for group, members in found if members]
+def _groups(run: Run, measured: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Return the sections of tables, with their kind: ranked rows and others, below the names of models."""
+    found: list[tuple[str, list[Row]]] = []
+    for model, rows_of_model in by_model(run, measured).items():
+        found += [("model", rows_of_model[:1])] if model else []
+        for group in (RANKED, UNRANKED):
+            members = [row for row in rows_of_model if row["group"] == group]
+            found += [(group, members)] if members else []
+    return found
 
 
 def _tables(measured: Sequence[Row], is_by_rtfx: bool) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,8 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,6 +46,7 @@ class Job:
     Attributes:
         warmup: float32 samples, shape (samples,), of the warm-up clip.
         warmup_calls: how often each engine answers it.
+        models: of a run of several, by the names that its variants have; empty if `checkpoint` is all.
         language: of the warm-up clip.
         quote_log: may messages quote what an engine printed?
         denied: what engines must not read or write, where it is on the actor's machine too.
@@ -59,7 +61,13 @@ class Job:
     language: str
     normalizer: str
     quote_log: bool
+    models: Mapping[str, Checkpoint] = field(default_factory=dict)
     denied: Sequence[Path] = ()
+
+    @property
+    def checkpoints(self) -> Mapping[str, Checkpoint]:
+        """What engines load, by the models of variants."""
+        return self.models or {"": self.checkpoint}
 
 
 class Actor:
@@ -97,11 +105,12 @@ class Actor:
             self._facts = found | {"shares_cores": is_known and self._cores is None}
         return self._facts
 
-    def open(self, names: Sequence[str], weights: np.ndarray | None = None) -> dict[str, Any]:
+    def open(self, names: Sequence[str], *weights: np.ndarray) -> dict[str, Any]:
         """Load and warm up the engines of the variants named.
 
         Args:
-            weights: bytes of the checkpoint file, uint8, shape (bytes,), if the machine lacks the file.
+            weights: bytes of each checkpoint's file in the job's order, uint8, shape (bytes,), if the machine
+                lacks a file.
 
         Returns:
             `lacks`, or `pids` of this process and its workers, `loads` (variant -> applied_settings and
@@ -113,9 +122,12 @@ class Actor:
         job = self._job
         if job is None:
             return {"lacks": LACKS_ENGINES}
-        checkpoint = _on_this_machine(job.checkpoint, weights)
-        if checkpoint is None:
-            return {"lacks": LACKS_WEIGHTS}
+        here: dict[str, Checkpoint] = {}
+        for (model, wanted), sent in zip_longest(job.checkpoints.items(), weights):
+            found = _on_this_machine(wanted, sent)
+            if found is None:
+                return {"lacks": LACKS_WEIGHTS}
+            here[model] = found
         self._stop()
         loads: dict[str, Any] = {}
         failures: dict[str, dict[str, Any]] = {}
@@ -132,7 +144,7 @@ class Actor:
             with self._turn(name, failures) as worker:
                 warm_up.load(
                     worker,
-                    checkpoint,
+                    here[variant.model],
                     job.settings,
                     job.warmup,
                     job.language,

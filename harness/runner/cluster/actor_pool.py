@@ -88,8 +88,8 @@ class ActorPool(Generic[Work]):
 
         self._ray = ray
         self._hooks = hooks
-        self._checkpoint = job.checkpoint
-        self._weights: Any = None
+        self._checkpoints = list(job.checkpoints.values())
+        self._weights: list[Any] = []
         self._timeout_seconds = timeout_seconds
         self._asked: dict[Any, tuple[Handle, Doing, Work | None]] = {}
         self._versions: Mapping[str, str | None] | None = None
@@ -198,9 +198,10 @@ class ActorPool(Generic[Work]):
 
     def _loaded(self, handle: Handle, reply: Reply) -> None:
         if reply.get("lacks") == LACKS_WEIGHTS:
-            if self._weights is None:
-                self._weights = self._ray.put(np.fromfile(self._checkpoint.path, np.uint8))
-            self.ask(handle, "open", self._hooks.names(), self._weights)
+            if not self._weights:
+                files = (np.fromfile(checkpoint.path, np.uint8) for checkpoint in self._checkpoints)
+                self._weights = [self._ray.put(content) for content in files]
+            self.ask(handle, "open", self._hooks.names(), *self._weights)
             return
         handle.pids, handle.loads = reply["pids"], reply["loads"]
         self._hooks.opened(handle, reply)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from asrgate.backends.base import Checkpoint
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.corpus.sample_cache import Decoded
 from asrgate.harness.record_types import Retry
@@ -91,7 +92,7 @@ class ClusterExecutor(Executor):
         plan = self.plan
         return Job(
             plan.variants,
-            dataclasses.replace(plan.checkpoint, path=plan.checkpoint.path.absolute()),
+            _reachable(plan.checkpoint),
             plan.settings,
             plan.timeout_seconds,
             warmup,
@@ -99,6 +100,7 @@ class ClusterExecutor(Executor):
             self.state.language,
             plan.normalizer,
             plan.texts,
+            {name: _reachable(checkpoint) for name, checkpoint in plan.models.items()},
             [path.absolute() for path in plan.denied],
         )
 
@@ -297,6 +299,10 @@ def chunks(clips: Sequence[Clip], actors: int) -> Iterator[Chunk]:
         held.append(clip)
     if held:
         yield Chunk(held)
+
+
+def _reachable(checkpoint: Checkpoint) -> Checkpoint:
+    return dataclasses.replace(checkpoint, path=checkpoint.path.absolute())
 
 
 def _absolute(clip: Clip) -> Clip:

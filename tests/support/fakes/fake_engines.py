@@ -76,7 +76,7 @@ class WaitsToBeKilled(Honest):
 
 
 class Follows(Honest):
-    """Honest, and runs the checkpoint that it is given: another one than FAKE_MODEL has other words."""
+    """Honest, and runs the checkpoint that it is given: one that FAKE_MODEL does not list has other words."""
 
     def __init__(self, settings: Settings, is_derived: bool = False):
         super().__init__(settings)
@@ -84,7 +84,8 @@ class Follows(Honest):
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> Honest:
-        return cls(settings, checkpoint.path.read_bytes() != Path(os.environ["FAKE_MODEL"]).read_bytes())
+        known = [Path(path).read_bytes() for path in os.environ["FAKE_MODEL"].split(os.pathsep)]
+        return cls(settings, checkpoint.path.read_bytes() not in known)
 
     def hear(self, audio: np.ndarray) -> str:
         words = super().hear(audio).split()
@@ -93,6 +94,31 @@ class Follows(Honest):
 
 
 class FollowsToo(Follows):
+    """The same, under another name."""
+
+
+class HearsByModel(Follows):
+    """Hears as well as its checkpoint: a small one mistakes every third word, in a quarter of the time."""
+
+    is_small = False
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> Honest:
+        loaded = super().load(checkpoint, device, precision, settings)
+        loaded.is_small = checkpoint.path.name.startswith("small")
+        return loaded
+
+    def hear(self, audio: np.ndarray) -> str:
+        if not self.is_small:
+            return super().hear(audio)
+        time.sleep(SECONDS_A_WORD / 4 * len(audio) / tones.WORD_SAMPLES)
+        words = tones.hear(audio).split()
+        shift = int(self.is_derived)
+        heard = [tones.WORDS.index(word) - shift - (place % 3 == 2) for place, word in enumerate(words)]
+        return " ".join(tones.WORDS[number] for number in heard)
+
+
+class HearsByModelToo(HearsByModel):
     """The same, under another name."""
 
 
