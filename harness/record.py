@@ -37,7 +37,9 @@ SCHEMA_VERSION = 6
 
 # What follows from the rest, or says how it is shown: the same measurement has the same digest whenever it is
 # scored again.
-_DERIVED_OF_RUN = ("digest", "schema_version", "scoring", "warnings", "settings", "clips", "results")
+_DERIVED_OF_RUN = (
+    *("digest", "schema_version", "scoring", "warnings", "settings", "clips", "results", "across"),
+)
 _COUNTED = ("reference_words", "text_words")
 _MEASURED_OF_RESULT = (
     *("variant", "model", "backend", "device", "precision", "status", "error", "killed_by"),
@@ -218,6 +220,14 @@ def _contradictions(run: Run) -> Iterator[str]:
     if len(set(variants)) < len(variants):
         yield "two rows have the same variant"
     yield from _model_contradictions(run)
+    across = run.get("across")
+    if across is not None:
+        named = [place["variant"] for place in (*across["front"], *across["memory_front"])]
+        named += [name for beaten in across["beaten"] for name in (beaten["variant"], beaten["by"])]
+        named += [name for answer in across["answers"] for name in (answer["variant"], *answer["alike"])]
+        unknown = next((name for name in named if name not in variants), None)
+        if unknown is not None:
+            yield f"across names {unknown[:100]!r}, which is none of its rows"
     for row in run["results"]:
         clips = [*(s["clip"] for s in row["samples"]), *(p["clip"] for p in probes_of(row))]
         if row["wer"] is not None:

@@ -357,6 +357,8 @@ class Stopped(TypedDict):
 
 
 class _RunSettingsOptional(TypedDict, total=False):
+    max_rtf: float
+    max_memory_bytes: int
     audit: bool
     rounds_rule: RoundsRule
     slices: list[str]
@@ -503,7 +505,46 @@ class Retry(TypedDict):
     clips: list[str]
 
 
+class FrontPlace(TypedDict):
+    """A row on a front, and its WER minus that of the row before it there."""
+
+    variant: str
+    wer_difference: float | None
+    interval: list[float] | None
+
+
+class Beaten(TypedDict):
+    """A row that another beats in errors and speed beyond the intervals; how much."""
+
+    variant: str
+    by: str
+    wer_difference: float
+    interval: list[float]
+    speed_ratio: float
+    speed_interval: list[float]
+
+
+class Answer(TypedDict):
+    """The row to choose, its WER minus the most accurate one's, and rows that are no worse choice."""
+
+    question: str
+    variant: str
+    wer_difference: float
+    interval: list[float] | None
+    alike: list[str]
+
+
+class Across(TypedDict):
+    """The rows of all models against each other."""
+
+    front: list[FrontPlace]
+    memory_front: list[FrontPlace]
+    beaten: list[Beaten]
+    answers: list[Answer]
+
+
 class _RunOptional(TypedDict, total=False):
+    across: Across
     models: list[CheckpointRecord]
     stopped: Stopped
     digest: str

@@ -21,7 +21,7 @@ from asrgate.harness.report.columns import percent
 from asrgate.harness.report.console import print_table
 from asrgate.harness.report.formats import BINARY, FORMATS, FormatError, format_of, render, write, write_all
 from asrgate.harness.report.readme import readme_tables, update_between_markers
-from asrgate.harness.scoring import gate, score, signature, slices, verify
+from asrgate.harness.scoring import across, gate, score, signature, slices, verify
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -170,6 +170,7 @@ def run_rescore(arguments: argparse.Namespace) -> int:
     normalizer, *also = normalizers.chosen(asked)
     after = score.rescore(before, normalizer, also)
     gate.judge(after)
+    across.settle(after)
     if arguments.output is not None:
         record.write(after, arguments.output)
     elif path.name == "run.json":

@@ -217,6 +217,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         device=arguments.device,
         wer_tolerance=arguments.wer_tolerance / 100,
         max_wer=arguments.max_wer,
+        max_rtf=arguments.max_rtf,
+        max_memory_bytes=arguments.max_memory,
         seed=arguments.seed,
         texts=not arguments.no_texts,
         normalizer=normalizer,

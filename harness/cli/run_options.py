@@ -199,7 +199,19 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         type=_wer,
         default=0.5,
         metavar="WER",
-        help="a row with a higher WER is not ranked; 0.5 or 50%% (default 0.5)",
+        help="a row with a higher WER is not ranked, and so no answer; 0.5 or 50%% (default 0.5)",
+    )
+    timing.add_argument(
+        "--max-rtf",
+        type=positive,
+        metavar="RTF",
+        help="the run's answer names only rows that take at most so many seconds per second of audio",
+    )
+    timing.add_argument(
+        "--max-memory",
+        type=memory,
+        metavar="SIZE",
+        help="the run's answer names only rows with at most this peak memory, such as 512MiB or 1GB",
     )
     timing.add_argument(
         "--normalizer",
@@ -276,6 +288,18 @@ def rounds(text: str) -> int | str:
         return AUTO if text == AUTO else at_least(1)(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, or {AUTO}") from error
+
+
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def memory(text: str) -> int:
+    """Return a number of bytes, from a size such as `1.5GB`."""
+    number = text.strip().rstrip("BGIKMbgikm ")
+    unit = text.strip()[len(number) :].strip().lower()
+    if unit not in _UNITS:
+        raise argparse.ArgumentTypeError(f"must be a size such as 512MiB or 1.5GB, not {text!r}")
+    return max(1, round(positive(number) * _UNITS[unit]))
 
 
 def language(text: str) -> str:

@@ -15,7 +15,7 @@ from asrgate.backends.base import how_to_fix
 from asrgate.harness.column import fitting
 from asrgate.harness.escape import visible
 from asrgate.harness.record_types import Run
-from asrgate.harness.report import columns, context, parts
+from asrgate.harness.report import answers, columns, context, parts
 from asrgate.harness.report.columns import Column
 from asrgate.harness.report.parts import Part
 from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, by_model, rows
@@ -55,10 +55,21 @@ def print_table(run: Run, console: Console, with_confusions: bool = False, signe
     _print_unavailable([row for row in built if row["group"] == UNAVAILABLE], run, console)
     if measured:
         confusions = parts.confusions(run) if with_confusions else []
-        for part in [*parts.parts(run, only_asked=True), *confusions]:
+        for part in [*answers.parts(run), *parts.parts(run, only_asked=True), *confusions]:
             _print_part(part, console)
     for warning in context.warnings(run):
         console.print(_text(f"Warning: {warning}", console, "yellow"))
+    _print_answer(run, console)
+
+
+def _print_answer(run: Run, console: Console) -> None:
+    found = answers.lines(run)
+    if found:
+        console.print()
+        grid = Table.grid(padding=(0, 2))
+        for question, answer in found:
+            grid.add_row(Text(question, style="bold"), _text(answer, console))
+        console.print(grid)
 
 
 def _fitting(measured: Sequence[Row], groups: Mapping[str, Sequence[Row]], console: Console) -> list[Column]:

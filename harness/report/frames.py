@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TEXTS = {  # columns that hold text even where all of a run's are empty; the others then hold numbers
     *("reason", "remedy", "compared_with", "energy_source", "error", "text", "text_sha256", "reference"),
-    *("model_tensors_sha256", "interrupted", "isolation"),
+    *("model_tensors_sha256", "interrupted", "isolation", "beaten_by"),
 }
 ERRORS = (
     *("substitutions", "deletions", "insertions", "reference_words", "output_words"),

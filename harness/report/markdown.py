@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from asrgate.harness.escape import markdown
 from asrgate.harness.record_types import Run
-from asrgate.harness.report import columns, context
+from asrgate.harness.report import answers, columns, context
 from asrgate.harness.report import parts as parts_of_run
 from asrgate.harness.report.columns import Column
 from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, by_model, rows
@@ -21,6 +21,7 @@ def render(run: Run) -> str:
     )
     measured = [row for row in built if row["group"] != UNAVAILABLE]
     parts = [f"# Run {markdown(run['run_id'])}", _facts(run), *_warnings(run)]
+    parts += answer(run)
     parts += ["## Ranked", tables_by_model(run, ranked) if ranked else "No row passed the gate."]
     if unranked:
         parts += ["## Not ranked", _unranked(unranked)]
@@ -35,10 +36,17 @@ def render(run: Run) -> str:
             "## Time in detail",
             _detail(columns.TIMES, measured),
         ]
-        for part in parts_of_run.parts(run):
+        for part in [*answers.parts(run), *parts_of_run.parts(run)]:
             parts += [f"## {markdown(part.title)}", markdown(part.note), _part(part)]
         parts += ["## Columns", _legend(run, measured)]
     return "\n\n".join(parts) + "\n"
+
+
+def answer(run: Run) -> list[str]:
+    """Return the lines of a run's answer as a list; nothing of a run of one model."""
+    found = answers.lines(run)
+    listed = "\n".join(f"- **{markdown(question)}**: {markdown(told)}" for question, told in found)
+    return [listed] if found else []
 
 
 def tables_by_model(run: Run, ranked: Sequence[Row], importance: int = 0) -> str:

@@ -11,7 +11,7 @@ from asrgate.harness import record
 from asrgate.harness.escape import markdown
 from asrgate.harness.record_types import Run
 from asrgate.harness.report import context
-from asrgate.harness.report.markdown import tables_by_model
+from asrgate.harness.report.markdown import answer, tables_by_model
 from asrgate.harness.report.rows import RANKED, UNRANKED, rows
 from asrgate.harness.scenarios import registry
 
@@ -34,6 +34,7 @@ def readme_table(run: Run, names_place: bool = True, signed: str | None = None) 
     unranked = [row for row in built if row["group"] == UNRANKED]
     parts = [
         tables_by_model(run, ranked, MAIN) if ranked else "No row passed the gate.",
+        *answer(run),
         _context_line(run, names_place, signed),
     ]
     parts += [f"Not ranked: {markdown(row['variant'])}: {markdown(row['reason'])}." for row in unranked]

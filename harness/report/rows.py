@@ -35,6 +35,7 @@ def rows(run: Run) -> list[Row]:
         if by_rtfx and reference is not None and row["group"] == reference["group"] == RANKED:
             row["speedup"] = row["rtfx"] / reference["rtfx"]
             row["speedup_low"], row["speedup_high"] = _speedup_interval(run, result)
+    _add_across(run, built)
     order = [RANKED, UNRANKED, UNAVAILABLE]
     models = [model["name"] for model in record.models(run)]
 
@@ -44,6 +45,18 @@ def rows(run: Run) -> list[Row]:
         return is_absent, model, order.index(row["group"]), row["rank"] or 0
 
     return sorted(built.values(), key=place)
+
+
+def _add_across(run: Run, built: Mapping[str, Row]) -> None:
+    """Say of each row whether it is on a front, and which row beats it, if the run says so of its rows."""
+    if "across" not in run:
+        return
+    across = run["across"]
+    fronts = [{place["variant"] for place in across[name]} for name in ("front", "memory_front")]
+    beaten = {entry["variant"]: entry["by"] for entry in across["beaten"]}
+    for name, row in built.items():
+        row["on_front"], row["on_memory_front"] = (name in front for front in fronts)
+        row["beaten_by"] = beaten.get(name)
 
 
 def without_model(row: Row) -> str:

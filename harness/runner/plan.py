@@ -43,6 +43,8 @@ class Plan:
     device: str = "auto"
     wer_tolerance: float = 0.01
     max_wer: float = 0.5
+    max_rtf: float | None = None
+    max_memory_bytes: int | None = None
     length_tolerance: float = 0.1
     seed: int = 0
     texts: bool = True
@@ -152,6 +154,10 @@ def _settings(plan: Plan) -> RunSettings:
         found["rounds_rule"] = plan.stopping.rule()
     if plan.audit:
         found["audit"] = True
+    if plan.max_rtf is not None:
+        found["max_rtf"] = plan.max_rtf
+    if plan.max_memory_bytes is not None:
+        found["max_memory_bytes"] = plan.max_memory_bytes
     if plan.keywords:
         found["keywords"] = list(plan.keywords)
     if plan.executor == RAY:

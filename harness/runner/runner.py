@@ -21,7 +21,7 @@ from asrgate.harness.runner.local_executor import LocalExecutor
 from asrgate.harness.runner.plan import RAY, Plan, now
 from asrgate.harness.runner.progress import Progress
 from asrgate.harness.runner.run_state import RunState
-from asrgate.harness.scoring import cache_probes, gate, machines, score, timed_samples
+from asrgate.harness.scoring import across, cache_probes, gate, machines, score, timed_samples
 
 BUSY_FRACTION = 0.10  # of all cores, used by processes that are not the run's: worth a warning
 SPREAD_LIMIT = 0.15  # interquartile range over median of a clip's times across rounds: worth a warning
@@ -121,6 +121,7 @@ def _finish(state: RunState) -> None:
     run["finished_at"] = now()
     score.score(run, plan.normalizer, also=plan.also_normalizers)
     gate.judge(run)
+    across.settle(run)
     state.close()
 
 

@@ -17,7 +17,7 @@ REPLICATES = 1000
 
 
 class SpeedRatio(NamedTuple):
-    """RTFx over that of the reference, with its 95 % interval.
+    """RTFx over that of another row, with its 95 % interval.
 
     Attributes:
         interval: from the scatter of the rounds; before there are ROUNDS_FOR_SPREAD of them from the clips,
@@ -39,13 +39,19 @@ class SpeedRatio(NamedTuple):
 def over_reference(run: Run, result: Result) -> SpeedRatio | None:
     """Return a result's speed ratio; None if no round has all clips answered by both.
 
+    See `between`.
+    """
+    reference = reference_of(run, result)
+    return None if reference is None else between(run, result, reference)
+
+
+def between(run: Run, result: Result, reference: Result) -> SpeedRatio | None:
+    """Return how many times as fast as another a result is; None if no round has all clips answered by both.
+
     A round is one value, the ratio of the wall times of all its clips. Both were measured within minutes of
     each other, so what slows the whole machine cancels out. The ratio is the geometric mean of the rounds'
     (Fleming & Wallace, "How not to lie with statistics", 1986).
     """
-    reference = reference_of(run, result)
-    if reference is None:
-        return None
     ours, theirs = _walls_by_round(run, result), _walls_by_round(run, reference)
     logs = [math.log(theirs[number] / ours[number]) for number in sorted(ours.keys() & theirs.keys())]
     if not logs:

@@ -10,9 +10,9 @@ from pathlib import Path
 from asrgate.harness import record
 from asrgate.harness.metrics.word_errors import errors, ratio, timed
 from asrgate.harness.record import DOCTORED, RecordError, doctored, errors_of
-from asrgate.harness.record_types import Result, Run
+from asrgate.harness.record_types import Across, Result, Run
 from asrgate.harness.scenarios import registry
-from asrgate.harness.scoring import gate, signature
+from asrgate.harness.scoring import across, gate, signature
 
 TOLERANCE = 1e-9  # relative: sums of floats in another order differ by less
 
@@ -68,6 +68,20 @@ def differences(run: Run) -> Iterator[str]:
         if (said["ranked"], said["rank"]) != (judged["ranked"], judged["rank"]):
             why = f" ({'; '.join(judged['reasons'])})" if judged["reasons"] else ""
             yield f"{before['variant']} is {_place(before)}, but must be {_place(after)}{why}"
+    if "across" in run:
+        yield from _across(run, run["across"])
+
+
+def _across(run: Run, stated: Across) -> Iterator[str]:
+    """Compare what is said of all models together, but for what the bootstrap tells."""
+    for what, said, found in (
+        ("on the front", [place["variant"] for place in stated["front"]], across.front(run)),
+        ("on the front of memory", [p["variant"] for p in stated["memory_front"]], across.memory_front(run)),
+        ("named by the answers", [answer["variant"] for answer in stated["answers"]], across.chosen(run)),
+    ):
+        names = [row["variant"] for row in found]
+        if said != names:
+            yield f"{', '.join(said) or 'no row'} is {what}, but {', '.join(names) or 'no row'} must be"
 
 
 def _figures(run: Run, result: Result) -> Iterator[tuple[str, float | None, float | None]]:

@@ -13,7 +13,7 @@ from asrgate.harness.metrics import bootstrap
 from asrgate.harness.metrics.word_errors import timed
 from asrgate.harness.record_types import Run
 from asrgate.harness.report.columns import figure as written
-from asrgate.harness.report.html import frontier, noise, serving, speed, streams
+from asrgate.harness.report.html import frontier, models, noise, serving, speed, streams
 from asrgate.harness.report.html.drawing import (
     SLICE_INCHES,
     Chart,
@@ -56,7 +56,8 @@ def draw(run: Run, rows: Sequence[Row], sliced: Mapping[str, Sequence[Slice]]) -
     if not measured:
         return {}
     with matplotlib.rc_context(STYLE):
-        found = [frontier.chart(run, measured)] if registry.of(run).order == RTFX else []
+        first = models.chart if "models" in run else frontier.chart
+        found = [first(run, measured)] if registry.of(run).order == RTFX else []
         timed = [entry for entry in measured if entry[1]["latency_median_seconds"] is not None]
         if timed:
             found.append(_latency(run, timed))
@@ -76,7 +77,7 @@ def _latency(run: Run, measured: Measured) -> Chart:
     for place, (n, row, result) in enumerate(measured):
         walls = registry.of(run).latencies(result)
         low, first, median, third, high = bootstrap.percentiles(walls, [0, 25, 50, 75, 99])
-        own = colour(n)
+        own = colour(row["series"])
         shade = 1.0 if row["group"] == RANKED else 0.45
         axes.plot([low, high], [place, place], color=own, lw=1.2, alpha=shade)
         (box,) = axes.barh(place, third - first, left=first, height=0.55, color=own, alpha=shade)
@@ -154,7 +155,7 @@ def _by_length(measured: Measured, sliced: Sequence[Slice]) -> Chart:
         (line,) = axes.plot(
             range(len(names)),
             [math.nan if value is None else value for value in values],
-            color=colour(n),
+            color=colour(row["series"]),
             marker="o" if is_ranked else "X",
             ls="-" if is_ranked else ":",
             lw=1.6 if n < len(PALETTE) else 0.8,

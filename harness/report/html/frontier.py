@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from asrgate.harness.report.columns import interval, percent
 from asrgate.harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
 from asrgate.harness.report.html.svg import BAND, INK, MUTED, PAPER, Mark, to_svg
 from asrgate.harness.report.rows import RANKED, Row
+from asrgate.harness.scoring.across import pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +25,7 @@ NAMED = 6  # with more points than this, numbers stand beside them: the table ha
 LEAST_SPAN_POINTS = 1.0  # of WER on the axis; rows that differ by less are alike to any reader
 LINE_POINTS = 11.0  # height of a label
 NEAR, FAR = 3, 9  # how far a label may be moved, in half lines
+SHORT = 4  # letters: a number that is moved far would seem to be another point's
 LETTER_POINTS = 4.9  # mean width of a letter at the labels' size
 WIDE, NARROW = (5.4, 4.2), (3.7, 3.9)  # inches: beside the table, and on a phone
 
@@ -95,7 +97,8 @@ def _draw(run: Run, drawn: Sequence[Point], name: str, inches: tuple[float, floa
     if name == "narrow":
         axes.set_xlabel("RTFx (log scale): faster to the right")
     axes.set_ylabel("WER %: lower is better")
-    _label(figure, axes, drawn, front, reference, top, len(drawn) <= NAMED and name == "wide")
+    by_name = len(drawn) <= NAMED and name == "wide"
+    label(figure, axes, drawn, front, reference, top, lambda row: _text(row, by_name, row is reference))
     names = ", ".join(row["variant"] for _, row in front) or "none, as no row is ranked"
     description = f"WER against RTFx of {len(drawn)} variants. On the Pareto front: {names}."
     return to_svg(figure, f"quality-speed-{name}", description, marks)
@@ -105,7 +108,7 @@ def _point(axes: Axes, n: int, row: Row, reference: Row | None, top: float) -> d
     """Draw one row with its paired interval, around the reference's WER; return what was drawn."""
     x, y = row["rtfx"], row["wer_percent"]
     is_ranked, is_beyond = row["group"] == RANKED, y > top
-    own = colour(n) if is_ranked else MUTED
+    own = colour(row["series"]) if is_ranked else MUTED
     ends = paired_interval(row, reference)
     if ends and not is_beyond:
         (bar,) = axes.plot([x, x], ends, color=own, lw=1.6, alpha=0.6, solid_capstyle="butt")
@@ -159,8 +162,6 @@ def _may_be_equal(row: Row) -> bool:
 
 
 def _reference(run: Run, drawn: Sequence[Point]) -> Row | None:
-    if "models" in run:
-        return None  # each model has its own
     return next((row for _, row in drawn if row["variant"] == run["settings"]["reference"]), None)
 
 
@@ -202,19 +203,19 @@ def _caption(run: Run, drawn: Sequence[Point]) -> str:
 
 def _front(drawn: Sequence[Point]) -> list[Point]:
     ranked = [(n, row) for n, row in drawn if row["group"] == RANKED]
-    return [ranked[i] for i in pareto_front([(row["rtfx"], row["wer_percent"]) for _, row in ranked])]
+    return [ranked[i] for i in pareto_front([(-row["rtfx"], row["wer_percent"]) for _, row in ranked])]
 
 
-def _label(
+def label(
     figure: Figure,
     axes: Axes,
     drawn: Sequence[Point],
     front: Sequence[Point],
     reference: Row | None,
     top: float,
-    by_name: bool,
+    text_of: Callable[[Row], str],
 ) -> None:
-    """Write names or numbers next to their points, moved where they would overlap.
+    """Write names or numbers next to their points, moved where they would overlap; none where that is "".
 
     First come, first placed: the reference, the front, then by rank.
     """
@@ -228,15 +229,13 @@ def _label(
         taken.append(Box(whole.left, whole.right, line - 0.5, line + 0.5))
     taken += _steps([_place(axes, row, top, scale) for _, row in front])
     for _, row in points:
-        text, is_reference = _number(row, by_name), row is reference
+        text = text_of(row)
         if row["wer_percent"] > top:
             text += f" {row['wer_percent']:.0f} %"
-        elif is_reference:
-            text += " (reference)" if by_name else " reference"
         if not text:
             continue
         x, y = _place(axes, row, top, scale)
-        reach = FAR if by_name or is_reference else NEAR
+        reach = FAR if len(text) > SHORT else NEAR
         free = (
             (dx, dy, box)
             for dx, dy, box in _offsets(x, y, LETTER_POINTS * len(text), reach)
@@ -258,10 +257,11 @@ def _label(
         )
 
 
-def _number(row: Row, by_name: bool) -> str:
+def _text(row: Row, by_name: bool, is_reference: bool) -> str:
     if by_name:
-        return visible(row["variant"])
-    return "" if row["rank"] is None else str(row["rank"])
+        return visible(row["variant"]) + (" (reference)" if is_reference else "")
+    number = "" if row["rank"] is None else str(row["rank"])
+    return f"{number} reference" if is_reference else number
 
 
 def _occupied(axes: Axes, row: Row, reference: Row | None, top: float, scale: float) -> Iterator[Box]:
@@ -296,17 +296,3 @@ def _offsets(x: float, y: float, width: float, reach: int) -> Iterator[tuple[flo
     for dx, dy in (*beside[::3], (0.0, 11.0), (0.0, -11.0), *beside, *further):
         left = x + dx if dx > 0 else x + dx - width if dx < 0 else x - width / 2
         yield dx, dy, Box(left - 1.5, left + width + 1.5, y + dy - LINE_POINTS / 2, y + dy + LINE_POINTS / 2)
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of points (RTFx, WER) that no other point beats in one without losing in the other.
-
-    Fastest first; equal points are all kept.
-    """
-    order = sorted(range(len(points)), key=lambda i: (-points[i][0], points[i][1]))
-    front: list[int] = []
-    for i in order:
-        best = points[front[-1]] if front else None
-        if best is None or points[i][1] < best[1] or points[i] == best:
-            front.append(i)
-    return front

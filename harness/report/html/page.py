@@ -17,7 +17,7 @@ from asrgate.harness.corpus.fields import LENGTH
 from asrgate.harness.escape import visible
 from asrgate.harness.record import reference_name
 from asrgate.harness.record_types import Run
-from asrgate.harness.report import columns, context, parts
+from asrgate.harness.report import answers, columns, context, parts
 from asrgate.harness.report.columns import Column
 from asrgate.harness.report.html import charts, clips, matrix, trend
 from asrgate.harness.report.html.drawing import Chart
@@ -62,6 +62,9 @@ def render(
     """
     built = rows(run)
     measured = [row for row in built if row["group"] != UNAVAILABLE]
+    models = list(by_model(run, measured))
+    for n, row in enumerate(measured):
+        row["series"] = n if models == [""] else models.index(row["model"])
     data = clips.collect(run, measured)
     script = _asset("page.js")
     sliced = _sliced(run) if measured else {}
@@ -76,11 +79,13 @@ def render(
         groups=_groups(run, measured),
         tables=_tables(measured, registry.of(run).order == RTFX),
         slices=[_slices_section(run, field, found, measured, drawn) for field, found in sliced.items()],
+        answers=answers.lines(run),
+        answer_parts=answers.parts(run),
         quality_parts=parts.of_quality(run) if measured else [],
         times_parts=parts.of_times(run) if measured else [],
         unavailable=_by_cause([row for row in built if row["group"] == UNAVAILABLE]),
         measured=measured,
-        series=[n if n < len(PALETTE) else "other" for n in range(len(measured))],
+        series=[n if n < len(PALETTE) else "other" for n in (row["series"] for row in measured)],
         charts=drawn,
         trend=_trend(history, measured),
         steps_points=[f"{step:g}" for step in matrix.STEPS_POINTS],

@@ -21,7 +21,6 @@ from asrgate.harness.column import figure, percent
 from asrgate.harness.corpus import audio as audio_file
 from asrgate.harness.record import Run
 from asrgate.harness.report.html import audio, clips, frontier, matrix, page
-from asrgate.harness.report.html.frontier import pareto_front
 from asrgate.harness.scoring import gate, score, slices
 
 pytestmark = pytest.mark.slow
@@ -492,13 +491,6 @@ def test_speed_by_length_is_drawn_beside_its_matrix(thirteen: Run, whole: str, o
 
 
 # charts
-
-
-def test_pareto_front() -> None:
-    points = [(1.0, 5.0), (2.0, 5.0), (3.0, 7.0), (2.5, 9.0), (0.5, 1.0), (3.0, 8.0)]
-    assert pareto_front(points) == [2, 1, 4]
-    assert pareto_front([]) == []
-    assert pareto_front([(1.0, 2.0), (1.0, 2.0)]) == [0, 1]
 
 
 def test_bars_are_the_paired_intervals_from_the_reference(thirteen: Run, whole: str, opened: Open) -> None:

@@ -1,0 +1,153 @@
+"""What a run of several models comes to: its answer in three lines, its fronts, the rows that are beaten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from asrgate.harness.column import figure, interval, mebibytes, percent
+from asrgate.harness.record_types import Answer, FrontPlace, Result, Run
+from asrgate.harness.report.parts import Part
+from asrgate.harness.scenarios import registry
+from asrgate.harness.scenarios.scenario import RTFX
+from asrgate.harness.scoring import across
+
+LIKE_BEST = "not told apart from the most accurate"
+
+
+def lines(run: Run) -> list[tuple[str, str]]:
+    """Return question and answer of each line, or why there is none; nothing of a run of one model."""
+    if "across" not in run:
+        return []
+    results = {result["variant"]: result for result in run["results"]}
+    found = [
+        (_question(answer), _answer(run, answer, results[answer["variant"]]))
+        for answer in run["across"]["answers"]
+    ]
+    limits = _limits(run)
+    if not found:
+        why = f" with {limits}" if limits else ""
+        return [("answer", f"no ranked row{why}")]
+    return [*found, ("only rows with", limits)] if limits else found
+
+
+def parts(run: Run) -> list[Part]:
+    """Return the fronts and the beaten rows as tables; nothing of a run of one model."""
+    if "across" not in run or "models" not in run:
+        return []
+    order = registry.of(run).order
+    speed = "RTFx" if order == RTFX else order.by
+    stated = run["across"]
+    found = []
+    for title, what, places in (
+        ("Front of errors and speed", f"WER and {speed}", stated["front"]),
+        ("Front of errors and memory", "WER and peak memory", stated["memory_front"]),
+    ):
+        if places:
+            note = (
+                f"Ranked rows that no other row beats in {what}. Points: WER minus that of the row above, "
+                "with its paired 95 % interval; where that holds 0, the clips cannot tell the two apart."
+            )
+            headings = ["variant", "WER %", speed, "MiB", "points", "95 % CI"]
+            found.append(Part(title, note, headings, list(_front(run, places)), frozenset(range(1, 6))))
+    if stated["beaten"]:
+        note = (
+            "Rows that make more errors and are slower than another, beyond the 95 % intervals of both "
+            "differences. Points: their WER minus the other's; times: how many times as fast the other is."
+        )
+        body = [
+            [
+                entry["variant"],
+                entry["by"],
+                _points(entry["wer_difference"]),
+                _interval_of_points(entry["interval"]),
+                figure(entry["speed_ratio"]),
+                interval(*entry["speed_interval"]),
+            ]
+            for entry in stated["beaten"]
+        ]
+        headings = ["variant", "beaten by", "points", "points 95 % CI", "times", "times 95 % CI"]
+        found.append(Part("Beaten in both", note, headings, body, frozenset(range(2, 6))))
+    return found
+
+
+def _front(run: Run, places: Sequence[FrontPlace]) -> Iterator[list[str]]:
+    order = registry.of(run).order
+    results = {result["variant"]: result for result in run["results"]}
+    for place in places:
+        result = results[place["variant"]]
+        difference = place["wer_difference"]
+        yield [
+            place["variant"],
+            _wer(result),
+            figure(order.figure(result)),
+            mebibytes(across.memory_bytes(result)),
+            "" if difference is None else _points(difference),
+            _interval_of_points(place["interval"]),
+        ]
+
+
+def _question(answer: Answer) -> str:
+    return {
+        across.MOST_ACCURATE: "most accurate",
+        across.FASTEST: f"fastest within {100 * across.FASTEST_WITHIN:g} point",
+        across.SMALLEST: f"smallest within {100 * across.SMALLEST_WITHIN:g} points",
+    }[answer["question"]]
+
+
+def _answer(run: Run, answer: Answer, result: Result) -> str:
+    memory = across.memory_bytes(result)
+    facts = [
+        answer["variant"],
+        f"WER {_wer(result)} %{_bracketed(interval(*_wer_interval(result), percent))}",
+        _speed(run, result),
+        *([] if memory is None else [f"{mebibytes(memory)} MiB"]),
+    ]
+    if answer["question"] != across.MOST_ACCURATE and answer["interval"] is not None:
+        low, high = answer["interval"]
+        told = f"; {LIKE_BEST}" if low <= 0 <= high else ""
+        points = _points(answer["wer_difference"])
+        facts.append(f"{points} points{_bracketed(_interval_of_points(answer['interval']))}{told}")
+    alike = answer["alike"]
+    what = "speed" if answer["question"] == across.FASTEST else "errors"
+    told = f"; cannot be told apart in {what} from {', '.join(alike)}" if alike else ""
+    return ", ".join(facts) + told
+
+
+def _speed(run: Run, result: Result) -> str:
+    order = registry.of(run).order
+    if order != RTFX or result["rtfx"] is None:
+        return f"{order.by} {figure(order.figure(result))}"
+    ends = result["rtfx"]["interval"]
+    return f"RTFx {figure(result['rtfx']['rtfx'])}{_bracketed(interval(*ends) if ends else '')}"
+
+
+def _limits(run: Run) -> str:
+    settings = run["settings"]
+    told = []
+    if "max_rtf" in settings:
+        told.append(f"RTF at most {settings['max_rtf']:g}")
+    if "max_memory_bytes" in settings:
+        told.append(f"peak memory at most {mebibytes(settings['max_memory_bytes'])} MiB")
+    return " and ".join(told)
+
+
+def _wer(result: Result) -> str:
+    wer = None if result["wer"] is None else result["wer"]["wer"]
+    return "unknown" if wer is None else percent(100 * wer)
+
+
+def _wer_interval(result: Result) -> tuple[float | None, float | None]:
+    ends = None if result["wer"] is None else result["wer"]["interval"]
+    return (None, None) if ends is None else (100 * ends[0], 100 * ends[1])
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.2f}"
+
+
+def _interval_of_points(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f"{_points(ends[0])} to {_points(ends[1])}"
+
+
+def _bracketed(text: str) -> str:
+    return f" ({text})" if text else ""
