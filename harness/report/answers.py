@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
+from asrgate.harness import record
 from asrgate.harness.column import figure, interval, mebibytes, percent
+from asrgate.harness.metrics import bootstrap
+from asrgate.harness.metrics.word_errors import errors
+from asrgate.harness.record import errors_of
 from asrgate.harness.record_types import Answer, FrontPlace, Result, Run
+from asrgate.harness.report import context
 from asrgate.harness.report.parts import Part
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scenarios.scenario import RTFX
@@ -68,6 +76,61 @@ def parts(run: Run) -> list[Part]:
         headings = ["variant", "beaten by", "points", "points 95 % CI", "times", "times 95 % CI"]
         found.append(Part("Beaten in both", note, headings, body, frozenset(range(2, 6))))
     return found
+
+
+def of_runs(runs: Sequence[Run]) -> list[Part]:
+    """Return a front for each machine on which several models were measured, in one run or in several.
+
+    Only runs of the same clips, scenario and normaliser share one.
+    """
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        clips = sorted([clip["sha256"], clip["language"], clip["reference_sha256"]] for clip in run["clips"])
+        asked = [registry.of(run).conditions(), run["scoring"]["normalizer"], run["settings"]["decoding"]]
+        alike.setdefault(json.dumps([context.machine(run), asked, clips]), []).append(run)
+    found = []
+    for members in alike.values():
+        models = {record.model_digest(model) for run in members for model in record.models(run)}
+        if len(models) > 1 and registry.of(members[0]).order == RTFX and (body := _front_of_runs(members)):
+            note = (
+                f"Of {len(models)} models on {context.machine(members[0])}: the ranked rows that no other "
+                "row beats in WER and RTFx, from all runs here that have the same clips. Points: WER minus "
+                "that of the row above, with its paired 95 % interval."
+            )
+            headings = ["variant", "model", "WER %", "RTFx", "points", "95 % CI", "run"]
+            found.append(Part("Front of errors and speed", note, headings, body, frozenset(range(2, 6))))
+    return found
+
+
+def _front_of_runs(runs: Sequence[Run]) -> list[list[str]]:
+    rows = [(run, row) for run in runs for row in across.ranked(run) if row["rtfx"] is not None]
+    points = [(-row["rtfx"]["rtfx"] if row["rtfx"] else 0.0, across.wer_of(row)) for _, row in rows]
+    front = [rows[n] for n in across.pareto_front(points)]
+    body = []
+    for before, (run, row) in zip([None, *front], front, strict=False):
+        told = ["", ""]
+        if before is not None:
+            difference = across.wer_of(row) - across.wer_of(before[1])
+            told = [_points(difference), _interval_of_points(_paired(before, (run, row)))]
+        speed = "" if row["rtfx"] is None else figure(row["rtfx"]["rtfx"])
+        model = record.model_of(run, row)["name"]
+        body.append([record.without_model(row), model, _wer(row), speed, *told, run["run_id"]])
+    return body
+
+
+def _paired(before: tuple[Run, Result], new: tuple[Run, Result]) -> bootstrap.Interval | None:
+    """Return the interval of the WER of a row minus that of another, which may be of another run."""
+    counted = []
+    for run, row in (before, new):
+        names = {clip["name"]: clip["sha256"] for clip in run["clips"]}
+        counted.append({names[entry["clip"]]: entry for entry in errors_of(row)})
+    one, other = counted
+    both = [sha256 for sha256 in one if sha256 in other]
+    values = [[errors(one[s]), errors(other[s]), one[s]["reference_words"]] for s in both]
+    if len(both) < 2:
+        return None
+    sums = bootstrap.resampled_sums(np.array(values, dtype=np.float64))
+    return bootstrap.ratio_interval(sums[:, 1] - sums[:, 0], sums[:, 2])
 
 
 def _front(run: Run, places: Sequence[FrontPlace]) -> Iterator[list[str]]:

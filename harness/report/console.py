@@ -22,7 +22,10 @@ from asrgate.harness.report.rows import RANKED, UNAVAILABLE, UNRANKED, Row, by_m
 from asrgate.harness.scenarios import registry
 
 RULES = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")  # below the heading and below the ranked rows
-SPARE = ("median s", "audio s", "version", "RTFx 95 % CI", "CER %", "WER 95 % CI", "clips")  # least first
+SPARE = (  # least first
+    *("median s", "audio s", "version", "RTFx 95 % CI", "CER %", "WER 95 % CI", "clips"),
+    *("points 95 % CI", "times 95 % CI"),
+)
 BESIDE = ("model", "scenario", "audio", "decoding", "rounds", "machine", "scoring", "gate", "audit", "record")
 
 

@@ -37,7 +37,7 @@ def render(run: Run) -> str:
             _detail(columns.TIMES, measured),
         ]
         for part in [*answers.parts(run), *parts_of_run.parts(run)]:
-            parts += [f"## {markdown(part.title)}", markdown(part.note), _part(part)]
+            parts += [f"## {markdown(part.title)}", markdown(part.note), part_table(part)]
         parts += ["## Columns", _legend(run, measured)]
     return "\n\n".join(parts) + "\n"
 
@@ -74,7 +74,8 @@ def grid(shown: Sequence[Column], body: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _part(part: parts_of_run.Part) -> str:
+def part_table(part: parts_of_run.Part) -> str:
+    """Return a part's table."""
     rule = ["---:" if n in part.numbers else "---" for n in range(len(part.headings))]
     return "\n".join([_line(part.headings), _line(rule, escaped=True), *map(_line, part.rows)])
 

@@ -10,8 +10,8 @@ from asrgate.backends.base import AsrgateError
 from asrgate.harness import record
 from asrgate.harness.escape import markdown
 from asrgate.harness.record_types import Run
-from asrgate.harness.report import context
-from asrgate.harness.report.markdown import answer, tables_by_model
+from asrgate.harness.report import answers, context
+from asrgate.harness.report.markdown import answer, part_table, tables_by_model
 from asrgate.harness.report.rows import RANKED, UNRANKED, rows
 from asrgate.harness.scenarios import registry
 
@@ -42,7 +42,7 @@ def readme_table(run: Run, names_place: bool = True, signed: str | None = None) 
 
 
 def readme_tables(runs: Sequence[Run], signed: Mapping[str, str] | None = None) -> str:
-    """Return the tables of several runs under one heading for each model and machine.
+    """Return the tables of several runs under one heading for each model and machine, and their fronts.
 
     Args:
         signed: id of a run -> who signed it.
@@ -56,6 +56,8 @@ def readme_tables(runs: Sequence[Run], signed: Mapping[str, str] | None = None) 
         parts += [
             readme_table(run, names_place=False, signed=(signed or {}).get(run["run_id"])) for run in members
         ]
+    for front in answers.of_runs(runs):
+        parts += [f"**{front.title}.** {markdown(front.note)}", part_table(front)]
     return "\n\n".join(parts)
 
 

@@ -32,7 +32,7 @@ def settle(run: Run) -> None:
     if "models" not in run and "max_rtf" not in settings and "max_memory_bytes" not in settings:
         run.pop("across", None)
         return
-    rows = _ranked(run)
+    rows = ranked(run)
     pairs = _Pairs(run, rows)
     best, fastest, smallest = _chosen(run, rows)
     found: Across = {
@@ -43,8 +43,8 @@ def settle(run: Run) -> None:
     }
     candidates = [row for row in rows if _fits(run, row)]
     if best is not None:
-        wer = _wer(best)
-        near = [row for row in candidates if _wer(row) <= wer + FASTEST_WITHIN + 1e-12]
+        wer = wer_of(best)
+        near = [row for row in candidates if wer_of(row) <= wer + FASTEST_WITHIN + 1e-12]
         alike = [row["variant"] for row in candidates if row is not best and pairs.may_be_equal(row, best)]
         found["answers"].append(_answer(MOST_ACCURATE, best, best, pairs, alike))
         if fastest is not None:
@@ -58,19 +58,19 @@ def settle(run: Run) -> None:
 def front(run: Run) -> list[Result]:
     """Return the ranked rows that no other beats in errors and speed, the fastest first."""
     order = registry.of(run).order
-    rows = [row for row in _ranked(run) if order.figure(row) is not None]
-    return [rows[n] for n in pareto_front([(order.sort_key(row), _wer(row)) for row in rows])]
+    rows = [row for row in ranked(run) if order.figure(row) is not None]
+    return [rows[n] for n in pareto_front([(order.sort_key(row), wer_of(row)) for row in rows])]
 
 
 def memory_front(run: Run) -> list[Result]:
     """Return the ranked rows that no other beats in errors and memory, the smallest first."""
-    rows = [row for row in _ranked(run) if memory_bytes(row) is not None]
-    return [rows[n] for n in pareto_front([(memory_bytes(row) or 0, _wer(row)) for row in rows])]
+    rows = [row for row in ranked(run) if memory_bytes(row) is not None]
+    return [rows[n] for n in pareto_front([(memory_bytes(row) or 0, wer_of(row)) for row in rows])]
 
 
 def chosen(run: Run) -> list[Result]:
     """Return the rows that the answers name, in their order."""
-    return [row for row in _chosen(run, _ranked(run)) if row is not None]
+    return [row for row in _chosen(run, ranked(run)) if row is not None]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -96,7 +96,8 @@ def memory_bytes(result: Result) -> int | None:
     return used["peak_rss_bytes"] + device
 
 
-def _ranked(run: Run) -> list[Result]:
+def ranked(run: Run) -> list[Result]:
+    """Return the ranked rows."""
     return [
         row
         for row in run["results"]
@@ -104,7 +105,8 @@ def _ranked(run: Run) -> list[Result]:
     ]
 
 
-def _wer(row: Result) -> float:
+def wer_of(row: Result) -> float:
+    """Return a ranked row's WER."""
     wer = None if row["wer"] is None else row["wer"]["wer"]
     assert wer is not None  # of ranked rows
     return wer
@@ -126,9 +128,9 @@ def _chosen(run: Run, rows: Sequence[Result]) -> tuple[Result | None, Result | N
     candidates = [row for row in rows if _fits(run, row) and order.figure(row) is not None]
     if not candidates:
         return None, None, None
-    best = min(candidates, key=lambda row: (_wer(row), order.sort_key(row)))
-    fast = [row for row in candidates if _wer(row) <= _wer(best) + FASTEST_WITHIN + 1e-12]
-    near = [row for row in candidates if _wer(row) <= _wer(best) + SMALLEST_WITHIN + 1e-12]
+    best = min(candidates, key=lambda row: (wer_of(row), order.sort_key(row)))
+    fast = [row for row in candidates if wer_of(row) <= wer_of(best) + FASTEST_WITHIN + 1e-12]
+    near = [row for row in candidates if wer_of(row) <= wer_of(best) + SMALLEST_WITHIN + 1e-12]
     small = [row for row in near if memory_bytes(row) is not None]
     return (
         best,
@@ -177,7 +179,7 @@ def _front(pairs: _Pairs, rows: Sequence[Result]) -> Iterator[FrontPlace]:
         interval = pairs.interval(row, before)
         yield {
             "variant": row["variant"],
-            "wer_difference": _wer(row) - _wer(before),
+            "wer_difference": wer_of(row) - wer_of(before),
             "interval": None if interval is None else list(interval),
         }
 
@@ -190,7 +192,7 @@ def _beaten(run: Run, pairs: _Pairs) -> Iterator[Beaten]:
     for row in pairs.rows:
         winners: list[Beaten] = []
         for other in pairs.rows:
-            if _wer(other) >= _wer(row) or order.sort_key(other) >= order.sort_key(row):
+            if wer_of(other) >= wer_of(row) or order.sort_key(other) >= order.sort_key(row):
                 continue
             difference, speed = pairs.interval(row, other), round_ratios.between(run, other, row)
             if difference is None or speed is None or speed.interval is None:
@@ -200,7 +202,7 @@ def _beaten(run: Run, pairs: _Pairs) -> Iterator[Beaten]:
                     {
                         "variant": row["variant"],
                         "by": other["variant"],
-                        "wer_difference": _wer(row) - _wer(other),
+                        "wer_difference": wer_of(row) - wer_of(other),
                         "interval": list(difference),
                         "speed_ratio": speed.ratio,
                         "speed_interval": list(speed.interval),
@@ -223,7 +225,7 @@ def _answer(question: str, row: Result, best: Result, pairs: _Pairs, alike: list
     return {
         "question": question,
         "variant": row["variant"],
-        "wer_difference": _wer(row) - _wer(best),
+        "wer_difference": wer_of(row) - wer_of(best),
         "interval": None if interval is None else list(interval),
         "alike": alike,
     }

@@ -14,6 +14,7 @@ from rich.console import Console
 from asrgate.harness import record, report
 from asrgate.harness.cli import run_options
 from asrgate.harness.report import answers
+from asrgate.harness.report.readme import readme_tables
 from asrgate.harness.report.rows import rows
 from asrgate.harness.scoring import across, gate, score, verify
 
@@ -211,3 +212,21 @@ def test_sizes_are_read_with_their_units() -> None:
     for text in ("", "much", "1TB", "-1GB"):
         with pytest.raises(Exception, match="must be"):
             run_options.memory(text)
+
+
+def test_a_table_of_runs_has_the_front_over_all_of_one_machine() -> None:
+    runs = [
+        settled({name: wrong}, {name: pace})
+        for name, wrong, pace in (("small.en", 3, 0.1), ("large.en", 1, 0.4), ("clumsy.en", 4, 0.8))
+    ]
+    for number, run in enumerate(runs):
+        run["run_id"] = f"run-{number}"
+    told = readme_tables(runs)
+    assert "Of 3 models on Imaginary 9000" in told
+    front = told[told.index("Front of errors and speed") :]
+    lines = [line for line in front.splitlines() if "run-" in line]
+    assert [line.split("|")[2].strip() for line in lines] == ["small.en", "large.en"]
+    assert "-18.18" in lines[1]
+    runs[1]["clips"][0]["sha256"] = "0" * 64  # other clips: no front of both
+    assert "Of 2 models" in readme_tables(runs)
+    assert "Front of" not in readme_tables(runs[:1])
