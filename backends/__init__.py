@@ -35,6 +35,7 @@ BUILTIN = {  # name -> "module:class", in the order in which tables show them
     "faster-whisper-batched": "asrgate.backends.faster_whisper_batched:FasterWhisperBatched",
     "whisper-cpp": "asrgate.backends.whisper_cpp:WhisperCpp",
     "transformers": "asrgate.backends.transformers_whisper:TransformersWhisper",
+    "pocketsphinx": "asrgate.backends.pocketsphinx:PocketSphinx",
 }
 
 # (name of a plug-in, where its class is, PYTHONPATH) -> its description
@@ -171,9 +172,14 @@ def every(device: str = "auto") -> list[Variant]:
 
 
 def defaults(device: str = "auto") -> list[Variant]:
-    """The variants of a run that names no backends: every backend on each device, in the first precision."""
+    """The variants of a run that names no backends: every backend on each device, in the first precision.
+
+    Those with a model of their own are left out: their rows would compare with no others.
+    """
     first: dict[tuple[str, str], Variant] = {}
     for variant in every(device):
+        if describe(variant.backend).brings_model:
+            continue
         first.setdefault((variant.backend, variant.device), variant)
     return list(first.values())
 

@@ -81,12 +81,40 @@ class Settings:
 MAY_BE_LACKING = ("no_speech_threshold",)
 
 
+# Settings that mean something to Whisper's decoder alone. An engine with a model of its own states None for
+# those that mean nothing to it, with the reason in `not_applied`, and refuses any value but the default.
+OF_WHISPER = (
+    *("beam_size", "temperature", "condition_on_previous_text", "no_speech_threshold", "logprob_threshold"),
+    *("suppress_blank", "suppress_tokens"),
+)
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The weights that an engine brings along, in place of a checkpoint.
+
+    Attributes:
+        name: of the model, as rows show it; not that of the engine.
+        revision: of the model, as whoever publishes it counts.
+        sha256: of its files, see `backends.own_weights.files_sha256`.
+        languages: ISO 639-1 codes of the languages that it understands.
+        licence: of the weights, an SPDX identifier where there is one.
+    """
+
+    name: str
+    revision: str
+    sha256: str
+    languages: tuple[str, ...]
+    licence: str
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One set of weights in OpenAI's format: a torch file with `dims` and `model_state_dict`.
 
     `tensors_sha256` and `dimensions` identify it. `sha256` is that of the file, which may hold the same
-    tensors in a different order or type.
+    tensors in a different order or type. Of a model that an engine brings along there is no such file:
+    `path` and `dimensions` are empty, and `sha256` is the model's.
     """
 
     name: str
@@ -95,6 +123,11 @@ class Checkpoint:
     dimensions: Mapping[str, int]  # the fields of whisper.model.ModelDimensions
     note: str = ""  # what a reader of results must know, e.g. that it understands only synthetic English
     tensors_sha256: str | None = None  # see checkpoints.tensor_digest; None if not computed
+
+    @property
+    def is_of_engine(self) -> bool:
+        """Whether the engine brings the model along."""
+        return not self.dimensions
 
     @property
     def is_multilingual(self) -> bool:
@@ -160,6 +193,25 @@ class Backend(Protocol):
 
     def synchronize(self) -> None:
         """Block until the device is idle. The harness calls it inside the clock, before and after a call."""
+        ...
+
+
+@runtime_checkable
+class BringsModel(Backend, Protocol):
+    """A Backend with a model of its own, whose rows are of that model and of no checkpoint.
+
+    The method is optional. `load` is then given a Checkpoint without a file, and `applied_settings` must
+    state as `checkpoint_sha256` the digest of the files that were loaded. Settings of OF_WHISPER that mean
+    nothing to it do not apply.
+    """
+
+    @classmethod
+    def model_identity(cls) -> ModelIdentity:
+        """Return what it brings along; must not import the engine.
+
+        Raises:
+            BackendUnavailable: the model is not on this machine.
+        """
         ...
 
 

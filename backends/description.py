@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 from asrgate.backends import child_process
-from asrgate.backends.base import BackendUnavailable
+from asrgate.backends.base import BackendUnavailable, ModelIdentity
 
 LIMIT_SECONDS = 60.0  # for importing a plug-in and checking all its variants
 SPARE_SECONDS = 30.0  # for the process that starts the others
@@ -31,6 +31,7 @@ METHODS = {  # field of a Description -> the optional method of the class that i
     "streams": "stream",
     "traces_encoder": "encoder_trace",
     "decides": "decision",
+    "brings_model": "model_identity",
 }
 
 
@@ -44,7 +45,9 @@ class Description:
         imports: the engine's modules.
         check: called with a device and a precision; raises BackendUnavailable if this machine
             cannot run them.
-        takes_batches, streams, traces_encoder, decides: whether its class has the method that METHODS names.
+        takes_batches, streams, traces_encoder, decides, brings_model: whether its class has the method that
+            METHODS names.
+        model_identity: returns the model that it brings along; raises BackendUnavailable if it cannot.
     """
 
     name: str
@@ -55,6 +58,8 @@ class Description:
     streams: bool
     traces_encoder: bool
     decides: bool
+    brings_model: bool
+    model_identity: Callable[[], ModelIdentity]
 
 
 def of_class(name: str, backend_class: Any) -> Description:
@@ -65,6 +70,7 @@ def of_class(name: str, backend_class: Any) -> Description:
         tuple(backend_class.imports),
         backend_class.check,
         **methods_of(backend_class),
+        model_identity=getattr(backend_class, "model_identity", _brings_none),
     )
 
 
@@ -139,6 +145,33 @@ def checked_imports(value: Any) -> tuple[str, ...]:
         if not all(part.isidentifier() for part in module.split(".")):
             raise BackendUnavailable(f"its `imports` name {module!r}, which is no module's name", MEND)
     return tuple(map(str, value))
+
+
+def _brings_none() -> ModelIdentity:
+    raise BackendUnavailable("it has no model of its own")
+
+
+def checked_identity(value: Any) -> dict[str, Any]:
+    """Return a plain copy of a plug-in's `model_identity`, as the arguments of another.
+
+    Raises:
+        BackendUnavailable: it is not as base.ModelIdentity defines it.
+    """
+    fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    languages = fields.get("languages")
+    if not isinstance(languages, (list, tuple)) or not 0 < len(languages) <= MOST_VARIANTS:
+        raise BackendUnavailable("its `model_identity` names no languages, or too many", MEND)
+    found: dict[str, Any] = {"languages": tuple(map(str, languages))}
+    for name in ("name", "revision", "sha256", "licence"):
+        text = fields.get(name)
+        if not isinstance(text, str) or not 0 < len(text) <= LONGEST_NAME or not text.isprintable():
+            raise BackendUnavailable(
+                f"its `model_identity` has no {name} of 1 to {LONGEST_NAME} printable characters", MEND
+            )
+        found[name] = text
+    if len(found["sha256"]) != 64 or set(found["sha256"]) - set("0123456789abcdef"):
+        raise BackendUnavailable("the sha256 of its `model_identity` is no SHA-256 in hex", MEND)
+    return found
 
 
 def message(text: Any) -> str:
@@ -216,6 +249,8 @@ def _read(name: str, reply: Any) -> Description:
             for precision in precisions
         }
         has = {field: answer[field] is True for field in METHODS}
+        stated = answer.get("model_identity")
+        identity = _brings_none if stated is None else _identity_in(stated)
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise BackendUnavailable(f"its answer is broken: {type(error).__name__}", MEND) from error
 
@@ -224,7 +259,24 @@ def _read(name: str, reply: Any) -> Description:
         if refusal is not None:
             raise BackendUnavailable(*refusal)
 
-    return Description(name, devices, imports, check, **has)
+    return Description(name, devices, imports, check, **has, model_identity=identity)
+
+
+def _identity_in(stated: Any) -> Callable[[], ModelIdentity]:
+    """Return what returns or refuses the identity that a plug-in's process stated."""
+    if isinstance(stated, list):
+        reason = _refusal(stated) or ("it was not told", None)
+    else:
+        try:
+            found = ModelIdentity(**checked_identity(stated))
+            return lambda: found
+        except BackendUnavailable as error:
+            reason = error.reason, error.remedy
+
+    def refuse() -> ModelIdentity:
+        raise BackendUnavailable(*reason)
+
+    return refuse
 
 
 def _refusal(outcome: Any) -> tuple[str, str | None] | None:

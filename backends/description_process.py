@@ -155,6 +155,7 @@ def _described(target: str) -> dict[str, Any]:
             "devices": devices,
             "imports": description.checked_imports(backend_class.imports),
             **description.methods_of(backend_class),
+            "model_identity": _identity(backend_class),
             "outcomes": [
                 [device, precision, _outcome(backend_class, device, precision)]
                 for device, precisions in devices.items()
@@ -177,6 +178,19 @@ def _outcome(backend_class: Any, device: str, precision: str) -> list[str | None
     except BaseException as error:
         return [f"its check failed: {_named(error)}", description.MEND]
     return None
+
+
+def _identity(backend_class: Any) -> dict[str, Any] | list[str | None] | None:
+    """Return the model that the class brings along, the reason and remedy if that fails, None without one."""
+    if not callable(getattr(backend_class, "model_identity", None)):
+        return None
+    try:
+        return description.checked_identity(backend_class.model_identity())
+    except BackendUnavailable as error:
+        remedy = None if error.remedy is None else description.message(error.remedy)
+        return [description.message(error.reason), remedy]
+    except BaseException as error:
+        return [f"its model_identity failed: {_named(error)}", description.MEND]
 
 
 def _named(error: BaseException) -> str:

@@ -313,6 +313,11 @@ def model_of(run: Run, result: Result) -> CheckpointRecord:
     return next((model for model in models(run) if model["name"] == result.get("model")), run["checkpoint"])
 
 
+def is_of_engine(run: Run, result: Result) -> bool:
+    """Whether a row's engine brings its model along, so that no reference has the same one."""
+    return "identity" in model_of(run, result)
+
+
 def without_model(result: Result) -> str:
     """Return a row's name without its model."""
     model = result.get("model")

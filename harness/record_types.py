@@ -388,7 +388,20 @@ class RunSettings(_RunSettingsOptional):
     texts: bool
 
 
-class CheckpointRecord(TypedDict):
+class ModelIdentityRecord(TypedDict):
+    """What an engine declares of the model that it brings along."""
+
+    backend: str
+    revision: str
+    languages: list[str]
+    licence: str
+
+
+class _CheckpointOptional(TypedDict, total=False):
+    identity: ModelIdentityRecord
+
+
+class CheckpointRecord(_CheckpointOptional):
     """A model of a run."""
 
     name: str

@@ -22,6 +22,7 @@ from asrgate.backends.base import (
     BackendError,
     BackendUnavailable,
     Checkpoint,
+    ModelIdentity,
     Settings,
     how_to_fix,
 )
@@ -186,10 +187,18 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         clips = augment.with_noise(clips, mixing, arguments.seed)
     slices.check([(c.audio_seconds, c.language, c.tags) for c in clips], arguments.slices)
     checkpoints = _checkpoints(arguments)
-    models = _named(checkpoints) if len(checkpoints) > 1 else {}
-    variants, refused = _of_models(variants, models or {"": checkpoints[0]}, clips)
+    own = _brought_along(variants)
+    shared = [variant for variant in variants if variant.backend not in own]
+    brought = [
+        Checkpoint(name=identity.name, path=Path(), sha256=identity.sha256, dimensions={})
+        for identity in own.values()
+    ]
+    wanted = [*(checkpoints if shared else []), *brought]
+    models = _named(wanted) if len(wanted) > 1 or brought else {}
+    identities = dict(zip(list(models)[len(wanted) - len(brought) :], own.items(), strict=True))
+    variants, refused = _of_models(variants, models or {"": checkpoints[0]}, identities, clips)
     unavailable += refused
-    if any(checkpoint.is_multilingual for checkpoint in checkpoints):
+    if shared and any(checkpoint.is_multilingual for checkpoint in checkpoints):
         _tell_untold(clips)
     for hint in translation_hints(clips, arguments.task):
         _log.warning("%s", hint)
@@ -207,6 +216,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         unavailable=unavailable,
         checkpoint=checkpoints[0],
         models=models,
+        identities=identities,
         settings=settings,
         clips=clips,
         reference=arguments.reference,
@@ -255,19 +265,36 @@ def _rounds(arguments: argparse.Namespace, kind: type[Scenario]) -> tuple[int, S
 Refusals = list[tuple[Variant, str, str | None]]  # with the reason and the remedy
 
 
+def _brought_along(variants: Sequence[Variant]) -> dict[str, ModelIdentity]:
+    """Return backend -> its model, of those that bring one along."""
+    described = {variant.backend: backends.describe(variant.backend) for variant in variants}
+    return {name: found.model_identity() for name, found in described.items() if found.brings_model}
+
+
 def _of_models(
-    variants: Sequence[Variant], models: Mapping[str, Checkpoint], clips: Sequence[Clip]
+    variants: Sequence[Variant],
+    models: Mapping[str, Checkpoint],
+    identities: Mapping[str, tuple[str, ModelIdentity]],
+    clips: Sequence[Clip],
 ) -> tuple[list[Variant], Refusals]:
     """Return every variant with every model that knows the clips' languages, and those with the others.
+
+    A model that an engine brings along is for the variants of that engine, and those have no other.
 
     Raises:
         RunError: no model knows the clips' languages.
     """
     usable: list[Variant] = []
     refused: Refusals = []
+    engines = {backend for backend, _ in identities.values()}
     for name, checkpoint in models.items():
-        of_model = [replace(variant, model=name) for variant in variants]
-        why, remedy = _languages_lacking(checkpoint, clips)
+        backend, identity = identities.get(name, (None, None))
+        of_model = [
+            replace(variant, model=name)
+            for variant in variants
+            if (variant.backend == backend if backend else variant.backend not in engines)
+        ]
+        why, remedy = _languages_lacking(checkpoint, identity, clips)
         if why is None:
             usable += of_model
         else:
@@ -278,8 +305,19 @@ def _of_models(
     return usable, refused
 
 
-def _languages_lacking(model: Checkpoint, clips: Sequence[Clip]) -> tuple[str, str] | tuple[None, None]:
+def _languages_lacking(
+    model: Checkpoint, identity: ModelIdentity | None, clips: Sequence[Clip]
+) -> tuple[str, str] | tuple[None, None]:
     """Say which of the clips' languages a model was not trained with, and what to do about it."""
+    if identity is not None:
+        lacking = sorted({clip.language for clip in clips} - set(identity.languages))
+        if not lacking:
+            return None, None
+        return (
+            f"{identity.name} understands only {', '.join(identity.languages)}, but some clips are in "
+            f"{', '.join(lacking)}",
+            "leave such clips out with --where, or the engine out of --backends",
+        )
     if not model.is_multilingual:
         foreign = sorted({clip.language for clip in clips} - {"en"})
         if not foreign:
@@ -456,7 +494,7 @@ def _named(checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
         RunError: two of them are the same model.
     """
     same: dict[tuple[str | None, str], Checkpoint] = {}
-    for checkpoint in checkpoints:
+    for checkpoint in (each for each in checkpoints if not each.is_of_engine):
         identity = (checkpoint.tensors_sha256, json.dumps(sorted(checkpoint.dimensions.items())))
         other = same.setdefault(identity, checkpoint)
         if other is not checkpoint:

@@ -193,22 +193,48 @@ def _word_error_rate(spoken: Mapping[str, str], heard: Mapping[str, str], texts:
     return ratio(wrong, sum(texts.words(said, clip) for clip, said in spoken.items()))
 
 
-def by_round(run: Run, result: Result, reference: Result | None, texts: Texts) -> list[RoundErrors]:
+def by_round(
+    run: Run, result: Result, reference: Result | None, texts: Texts, is_of_engine: bool = False
+) -> list[RoundErrors]:
     """Return what each round's answers are worth: an engine may go bad after its first.
 
     Each entry is of the clips that were asked for in its round. `wer_difference` and `length_ratio` compare
     with the reference engine's answers to the same clips in the same round, or else in its first;
     `changed_words` with the engine's own first answers, as a share of their words. `empty_clips` were
     answered without a word where the reference engine understood at least half of what is said.
+
+    With `is_of_engine`, the engine has a model of its own, and `reference` another: then `length_ratio`
+    compares with the reference texts, and `wer_difference` with the engine's own first answers.
     """
     spoken = {clip["name"]: clip["reference"] for clip in run["clips"]}
     first = _texts_of(first_answers(result))
     their_rounds = {} if reference is None else _answers_by_round(reference)
     their_first = {} if reference is None else _texts_of(first_answers(reference))
-    return [
+    found = [
         _round(number, asked, first, their_first | _texts_of(their_rounds.get(number, {})), spoken, texts)
         for number, asked in sorted(_answers_by_round(result).items())
     ]
+    if is_of_engine:
+        for entry, (_, asked) in zip(found, sorted(_answers_by_round(result).items()), strict=True):
+            _compare_with_itself(entry, asked, first, spoken, texts)
+    return found
+
+
+def _compare_with_itself(
+    entry: RoundErrors,
+    asked: Mapping[str, Sample],
+    first: Mapping[str, str],
+    spoken: Mapping[str, str | None],
+    texts: Texts,
+) -> None:
+    """Replace what an entry of `by_round` compares with an engine that has another model."""
+    ours = _texts_of(asked)
+    said = {clip: text for clip in ours if (text := spoken[clip]) is not None}
+    words = sum(texts.words(text, clip) for clip, text in said.items())
+    entry["length_ratio"] = ratio(sum(texts.words(ours[clip], clip) for clip in said), words)
+    both = [clip for clip in said if clip in first]
+    more = sum(texts.edits(said[c], ours[c], c) - texts.edits(said[c], first[c], c) for c in both)
+    entry["wer_difference"] = ratio(more, sum(texts.words(said[clip], clip) for clip in both))
 
 
 def _round(

@@ -69,7 +69,7 @@ def parts(run: Run) -> list[Part]:
                 _points(entry["wer_difference"]),
                 _interval_of_points(entry["interval"]),
                 figure(entry["speed_ratio"]),
-                interval(*entry["speed_interval"]),
+                interval(entry["speed_interval"][0], entry["speed_interval"][1]),
             ]
             for entry in stated["beaten"]
         ]
@@ -181,7 +181,7 @@ def _speed(run: Run, result: Result) -> str:
     if order != RTFX or result["rtfx"] is None:
         return f"{order.by} {figure(order.figure(result))}"
     ends = result["rtfx"]["interval"]
-    return f"RTFx {figure(result['rtfx']['rtfx'])}{_bracketed(interval(*ends) if ends else '')}"
+    return f"RTFx {figure(result['rtfx']['rtfx'])}{_bracketed(interval(ends[0], ends[1]) if ends else '')}"
 
 
 def _limits(run: Run) -> str:

@@ -46,7 +46,8 @@ def audit(run: Run) -> dict[str, str]:
         if result["status"] == "ok":
             found = result.get("audit")
             if found is not None and not found["auditable"]:
-                verdict = "not auditable: its weights are on a server"
+                where = "its own" if record.is_of_engine(run, result) else "on a server"
+                verdict = f"not auditable: its weights are {where}"
             else:
                 verdict = "not passed" if any(judge.audit_faults(run, result, reference)) else "audited"
             told.append(f"{result['variant']} {verdict}")
@@ -67,7 +68,13 @@ def warnings(run: Run) -> list[str]:
         found.insert(0, "incomplete: the run did not finish")
     for result in run["results"]:
         lacking = (result["applied_settings"] or {}).get("not_applied") or {}
-        found += [f"{result['variant']} does not apply {name}: {why}" for name, why in lacking.items()]
+        by_reason: dict[str, list[str]] = {}
+        for name, why in lacking.items():
+            by_reason.setdefault(str(why), []).append(name)
+        found += [
+            f"{result['variant']} does not apply {', '.join(names)}: {why}"
+            for why, names in by_reason.items()
+        ]
     return [*found, *readings.remarks(run)]
 
 
@@ -78,6 +85,13 @@ def model(run: Run) -> str:
 
 def _model(checkpoint: CheckpointRecord) -> str:
     note = f": {checkpoint['note']}" if checkpoint["note"] else ""
+    if "identity" in checkpoint:
+        declared = checkpoint["identity"]
+        return (
+            f"{checkpoint['name']} (brought along by {declared['backend']}, revision {declared['revision']}, "
+            f"{', '.join(declared['languages'])}, {declared['licence']}, files "
+            f"{checkpoint['sha256'][:SHORT_HASH]})"
+        )
     what, digest = record.model_digest(checkpoint)
     return f"{checkpoint['name']} ({what} {digest[:SHORT_HASH]}){note}"
 

@@ -89,6 +89,7 @@ def _row(run: Run, result: Result) -> Row:
         "cer_is_headline": _is_unspaced(run),
         **_quality(result),
         **_versus(result),
+        **({"length_ratio": _own_length(result)} if record.is_of_engine(run, result) else {}),
         **_speed(result),
         **_latency(result),
         **_of_scenarios(result),
@@ -162,6 +163,13 @@ def _versus(result: Result) -> Row:
         "compared_clips": versus.get("compared_clips"),
         "length_ratio": versus.get("length_ratio"),
     }
+
+
+def _own_length(result: Result) -> float | None:
+    """Return the words of first answers over those of the reference texts."""
+    rounds = _part(result["wer"]).get("rounds") or [{}]
+    length: float | None = rounds[0].get("length_ratio")
+    return length
 
 
 def _speed(result: Result) -> Row:

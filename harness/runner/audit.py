@@ -52,9 +52,12 @@ def run(state: RunState, logs: Path) -> None:
     texts = Texts(state.record, plan.normalizer)
     alive = [variant for variant in plan.variants if str(variant) in state.names]
     for variant in alive:
-        state.results[str(variant)]["audit"] = _blank(variant, clips)
+        is_auditable = variant.device != REMOTE and not plan.checkpoint_of(variant).is_of_engine
+        state.results[str(variant)]["audit"] = _blank(is_auditable, clips)
     for model in dict.fromkeys(variant.model for variant in alive):
         of_model = [variant for variant in alive if variant.model == model]
+        if plan.checkpoint_of(of_model[0]).is_of_engine:
+            continue
         with reachable_folder("audit") as folder, process_tree.subreaper():
             derived = _derived(state, of_model, folder)
             if derived is None:
@@ -88,10 +91,10 @@ def _recordings(number: int, clips: Sequence[Clip], seed: int) -> list[np.ndarra
     return [altered(made[copy % len(made)], [seed, number, copy]) for copy in range(RECORDINGS)]
 
 
-def _blank(variant: Variant, clips: Sequence[Clip]) -> Audit:
+def _blank(is_auditable: bool, clips: Sequence[Clip]) -> Audit:
     return {
-        "auditable": variant.device != REMOTE,
-        "error": "the run ended before" if variant.device != REMOTE else None,
+        "auditable": is_auditable,
+        "error": "the run ended before" if is_auditable else None,
         "checkpoint_sha256": None,
         "clips": [clip.name for clip in clips],
         "words": 0,

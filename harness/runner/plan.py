@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from asrgate.backends import Variant
-from asrgate.backends.base import Checkpoint, Settings
+from asrgate.backends.base import Checkpoint, ModelIdentity, Settings
 from asrgate.harness import record
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import normalizers
@@ -28,6 +28,7 @@ class Plan:
 
     `unavailable` holds variants that this machine cannot run, with the reason and the remedy. `models` are
     the checkpoints of a run of several by the names that its variants have; `checkpoint` is the first.
+    `identities` says of those that engines bring along by which backend, and what it declares.
     """
 
     variants: Sequence[Variant]
@@ -56,6 +57,7 @@ class Plan:
     augment: Sequence[str] = ()
     scenario: Scenario = field(default_factory=registry.DEFAULT)
     models: Mapping[str, Checkpoint] = field(default_factory=dict)
+    identities: Mapping[str, tuple[str, ModelIdentity]] = field(default_factory=dict)
     executor: str = LOCAL
     most_workers: int | None = None
     audit: bool = False
@@ -115,6 +117,15 @@ def blank_record(plan: Plan, run_id: str) -> Run:
     }
     if plan.models:
         run["models"] = [_checkpoint(checkpoint, name) for name, checkpoint in plan.models.items()]
+        for model in run["models"]:
+            if model["name"] in plan.identities:
+                backend, identity = plan.identities[model["name"]]
+                model["identity"] = {
+                    "backend": backend,
+                    "revision": identity.revision,
+                    "languages": list(identity.languages),
+                    "licence": identity.licence,
+                }
     if plan.executor == RAY:
         run["hosts"], run["retries"] = [], []
     return run

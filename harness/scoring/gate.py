@@ -2,8 +2,9 @@
 
 A row is ranked only if every clip was answered, its word error rate is within tolerance of the reference
 backend's and below the ceiling, its output is as long as the reference's, it ran with the requested settings,
-and its times are those of doing the work. Everything is judged from the record alone, so a stored run can be
-judged again.
+and its times are those of doing the work. The reference is the one with the row's model; an engine that
+brings its own model along has none, and is held to the reference texts instead. Everything is judged from the
+record alone, so a stored run can be judged again.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from asrgate.backends.base import MAY_BE_LACKING
+from asrgate.backends.base import MAY_BE_LACKING, OF_WHISPER
 from asrgate.harness.metrics import word_errors
-from asrgate.harness.record import model_of, probes_of, reference_name, reference_of
+from asrgate.harness.record import is_of_engine, model_of, probes_of, reference_name, reference_of
 from asrgate.harness.record_types import ProbeRecord, Result, RoundErrors, Run
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import timed_samples
@@ -51,7 +52,10 @@ def judge(run: Run) -> None:
         if reference is not None and reference["variant"] not in unfit:
             unfit[reference["variant"]] = any(_own_faults(run, reference, reference))
         reasons = list(_own_faults(run, result, reference))
-        if result["status"] == "ok" and result is not reference:
+        is_own = is_of_engine(run, result)
+        if result["status"] == "ok" and is_own:
+            reasons += _own_differences(run, result)
+        elif result["status"] == "ok" and result is not reference:
             if reference is None:
                 reasons.append(
                     f"its quality was not checked: the reference {reference_name(run, result)} "
@@ -80,6 +84,11 @@ def find_reference(run: Run, result: Result) -> Result | None:
     return found if found is not None and found["status"] == "ok" else None
 
 
+def any_reference(run: Run) -> Result | None:
+    """Return the reference's first row that finished, whatever its model."""
+    return next((r for result in run["results"] if (r := find_reference(run, result)) is not None), None)
+
+
 def _own_faults(run: Run, result: Result, reference: Result | None) -> Iterator[str]:
     """Yield the reasons that need no comparison with another row's answers."""
     if result["status"] != "ok":
@@ -89,7 +98,7 @@ def _own_faults(run: Run, result: Result, reference: Result | None) -> Iterator[
     yield from _weights(run, result)
     yield from _settings(run, result)
     yield from _quality_ceiling(run, result)
-    yield from _steadiness(result, reference)
+    yield from _steadiness(result, reference, is_of_engine(run, result))
     yield from _processors(run, result)
     yield from _timing(run, result)
     yield from audit_faults(run, result, reference)
@@ -120,7 +129,8 @@ def _settings(run: Run, result: Result) -> Iterator[str]:
         yield f"it does not say which {', '.join(unsaid)} it used (requested: {values})"
     lacking = applied.get("not_applied") or {}
     for name, value in asked.items():
-        if name in MAY_BE_LACKING and name in lacking and applied.get(name) is None:
+        may_lack = OF_WHISPER if is_of_engine(run, result) else MAY_BE_LACKING
+        if name in may_lack and name in lacking and applied.get(name) is None:
             continue  # a warning of the reports; what it costs shows in the WER
         if name in applied and applied[name] != value:
             yield f"it ran with {name} {applied[name]!r}, but {value!r} was requested"
@@ -130,6 +140,8 @@ def _weights(run: Run, result: Result) -> Iterator[str]:
     """Check the weights of a backend that does not load the checkpoint itself; None if unknown to it."""
     applied = result["applied_settings"] or {}
     if "checkpoint_sha256" not in applied:
+        if is_of_engine(run, result):
+            yield "it does not say which weights it loaded (checkpoint_sha256)"
         return
     ran, asked = applied["checkpoint_sha256"], model_of(run, result)
     if ran is None:
@@ -150,11 +162,11 @@ def _quality_ceiling(run: Run, result: Result) -> Iterator[str]:
         yield f"WER {worst['wer']:.1%} in round {worst['round'] + 1} is above the ceiling of {ceiling:.0%}"
 
 
-def _steadiness(result: Result, reference: Result | None) -> Iterator[str]:
+def _steadiness(result: Result, reference: Result | None, is_own: bool) -> Iterator[str]:
     """What sounds the same is the same text, whichever round it is asked for in."""
 
     def limit(entry: RoundErrors) -> float:
-        if result is reference:
+        if result is reference or is_own:
             return CHANGED_OF_REFERENCE_LIMIT
         allowed = 0.0 if reference is None else 2 * _shakiness(reference, entry)
         return CHANGED_BETWEEN_ROUNDS_LIMIT + allowed
@@ -293,13 +305,43 @@ def _differences(run: Run, result: Result, reference: Result | None) -> Iterator
             f"wrote {worst['length_ratio']:.0%} of the reference's number of words in round "
             f"{worst['round'] + 1} (allowed: {1 - length:.0%} to {1 + length:.0%})"
         )
+    yield from _empty(run, result)
+    yield from _copies(result, reference)
+
+
+def _own_differences(run: Run, result: Result) -> Iterator[str]:
+    """Yield the reasons against an engine with a model of its own, which no reference has.
+
+    Its length is compared with the reference texts, and its errors with those of its first answers.
+    """
+    length = run["settings"]["length_tolerance"]
+    worst = _worst(result, lambda e: _off(e["length_ratio"]) - length)
+    if worst is not None:
+        yield (
+            f"wrote {worst['length_ratio']:.0%} of the number of words in the reference texts in round "
+            f"{worst['round'] + 1} (allowed: {1 - length:.0%} to {1 + length:.0%})"
+        )
+    rise = run["settings"]["wer_tolerance"] + CHANGED_BETWEEN_ROUNDS_LIMIT
+    worst = _worst(result, lambda e: (e["wer_difference"] or 0.0) - rise)
+    if worst is not None:
+        yield (
+            f"WER {worst['wer']:.1%} in round {worst['round'] + 1} is "
+            f"{100 * (worst['wer_difference'] or 0):.1f} points above that of its first answers "
+            f"(allowed: {100 * rise:.1f})"
+        )
+    yield from _empty(run, result)
+    other = any_reference(run)
+    if other is not None:
+        yield from _copies(result, other)
+
+
+def _empty(run: Run, result: Result) -> Iterator[str]:
     empty = list(dict.fromkeys(clip for entry in _rounds(result) for clip in entry["empty_clips"]))
     if empty:
         yield (
             f"answered nothing to {len(empty)} of {len(run['clips'])} clips that the reference understood "
             f"({_listing(empty)})"
         )
-    yield from _copies(result, reference)
 
 
 def _copies(result: Result, reference: Result) -> Iterator[str]:

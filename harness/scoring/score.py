@@ -17,7 +17,7 @@ import numpy as np
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.metrics import bootstrap, normalizers, readings, word_errors
 from asrgate.harness.metrics.word_errors import Texts, errors, first_answers, ratio, timed, walls_by_clip
-from asrgate.harness.record import errors_of, reference_of
+from asrgate.harness.record import errors_of, is_of_engine, reference_of
 from asrgate.harness.record_types import AlsoResult, AlsoScored, Latency, Result, Run, Sample
 from asrgate.harness.scenarios import registry
 
@@ -52,9 +52,10 @@ def score(
     _compare_with_reference(run, firsts)
     for result in run["results"]:
         if result["wer"] is not None:
-            reference = _reference(run, result)
+            is_own = is_of_engine(run, result)
+            reference = _any_reference(run) if is_own else _reference(run, result)
             other = None if result is reference else reference
-            result["wer"]["rounds"] = word_errors.by_round(run, result, other, texts)
+            result["wer"]["rounds"] = word_errors.by_round(run, result, other, texts, is_own)
     second = normalizers.second(normalizer)
     readings.add(run, firsts, texts, Texts(run, second))
     run["scoring"] = {
@@ -148,6 +149,11 @@ def _reference(run: Run, result: Result) -> Result | None:
     """Return the row that a result is compared with, None when it is not in the run or answered nothing."""
     found = reference_of(run, result)
     return found if found is not None and found["wer"] is not None else None
+
+
+def _any_reference(run: Run) -> Result | None:
+    """Return the reference's first row, whatever its model, for an engine whose model none has."""
+    return next((r for result in run["results"] if (r := _reference(run, result)) is not None), None)
 
 
 def _latency(walls: Sequence[float], result: Result) -> Latency | None:

@@ -98,7 +98,7 @@ def _draw(run: Run, drawn: Sequence[Point], name: str, inches: tuple[float, floa
         axes.set_xlabel("RTFx (log scale): faster to the right")
     axes.set_ylabel("WER %: lower is better")
     by_name = len(drawn) <= NAMED and name == "wide"
-    label(figure, axes, drawn, front, reference, top, lambda row: _text(row, by_name, row is reference))
+    add_labels(figure, axes, drawn, front, reference, top, lambda row: _text(row, by_name, row is reference))
     names = ", ".join(row["variant"] for _, row in front) or "none, as no row is ranked"
     description = f"WER against RTFx of {len(drawn)} variants. On the Pareto front: {names}."
     return to_svg(figure, f"quality-speed-{name}", description, marks)
@@ -206,7 +206,7 @@ def _front(drawn: Sequence[Point]) -> list[Point]:
     return [ranked[i] for i in pareto_front([(-row["rtfx"], row["wer_percent"]) for _, row in ranked])]
 
 
-def label(
+def add_labels(
     figure: Figure,
     axes: Axes,
     drawn: Sequence[Point],

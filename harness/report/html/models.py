@@ -86,7 +86,7 @@ def _draw(run: Run, drawn: Sequence[Point], name: str, inches: tuple[float, floa
         axes.set_xlabel("RTFx (log scale): faster to the right")
     axes.set_ylabel("WER %: lower is better")
     if name == "wide":
-        frontier.label(figure, axes, drawn, front, None, top, lambda row: _label(row, fronts))
+        frontier.add_labels(figure, axes, drawn, front, None, top, lambda row: _label(row, fronts))
     names = ", ".join(row["variant"] for _, row in front) or "none, as no row is ranked"
     description = (
         f"WER against RTFx of {len(drawn)} variants of {len(models)} models. On the Pareto front: {names}."

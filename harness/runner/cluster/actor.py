@@ -124,7 +124,7 @@ class Actor:
             return {"lacks": LACKS_ENGINES}
         here: dict[str, Checkpoint] = {}
         for (model, wanted), sent in zip_longest(job.checkpoints.items(), weights):
-            found = _on_this_machine(wanted, sent)
+            found = wanted if wanted.is_of_engine else _on_this_machine(wanted, sent)
             if found is None:
                 return {"lacks": LACKS_WEIGHTS}
             here[model] = found

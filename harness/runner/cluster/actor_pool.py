@@ -199,7 +199,10 @@ class ActorPool(Generic[Work]):
     def _loaded(self, handle: Handle, reply: Reply) -> None:
         if reply.get("lacks") == LACKS_WEIGHTS:
             if not self._weights:
-                files = (np.fromfile(checkpoint.path, np.uint8) for checkpoint in self._checkpoints)
+                files = (
+                    np.zeros(0, np.uint8) if found.is_of_engine else np.fromfile(found.path, np.uint8)
+                    for found in self._checkpoints
+                )
                 self._weights = [self._ray.put(content) for content in files]
             self.ask(handle, "open", self._hooks.names(), *self._weights)
             return

@@ -20,7 +20,16 @@ from typing import Any
 import numpy as np
 import tones
 
-from asrgate.backends.base import LOAD_LOG, BackendError, BackendUnavailable, Checkpoint, Settings, Transcript
+from asrgate.backends import own_weights
+from asrgate.backends.base import (
+    LOAD_LOG,
+    BackendError,
+    BackendUnavailable,
+    Checkpoint,
+    ModelIdentity,
+    Settings,
+    Transcript,
+)
 
 SECONDS_A_WORD = 0.006  # what hearing costs; asleep, so that a busy machine does not change the ratios
 
@@ -120,6 +129,40 @@ class HearsByModel(Follows):
 
 class HearsByModelToo(HearsByModel):
     """The same, under another name."""
+
+
+class BringsModel(Honest):
+    """Honest, with a model of its own; Whisper's settings mean nothing to it."""
+
+    digest = "ab" * 32
+
+    @classmethod
+    def model_identity(cls) -> ModelIdentity:
+        return ModelIdentity(f"{cls.__name__.lower()}-model", "2026.1", cls.digest, ("en",), "CC0-1.0")
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> Honest:
+        own_weights.require_applicable(settings, "brings-model")
+        assert checkpoint.is_of_engine and checkpoint.sha256 == cls.digest
+        return cls(settings)
+
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        stated = {"checkpoint_sha256": self.digest}
+        return {**own_weights.applied(self.settings, "it decodes otherwise"), **stated}
+
+
+class BringsAndStopsEarly(BringsModel):
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        return Transcript(self.hear(audio[: int(0.7 * len(audio))]))
+
+
+class BringsOtherFiles(BringsModel):
+    """Loads other files than it had declared."""
+
+    @property
+    def applied_settings(self) -> Mapping[str, Any]:
+        return {**super().applied_settings, "checkpoint_sha256": "cd" * 32}
 
 
 class WorksInAuditsOnly(Follows):
