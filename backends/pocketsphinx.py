@@ -22,6 +22,7 @@ from asrgate.backends.base import (
 from asrgate.backends.devices import require_package
 
 LANGUAGE = "en"
+FRAME_SAMPLES = 410  # one window of its features: a shorter clip has none
 FULL_SCALE = 32_767  # of 16 bits
 WHY = "PocketSphinx searches with beams of its own, over phones and words, not over tokens"
 
@@ -109,12 +110,16 @@ class PocketSphinx:
             BackendError: the language is not English.
         """
         _require_english(language)
+        if len(audio) < FRAME_SAMPLES:
+            return Transcript("")
         decoder = self._decoder
         decoder.reinit_feat()  # its estimate of the noise would go on from clip to clip
         samples = np.round(np.clip(audio, -1.0, 1.0) * FULL_SCALE).astype("<i2")
         decoder.start_utt()
-        decoder.process_raw(samples.tobytes(), False, True)
-        decoder.end_utt()
+        try:
+            decoder.process_raw(samples.tobytes(), False, True)
+        finally:
+            decoder.end_utt()
         found = decoder.hyp()
         return Transcript("" if found is None else str(found.hypstr))
 

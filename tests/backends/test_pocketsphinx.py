@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,16 @@ from asrgate.backends.base import BackendError, BringsModel, Checkpoint, Setting
 from asrgate.backends.pocketsphinx import PocketSphinx
 from asrgate.harness.corpus import BUNDLED_MANIFEST
 from asrgate.harness.corpus.audio import decode
+from asrgate.harness.testing import BackendContract
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.mark.skipif(find_spec("pocketsphinx") is None, reason="needs pocketsphinx")
+class TestContract(BackendContract):
+    variant = "pocketsphinx@cpu/float32"
+
+
 NO_FILE = Checkpoint("pocketsphinx-en-us", Path(), "0" * 64, {})
 
 
