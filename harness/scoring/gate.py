@@ -332,7 +332,15 @@ def _own_differences(run: Run, result: Result) -> Iterator[str]:
     yield from _empty(run, result)
     other = any_reference(run)
     if other is not None:
-        yield from _copies(result, other)
+        yield from _spliced(result, other)
+    for probe in probes_of(result):
+        if probe["changed_words"] is None:
+            yield f"it gave no answer to a {probe['kind']} copy of {probe['clip']}"
+    dithered = [probe for probe in probes_of(result) if probe["kind"] == "dithered"]
+    changed = sum(probe["changed_words"] or 0 for probe in dithered)
+    words = sum(probe["text_words"] or 0 for probe in dithered)
+    if changed > CHANGED_WORDS_LIMIT * words:
+        yield f"inaudible noise changes {changed} of {words} words of its answers"
 
 
 def _empty(run: Run, result: Result) -> Iterator[str]:
@@ -355,7 +363,17 @@ def _copies(result: Result, reference: Result) -> Iterator[str]:
             yield f"it gave no answer to a {probe['kind']} copy of {probe['clip']}"
         elif probe["kind"] == "dithered" and _share(probe) > CHANGED_WORDS_LIMIT >= _share(other):
             yield (f"inaudible noise changes {probe['changed_words']} words of its answer to {probe['clip']}")
-        elif probe["kind"] == "spliced" and probe["changed_words"] == 0 and _share(other) > 0.25:
+    yield from _spliced(result, reference)
+
+
+def _spliced(result: Result, reference: Result) -> Iterator[str]:
+    """Say which splices were answered with the text of their beginning, where the reference heard another."""
+    theirs = {(p["kind"], p["clip"]): p for p in probes_of(reference)}
+    for probe in probes_of(result):
+        other = theirs.get((probe["kind"], probe["clip"]))
+        if probe["kind"] != "spliced" or other is None or other["changed_words"] is None:
+            continue
+        if probe["changed_words"] == 0 and _share(other) > 0.25:
             yield f"it answered a recording spliced from two clips with the text of {probe['clip']}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from asrgate.harness.escape import visible
@@ -30,6 +31,8 @@ def chart(run: Run, measured: Measured) -> Chart | None:
         caption += " Pale: beaten in both beyond the intervals."
     if any(row["group"] != RANKED for _, row in drawn):
         caption += " Hollow: not ranked."
+    if frontier.limits(drawn, None)[2] < math.inf:
+        caption += " A mark with its WER beside it is off the chart."
     return Chart("quality-speed", "Speed against error", caption, wide, narrow=narrow)
 
 

@@ -118,6 +118,28 @@ def test_one_that_goes_bad_is_held_to_its_first_answers() -> None:
     assert "WER 27.3% in round 3 is 27.3 points above that of its first answers" in reasons(run)
 
 
+def test_its_answers_to_copies_count_all_together() -> None:
+    run = judged({f"{OWN}:own-model": CLIPS})
+    one, other = result_of(run, f"{OWN}:own-model")["integrity"]["probes"]
+    one["changed_words"] = 11  # of 11 words: an engine of this kind may hear a short clip otherwise
+    gate.judge(run)
+    assert reasons(run) == ""
+    other["changed_words"] = 1
+    gate.judge(run)
+    assert reasons(run) == "inaudible noise changes 12 of 22 words of its answers"
+    result_of(run, f"{REFERENCE}:tiny.en")["integrity"]["probes"][0] |= {
+        "kind": "spliced",
+        "changed_words": 9,
+    }
+    one |= {"kind": "spliced", "changed_words": 0}
+    other["changed_words"] = 0
+    gate.judge(run)
+    assert reasons(run) == f"it answered a recording spliced from two clips with the text of {one['clip']}"
+    one["changed_words"] = None
+    gate.judge(run)
+    assert reasons(run) == f"it gave no answer to a spliced copy of {one['clip']}"
+
+
 def test_it_must_say_which_weights_and_settings_it_ran_with() -> None:
     run = judged({f"{OWN}:own-model": CLIPS})
     applied = result_of(run, f"{OWN}:own-model")["applied_settings"]

@@ -125,6 +125,13 @@ def test_two_that_cannot_be_told_apart_are_said_to_be_so() -> None:
     assert "cannot be told apart in errors from" in told and "not told apart from the most accurate" in told
 
 
+def test_a_row_is_not_beaten_where_the_rounds_cannot_tell_the_speeds_apart() -> None:
+    run = settled({"good.en": 1, "bad.en": 4}, {"good.en": 0.2, "bad.en": 0.2025})
+    good, bad = (result_of(run, f"{OTHER}:{model}") for model in ("good.en", "bad.en"))
+    assert good["rtfx"]["rtfx"] > bad["rtfx"]["rtfx"]
+    assert bad["variant"] not in [entry["variant"] for entry in run["across"]["beaten"]]
+
+
 def test_equal_speeds_are_not_told_apart() -> None:
     run = settled({"one.en": 1, "two.en": 1}, {"one.en": 0.2, "two.en": 0.2})
     _, fastest, _ = run["across"]["answers"]
