@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pytest
 from fake_checkpoint import MULTILINGUAL, write_fake_checkpoint
 from make_run import REFERENCE, make_run, result_of
 
+from asrgate.backends import Variant
 from asrgate.harness import record, report
 from asrgate.harness.regression import compare, preconditions
 from asrgate.harness.regression.verdict import Limits
 from asrgate.harness.report.rows import rows as rows_of
 from asrgate.harness.runner import resume
+from asrgate.harness.scenarios.offline import Offline
 from asrgate.harness.scoring import gate, round_ratios, score, verify
 
 OTHER = "faster-whisper@cpu/int8"
@@ -117,6 +120,22 @@ def test_speed_and_words_count_against_the_reference_of_the_same_model() -> None
     rows = {row["variant"]: row for row in rows_of(run)}
     assert round(rows[names[3]]["speedup"]) == 4
     assert [row["variant"] for row in rows_of(run)] == [names[1], names[0], names[3], names[2]]
+
+
+def test_batches_of_a_model_are_compared_with_its_single_clips() -> None:
+    asked = [Variant("honest", "cpu", "float32", model) for model in ("small.en", "large.en")]
+    names = [str(variant) for variant in Offline((4,)).variants(asked, "honest@cpu/float32")]
+    assert names == ["honest@cpu/float32:small.en", "honest@cpu/float32:large.en"]
+    asked = [replace(variant, backend="batches") for variant in asked]
+    found = Offline((4,)).variants(asked, "batches@cpu/float32")
+    assert [str(variant) for variant in found] == [
+        f"batches@cpu/float32:{model}{batch}"
+        for model in ("small.en", "large.en")
+        for batch in ("", " batch 4")
+    ]
+    result: Any = {"variant": str(found[1]), "model": "small.en"}
+    assert record.reference_name(make_run(("batches@cpu/float32",)), result) == str(found[0])
+    assert record.without_model(result) == "batches@cpu/float32 batch 4"
 
 
 def test_a_reference_that_fails_costs_only_its_own_model_the_ranks() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import soundfile
 import tones
+from fake_checkpoint import write_fake_checkpoint
 from fake_ray import ActorDiedError, ActorUnavailableError, Call, FakeRay, RayError
 
 from asrgate.backends import Variant
@@ -248,6 +249,39 @@ def test_a_machine_without_files_is_sent_weights_and_samples(
     assert asked["open"] == 2  # once in vain
     assert asked["measure"] == 1 + 3
     assert latest(tmp_path)["retries"] == []
+
+
+def test_engines_of_several_models_each_get_their_own_weights(
+    on_cluster: Callable[..., int], ray: FakeRay, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = write_fake_checkpoint(tmp_path / "small.en.pt", seed=1)
+    monkeypatch.setenv("ASRGATE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FAKE_MODEL", str(model))
+
+    def elsewhere(call: Call) -> tuple[Any, ...]:
+        if call.method != "begin":
+            return call.arguments
+        (job,) = call.arguments
+
+        def moved(found: Any) -> Any:
+            return replace(found, path=Path("/nowhere") / found.path.name)
+
+        models = {name: moved(found) for name, found in job.models.items()}
+        return (replace(job, checkpoint=moved(job.checkpoint), models=models),)
+
+    ray.before = elsewhere
+    asked = ["--model", str(small), "--reference", "follows", "--backends", "brings-model"]
+    assert on_cluster(*asked, "--workers", "1") == 0
+    run = latest(tmp_path)
+    assert [(row["backend"], row["model"], len(row["samples"])) for row in run["results"]] == [
+        ("follows", "fake.en", 6),
+        ("follows", "small.en", 6),
+        ("brings-model", "bringsmodel-model", 6),
+    ]
+    one, other, _ = run["results"]
+    assert one["wer"]["wer"] < 0.5 < other["wer"]["wer"]  # it answers by its file, and that one is not known
+    sent = {path.stem for path in (tmp_path / "cache" / "weights").glob("*.pt")}
+    assert sent == {entry["sha256"] for entry in run["models"][:2]}
 
 
 def test_times_of_unlike_machines_are_kept_apart(
