@@ -22,6 +22,8 @@ from asrgate.harness.scoring.cache_probes import Probe
 from asrgate.harness.worker import meters, process_tree
 from asrgate.harness.worker.client import Worker, WorkerError
 
+LEAST_MEMORY = 0.05  # of the machine's, that should be left once all engines are loaded
+
 
 class LocalExecutor(Executor):
     """Workers of this process, which is the parent of everything that they start."""
@@ -48,6 +50,11 @@ class LocalExecutor(Executor):
         for variant in plan.variants:
             if str(variant) not in state.failed:
                 self._start(variant)
+        if (left := meters.available_fraction()) < LEAST_MEMORY:
+            state.record["warnings"].append(
+                f"once {len(self._workers)} engines were loaded, {left:.0%} of the memory was left: the "
+                "system may swap or end one; measure fewer variants or models at once"
+            )
         strangers = meters.foreign_gpu_pids([worker.pid for worker in self._workers.values()])
         if strangers and any(worker.variant.device == "cuda" for worker in self._workers.values()):
             pids = ", ".join(map(str, strangers))

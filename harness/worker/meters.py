@@ -77,6 +77,12 @@ def process_vram_bytes(pid: int, nvml: Any = None) -> int | None:
     return None if used is None else used.get(pid)
 
 
+def available_fraction() -> float:
+    """Return the share of the machine's memory that new work could still have without swapping."""
+    memory = psutil.virtual_memory()
+    return float(memory.available / memory.total)
+
+
 def foreign_gpu_pids(own: Iterable[int], nvml: Any = None) -> list[int] | None:
     """Return the processes that use a GPU and are not in `own`; None if that is unknown."""
     used = _gpu_processes(nvml or load_nvml())

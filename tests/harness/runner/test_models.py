@@ -21,6 +21,7 @@ from asrgate.harness.report.rows import rows as rows_of
 from asrgate.harness.runner import resume
 from asrgate.harness.scenarios.offline import Offline
 from asrgate.harness.scoring import gate, round_ratios, score, verify
+from asrgate.harness.worker import meters
 
 OTHER = "faster-whisper@cpu/int8"
 
@@ -92,6 +93,15 @@ def test_a_model_that_lacks_a_language_is_refused_and_the_others_run(
     told = " ".join(capsys.readouterr().out.split())
     assert "fake.en understands only English, but some clips are in de" in told
     assert "Not measured: honest@cpu/float32:fake.en, twin@cpu/float32:fake.en" in told
+
+
+def test_a_machine_whose_memory_the_engines_fill_is_warned_of(
+    asrgate: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meters, "available_fraction", lambda: 0.04)
+    assert asrgate("--backends", "honest", "--rounds", "1") == 0
+    (told,) = [w for w in record.read(tmp_path / "results" / "latest")["warnings"] if "memory" in w]
+    assert told.startswith("once 1 engines were loaded, 4% of the memory was left")
 
 
 def test_the_same_model_twice_is_refused(
