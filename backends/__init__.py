@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -57,7 +57,7 @@ class Variant:
     backend: str
     device: str
     precision: str
-    model: str = ""
+    model: str = field(default="", kw_only=True)
 
     @property
     def without_model(self) -> str:

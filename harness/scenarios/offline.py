@@ -107,8 +107,11 @@ class Offline(Scenario):
             sizes = self.batch_sizes if takes_batches else (1,)
             if variant.without_model == reference and 1 not in sizes:
                 sizes = (1, *sizes)
-            parts = (variant.backend, variant.device, variant.precision, variant.model)
-            found += [BatchVariant(*parts, batch_size=n, takes_batches=takes_batches) for n in sizes]
+            parts = (variant.backend, variant.device, variant.precision)
+            found += [
+                BatchVariant(*parts, model=variant.model, batch_size=n, takes_batches=takes_batches)
+                for n in sizes
+            ]
         return found
 
     def blank_result(self, variant: Variant) -> dict[str, Any]:

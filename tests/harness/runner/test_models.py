@@ -133,7 +133,7 @@ def test_speed_and_words_count_against_the_reference_of_the_same_model() -> None
 
 
 def test_batches_of_a_model_are_compared_with_its_single_clips() -> None:
-    asked = [Variant("honest", "cpu", "float32", model) for model in ("small.en", "large.en")]
+    asked = [Variant("honest", "cpu", "float32", model=model) for model in ("small.en", "large.en")]
     names = [str(variant) for variant in Offline((4,)).variants(asked, "honest@cpu/float32")]
     assert names == ["honest@cpu/float32:small.en", "honest@cpu/float32:large.en"]
     asked = [replace(variant, backend="batches") for variant in asked]
