@@ -52,7 +52,7 @@ class PocketSphinx:
     def model_identity(cls) -> ModelIdentity:
         """Return the identity of the wheel's model, whose version is the wheel's."""
         return ModelIdentity(
-            name="pocketsphinx-en-us",
+            name="en-us",
             revision=importlib.metadata.version("pocketsphinx"),
             sha256=_sha256(_model_folder()),
             languages=(LANGUAGE,),

@@ -26,7 +26,7 @@ class TestContract(BackendContract):
     variant = "pocketsphinx@cpu/float32"
 
 
-NO_FILE = Checkpoint("pocketsphinx-en-us", Path(), "0" * 64, {})
+NO_FILE = Checkpoint("en-us", Path(), "0" * 64, {})
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_its_model_is_declared_without_importing_it() -> None:
         "print(backends.describe('pocketsphinx').model_identity().name, 'pocketsphinx' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["pocketsphinx-en-us", "False"]
+    assert done.stdout.split() == ["en-us", "False"]
 
 
 def test_the_digest_is_over_names_and_contents(tmp_path: Path) -> None:
