@@ -36,6 +36,7 @@ BUILTIN = {  # name -> "module:class", in the order in which tables show them
     "whisper-cpp": "asrgate.backends.whisper_cpp:WhisperCpp",
     "transformers": "asrgate.backends.transformers_whisper:TransformersWhisper",
     "pocketsphinx": "asrgate.backends.pocketsphinx:PocketSphinx",
+    "transformers-asr": "asrgate.backends.transformers_asr:TransformersAsr",
 }
 
 # (name of a plug-in, where its class is, PYTHONPATH) -> its description
