@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from asrgate.harness.record import is_of_engine, reference_of
 from asrgate.harness.record_types import Result, RoundsRule, Run, Stopped
 from asrgate.harness.scoring import round_ratios
 
@@ -57,5 +58,9 @@ class Stopping:
         if result["status"] != "ok":
             return False
         found = round_ratios.over_reference(run, result)
+        if is_of_engine(run, result):  # over any reference: there is none with its model
+            references = (reference_of(run, other) for other in run["results"])
+            reference = next((row for row in references if row is not None and row["status"] == "ok"), None)
+            found = None if reference is None else round_ratios.between(run, result, reference)
         width = None if found is None else found.half_width
         return width is None or width > self.within

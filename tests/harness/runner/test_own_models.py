@@ -15,6 +15,7 @@ from asrgate.backends.base import BackendUnavailable, Checkpoint, ModelIdentity
 from asrgate.harness import record, report
 from asrgate.harness.cli import run as run_command
 from asrgate.harness.corpus.clips import Clip
+from asrgate.harness.runner.stopping import Stopping
 from asrgate.harness.scoring import gate, score, verify
 
 OWN = "own@cpu/float32"
@@ -138,6 +139,13 @@ def test_its_answers_to_copies_count_all_together() -> None:
     one["changed_words"] = None
     gate.judge(run)
     assert reasons(run) == f"it gave no answer to a spliced copy of {one['clip']}"
+
+
+def test_its_speed_is_known_well_enough_when_that_over_any_reference_is() -> None:
+    run = judged({}, rounds=3)
+    assert Stopping(within=0.5).reason(run, 1.0) == {"reason": "precise", "wide": []}
+    result_of(run, f"{OWN}:own-model")["samples"][0]["wall_seconds"] *= 50
+    assert Stopping(within=0.5).reason(run, 1.0) is None
 
 
 def test_it_must_say_which_weights_and_settings_it_ran_with() -> None:
