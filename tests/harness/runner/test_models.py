@@ -17,6 +17,7 @@ from asrgate.backends import Variant
 from asrgate.harness import record, report
 from asrgate.harness.regression import compare, preconditions
 from asrgate.harness.regression.verdict import Limits
+from asrgate.harness.report import frames, tables
 from asrgate.harness.report.rows import rows as rows_of
 from asrgate.harness.runner import resume
 from asrgate.harness.scenarios.offline import Offline
@@ -130,6 +131,20 @@ def test_speed_and_words_count_against_the_reference_of_the_same_model() -> None
     rows = {row["variant"]: row for row in rows_of(run)}
     assert round(rows[names[3]]["speedup"]) == 4
     assert [row["variant"] for row in rows_of(run)] == [names[1], names[0], names[3], names[2]]
+
+
+def test_tables_and_frames_have_each_row_with_its_own_model() -> None:
+    run = judged()
+    digests = {model["name"]: model["tensors_sha256"] for model in run["models"]}
+    lines = tables.summary_lines(run)
+    assert {line["variant"]: line["model_tensors_sha256"] for line in lines} == {
+        row["variant"]: digests[row["model"]] for row in run["results"]
+    }
+    clips = frames.of_clips([run])
+    assert set(zip(clips["variant"], clips["model"], strict=True)) == {
+        (row["variant"], row["model"]) for row in run["results"]
+    }
+    assert frames.of_runs([run])["model"].tolist() == ["small.en, large.en"]
 
 
 def test_batches_of_a_model_are_compared_with_its_single_clips() -> None:
