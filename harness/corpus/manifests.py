@@ -2,11 +2,13 @@
 
 A manifest has one JSON object per line with NeMo's field names: `audio_filepath` (relative to the manifest),
 `text`, `offset` and `duration` in seconds, `lang` or another name for the language (see languages.py); any
-other field (`license`, `source`, ...) becomes a tag of the clip.
+other field (`license`, `source`, ...) becomes a tag of the clip. Hugging Face's audio folders name the same
+with `file_name` and `transcription`, in a metadata.jsonl or a metadata.csv.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -25,6 +27,10 @@ from asrgate.harness.metrics import keywords
 
 MANIFEST_EXTENSIONS = (".jsonl", ".json")  # NeMo names its line-by-line manifests .json
 FOLDER_MANIFEST = "manifest.jsonl"
+# Ours, then Hugging Face's (https://huggingface.co/docs/datasets/audio_dataset#audiofolder)
+FOLDER_MANIFESTS = (FOLDER_MANIFEST, "metadata.jsonl", "metadata.csv")
+_AUDIO_NAMES = ("audio_filepath", "file_name", "audio_file_name", "audio_path", "audio", "path")
+_TEXT_NAMES = ("text", "transcription", "sentence", "transcript")
 FILES_SHOWN = 5
 _SIDE_FILES = (  # that recordings have beside them
     *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".lab", ".textgrid", ".srt", ".vtt", ".ctm", ".stm"),
@@ -56,19 +62,35 @@ def read(path: Path, problems: list[str], language: str | None = None) -> list[E
         language: of every clip, whatever the fields of a manifest say.
     """
     if path.is_dir():
-        if (path / FOLDER_MANIFEST).is_file():
-            return read_manifest(path / FOLDER_MANIFEST, problems, language)
-        return _read_folder(path, problems)
+        manifest = folder_manifest(path)
+        return (
+            _read_folder(path, problems) if manifest is None else read_manifest(manifest, problems, language)
+        )
     if path.suffix.lower() in MANIFEST_EXTENSIONS:
         return read_manifest(path, problems, language)
     return [_single(path, problems, language)]
 
 
+def folder_manifest(folder: Path) -> Path | None:
+    """Return the file in a folder that says what its recordings are, None if it has none."""
+    return next((folder / name for name in FOLDER_MANIFESTS if (folder / name).is_file()), None)
+
+
+def with_our_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record's fields with `audio_filepath` and `text` in place of others' names for them."""
+    named = dict(fields)
+    for names in (_AUDIO_NAMES, _TEXT_NAMES):
+        first = next((name for name in names if name in named), None)
+        if first is not None:
+            named[names[0]] = named.pop(first)
+    return named
+
+
 def _single(path: Path, problems: list[str], language: str | None) -> Entry:
     """Return one file's entry: with the text next to it, or else as its folder's manifest has it."""
     text = _text_beside(path, problems)
-    manifest = path.parent / FOLDER_MANIFEST
-    if text is None and manifest.is_file():
+    manifest = folder_manifest(path.parent)
+    if text is None and manifest is not None:
         others: list[str] = []
         for entry in read_manifest(manifest, others, language):
             if os.path.realpath(entry.path) == os.path.realpath(path):
@@ -85,9 +107,11 @@ def read_manifest(path: Path, problems: list[str], language: str | None = None) 
     """
     before = len(problems)
     entries = []
-    for where, line in _lines(path, problems):
+    is_table = path.suffix.lower() not in MANIFEST_EXTENSIONS
+    for where, line in _rows(path, problems) if is_table else _lines(path, problems):
         try:
-            entries.append(_manifest_entry(line, path, where, language))
+            fields = line if isinstance(line, dict) else _parsed(line)
+            entries.append(_manifest_entry(with_our_names(fields), path, where, language))
         except (ValueError, LanguageError) as error:
             problems.append(f"{where}: {error}")
         except RecursionError:
@@ -97,8 +121,8 @@ def read_manifest(path: Path, problems: list[str], language: str | None = None) 
     return entries
 
 
-def _manifest_entry(line: str, manifest: Path, where: str, language: str | None) -> Entry:
-    """Turn one line into an entry; raise ValueError or LanguageError saying what is wrong with it."""
+def _parsed(line: str) -> dict[str, Any]:
+    """Return the fields of a line; raise ValueError if it is no JSON object."""
     try:
         fields = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_int64)
         json.dumps(fields, ensure_ascii=False).encode()
@@ -108,6 +132,31 @@ def _manifest_entry(line: str, manifest: Path, where: str, language: str | None)
         raise ValueError("contains half of a surrogate pair, which is not valid text") from error
     if not isinstance(fields, dict):
         raise ValueError(f"is a {type(fields).__name__}, not a JSON object")
+    return fields
+
+
+def _rows(path: Path, problems: list[str]) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Return (place, fields) for each row of a table; empty cells are absent, but for the text."""
+    from asrgate.harness.corpus.importers import utterance  # here, because importers import this module
+
+    try:
+        rows = utterance.read_table(path, None)
+    except utterance.CorpusImportError as error:
+        problems.append(str(error))
+        return []
+    kept = [{name: v for name, v in row.items() if v.strip() or name in _TEXT_NAMES} for row in rows]
+    return [(f"{path}: row {n}", _with_numbers(row)) for n, row in enumerate(kept, start=2)]
+
+
+def _with_numbers(row: dict[str, Any]) -> dict[str, Any]:
+    for name in ("offset", "duration"):
+        with contextlib.suppress(KeyError, ValueError):  # what is no number is told as in a line of JSON
+            row[name] = _finite(row[name])
+    return row
+
+
+def _manifest_entry(fields: dict[str, Any], manifest: Path, where: str, language: str | None) -> Entry:
+    """Turn a record into an entry; raise ValueError or LanguageError saying what is wrong with it."""
     name = fields.pop("audio_filepath", None)
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise ValueError(f"audio_filepath must be a path, not {reprlib.repr(name)}")
@@ -159,6 +208,13 @@ def _read_folder(folder: Path, problems: list[str]) -> list[Entry]:
             found.append(path)
     if left_out := unused(folder):
         _log.warning("%s", told(left_out))
+    deeper = sorted(path for name in FOLDER_MANIFESTS for path in folder.rglob(f"*/{name}"))
+    if deeper:  # such as the splits of a dataset
+        _log.warning(
+            "%s is not read; pass its folder to use it: %s",
+            deeper[0],
+            ", ".join(str(p.parent) for p in deeper),
+        )
     stems = {path.with_suffix("") for path in found}
     problems += [f"{where}: there is no audio for {p.name}" for p, where in places.items() if p not in stems]
     if not found:
@@ -180,7 +236,7 @@ def unused(folder: Path) -> list[Path]:
     Those are the files of other endings that are known as audio or video, or that have a text beside them.
     There are none if the folder has a manifest, which says what is used, or is no folder.
     """
-    if not folder.is_dir() or (folder / FOLDER_MANIFEST).is_file():
+    if not folder.is_dir() or folder_manifest(folder) is not None:
         return []
     found = []
     for path in sorted(folder.rglob("*")):

@@ -63,6 +63,53 @@ def test_manifest_line_becomes_a_clip(tmp_path):
     assert np.array_equal(clip.samples(), audio_file.decode(path))
 
 
+AUDIO_FOLDERS = {  # Hugging Face's, one recording with a comma in its text and one that says nothing
+    "metadata.jsonl": '{"file_name": "a/1.wav", "transcription": "eins, zwei", "language": "de", "age": 7}\n'
+    '{"file_name": "2.wav", "text": ""}\n',
+    "metadata.csv": 'file_name,transcription,language,age,duration\r\na/1.wav,"eins, zwei",de,7,0.5\r\n'
+    "2.wav,,,,\r\n",
+}
+
+
+@pytest.mark.parametrize("name", AUDIO_FOLDERS)
+def test_hugging_faces_audio_folder_is_a_corpus(tmp_path, name):
+    for number, path in enumerate(("a/1.wav", "2.wav")):
+        write_wav(tmp_path / path, pitch_hz=300 + 100 * number)
+    (tmp_path / name).write_bytes(AUDIO_FOLDERS[name].encode())
+    first, second = load_clips([tmp_path])
+    assert (first.name, first.reference, first.language) == ("a/1", "eins, zwei", "de")
+    assert first.tags == {"age": 7 if name.endswith("jsonl") else "7"}
+    assert (second.name, second.reference, second.language) == ("2", "", "en")
+    (alone,) = load_clips([tmp_path / "a" / "1.wav"])
+    assert alone.reference is None, "its folder is another"
+    (alone,) = load_clips([tmp_path / "2.wav"])
+    assert alone.reference == ""
+
+
+def test_mistakes_in_a_metadata_table_are_told_with_their_rows(tmp_path):
+    write_wav(tmp_path / "1.wav")
+    table = "file_name,text,duration\n1.wav,one,long\n1.wav,one,nan\n,one,\n../2.wav,two,\n"
+    (tmp_path / "metadata.csv").write_text(table)
+    told = problems_of(tmp_path)
+    assert "metadata.csv: row 2: duration must be a number of seconds above 0, not 'long'" in told
+    assert "row 3: duration must be" in told and "row 4: audio_filepath must be a path" in told
+    assert "row 5: audio_filepath '../2.wav' is outside" in told
+    (tmp_path / "metadata.csv").write_text("file_name,text\n1.wav,one,two\n")
+    assert "row 2 has more cells than the heading" in problems_of(tmp_path)
+
+
+def test_our_names_win_and_a_manifest_further_down_is_told(tmp_path, caplog):
+    write_wav(tmp_path / "train" / "1.wav")
+    line = {"audio_filepath": "1.wav", "path": "elsewhere", "text": "one", "transcription": "two"}
+    (tmp_path / "train" / "metadata.jsonl").write_text(json.dumps(line))
+    (clip,) = load_clips([tmp_path / "train"])
+    assert clip.reference == "one" and clip.tags == {"path": "elsewhere", "transcription": "two"}
+    assert not caplog.text
+    (clip,) = load_clips([tmp_path])
+    assert clip.reference is None
+    assert f"{tmp_path / 'train' / 'metadata.jsonl'} is not read; pass its folder" in caplog.text
+
+
 def test_no_words_and_no_reference_are_two_things(tmp_path):
     for name in "abc":
         write_wav(tmp_path / f"{name}.wav")

@@ -60,6 +60,17 @@ def test_nemo_manifest_with_absolute_paths_and_parts(tmp_path: Path, imported: I
     assert np.allclose(second.samples(), cut, atol=2 / 32768)
 
 
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_hugging_faces_audio_folder(tmp_path: Path, imported: Import, name: str) -> None:
+    store(tmp_path / "there" / "train" / "a.wav")
+    row = {"file_name": "train/a.wav", "transcription": "eins", "language": "German", "speaker": "k7"}
+    is_table = name.endswith("csv")
+    text = ",".join(row) + "\n" + ",".join(row.values()) if is_table else json.dumps(row)
+    (tmp_path / "there" / name).write_text(text)
+    (clip,) = imported(tmp_path / "there")
+    assert (clip.reference, clip.language, clip.tags) == ("eins", "de", {"speaker": "k7"})
+
+
 def test_part_at_offset_0_is_cut_and_a_duration_that_is_wrong_is_told(
     tmp_path: Path, imported: Import, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,19 @@ def test_words_that_differ_in_vowel_signs_are_errors_of_the_second_reading() -> 
     assert "1 × हिन्दी/हिन्दू" in "".join(context.warnings(run))
 
 
+@pytest.mark.parametrize(
+    ("pointed", "plain", "language"),
+    [("مُحَمَّدٌ يَكْتُبُ", "محمد يكتب", "ar"), ("שָׁלוֹם עוֹלָם", "שלום עולם", "he")],
+)
+def test_points_of_arabic_and_hebrew_cost_nothing_in_the_second_reading(
+    pointed: str, plain: str, language: str
+) -> None:
+    run = scored([(pointed, plain)], languages=[language])
+    assert wer(run)["wer"] >= 0.8
+    assert wer(run)["second"]["wer"] == 0
+    assert any("differ by more than 0.5 point" in line for line in context.warnings(run))
+
+
 def test_readings_that_agree_are_not_told() -> None:
     run = scored([("all is well here", "all is well there")])
     assert wer(run)["wer"] == wer(run)["second"]["wer"] == 0.25
