@@ -14,15 +14,17 @@ import logging
 import math
 import mimetypes
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asrgate.harness.corpus import languages
+from asrgate.harness.corpus import languages, stored
 from asrgate.harness.corpus.audio import EXTENSIONS
 from asrgate.harness.corpus.languages import LanguageError
+from asrgate.harness.corpus.stored import as_stored
 from asrgate.harness.metrics import keywords
 
 MANIFEST_EXTENSIONS = (".jsonl", ".json")  # NeMo names its line-by-line manifests .json
@@ -73,7 +75,15 @@ def read(path: Path, problems: list[str], language: str | None = None) -> list[E
 
 def folder_manifest(folder: Path) -> Path | None:
     """Return the file in a folder that says what its recordings are, None if it has none."""
-    return next((folder / name for name in FOLDER_MANIFESTS if (folder / name).is_file()), None)
+    there = (folder / name for name in FOLDER_MANIFESTS if (folder / name).is_file())
+    return next((path for path in there if path.suffix in MANIFEST_EXTENSIONS or _names_audio(path)), None)
+
+
+def _names_audio(table: Path) -> bool:
+    """Whether a table's heading names the files: LJSpeech, for one, calls another table metadata.csv."""
+    with table.open(encoding="utf-8-sig", errors="replace") as file:
+        heading = re.split(r'[,;\t|"\s]+', file.readline(10_000).lower())
+    return bool(set(_AUDIO_NAMES) & set(heading))
 
 
 def with_our_names(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +189,7 @@ def _manifest_entry(fields: dict[str, Any], manifest: Path, where: str, language
 
 
 def _inside(folder: Path, name: str) -> Path:
-    path = folder / name
+    path = as_stored(folder / name)
     # realpath, because Path.resolve raises an error for circular links
     stays = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
     if Path(name).is_absolute() or not stays:
@@ -199,7 +209,7 @@ def _read_folder(folder: Path, problems: list[str]) -> list[Entry]:
             continue
         if path.name.endswith(TRANSCRIPTS):
             for where, line in _lines(path, problems):
-                utterance, _, text = line.strip().partition(" ")
+                utterance, text = (*line.split(maxsplit=1), "")[:2]
                 if path.parent / utterance in references:
                     problems.append(f"{where}: {utterance} is listed twice")
                 references[path.parent / utterance] = text.strip()
@@ -244,7 +254,7 @@ def unused(folder: Path) -> list[Path]:
         if path.name.startswith(".") or ending in (*EXTENSIONS, *_SIDE_FILES, "") or not path.is_file():
             continue
         kind = mimetypes.guess_type(path.name)[0] or ""
-        if kind.startswith(("audio/", "video/")) or path.with_suffix(".txt").is_file():
+        if kind.startswith(("audio/", "video/")) or stored.text_beside(path) is not None:
             found.append(path)
     return found
 
@@ -258,8 +268,8 @@ def told(left_out: Sequence[Path]) -> str:
 
 
 def _text_beside(path: Path, problems: list[str]) -> str | None:
-    text_path = path.with_suffix(".txt")
-    if text_path == path or not text_path.is_file():
+    text_path = stored.text_beside(path)
+    if text_path is None:
         return None
     return " ".join(line.strip() for _, line in _lines(text_path, problems))
 
@@ -274,9 +284,26 @@ def _lines(path: Path, problems: list[str]) -> Iterable[tuple[str, str]]:
     except UnicodeDecodeError as error:
         problems.append(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8")
         return []
+    if path.suffix.lower() in MANIFEST_EXTENSIONS and _is_array(text):
+        problems.append(
+            f"{path} is one JSON array, but a manifest has one JSON object per line; convert it with: "
+            f"jq -c '.[]' {path.name} > lines.jsonl"
+        )
+        return []
     # split only at newlines: JSON strings and texts may contain the other separators of str.splitlines
     numbered = enumerate(text.split("\n"), start=1)
     return [(f"{path}:{number}", line) for number, line in numbered if line.strip()]
+
+
+def _is_array(text: str) -> bool:
+    """Whether a text is one JSON array of objects, as many tools write."""
+    if not text.lstrip().startswith("["):
+        return False
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, list) and any(isinstance(item, dict) for item in found)
 
 
 def _is_number(value: Any) -> bool:

@@ -22,6 +22,7 @@ from asrgate.harness.corpus.importers.utterance import (
     read_text,
 )
 from asrgate.harness.corpus.manifests import MANIFEST_EXTENSIONS, folder_manifest, with_our_names
+from asrgate.harness.corpus.stored import as_stored
 
 _OWN = ("audio_filepath", "text", "duration", "offset")
 
@@ -50,7 +51,7 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
     if not lines:
         raise CorpusImportError(f"{path} names no clips; a manifest has one JSON object per line")
     items = [(where, _fields(line, where)) for where, line in lines]
-    files = [Path(os.path.abspath(path.parent / fields["audio_filepath"])) for _, fields in items]
+    files = [as_stored(Path(os.path.abspath(path.parent / fields["audio_filepath"]))) for _, fields in items]
     root = Path(os.path.commonpath([file.parent for file in files]))
     for (where, fields), file in zip(items, files, strict=True):
         start, seconds = _number(fields, "offset", where), _number(fields, "duration", where)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import unicodedata
 from pathlib import Path
 
 import av
@@ -108,6 +109,58 @@ def test_our_names_win_and_a_manifest_further_down_is_told(tmp_path, caplog):
     (clip,) = load_clips([tmp_path])
     assert clip.reference is None
     assert f"{tmp_path / 'train' / 'metadata.jsonl'} is not read; pass its folder" in caplog.text
+
+
+@pytest.mark.parametrize("stored, named", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_are_found_however_unicode_composes_them(tmp_path, stored, named):
+    write_wav(tmp_path / unicodedata.normalize(stored, "réunion/café.wav"))
+    (tmp_path / unicodedata.normalize(named, "café.txt")).write_text("outside")
+    line = {"audio_filepath": unicodedata.normalize(named, "réunion/café.wav"), "text": "un"}
+    (clip,) = load_clips(manifest=write_manifest(tmp_path, line))
+    assert clip.reference == "un" and clip.audio_seconds == 0.5
+    folder = tmp_path / unicodedata.normalize(stored, "réunion")
+    (folder / unicodedata.normalize(named, "café.txt")).write_text("deux")
+    (clip,) = load_clips([folder])
+    assert clip.reference == "deux"
+
+
+def test_backslashes_of_windows_divide_folders_where_no_such_file_is(tmp_path):
+    write_wav(tmp_path / "a" / "1.wav")
+    write_wav(tmp_path / "a\\2.wav", pitch_hz=600)
+    lines = [{"audio_filepath": "a\\1.wav"}, {"audio_filepath": "a\\2.wav"}, {"audio_filepath": "a\\3.wav"}]
+    one, two = load_clips(manifest=write_manifest(tmp_path, *lines[:2]))
+    assert (one.path, two.path) == (tmp_path / "a" / "1.wav", tmp_path / "a\\2.wav")
+    assert "3.wav does not exist" in problems_of(manifest=write_manifest(tmp_path, *lines))
+    write_wav(tmp_path / "1.wav")
+    outside = {"audio_filepath": "..\\1.wav"}
+    assert "outside the manifest's folder" in problems_of(manifest=write_manifest(tmp_path / "a", outside))
+
+
+def test_text_beside_may_have_an_upper_case_ending(tmp_path):
+    write_wav(tmp_path / "A.WAV")
+    (tmp_path / "A.TXT").write_text("hello")
+    (clip,) = load_clips([tmp_path])
+    assert clip.reference == "hello"
+
+
+def test_transcripts_may_be_divided_by_tabs(tmp_path):
+    write_wav(tmp_path / "1-2-0000.wav")
+    (tmp_path / "1-2.trans.txt").write_text("1-2-0000\tHELLO  THERE\r\n")
+    (clip,) = load_clips([tmp_path])
+    assert clip.reference == "HELLO  THERE"
+
+
+def test_one_json_array_is_told_with_what_converts_it(tmp_path):
+    (tmp_path / "all.json").write_text(json.dumps([{"audio_filepath": "a.wav"}], indent=1))
+    told = problems_of(tmp_path / "all.json")
+    assert told.startswith("1 problem") and "jq -c '.[]' all.json > lines.jsonl" in told
+
+
+def test_metadata_that_names_no_files_in_its_heading_is_not_taken_for_a_manifest(tmp_path):
+    write_wav(tmp_path / "wavs" / "LJ001-0001.wav")
+    (tmp_path / "metadata.csv").write_text("LJ001-0001|Printing, in the|Printing, in the\nLJ2|b|b\n")
+    (clip,) = load_clips([tmp_path])
+    assert clip.name == "wavs/LJ001-0001"
 
 
 def test_no_words_and_no_reference_are_two_things(tmp_path):
