@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from asrgate import backends
 from asrgate.backends import Variant
 from asrgate.backends.base import (
+    AUTO,
     AsrgateError,
     BackendError,
     BackendUnavailable,
@@ -173,7 +175,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     clips = corpus.load_clips(
         arguments.audio,
         arguments.manifest,
-        language=arguments.language,
+        language=None if arguments.language == AUTO else arguments.language,
         max_hours=arguments.max_clip_hours,
     )
     for name, value in arguments.where:
@@ -190,7 +192,11 @@ def _plan(arguments: argparse.Namespace) -> Plan:
             f"{model.name} understands only English, but some clips are in {', '.join(foreign)}; "
             "choose a multilingual --model, other clips, or pass --language en to decode them as English"
         )
-    _check_languages(model, clips)
+    if arguments.language == AUTO:
+        _check_detection(arguments, model, clips)
+        clips = [replace(clip, is_detected=True) for clip in clips]
+    else:
+        _check_languages(model, clips)
     for hint in translation_hints(clips, arguments.task):
         _log.warning("%s", hint)
     settings = Settings(
@@ -236,17 +242,42 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 def _rounds(arguments: argparse.Namespace, kind: type[Scenario]) -> tuple[int, Stopping | None]:
     """Return how many rounds there are, at most if there is a rule when to stop, and that rule."""
     can_adapt = kind.adapts_rounds and arguments.executor == LOCAL
-    if arguments.rounds == run_options.AUTO and not can_adapt:
+    if arguments.rounds == AUTO and not can_adapt:
         raise RunError(
-            f"--rounds {run_options.AUTO} works with --scenario single-stream and --executor {LOCAL} only; "
+            f"--rounds {AUTO} works with --scenario single-stream and --executor {LOCAL} only; "
             "pass a number of rounds"
         )
-    if can_adapt and arguments.rounds in (None, run_options.AUTO):
+    if can_adapt and arguments.rounds in (None, AUTO):
         found = Stopping(budget_seconds=arguments.budget or BUDGET_SECONDS)
         return found.most, found
     if arguments.budget is not None:
         raise RunError("--budget limits --rounds auto; with a number of rounds, leave it out")
     return arguments.rounds or kind.default_rounds, None
+
+
+def _check_detection(arguments: argparse.Namespace, model: Checkpoint, clips: Sequence[Clip]) -> None:
+    """Refuse what has no language to detect, or nothing to hold the detected ones against."""
+    able = [kind.name for kind in registry.BUILTIN.values() if kind.detects_language]
+    if arguments.scenario not in able or arguments.executor != LOCAL:
+        raise RunError(
+            f"--language {AUTO} works with --scenario {' and '.join(able)} and --executor {LOCAL} only; "
+            "leave it out, or name a language"
+        )
+    if not model.is_multilingual:
+        raise RunError(
+            f"{model.name} is English-only and cannot detect a language; choose a multilingual --model, or "
+            f"leave --language {AUTO} out"
+        )
+    untold = [clip.name for clip in clips if not clip.is_language_told]
+    if untold:
+        _log.warning(
+            "no language is named for %d of %d clips (%s%s), so what engines detect in them is not counted, "
+            "and their texts are scored as English; name it in the manifest",
+            len(untold),
+            len(clips),
+            ", ".join(untold[:3]),
+            ", …" if len(untold) > 3 else "",
+        )
 
 
 def _check_languages(model: Checkpoint, clips: Sequence[Clip]) -> None:
