@@ -39,7 +39,7 @@ TEXTS = {
 
 
 # Needs that nobody can install: a test that skips for another one fails under --all-needs.
-ONLY_SOME_MACHINES = ("GPU", "bfloat16", "AVX-512", "Landlock", "../shared", "memory files")
+ONLY_SOME_MACHINES = ("GPU", "bfloat16", "AVX-512", "AMX", "Landlock", "../shared", "memory files")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
