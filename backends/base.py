@@ -14,6 +14,7 @@ SAMPLE_RATE_HZ = 16_000
 MULTILINGUAL_VOCAB = 51_865  # tokens; multilingual vocabularies have at least this many
 WINDOW_SECONDS = 30  # Whisper's audio context; longer clips take the engine's sequential long-form path
 LOAD_LOG = "asrgate.load"  # the logger's name: lines for the user while a backend loads, at INFO
+AUTO = "auto"  # the language of a call whose engine has to detect it
 REMOTE = "remote"  # the device of an engine on a server: its weights, memory and energy cannot be seen
 
 
@@ -61,7 +62,7 @@ class Settings:
     """
 
     task: str = "transcribe"  # or "translate" (to English; multilingual checkpoints only)
-    language: str | None = None  # None: each clip's own language, or English if it names none
+    language: str | None = None  # None: each clip's own language, or English if it names none; or AUTO
     beam_size: int = 1  # 1 is greedy
     threads: int = 1  # CPU threads of the engine, over all its pools
     temperature: float = 0.0  # a single temperature without fallback, so every engine does the same work
@@ -145,11 +146,13 @@ class Transcript:
             if the engine does not report them.
         stage_seconds: seconds by stage, if the engine reports them; the names in use are "log_mel", "encode"
             and "decode".
+        language: Whisper's code of the language that the engine detected; None if it was told one.
     """
 
     text: str
     tokens: Sequence[int] | None = None
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    language: str | None = None
 
 
 @runtime_checkable
@@ -187,7 +190,8 @@ class Backend(Protocol):
 
         Args:
             audio: float32, shape (samples,), mono, 16 kHz, in [-1, 1]. Must not be modified.
-            language: ISO 639-1 code of the language to decode in.
+            language: ISO 639-1 code of the language to decode in. AUTO, only if the engine was loaded with it
+                in its settings: to be detected, and named in the Transcript.
         """
         ...
 

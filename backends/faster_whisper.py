@@ -13,8 +13,8 @@ from asrgate.backends.devices import load_cuda_12_libraries, require_nvidia_gpu,
 from asrgate.backends.whisper_common.constants import N_SAMPLES
 from asrgate.backends.whisper_common.decoding import (
     require_honourable,
-    require_language,
     suppressed_tokens,
+    to_decode_in,
 )
 from asrgate.backends.whisper_common.stage_clock import StageClock
 
@@ -87,7 +87,7 @@ class FasterWhisper:
             BackendUnavailable: CTranslate2 cannot use the device or the precision.
             BackendError: a setting or the checkpoint cannot be honoured.
         """
-        require_honourable(checkpoint, settings)
+        require_honourable(checkpoint, settings, detects_language=True)
         folder = convert(checkpoint)
         if device == "cuda":
             load_cuda_12_libraries()
@@ -139,15 +139,16 @@ class FasterWhisper:
         Raises:
             BackendError: the model has no such language.
         """
-        require_language(self._checkpoint, language, self._languages)
+        named = to_decode_in(self._checkpoint, language, self._languages)
         with self._clock.call():
-            segments, _ = self._model.transcribe(
-                audio, language=language, without_timestamps=len(audio) <= N_SAMPLES, **self._options
+            segments, found = self._model.transcribe(
+                audio, language=named, without_timestamps=len(audio) <= N_SAMPLES, **self._options
             )
             finished = list(segments)  # a generator: nothing is decoded until it is drained
             tokens = tuple(token for segment in finished for token in segment.tokens)
             text = "".join(segment.text for segment in finished).strip()
-        return Transcript(text, tokens, dict(self._clock.seconds))
+        detected = found.language if named is None else None
+        return Transcript(text, tokens, dict(self._clock.seconds), detected)
 
     def synchronize(self) -> None:
         """Nothing to wait for: CTranslate2 waits for its stream before it returns features or tokens."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from asrgate.backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
+from asrgate.backends.base import AUTO, SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
 from asrgate.backends.faster_whisper import FasterWhisper
 from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_SAMPLES
 from asrgate.backends.whisper_common.decoding import require_language
@@ -39,13 +39,18 @@ class FasterWhisperBatched(FasterWhisper):
         """As FasterWhisper.load.
 
         Raises:
-            BackendError: a setting cannot be honoured. condition_on_previous_text is one, because all windows
-                are decoded at once.
+            BackendError: a setting cannot be honoured. condition_on_previous_text and AUTO are two, because
+                all windows are decoded at once.
         """
         if settings.condition_on_previous_text:
             raise BackendError(
                 "windows that are decoded together cannot be conditioned on each other's text; set "
                 "condition_on_previous_text to false, or use faster-whisper"
+            )
+        if settings.language == AUTO:
+            raise BackendError(
+                "its windows and clips are decoded together in one language, so it cannot detect one for "
+                "each; name a language, or use faster-whisper"
             )
         loaded = super().load(checkpoint, device, precision, settings)
         assert isinstance(loaded, cls)

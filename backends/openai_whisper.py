@@ -53,7 +53,7 @@ class _OpenAiWhisper(OpenAiTranscription):
             BackendUnavailable: torch cannot use the GPU.
             BackendError: a setting cannot be honoured, or the weights do not fit the model.
         """
-        require_honourable(checkpoint, settings)
+        require_honourable(checkpoint, settings, detects_language=True)
         from whisper.model import ModelDimensions, Whisper
 
         set_threads(settings.threads)

@@ -26,8 +26,8 @@ from asrgate.backends.devices import require_package, require_torch
 from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_FRAMES, N_SAMPLES, num_languages
 from asrgate.backends.whisper_common.decoding import (
     require_honourable,
-    require_language,
     suppressed_tokens,
+    to_decode_in,
 )
 from asrgate.backends.whisper_common.stage_clock import StageClock
 from asrgate.backends.whisper_common.torch_setup import forbid_tf32, require_cuda, uses_tf32
@@ -86,7 +86,7 @@ class TransformersWhisper:
             BackendUnavailable: torch cannot use the GPU.
             BackendError: a setting cannot be honoured, or the weights do not fit the model.
         """
-        require_honourable(checkpoint, settings)
+        require_honourable(checkpoint, settings, detects_language=True)
         if settings.beam_size != 1:
             raise BackendError(
                 "transformers ends and ranks beams by different rules than openai-whisper, so beam_size "
@@ -150,12 +150,13 @@ class TransformersWhisper:
         Raises:
             BackendError: the model has no such language.
         """
-        require_language(self._checkpoint, language, self._languages)
+        named = to_decode_in(self._checkpoint, language, self._languages)
         if len(audio) < HOP_LENGTH:  # less than a frame counts as no audio, as in openai-whisper
-            return Transcript("", ())
+            return Transcript("", (), language="en" if named is None else None)
         with self._clock.call(), self._torch.inference_mode(), _silenced():
             features = self._log_mel(audio)
-            prompt = {"language": language, "task": self._settings.task}
+            spoken = named or self._detected(features)
+            prompt = {"language": spoken, "task": self._settings.task}
             options = {
                 **(prompt if self._checkpoint.is_multilingual else {}),
                 "max_new_tokens": self._max_tokens,
@@ -170,7 +171,8 @@ class TransformersWhisper:
             texts = [(self._tokenizer.decode(tokens), tokens) for tokens in kept]
             texts = [(text, tokens) for text, tokens in texts if text.strip()]
         tokens = tuple(token for _, tokens in texts for token in tokens)
-        return Transcript("".join(text for text, _ in texts).strip(), tokens, dict(self._clock.seconds))
+        text = "".join(text for text, _ in texts).strip()
+        return Transcript(text, tokens, dict(self._clock.seconds), spoken if named is None else None)
 
     def synchronize(self) -> None:
         """Wait for CUDA; PyTorch's CPU operations return when they are done."""
@@ -194,6 +196,12 @@ class TransformersWhisper:
         missing = max(N_FRAMES - features.shape[-1], 0)
         features = self._torch.nn.functional.pad(features, (0, missing))
         return features.to(self._device, self._model.dtype)
+
+    def _detected(self, features: Any) -> str:
+        """Return the language of the first window, by transformers' own detection."""
+        found = self._model.detect_language(input_features=features[..., :N_FRAMES])
+        code = self._tokenizer.decode([int(found.flatten()[0])])  # such as <|de|>
+        return str(code).strip("<|>")
 
     def _window(self, features: Any, options: dict[str, Any]) -> list[list[int]]:
         scores: list[Any] = []

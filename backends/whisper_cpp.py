@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from asrgate.backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
+from asrgate.backends.base import AUTO, SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
 from asrgate.backends.checkpoints.conversions.ggml_model import ggml_file
 from asrgate.backends.devices import require_package
 from asrgate.backends.whisper_common.constants import (
@@ -19,8 +19,8 @@ from asrgate.backends.whisper_common.constants import (
 )
 from asrgate.backends.whisper_common.decoding import (
     require_honourable,
-    require_language,
     suppressed_tokens,
+    to_decode_in,
 )
 from asrgate.backends.whisper_common.greedy import TRIM
 
@@ -74,7 +74,7 @@ class WhisperCpp:
             BackendError: a setting or the checkpoint cannot be honoured, such as beams, or a list of
                 suppressed tokens other than Whisper's own.
         """
-        require_honourable(checkpoint, settings)
+        require_honourable(checkpoint, settings, detects_language=True)
         if settings.beam_size != 1:
             raise BackendError(
                 "whisper.cpp's beam search is not openai-whisper's, so "
@@ -133,27 +133,30 @@ class WhisperCpp:
         Raises:
             BackendError: the model has no such language, or cannot transcribe long clips.
         """
-        require_language(self._checkpoint, language, self._languages)
+        named = to_decode_in(self._checkpoint, language, self._languages)
         is_long = len(audio) > N_SAMPLES
         if is_long:
             self._require_timestamps()
         if len(audio) < HOP_LENGTH:
             # no audio, as in openai-whisper; whisper.cpp would return the last clip's text
-            return Transcript("", ())
+            return Transcript("", (), language="en" if named is None else None)
         library, context = self._library, self._context
         positions = -(-len(audio) // N_SAMPLES_PER_TOKEN)
         if len(audio) < SHORTEST_SAMPLES:
             # whisper.cpp itself appends 30 s of silence to the audio, so this does not change the result
             audio = np.pad(audio, (0, SHORTEST_SAMPLES - len(audio)))
         status = library.whisper_full(
-            context, self._parameters(language, is_long, positions), audio, audio.size
+            context, self._parameters(named or AUTO, is_long, positions), audio, audio.size
         )
         if status != 0:
             raise BackendError(f"whisper_full failed with status {status}; see the worker's log")
         segments = range(library.whisper_full_n_segments(context))
         text = b"".join(library.whisper_full_get_segment_text(context, index) for index in segments)
+        detected = library.whisper_lang_str(library.whisper_full_lang_id(context)) if named is None else None
         return Transcript(
-            text.decode("utf-8", "replace").strip(), None if is_long else self._tokens(segments)
+            text.decode("utf-8", "replace").strip(),
+            None if is_long else self._tokens(segments),
+            language=detected,
         )
 
     def synchronize(self) -> None:

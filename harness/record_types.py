@@ -265,6 +265,7 @@ class Partial(TypedDict):
 
 
 class _SampleOptional(TypedDict, total=False):
+    language: str
     attempt: int
     batch: int
     request: int
@@ -297,7 +298,25 @@ class Sample(_SampleOptional):
     error: str | None
 
 
+class LanguageMistake(TypedDict):
+    """A language, and another that an engine took it for, with how often."""
+
+    spoken: str
+    detected: str
+    count: int
+
+
+class LanguageIdentification(TypedDict):
+    """Clips whose language an engine detected rightly, of those whose language the manifest names."""
+
+    accuracy: float
+    right: int
+    clips: int
+    mistakes: list[LanguageMistake]
+
+
 class _ResultOptional(TypedDict, total=False):
+    language_id: LanguageIdentification
     model: str
     batch_size: int
     takes_batches: bool
@@ -455,7 +474,11 @@ class Scoring(_ScoringOptional):
     bootstrap: BootstrapRecord
 
 
-class ClipRecord(TypedDict):
+class _ClipRecordOptional(TypedDict, total=False):
+    language_told: bool
+
+
+class ClipRecord(_ClipRecordOptional):
     """A clip as every engine was given it."""
 
     name: str

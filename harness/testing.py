@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -67,6 +67,8 @@ CHANGES: tuple[dict[str, Any], ...] = (  # from the default settings, one at a t
     {"suppress_blank": False},
     {"suppress_tokens": ""},
 )
+REACHING: tuple[dict[str, Any], ...] = ({"beam_size": 5}, {"condition_on_previous_text": True})
+SOUNDS = 6  # with which they are looked for
 IMPOSSIBLE: tuple[dict[str, Any], ...] = ({"threads": 0}, {"beam_size": 0}, {"task": "summarise"})
 
 
@@ -234,6 +236,56 @@ class BackendContract:
                 f"a checkpoint that is {path.stem} must raise BackendError, but gave {found!r}"
             )
 
+    # --- settings in force: what is stated must show in an answer
+
+    def test_silence_thresholds_it_states_decide_what_is_silent(
+        self, chosen: Variant, weights: Checkpoint, speech: np.ndarray
+    ) -> None:
+        def heard(no_speech: float, logprob: float) -> list[bool] | None:
+            settings = Settings(no_speech_threshold=no_speech, logprob_threshold=logprob)
+            engine = self._load(chosen, weights, settings)
+            if isinstance(engine, AsrgateError) or self._is_lacking(
+                engine.applied_settings, "no_speech_threshold"
+            ):
+                return None
+            sounds = (_noise(len(speech)), speech.copy())
+            return [bool(engine.transcribe(sound, self.languages[0]).text.strip()) for sound in sounds]
+
+        # a model may give silence itself a probability near 0: every window is above -1
+        never, always, unlikely = heard(2.0, 0.0), heard(-1.0, 0.0), heard(-1.0, -100.0)
+        if never is None or always is None or unlikely is None:
+            return  # refused, or stated as not applied
+        assert always != never, (
+            "no_speech_threshold changes nothing, from -1 to 2: state None for it, and why in not_applied"
+        )
+        assert always != unlikely, "logprob_threshold changes nothing, from -100 to 0: refuse it"
+
+    def test_tokens_it_says_it_suppresses_are_not_written(
+        self, chosen: Variant, weights: Checkpoint, engine: Any, speech: np.ndarray
+    ) -> None:
+        tokens = engine.transcribe(speech.copy(), self.languages[0]).tokens
+        if not isinstance(tokens, (list, tuple)) or not tokens:
+            return  # an optional part of an answer
+        unwanted = int(tokens[0])
+        found = self._load(chosen, weights, Settings(suppress_tokens=f"{unwanted},-1"))
+        if isinstance(found, AsrgateError):
+            return
+        again = found.transcribe(speech.copy(), self.languages[0]).tokens
+        assert unwanted not in again, f"it says that it suppresses token {unwanted}, but writes it: refuse it"
+
+    @pytest.mark.parametrize("change", REACHING, ids=_name)
+    def test_settings_it_states_change_an_answer(
+        self, chosen: Variant, weights: Checkpoint, engine: Any, speech: np.ndarray, change: dict[str, Any]
+    ) -> None:
+        changed = self._load(chosen, weights, Settings(**change))
+        if isinstance(changed, AsrgateError):
+            return
+        for sound in _hard_to_hear(speech):
+            usual, other = (e.transcribe(sound.copy(), self.languages[0]) for e in (engine, changed))
+            if (usual.text, _listed(usual.tokens)) != (other.text, _listed(other.tokens)):
+                return
+        pytest.fail(f"{_name(change)} changed none of {SOUNDS} answers to noisy speech: refuse it")
+
     # --- answers
 
     def test_it_hears_words(self, engine: Any, speech: np.ndarray) -> None:
@@ -400,6 +452,20 @@ def _is_running(task: Path) -> bool:
         return (task / "stat").read_text().rpartition(")")[2].split()[0] == "R"
     except (OSError, IndexError):
         return False
+
+
+def _noise(samples: int, seed: int = 0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
+
+
+def _hard_to_hear(speech: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield SOUNDS recordings of more than a window in which many words are nearly as likely as others."""
+    repeats = -(-LONG_SECONDS * SAMPLE_RATE_HZ // max(1, len(speech)))
+    long = np.concatenate([speech] * repeats)
+    power = np.sqrt(np.mean(speech**2)) / 0.1
+    for seed in range(SOUNDS):  # from 6 dB above the noise to 9 below
+        gain = power * 10 ** ((3 * seed - 6) / 20)
+        yield np.clip(long + gain * _noise(len(long), seed), -1.0, 1.0).astype(np.float32)
 
 
 def _error(call: Callable[[], Any]) -> Exception | None:

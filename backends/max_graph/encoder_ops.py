@@ -85,7 +85,10 @@ def product_of(
     cpu = DeviceRef.CPU()
     vector = ops.constant(np.zeros(1, np.float32), DType.float32, cpu)
     matrix = ops.constant(np.zeros((1, 1), np.float32), DType.float32, cpu)
-    shape = (x.shape[0] if rows is None else rows, int(weight.shape[0]) * PANEL)
+    shape = (
+        x.shape[0] if rows is None else rows,
+        int(weight.shape[-4 if len(weight.shape) > 3 else 0]) * PANEL,
+    )
     return ops.custom(
         kernel,
         cpu,

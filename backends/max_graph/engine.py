@@ -138,6 +138,7 @@ class MaxEngine:
             "dims": vars(self.dims),
             **{name: getattr(self.place, name).name for name in types},
             "has_kernels": self.place.has_kernels,
+            "splits": self.place.splits,
             "log_mel": self._method,
         }
         return sessions.load_all(self._session, self.device.type, facts, names, self._plan, self._prepared)
@@ -230,6 +231,7 @@ class MaxEngine:
             **({} if self.device.type == "cpu" else {"encoder_launched": self._encoder.how}),
             "activations_dtype": self.place.dtype.name,
             "encoder_dtype": self.place.encoder_dtype.name,
+            **({"encoder_products": "float32 in parts of bfloat16 (AMX)"} if self.place.splits else {}),
             "step_weights_dtype": self.place.step_dtype.name,
             "cross_attention_dtype": self.place.cross_dtype.name,
         }

@@ -8,7 +8,7 @@ from typing import Any
 from max.dtype import DType
 from max.graph import DeviceRef, Weight
 
-from asrgate.backends.max_graph import bfloat16_ops, encoder_ops
+from asrgate.backends.max_graph import bfloat16_ops, encoder_ops, split_ops
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Place:
             checkpoint's float16: this is exact, products are summed in `dtype`, and half as much is read.
             int8 has one factor per row.
         cross_dtype: the type of the cross-attention's keys and values.
+        splits: whether the encoder's products in float32 are of bfloat16 parts: see split_ops.
         has_kernels: whether the products are our Mojo kernels for the CPU. If they are MAX's own, as on a
             GPU, the decoder keeps its state on the device: see asrgate.backends.max_graph.device_decoder.
     """
@@ -34,17 +35,23 @@ class Place:
     step_dtype: DType
     cross_dtype: DType
     has_kernels: bool
+    splits: bool = False
 
     @property
     def panel_ops(self) -> Any:
         """The module with our products and attention of many rows in `encoder_dtype`."""
-        return bfloat16_ops if self.encoder_dtype == DType.bfloat16 else encoder_ops
+        if self.encoder_dtype == DType.bfloat16:
+            return bfloat16_ops
+        return split_ops if self.splits else encoder_ops
 
     def panel_weight(self, n_out: int, n_in: int) -> Weight:
         """Return the weight of a product of many rows, laid out in panels."""
         panels, width = -(-n_out // encoder_ops.PANEL), encoder_ops.PANEL
         if self.panel_ops is bfloat16_ops:
             return Weight("weight", DType.bfloat16, (panels, n_in // 2, width, 2), device=self.device)
+        if self.splits:
+            shape = (2, panels, split_ops.whole_depth(n_in) // 2, width, 2)
+            return Weight("weight", DType.bfloat16, shape, device=self.device)
         return Weight("weight", self.encoder_dtype, (panels, n_in, width), device=self.device)
 
 
@@ -61,7 +68,9 @@ def place(device: Any, precision: str, halves: bool) -> Place:
         return Place(device, dtype, dtype, dtype, dtype, has_kernels=False)
     whole, half = DType.float32, DType.bfloat16
     if precision == "float32":
-        return Place(device, whole, whole, DType.float16 if halves else whole, whole, has_kernels=True)
+        step = DType.float16 if halves else whole
+        splits = halves and split_ops.has_tiles()
+        return Place(device, whole, whole, step, whole, has_kernels=True, splits=splits)
     step_16 = DType.float16 if halves else half  # float16 holds a checkpoint of float16 exactly
     step = DType.int8 if precision == "int8" else step_16
     return Place(device, whole, half, step, half, has_kernels=True)

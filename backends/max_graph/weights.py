@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from asrgate.backends.max_graph import bfloat16_ops, custom_ops, encoder_ops
+from asrgate.backends.max_graph import bfloat16_ops, custom_ops, encoder_ops, split_ops
 
+SPLIT_RANK = 5  # of a weight in split_ops.planes
 Kinds = Mapping[str, tuple[str, tuple[int, ...]]]
 """Name -> type and shape of each tensor that the graphs take."""
 
@@ -89,7 +90,8 @@ def _laid_out(name: str, tensor: Any, kind: tuple[str, tuple[int, ...]], has_ker
     elif len(shape) > tensor.ndim or tensor.ndim == 3:
         values = tensor.float().numpy()
         if dtype == "bfloat16":
-            pairs = torch.from_numpy(bfloat16_ops.pairs(values).view(np.int16))
+            laid_out = split_ops.planes if len(shape) == SPLIT_RANK else bfloat16_ops.pairs
+            pairs = torch.from_numpy(laid_out(values).view(np.int16))
             return {name: pairs.view(torch.bfloat16)}
         return {name: torch.from_numpy(encoder_ops.panels(values))}
     if dtype == "int8":

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from asrgate.backends.base import BackendError, Checkpoint, Settings, did_you_mean
+from asrgate.backends.base import AUTO, BackendError, Checkpoint, Settings, did_you_mean
 
 
-def require_honourable(checkpoint: Checkpoint, settings: Settings) -> None:
-    """Raise BackendError if no Whisper engine could decode this checkpoint with these settings."""
+def require_honourable(checkpoint: Checkpoint, settings: Settings, detects_language: bool = False) -> None:
+    """Raise BackendError if no Whisper engine could decode this checkpoint with these settings.
+
+    Args:
+        detects_language: whether the engine can tell which language is spoken, and says so.
+    """
     if settings.task not in ("transcribe", "translate"):
         raise BackendError(f"there is no task {settings.task!r}; choose transcribe or translate")
     if settings.temperature != 0.0:
@@ -23,9 +27,24 @@ def require_honourable(checkpoint: Checkpoint, settings: Settings) -> None:
         raise BackendError(
             f"{checkpoint.name} is English-only and cannot translate; use a multilingual model"
         )
-    if settings.language is not None:
+    if settings.language == AUTO:
+        if not checkpoint.is_multilingual:
+            raise BackendError(
+                f"{checkpoint.name} is English-only and cannot detect a language; use a multilingual model"
+            )
+        if not detects_language:
+            raise BackendError("it does not say which language it detects; name one, or leave it out here")
+    elif settings.language is not None:
         require_language(checkpoint, settings.language)
     suppressed_tokens(settings, checkpoint)
+
+
+def to_decode_in(checkpoint: Checkpoint, language: str, known: Sequence[str]) -> str | None:
+    """Return the language of a call, None if the engine has to detect it; raises as `require_language`."""
+    if language == AUTO and checkpoint.is_multilingual:
+        return None
+    require_language(checkpoint, language, known)
+    return language
 
 
 def require_language(checkpoint: Checkpoint, language: str, known: Sequence[str] = ()) -> None:

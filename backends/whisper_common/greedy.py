@@ -6,8 +6,10 @@ In place of a model it gets an object whose `decode` passes each window to an En
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, ClassVar, Protocol
 
@@ -162,7 +164,7 @@ class GreedyBackend(OpenAiTranscription):
             BackendUnavailable: the machine lacks something that is needed.
             BackendError: the weights do not fit, or a setting cannot be honoured, such as beams.
         """
-        require_honourable(checkpoint, settings)
+        require_honourable(checkpoint, settings, detects_language=True)
         if settings.beam_size != 1:
             raise BackendError(
                 f"it only decodes greedily, so beam_size {settings.beam_size} cannot be honoured; use "
@@ -194,6 +196,39 @@ class _Model:
         self.decoder = SimpleNamespace(blocks=())  # DecodingTask looks here for modules to cache
         self.encode = engine.encode
         self._engine = engine
+
+    def detect_language(self, mel: Any) -> tuple[int, dict[str, float]]:
+        """Find the language of a window (n_mels, 3000), as whisper.decoding.detect_language.
+
+        Returns:
+            The likeliest language's token, and its probability among all languages, by its code.
+        """
+        codes, rules = self._detection
+        window = self._engine.decode(self.encode(mel), rules)
+        (token,) = window.tokens
+        return token, {codes[token]: math.exp(window.sum_logprob)}
+
+    @cached_property
+    def _detection(self) -> tuple[dict[int, str], WindowRules]:
+        """Each language's token and code, and the rules by which one of them alone may be sampled."""
+        from whisper.tokenizer import get_tokenizer
+
+        tokenizer = get_tokenizer(True, num_languages=self.num_languages)
+        codes = dict(zip(tokenizer.all_language_tokens, tokenizer.all_language_codes, strict=True))
+        return codes, WindowRules(
+            prompt=(tokenizer.sot,),
+            sot_index=0,
+            suppressed=tuple(token for token in range(self.dims.n_vocab) if token not in codes),
+            suppressed_first=(),
+            timestamps=False,
+            max_initial_timestamp_index=None,
+            eot=tokenizer.eot,
+            no_timestamps=tokenizer.no_timestamps,
+            timestamp_begin=tokenizer.timestamp_begin,
+            no_speech=tokenizer.no_speech,
+            sample_limit=1,
+            n_text_ctx=self.dims.n_text_ctx,
+        )
 
     def decode(self, mel: Any, options: Any) -> Any:
         """Decode one window (n_mels, 3000), as whisper.decoding.decode; return a DecodingResult."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from asrgate.backends.base import Checkpoint, Settings, Transcript
 from asrgate.backends.whisper_common.constants import N_SAMPLES
-from asrgate.backends.whisper_common.decoding import require_language
+from asrgate.backends.whisper_common.decoding import to_decode_in
 from asrgate.backends.whisper_common.stage_clock import StageClock
 
 
@@ -84,13 +84,15 @@ class OpenAiTranscription:
         Raises:
             BackendError: the model has no such language.
         """
-        require_language(self._checkpoint, language, self._languages)
+        named = to_decode_in(self._checkpoint, language, self._languages)
         with self._clock.call(), self._instrumented():
-            segments = self._segments(audio, language)
+            result = self._result(audio, named)
+            segments = result["segments"]
             tokens = tuple(token for segment in segments for token in segment["tokens"])
             # as whisper's own writers print it; its result["text"] would also contain stray special tokens
             text = "".join(segment["text"] for segment in segments).strip()
-        return Transcript(text, tokens, dict(self._clock.seconds))
+        detected = result["language"] if named is None else None
+        return Transcript(text, tokens, dict(self._clock.seconds), detected)
 
     def synchronize(self) -> None:
         """Wait for CUDA; operations on the CPU return when they are done."""
@@ -98,13 +100,17 @@ class OpenAiTranscription:
             self._torch.cuda.synchronize()
 
     def _segments(self, audio: np.ndarray, language: str) -> list[dict[str, Any]]:
+        return self._result(audio, language)["segments"]
+
+    def _result(self, audio: np.ndarray, language: str | None) -> dict[str, Any]:
+        """Return what whisper.transcribe does; None: it detects the language, in the first window."""
         return self._module.transcribe(
             self._model,
             audio,
             language=language,
             without_timestamps=len(audio) <= N_SAMPLES,
             **self._options,
-        )["segments"]
+        )
 
     @contextmanager
     def _instrumented(self) -> Iterator[None]:

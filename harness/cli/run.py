@@ -18,6 +18,7 @@ from rich.console import Console
 from asrgate import backends
 from asrgate.backends import Variant
 from asrgate.backends.base import (
+    AUTO,
     AsrgateError,
     BackendError,
     BackendUnavailable,
@@ -176,7 +177,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     clips = corpus.load_clips(
         arguments.audio,
         arguments.manifest,
-        language=arguments.language,
+        language=None if arguments.language == AUTO else arguments.language,
         max_hours=arguments.max_clip_hours,
     )
     for name, value in arguments.where:
@@ -196,9 +197,14 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     wanted = [*(checkpoints if shared else []), *brought]
     models = _named(wanted) if len(wanted) > 1 or brought else {}
     identities = dict(zip(list(models)[len(wanted) - len(brought) :], own.items(), strict=True))
-    variants, refused = _of_models(variants, models or {"": checkpoints[0]}, identities, clips)
+    is_auto = arguments.language == AUTO
+    if is_auto:
+        _check_detection(arguments, clips)
+    variants, refused = _of_models(variants, models or {"": checkpoints[0]}, identities, clips, is_auto)
     unavailable += refused
-    if shared and any(checkpoint.is_multilingual for checkpoint in checkpoints):
+    if is_auto:
+        clips = [replace(clip, is_detected=True) for clip in clips]
+    elif shared and any(checkpoint.is_multilingual for checkpoint in checkpoints):
         _tell_untold(clips)
     for hint in translation_hints(clips, arguments.task):
         _log.warning("%s", hint)
@@ -249,17 +255,37 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 def _rounds(arguments: argparse.Namespace, kind: type[Scenario]) -> tuple[int, Stopping | None]:
     """Return how many rounds there are, at most if there is a rule when to stop, and that rule."""
     can_adapt = kind.adapts_rounds and arguments.executor == LOCAL
-    if arguments.rounds == run_options.AUTO and not can_adapt:
+    if arguments.rounds == AUTO and not can_adapt:
         raise RunError(
-            f"--rounds {run_options.AUTO} works with --scenario single-stream and --executor {LOCAL} only; "
+            f"--rounds {AUTO} works with --scenario single-stream and --executor {LOCAL} only; "
             "pass a number of rounds"
         )
-    if can_adapt and arguments.rounds in (None, run_options.AUTO):
+    if can_adapt and arguments.rounds in (None, AUTO):
         found = Stopping(budget_seconds=arguments.budget or BUDGET_SECONDS)
         return found.most, found
     if arguments.budget is not None:
         raise RunError("--budget limits --rounds auto; with a number of rounds, leave it out")
     return arguments.rounds or kind.default_rounds, None
+
+
+def _check_detection(arguments: argparse.Namespace, clips: Sequence[Clip]) -> None:
+    """Refuse where nothing detects a language, and say what there is nothing to hold it against for."""
+    able = [kind.name for kind in registry.BUILTIN.values() if kind.detects_language]
+    if arguments.scenario not in able or arguments.executor != LOCAL:
+        raise RunError(
+            f"--language {AUTO} works with --scenario {' and '.join(able)} and --executor {LOCAL} only; "
+            "leave it out, or name a language"
+        )
+    untold = [clip.name for clip in clips if not clip.is_language_told]
+    if untold:
+        _log.warning(
+            "no language is named for %d of %d clips (%s%s), so what engines detect in them is not counted, "
+            "and their texts are scored as English; name it in the manifest",
+            len(untold),
+            len(clips),
+            ", ".join(untold[:3]),
+            ", …" if len(untold) > 3 else "",
+        )
 
 
 Refusals = list[tuple[Variant, str, str | None]]  # with the reason and the remedy
@@ -276,10 +302,12 @@ def _of_models(
     models: Mapping[str, Checkpoint],
     identities: Mapping[str, tuple[str, ModelIdentity]],
     clips: Sequence[Clip],
+    is_auto: bool = False,
 ) -> tuple[list[Variant], Refusals]:
     """Return every variant with every model that knows the clips' languages, and those with the others.
 
-    A model that an engine brings along is for the variants of that engine, and those have no other.
+    A model that an engine brings along is for the variants of that engine, and those have no other. With
+    `is_auto`, it must be able to detect the language instead.
 
     Raises:
         RunError: no model knows the clips' languages.
@@ -294,7 +322,9 @@ def _of_models(
             for variant in variants
             if (variant.backend == backend if backend else variant.backend not in engines)
         ]
-        why, remedy = _languages_lacking(checkpoint, identity, clips)
+        why, remedy = (
+            _detection_lacking(checkpoint) if is_auto else _languages_lacking(checkpoint, identity, clips)
+        )
         if why is None:
             usable += of_model
         else:
@@ -303,6 +333,17 @@ def _of_models(
         reasons = dict.fromkeys(f"{why}; {remedy}" for _, why, remedy in refused)
         raise RunError("\n".join(reasons))
     return usable, refused
+
+
+def _detection_lacking(model: Checkpoint) -> tuple[str, str] | tuple[None, None]:
+    """Say why a model cannot detect a clip's language, and what to do about it."""
+    if not model.is_of_engine and model.is_multilingual:
+        return None, None
+    what = "has rules of its own" if model.is_of_engine else "is English-only"
+    return (
+        f"{model.name} {what} and cannot detect a language",
+        f"choose a multilingual --model, or leave --language {AUTO} out",
+    )
 
 
 def _languages_lacking(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from asrgate.backends.base import AUTO
 from asrgate.harness.argument_types import at_least, positive
 from asrgate.harness.corpus import languages
 from asrgate.harness.corpus.audio import MAX_CLIP_HOURS
@@ -19,7 +20,6 @@ from asrgate.harness.scenarios import registry
 
 REFERENCE = "whisper-cpu@cpu/float32"
 RESULTS = Path("results")
-AUTO = "auto"
 
 
 def add_parser(subparsers: Any, run: Callable[[argparse.Namespace], int]) -> None:
@@ -143,9 +143,10 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--beam-size", type=at_least(1), default=1, metavar="N", help="1 means greedy (default)")
     how.add_argument(
         "--language",
-        type=language,
-        metavar="XX",
-        help="of every clip, such as de or German; default: each clip's own language, or else English",
+        type=_language_or_auto,
+        metavar="XX|auto",
+        help="of every clip, such as de or German; auto: engines detect it, which is scored too; default: "
+        "each clip's own language, or else English",
     )
     how.add_argument("--task", choices=["transcribe", "translate"], default="transcribe")
     how.add_argument(
@@ -308,6 +309,10 @@ def language(text: str) -> str:
         return languages.code_of(text)
     except languages.LanguageError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _language_or_auto(text: str) -> str:
+    return AUTO if text.strip().lower() == AUTO else language(text)
 
 
 def _field(text: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
 EXTENSIONS = (  # the files that are looked for in folders
     *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a"),
     *(".wave", ".oga", ".aac", ".m4b", ".mp4", ".mov", ".3gp", ".webm", ".weba", ".mka", ".mkv"),
-    *(".aiff", ".aif", ".aifc", ".caf", ".wma"),
+    *(".aiff", ".aif", ".aifc", ".caf", ".wma", ".sph", ".au", ".w64"),
 )
 
 MAX_CLIP_HOURS = 4.0  # 230 MB of samples an hour; a small file can hold days of silence
@@ -45,10 +46,14 @@ MIN_RATE_HZ, MAX_RATE_HZ = (
 LSB_16BIT = 1 / 32_768
 MOVED_SECONDS, SOFTER_DB = 0.01, 1.0  # at most, of an altered copy
 
-SOUNDFILE_SIGNATURES = (b"RIFF", b"RF64", b"fLaC", b"OggS")  # WAV, FLAC, Vorbis and Opus; PyAV reads the rest
+SOUNDFILE_SIGNATURES = (  # PyAV reads the rest, and what libsndfile refuses
+    *(b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS"),  # WAV and WAV of over 4 GB, FLAC, Vorbis and Opus
+    *(b"NIST", b".snd", b"caff"),  # SPHERE, Sun's and Core Audio
+)
 BLOCK_VALUES = 1 << 16  # samples of all channels that are decoded at a time
 UNKNOWN_FRAMES = 1 << 60  # libsndfile's number for a FLAC that was written to a pipe is larger
 MOST_WAV_CHUNKS = 1000
+UNKNOWN_AU_BYTES = 0xFFFFFFFF  # of a stream
 # Only plain containers are allowed, because ffmpeg's playlist formats could read other files or the network.
 PYAV_FORMATS = "mp3,aac,mov,matroska,ogg,flac,wav,aiff,caf,asf"
 PYAV_DECLARED_LENGTH = (
@@ -167,6 +172,7 @@ def _blocks(path: Path, max_hours: float) -> Iterator[np.ndarray]:
     """Yield a file's samples as `decode` returns them, a block at a time; raise what it raises."""
     _check_file(path)
     _check_wav_length(path)
+    _check_length_of_others(path)
     _check_ogg_end(path)
     limit = _Limit(path, max_hours)
     resampler = None
@@ -444,6 +450,44 @@ def _check_wav_length(path: Path) -> None:
             file.seek(start + size + size % 2)
     # nothing else looks for the samples for long: in zeros, every eight bytes are an empty chunk
     raise _damaged(path, f"its header has more than {MOST_WAV_CHUNKS} chunks and no samples")
+
+
+def _check_length_of_others(path: Path) -> None:
+    """Raise if a SPHERE, AU, W64 or CAF header promises more bytes than the file has; libsndfile does not."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    present, promised = path.stat().st_size, 0
+    match head[:4]:
+        case b"NIST":  # lines of text: https://www.nist.gov/itl/iad/mig/tools, SPHERE 2.6
+            lines = head.decode("latin-1").split("\n")
+            fields = {words[0]: words[2] for line in lines if len(words := line.split()) == 3}
+            numbers = [fields.get(name, "") for name in ("sample_count", "channel_count", "sample_n_bytes")]
+            if all(number.isdecimal() for number in [*numbers, lines[1].strip()]):
+                promised = int(lines[1]) + math.prod(map(int, numbers))
+        case b".snd":
+            start, size = (int.from_bytes(head[n : n + 4], "big") for n in (4, 8))
+            promised = 0 if size == UNKNOWN_AU_BYTES else start + size
+        case b"riff":  # a GUID that begins so, then the size of the whole
+            promised = int.from_bytes(head[16:24], "little")
+        case b"caff":
+            promised = _end_of_caf(path)
+    if promised > present:
+        raise _damaged(path, f"its header promises {promised:,} bytes, but it has {present:,}")
+
+
+def _end_of_caf(path: Path) -> int:
+    """Return where the samples of a Core Audio file end, 0 if that is not known."""
+    with path.open("rb") as file:
+        file.seek(8)
+        for _ in range(MOST_WAV_CHUNKS):
+            chunk = file.read(12)
+            size = int.from_bytes(chunk[4:], "big", signed=True)
+            if len(chunk) < 12 or size < 0:  # -1: it was streamed, and the samples go on to the end
+                break
+            if chunk[:4] == b"data":
+                return file.tell() + size
+            file.seek(size, os.SEEK_CUR)
+    return 0
 
 
 def is_unfinished(path: Path) -> bool:

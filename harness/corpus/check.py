@@ -37,9 +37,16 @@ KINDS = {  # name -> what it means, in the order in which they are reported
     "control character": "tabs, line ends, zero-width and other invisible characters",
     "replacement character": "U+FFFD: a text was once decoded wrongly",
     "wrong encoding": "UTF-8 that was read as Latin-1, such as Ã©",
+    "no words": "a text without a letter or digit, such as ??? where letters were lost",
+    "mixed scripts": "a word of Latin letters and Cyrillic or Greek ones that look like them",
     "markup": "tags, entities or annotations in brackets, which are not spoken",
 }
-_MARKUP = re.compile(r"</?[^\s<>/][^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|&(?:[a-z]+|#\d+);")
+_MARKUP = re.compile(
+    r"</?[^\s<>/][^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|&(?:[a-z]+|#\d+);"
+    r"|(?<!\w)\*[^\s*][^*]*\*(?!\w)|\(\(|(?<!\w)%[a-zA-Z]+|[♪♫♬]|-->"  # marks of NIST and of subtitles
+    r"|ignore_time_segment_in_scoring"
+)
+_SCRIPTS = ("LATIN", "CYRILLIC", "GREEK")  # that share the looks of letters; first words of their names
 _WRONG_ENCODING = re.compile("[ÃÂ][\u0080-\u00bf]|â€")
 
 
@@ -168,8 +175,20 @@ def _of_text(entry: Entry, peak: float | None, texts: dict[tuple[str, str], str]
         yield Problem("replacement character", entry.where, _short(text))
     if _WRONG_ENCODING.search(text):
         yield Problem("wrong encoding", entry.where, _short(text))
+    if not any(c.isalnum() for c in text):
+        yield Problem("no words", entry.where, _short(text))
+    mixed = [word for word in re.findall(r"[^\W\d_]+", text) if len(_scripts(word)) > 1]
+    if mixed:
+        yield Problem("mixed scripts", entry.where, f"{_short(mixed[0])} in {_short(text)}")
     if found := _MARKUP.search(text):
         yield Problem("markup", entry.where, f"{found.group()} in {_short(text)}")
+
+
+def _scripts(word: str) -> set[str]:
+    if word.isascii():
+        return set()
+    first = (unicodedata.name(c, "").partition(" ")[0] for c in word)
+    return {script for script in first if script in _SCRIPTS}
 
 
 def _short(text: str) -> str:

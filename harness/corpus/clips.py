@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from asrgate.backends.base import AsrgateError
+from asrgate.backends.base import AUTO, AsrgateError
 from asrgate.backends.installation import shipped
 from asrgate.harness.corpus import audio as audio_file
 from asrgate.harness.corpus import languages, parts
@@ -52,6 +52,7 @@ class Clip:
         tags: everything else in the manifest, including its `duration` if that disagrees with the audio,
             and the `offset` of a part.
         is_language_told: whether the manifest or the caller names the language; else it is DEFAULT_LANGUAGE.
+        is_detected: whether engines have to detect the language, and are not told it.
     """
 
     name: str
@@ -64,6 +65,12 @@ class Clip:
     is_language_told: bool = True
     start_seconds: float | None = None  # as in Entry, like the next
     declared_seconds: float | None = None
+    is_detected: bool = False
+
+    @property
+    def call_language(self) -> str:
+        """What an engine is told: the language, or that it has to detect it."""
+        return AUTO if self.is_detected else self.language
 
     def samples(self) -> np.ndarray:
         """Decode the file, or the part of it, again: float32, shape (samples,), mono, 16 kHz, in [-1, 1].

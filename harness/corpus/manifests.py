@@ -2,29 +2,37 @@
 
 A manifest has one JSON object per line with NeMo's field names: `audio_filepath` (relative to the manifest),
 `text`, `offset` and `duration` in seconds, `lang` or another name for the language (see languages.py); any
-other field (`license`, `source`, ...) becomes a tag of the clip.
+other field (`license`, `source`, ...) becomes a tag of the clip. Hugging Face's audio folders name the same
+with `file_name` and `transcription`, in a metadata.jsonl or a metadata.csv.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import mimetypes
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asrgate.harness.corpus import languages
+from asrgate.harness.corpus import languages, stored
 from asrgate.harness.corpus.audio import EXTENSIONS
 from asrgate.harness.corpus.languages import LanguageError
+from asrgate.harness.corpus.stored import as_stored
 from asrgate.harness.metrics import keywords
 
 MANIFEST_EXTENSIONS = (".jsonl", ".json")  # NeMo names its line-by-line manifests .json
 FOLDER_MANIFEST = "manifest.jsonl"
+# Ours, then Hugging Face's (https://huggingface.co/docs/datasets/audio_dataset#audiofolder)
+FOLDER_MANIFESTS = (FOLDER_MANIFEST, "metadata.jsonl", "metadata.csv")
+_AUDIO_NAMES = ("audio_filepath", "file_name", "audio_file_name", "audio_path", "audio", "path")
+_TEXT_NAMES = ("text", "transcription", "sentence", "transcript")
 FILES_SHOWN = 5
 _SIDE_FILES = (  # that recordings have beside them
     *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".lab", ".textgrid", ".srt", ".vtt", ".ctm", ".stm"),
@@ -56,19 +64,43 @@ def read(path: Path, problems: list[str], language: str | None = None) -> list[E
         language: of every clip, whatever the fields of a manifest say.
     """
     if path.is_dir():
-        if (path / FOLDER_MANIFEST).is_file():
-            return read_manifest(path / FOLDER_MANIFEST, problems, language)
-        return _read_folder(path, problems)
+        manifest = folder_manifest(path)
+        return (
+            _read_folder(path, problems) if manifest is None else read_manifest(manifest, problems, language)
+        )
     if path.suffix.lower() in MANIFEST_EXTENSIONS:
         return read_manifest(path, problems, language)
     return [_single(path, problems, language)]
 
 
+def folder_manifest(folder: Path) -> Path | None:
+    """Return the file in a folder that says what its recordings are, None if it has none."""
+    there = (folder / name for name in FOLDER_MANIFESTS if (folder / name).is_file())
+    return next((path for path in there if path.suffix in MANIFEST_EXTENSIONS or _names_audio(path)), None)
+
+
+def _names_audio(table: Path) -> bool:
+    """Whether a table's heading names the files: LJSpeech, for one, calls another table metadata.csv."""
+    with table.open(encoding="utf-8-sig", errors="replace") as file:
+        heading = re.split(r'[,;\t|"\s]+', file.readline(10_000).lower())
+    return bool(set(_AUDIO_NAMES) & set(heading))
+
+
+def with_our_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record's fields with `audio_filepath` and `text` in place of others' names for them."""
+    named = dict(fields)
+    for names in (_AUDIO_NAMES, _TEXT_NAMES):
+        first = next((name for name in names if name in named), None)
+        if first is not None:
+            named[names[0]] = named.pop(first)
+    return named
+
+
 def _single(path: Path, problems: list[str], language: str | None) -> Entry:
     """Return one file's entry: with the text next to it, or else as its folder's manifest has it."""
     text = _text_beside(path, problems)
-    manifest = path.parent / FOLDER_MANIFEST
-    if text is None and manifest.is_file():
+    manifest = folder_manifest(path.parent)
+    if text is None and manifest is not None:
         others: list[str] = []
         for entry in read_manifest(manifest, others, language):
             if os.path.realpath(entry.path) == os.path.realpath(path):
@@ -85,9 +117,11 @@ def read_manifest(path: Path, problems: list[str], language: str | None = None) 
     """
     before = len(problems)
     entries = []
-    for where, line in _lines(path, problems):
+    is_table = path.suffix.lower() not in MANIFEST_EXTENSIONS
+    for where, line in _rows(path, problems) if is_table else _lines(path, problems):
         try:
-            entries.append(_manifest_entry(line, path, where, language))
+            fields = line if isinstance(line, dict) else _parsed(line)
+            entries.append(_manifest_entry(with_our_names(fields), path, where, language))
         except (ValueError, LanguageError) as error:
             problems.append(f"{where}: {error}")
         except RecursionError:
@@ -97,8 +131,8 @@ def read_manifest(path: Path, problems: list[str], language: str | None = None) 
     return entries
 
 
-def _manifest_entry(line: str, manifest: Path, where: str, language: str | None) -> Entry:
-    """Turn one line into an entry; raise ValueError or LanguageError saying what is wrong with it."""
+def _parsed(line: str) -> dict[str, Any]:
+    """Return the fields of a line; raise ValueError if it is no JSON object."""
     try:
         fields = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_int64)
         json.dumps(fields, ensure_ascii=False).encode()
@@ -108,6 +142,31 @@ def _manifest_entry(line: str, manifest: Path, where: str, language: str | None)
         raise ValueError("contains half of a surrogate pair, which is not valid text") from error
     if not isinstance(fields, dict):
         raise ValueError(f"is a {type(fields).__name__}, not a JSON object")
+    return fields
+
+
+def _rows(path: Path, problems: list[str]) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Return (place, fields) for each row of a table; empty cells are absent, but for the text."""
+    from asrgate.harness.corpus.importers import utterance  # here, because importers import this module
+
+    try:
+        rows = utterance.read_table(path, None)
+    except utterance.CorpusImportError as error:
+        problems.append(str(error))
+        return []
+    kept = [{name: v for name, v in row.items() if v.strip() or name in _TEXT_NAMES} for row in rows]
+    return [(f"{path}: row {n}", _with_numbers(row)) for n, row in enumerate(kept, start=2)]
+
+
+def _with_numbers(row: dict[str, Any]) -> dict[str, Any]:
+    for name in ("offset", "duration"):
+        with contextlib.suppress(KeyError, ValueError):  # what is no number is told as in a line of JSON
+            row[name] = _finite(row[name])
+    return row
+
+
+def _manifest_entry(fields: dict[str, Any], manifest: Path, where: str, language: str | None) -> Entry:
+    """Turn a record into an entry; raise ValueError or LanguageError saying what is wrong with it."""
     name = fields.pop("audio_filepath", None)
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise ValueError(f"audio_filepath must be a path, not {reprlib.repr(name)}")
@@ -130,7 +189,7 @@ def _manifest_entry(line: str, manifest: Path, where: str, language: str | None)
 
 
 def _inside(folder: Path, name: str) -> Path:
-    path = folder / name
+    path = as_stored(folder / name)
     # realpath, because Path.resolve raises an error for circular links
     stays = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
     if Path(name).is_absolute() or not stays:
@@ -150,7 +209,7 @@ def _read_folder(folder: Path, problems: list[str]) -> list[Entry]:
             continue
         if path.name.endswith(TRANSCRIPTS):
             for where, line in _lines(path, problems):
-                utterance, _, text = line.strip().partition(" ")
+                utterance, text = (*line.split(maxsplit=1), "")[:2]
                 if path.parent / utterance in references:
                     problems.append(f"{where}: {utterance} is listed twice")
                 references[path.parent / utterance] = text.strip()
@@ -159,6 +218,13 @@ def _read_folder(folder: Path, problems: list[str]) -> list[Entry]:
             found.append(path)
     if left_out := unused(folder):
         _log.warning("%s", told(left_out))
+    deeper = sorted(path for name in FOLDER_MANIFESTS for path in folder.rglob(f"*/{name}"))
+    if deeper:  # such as the splits of a dataset
+        _log.warning(
+            "%s is not read; pass its folder to use it: %s",
+            deeper[0],
+            ", ".join(str(p.parent) for p in deeper),
+        )
     stems = {path.with_suffix("") for path in found}
     problems += [f"{where}: there is no audio for {p.name}" for p, where in places.items() if p not in stems]
     if not found:
@@ -180,7 +246,7 @@ def unused(folder: Path) -> list[Path]:
     Those are the files of other endings that are known as audio or video, or that have a text beside them.
     There are none if the folder has a manifest, which says what is used, or is no folder.
     """
-    if not folder.is_dir() or (folder / FOLDER_MANIFEST).is_file():
+    if not folder.is_dir() or folder_manifest(folder) is not None:
         return []
     found = []
     for path in sorted(folder.rglob("*")):
@@ -188,7 +254,7 @@ def unused(folder: Path) -> list[Path]:
         if path.name.startswith(".") or ending in (*EXTENSIONS, *_SIDE_FILES, "") or not path.is_file():
             continue
         kind = mimetypes.guess_type(path.name)[0] or ""
-        if kind.startswith(("audio/", "video/")) or path.with_suffix(".txt").is_file():
+        if kind.startswith(("audio/", "video/")) or stored.text_beside(path) is not None:
             found.append(path)
     return found
 
@@ -202,8 +268,8 @@ def told(left_out: Sequence[Path]) -> str:
 
 
 def _text_beside(path: Path, problems: list[str]) -> str | None:
-    text_path = path.with_suffix(".txt")
-    if text_path == path or not text_path.is_file():
+    text_path = stored.text_beside(path)
+    if text_path is None:
         return None
     return " ".join(line.strip() for _, line in _lines(text_path, problems))
 
@@ -218,9 +284,26 @@ def _lines(path: Path, problems: list[str]) -> Iterable[tuple[str, str]]:
     except UnicodeDecodeError as error:
         problems.append(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8")
         return []
+    if path.suffix.lower() in MANIFEST_EXTENSIONS and _is_array(text):
+        problems.append(
+            f"{path} is one JSON array, but a manifest has one JSON object per line; convert it with: "
+            f"jq -c '.[]' {path.name} > lines.jsonl"
+        )
+        return []
     # split only at newlines: JSON strings and texts may contain the other separators of str.splitlines
     numbered = enumerate(text.split("\n"), start=1)
     return [(f"{path}:{number}", line) for number, line in numbered if line.strip()]
+
+
+def _is_array(text: str) -> bool:
+    """Whether a text is one JSON array of objects, as many tools write."""
+    if not text.lstrip().startswith("["):
+        return False
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, list) and any(isinstance(item, dict) for item in found)
 
 
 def _is_number(value: Any) -> bool:

@@ -38,6 +38,8 @@ NAMES = {
 # (https://arxiv.org/abs/2212.04356, section 4.4 and appendix C).
 UNSPACED_LANGUAGES = frozenset({"ja", "lo", "my", "th", "yue", "zh"})
 
+NUMBER_LANGUAGES = frozenset({"da", "de", "es", "fr", "it", "nl", "pt"})  # of text2num, but for English
+
 _SOURCES = ("__init__.py", "basic.py", "english.py", "english.json")
 _REMEDY = "reinstall it with `pip install --force-reinstall openai-whisper`, or pass --normalizer none"
 _MODULE_NAME = "_asrgate_whisper_normalizers"
@@ -109,9 +111,9 @@ def _unguarded(name: str) -> Normalizer:
     if name == "formatted":
         return lambda text, language: strict.formatted(text, language in UNSPACED_LANGUAGES)
     if name == "strict":
-        numbers = _english_numbers()
+        english = _english_numbers()
         return lambda text, language: strict.normalize(
-            text, language, language in UNSPACED_LANGUAGES, numbers
+            text, language, language in UNSPACED_LANGUAGES, english, _numbers(language)
         )
     english, basic, spelled = _whisper()
     always_english, never_english = name == "whisper-english", name == "whisper-basic"
@@ -146,7 +148,11 @@ def identify(name: str) -> NormalizerRecord:
     except PackageNotFoundError:
         release = "unknown"
     if name == "strict":
-        release = f"{strict.VERSION}, with openai-whisper {release}"
+        numbers = (
+            f"text2num {release_of_numbers}" if (release_of_numbers := _numbers_release()) else "no text2num"
+        )
+        digest.update(numbers.encode())
+        release = f"{strict.VERSION}, with openai-whisper {release} and {numbers}"
     return {"name": name, "sha256": digest.hexdigest(), "version": release}
 
 
@@ -200,6 +206,25 @@ def _english_numbers() -> Callable[[str], str]:
     _whisper()
     numbers: Callable[[str], str] = sys.modules[f"{_MODULE_NAME}.english"].EnglishNumberNormalizer()
     return numbers
+
+
+def _numbers_release() -> str | None:
+    """Return text2num's version; None if it is not installed: number words outside English then stay."""
+    try:
+        return version("text2num")
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def _numbers(language: str) -> Callable[[str], str] | None:
+    """Return text2num's function that turns a language's number words into digits; None if it has none."""
+    if language not in NUMBER_LANGUAGES or _numbers_release() is None:
+        return None
+    from text_to_num import alpha2digit
+
+    # from 2 on: a one that belongs to no other number may be an article
+    return lambda text: str(alpha2digit(text, language, threshold=2))
 
 
 def _load() -> ModuleType:

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable
 from functools import cache
 
-VERSION = "1"  # raise it with every change of what `normalize` returns
+VERSION = "2"  # raise it with every change of what `normalize` returns
 
 _APOSTROPHES = "\u2018\u2019\u201b\u02bc\u02bb\u02b9\u2032\u00b4\u0060\u05f3\ua78c"
 _QUOTES = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a\u2033\u05f4\u300c\u300d\u300e\u300f"
@@ -26,6 +26,7 @@ _POINTS = re.compile("[\u0640\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea
                      "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]")  # fmt: skip
 _INITIALS = re.compile(r"\b(?:[^\W\d_]\.){2,}(?:[^\W\d_]\b)?")
 _FOLDED_CASE = {"tr": {"I": "ı", "İ": "i"}, "az": {"I": "ı", "İ": "i"}}  # SpecialCasing.txt of Unicode
+_THOUSANDS = re.compile(r"(?<=\d)\.(?=\d{3}(?!\d))")
 _CURRENCY = "$€£¢"
 _TOKENS_OF_UNSPACED = r"[a-z0-9][a-z0-9'.,]*|\X"
 
@@ -39,12 +40,18 @@ RULES = (  # in the order in which they are applied
     "dots within initials are removed (U.S. is us); every other dot outside a number is no word",
     "hyphens and all other punctuation and symbols divide words, but for an apostrophe within a word",
     "in English, numbers in words become digits, by openai-whisper's EnglishNumberNormalizer",
+    "in Danish, Dutch, French, German, Italian, Portuguese and Spanish, by text2num, but for a lone one, "
+    "which may be an article; a point before three digits is removed",
     "in languages without spaces each character is a word, but for words and numbers in Latin letters",
 )
 
 
 def normalize(
-    text: str, language: str, is_unspaced: bool, english_numbers: Callable[[str], str] | None
+    text: str,
+    language: str,
+    is_unspaced: bool,
+    english_numbers: Callable[[str], str] | None,
+    numbers: Callable[[str], str] | None = None,
 ) -> str:
     """Return the text's words joined by single spaces; `RULES` says how they are found.
 
@@ -52,6 +59,7 @@ def normalize(
         language: Whisper's code.
         is_unspaced: whether the language is written without spaces between words.
         english_numbers: turns the number words of a lower-case text into digits; None to leave them.
+        numbers: the same for the text's own language, if it is another.
     """
     text = unicodedata.normalize("NFKC", text.translate(_TYPOGRAPHY))
     text = "".join(c for c in text.translate(_TYPOGRAPHY) if unicodedata.category(c) != "Cf")
@@ -60,6 +68,8 @@ def normalize(
     text = unicodedata.normalize("NFC", _POINTS.sub("", text.lower()))
     text = "".join(str(unicodedata.decimal(c)) if unicodedata.category(c) == "Nd" else c for c in text)
     text = _INITIALS.sub(lambda found: found.group().replace(".", ""), text)
+    if numbers is not None:
+        text = unicodedata.normalize("NFKC", numbers(_THOUSANDS.sub("", text)))  # it writes 1º
     in_english = language == "en" and english_numbers is not None
     if in_english:
         text = re.sub(r"(?<=\d),(?=\d)", "", text)

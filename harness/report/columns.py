@@ -56,6 +56,12 @@ FIGURES = (  # figures of speed and cost, in the order shown, after that of text
         importance=9,
     ),
     Column(
+        "lang ID %",
+        "language identification: of the clips whose language the manifest names, those detected rightly",
+        lambda r: percent(r["language_id_percent"]),
+        importance=9,
+    ),
+    Column(
         "keywords %",
         "keyword recall: of the keywords said, those written",
         lambda r: percent(r["keyword_recall_percent"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from asrgate.backends.base import Settings
+from asrgate.backends.base import AUTO, Settings
 from asrgate.harness import record
 from asrgate.harness.metrics import readings
 from asrgate.harness.record_types import CheckpointRecord, Run
@@ -135,7 +135,8 @@ def decoding(run: Run) -> str:
     beams = asked.pop("beam_size", None)
     parts = ["greedy" if beams == 1 else f"beam {beams}", asked.pop("task", "transcribe")]
     language = asked.pop("language", None)
-    parts.append(f"language {language}" if language else "each clip's language")
+    told = "each clip's language" if language is None else f"language {language}"
+    parts.append("languages detected" if language == AUTO else told)
     if "threads" in asked:
         parts.append(_many(asked.pop("threads"), "thread"))
     defaults = Settings().as_dict()

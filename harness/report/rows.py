@@ -128,6 +128,7 @@ def _quality(result: Result) -> Row:
         "wer_high_percent": _percent(high),
         "cer_percent": _percent(wer.get("cer")),
         "second_wer_percent": _percent((wer.get("second") or {}).get("wer")),
+        "language_id_percent": _percent(_part(result.get("language_id")).get("accuracy")),
         "keyword_recall_percent": _percent((wer.get("keywords") or {}).get("recall")),
         "keywords_said": (wer.get("keywords") or {}).get("said"),
         "formatted_wer_percent": _percent(wer.get("formatted")),

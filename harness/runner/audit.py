@@ -142,7 +142,7 @@ def _answers(
         for clip in clips:
             answers = []
             for copy in audio[clip.name]:
-                answer = worker.call(copy, clip.language, f"answering {clip.name} in its audit")
+                answer = worker.call(copy, clip.call_language, f"answering {clip.name} in its audit")
                 if answer["error"] is not None:
                     raise WorkerError(answer["error"])
                 answers.append(answer)

@@ -105,6 +105,9 @@ def blank_record(plan: Plan, run_id: str) -> Run:
                 "reference_sha256": None if clip.reference is None else record.text_sha256(clip.reference),
                 "reference_words": None,
                 "tags": dict(clip.tags),
+                **cast(
+                    Any, {} if clip.is_language_told or not clip.is_detected else {"language_told": False}
+                ),
             }
             for clip in plan.clips
         ],

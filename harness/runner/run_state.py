@@ -83,7 +83,7 @@ class RunState:
     @property
     def language(self) -> str:
         """Language of the warm-up clip."""
-        return self.plan.settings.language or self.plan.clips[0].language
+        return self.plan.settings.language or self.plan.clips[0].call_language
 
     def warmup_clip(self, samples: np.ndarray) -> np.ndarray:
         """Return speech-like sound that is none of the clips: nothing learned from it helps a measured call.
@@ -190,7 +190,9 @@ class RunState:
 
 def _sample(clip: Clip, number: int, answer: dict[str, Any]) -> Sample:
     text, tokens = answer["text"], answer["tokens"]
+    detected: Any = {"language": answer["language"]} if "language" in answer else {}
     return {
+        **detected,
         "clip": clip.name,
         "round": number,
         "wall_seconds": answer["wall_seconds"],

@@ -51,8 +51,8 @@ def batches(clips: Sequence[Clip], variant: Variant) -> list[Batch]:
     if size == 1:
         return [Batch([clip], together=False) for clip in clips]
     found = []
-    for language in dict.fromkeys(clip.language for clip in clips):
-        short = [c for c in clips if c.language == language and c.audio_seconds <= WINDOW_SECONDS]
+    for language in dict.fromkeys(clip.call_language for clip in clips):
+        short = [c for c in clips if c.call_language == language and c.audio_seconds <= WINDOW_SECONDS]
         short.sort(key=lambda clip: -clip.audio_seconds)
         found += [Batch(short[i : i + size], together=True) for i in range(0, len(short), size)]
     return found + [Batch([c], together=False) for c in clips if c.audio_seconds > WINDOW_SECONDS]
@@ -101,8 +101,8 @@ def _call(worker: Worker, batch: Batch, audio: Mapping[str, np.ndarray]) -> list
     clips = [audio[clip.name] for clip in batch.clips]
     what = f"answering clip {', '.join(clip.name for clip in batch.clips)}"
     if not batch.together:
-        return [worker.call(clips[0], batch.clips[0].language, what)]
-    return worker.call_batch(clips, batch.clips[0].language, what)
+        return [worker.call(clips[0], batch.clips[0].call_language, what)]
+    return worker.call_batch(clips, batch.clips[0].call_language, what)
 
 
 class CallProber:
@@ -114,7 +114,7 @@ class CallProber:
 
     def ask(self, clip: Clip, samples: np.ndarray, is_copy: bool, what: str) -> dict[str, Any]:
         """As Worker.call."""
-        return self._worker.call(samples, clip.language, what)
+        return self._worker.call(samples, clip.call_language, what)
 
 
 class BatchProber:
@@ -148,13 +148,13 @@ class BatchProber:
         """As Worker.call; the times are one clip's share of its batch's."""
         batch = self._batch_of[clip.name]
         if not batch.together:
-            return self._worker.call(samples, clip.language, what)
+            return self._worker.call(samples, clip.call_language, what)
         names = [clip.name for clip in batch.clips]
         clips, place = [self._audio[each] for each in names], names.index(clip.name)
         if is_copy:
             clips = [self._changed(other) for other in clips]
             clips[place] = samples
-        return self._worker.call_batch(clips, clip.language, what)[place]
+        return self._worker.call_batch(clips, clip.call_language, what)[place]
 
     def _changed(self, samples: np.ndarray) -> np.ndarray:
         self._seed += 1  # each copy once: a second time it would be known

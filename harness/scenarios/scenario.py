@@ -148,6 +148,7 @@ class Scenario(ABC):
         has_rounds: rounds are alike, so that runs can be compared round by round.
         is_resumable: samples count one by one, so a run that was cut off can be resumed.
         is_distributable: the machines of a cluster can share the clips.
+        detects_language: engines may be left to detect the language of each clip.
         latency: what the seconds of a latency measure, and what is counted; None if there are none.
         leading_columns: columns shown first.
         columns, detail_columns: the scenario's own among the figures, and among the times in detail.
@@ -165,6 +166,7 @@ class Scenario(ABC):
     has_rounds: ClassVar[bool] = True
     is_resumable: ClassVar[bool] = True
     is_distributable: ClassVar[bool] = False
+    detects_language: ClassVar[bool] = False
     latency: ClassVar[tuple[str, str] | None] = None
     leading_columns: ClassVar[tuple[Column, ...]] = ()
     columns: ClassVar[tuple[Column, ...]] = ()

@@ -28,6 +28,7 @@ class Server(Scenario):
 
     name = "server"
     default_rounds = 1  # a session takes its time
+    detects_language = True
     options = ("rate", "find_max_rate", "p99", "server_requests", "server_seconds")
     sample_fields = ("request", "arrival_seconds", "start_seconds", "finish_seconds")
     figures = (

@@ -134,7 +134,7 @@ class ServerGenerator(LoadGenerator):
                 begun = self._clock() - start
                 if begun > self._terms.limit_seconds:
                     return
-                answer = worker.request(ready, clip.language, f"answering request {place + 1}")
+                answer = worker.request(ready, clip.call_language, f"answering request {place + 1}")
                 finish = self._clock() - start
             timing = {
                 "request": place,

@@ -24,6 +24,7 @@ class SingleStream(Scenario):
     times_clips = True
     adapts_rounds = True
     is_distributable = True
+    detects_language = True
     latency = ("seconds per call", "all measured calls")
     columns = (
         Column("median s", "median seconds per clip", of("latency_median_seconds"), importance=7),

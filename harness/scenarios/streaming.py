@@ -219,7 +219,7 @@ class StreamGenerator(LoadGenerator):
             load.stage(str(worker.variant), load.name_of(number), clip.name)
             what = f"answering clip {clip.name}"
             samples = audio[clip.name]
-            answer = worker.stream(samples, clip.language, what, self._chunk_seconds, is_paced=True)
+            answer = worker.stream(samples, clip.call_language, what, self._chunk_seconds, is_paced=True)
             fields = {name: answer.get(name) for name in FIGURES_OF_STREAMS}  # of one that failed, nulls
             yield Answered(clip, answer, fields | {"partials": answer.get("partials", [])})
 
@@ -238,7 +238,7 @@ class StreamProber:
 
     def ask(self, clip: Clip, samples: np.ndarray, is_copy: bool, what: str) -> dict[str, Any]:
         """As Worker.stream."""
-        return self._worker.stream(samples, clip.language, what, self._chunk_seconds, is_paced=False)
+        return self._worker.stream(samples, clip.call_language, what, self._chunk_seconds, is_paced=False)
 
 
 def _streamed(result: Result) -> list[Sample]:

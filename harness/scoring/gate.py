@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from asrgate.backends.base import MAY_BE_LACKING, OF_WHISPER
-from asrgate.harness.metrics import word_errors
+from asrgate.harness.metrics import language_id, word_errors
 from asrgate.harness.record import is_of_engine, model_of, probes_of, reference_name, reference_of
 from asrgate.harness.record_types import ProbeRecord, Result, RoundErrors, Run
 from asrgate.harness.scenarios import registry
@@ -134,6 +134,9 @@ def _settings(run: Run, result: Result) -> Iterator[str]:
             continue  # a warning of the reports; what it costs shows in the WER
         if name in applied and applied[name] != value:
             yield f"it ran with {name} {applied[name]!r}, but {value!r} was requested"
+    unsaid = [s["clip"] for s in result["samples"] if word_errors.is_answered(s) and "language" not in s]
+    if language_id.is_asked(run) and unsaid:
+        yield f"it does not say which language it detected in {_listing(list(dict.fromkeys(unsaid)))}"
 
 
 def _weights(run: Run, result: Result) -> Iterator[str]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from asrgate.backends.base import AsrgateError
-from asrgate.harness.metrics import bootstrap, normalizers, readings, word_errors
+from asrgate.harness.metrics import bootstrap, language_id, normalizers, readings, word_errors
 from asrgate.harness.metrics.word_errors import Texts, errors, first_answers, ratio, timed, walls_by_clip
 from asrgate.harness.record import errors_of, is_of_engine, reference_of
 from asrgate.harness.record_types import AlsoResult, AlsoScored, Latency, Result, Run, Sample
@@ -49,6 +49,9 @@ def score(
         result["rtfx"] = scenario.speed(run, timed(result))
         scenario.add_figures(run, result, texts)
         result["latency"] = _latency(scenario.latencies(result), result)
+        detected = language_id.count(run, firsts[result["variant"]])
+        if detected is not None:
+            result["language_id"] = detected
     _compare_with_reference(run, firsts)
     for result in run["results"]:
         if result["wer"] is not None:

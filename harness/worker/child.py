@@ -250,6 +250,7 @@ def _finished(transcript: Any) -> dict[str, Any]:
         "text": transcript.text.encode("utf-8", "backslashreplace").decode("utf-8"),
         "tokens": None if tokens is None else [int(token) for token in tokens],
         "stage_seconds": {str(name): float(value) for name, value in transcript.stage_seconds.items()},
+        "language": None if transcript.language is None else str(transcript.language),
         "error": None,
     }
 

@@ -47,6 +47,7 @@ DISTRIBUTIONS = (
     "soxr",
     "av",
     "jiwer",
+    "text2num",
 )
 VECTOR_INSTRUCTIONS = (  # as Linux names them
     *("avx", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),

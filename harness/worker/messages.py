@@ -238,7 +238,8 @@ def event_of(message: Mapping[str, Any]) -> str:
 
 
 def answer(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an "answer" of one clip holds, checked: `text`, `tokens`, `stage_seconds`, `error`.
+    """Return what an "answer" of one clip holds, checked: `text`, `tokens`, `stage_seconds`, `error`, and
+    `language` if one was detected.
 
     Raises:
         MessageError: one of them is not what it must be.
@@ -256,7 +257,11 @@ def answer(message: Mapping[str, Any]) -> dict[str, Any]:
     stages = message.get("stage_seconds", {})
     if not isinstance(stages, dict) or len(stages) > MOST_ENTRIES:
         raise MessageError("stages that are no object, or too many")
+    detected = message.get("language")
+    if detected is not None:
+        detected = clean_text(detected, "the language", LARGEST_NAME)
     return {
+        **({} if detected is None else {"language": detected}),
         "text": None if text is None else clean_text(text, "the text", LARGEST_TEXT),
         "tokens": tokens,
         "stage_seconds": {

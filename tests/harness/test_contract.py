@@ -32,6 +32,7 @@ GOOD = '''
 import hashlib
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import tones
@@ -65,7 +66,12 @@ class Good:
 
     def transcribe(self, audio, language):
         require_language(self.checkpoint, language)
-        return Transcript(tones.hear(audio), [1, 2], {"decode": 0.0})
+        asked = self.settings
+        if asked.no_speech_threshold < 0.5 and asked.logprob_threshold == 0:
+            return Transcript("", [], {"decode": 0.0})
+        tokens = [1, 2, 10 + asked.beam_size, 100 + asked.condition_on_previous_text]
+        tokens = [token for token in tokens if str(token) not in asked.suppress_tokens.split(",")]
+        return Transcript(tones.hear(audio), tokens, {"decode": 0.0})
 
     def transcribe_batch(self, audios, language):
         return [self.transcribe(audio, language) for audio in audios]
@@ -131,6 +137,33 @@ class IgnoresBeam(Good):
         return {**self.settings.as_dict(), "beam_size": 1}
 
 
+def with_default(name):
+    """Good, but one setting never reaches the engine."""
+
+    class Stated(Good):
+        def transcribe(self, audio, language):
+            default = getattr(type(self.settings)(), name)
+            self.settings = replace(self.settings, **{name: default})
+            return super().transcribe(audio, language)
+
+        @property
+        def applied_settings(self):
+            return {**self.settings.as_dict(), name: self.asked}
+
+        def __init__(self, checkpoint, settings):
+            super().__init__(checkpoint, settings)
+            self.asked = getattr(settings, name)
+
+    return Stated
+
+
+StatesNoSpeech = with_default("no_speech_threshold")
+StatesLikelihood = with_default("logprob_threshold")
+StatesSuppressed = with_default("suppress_tokens")
+StatesBeams = with_default("beam_size")
+StatesPrompt = with_default("condition_on_previous_text")
+
+
 class TakesAnySetting(Good):
     @classmethod
     def load(cls, checkpoint, device, precision, settings):
@@ -148,19 +181,20 @@ class IgnoresCheckpoint(Good):
 class Deaf(Good):
     def transcribe(self, audio, language):
         require_language(self.checkpoint, language)
-        return Transcript(" " if len(audio) <= 480_000 else "long")
+        tokens = super().transcribe(audio, language).tokens
+        return Transcript(" " if len(audio) <= 480_000 else "long", tokens)
 
 
 class Lazy(Good):
     def transcribe(self, audio, language):
         answer = super().transcribe(audio, language)
-        return Transcript(answer.text, (token for token in [1, 2]))
+        return Transcript(answer.text, (token for token in answer.tokens))
 
 
 class StagesOfAnotherClock(Good):
     def transcribe(self, audio, language):
         answer = super().transcribe(audio, language)
-        return Transcript(answer.text, None, {"encode": 60.0})
+        return Transcript(answer.text, answer.tokens, {"encode": 60.0})
 
 
 class RemembersLastClip(Good):
@@ -243,13 +277,18 @@ BROKEN = {  # class -> the tests that must fail, and no other may
         "settings_are_honoured_or_refused[threads=2]",
     },
     "IgnoresBeam": {"settings_are_honoured_or_refused[beam_size=3]"},
+    "StatesNoSpeech": {"silence_thresholds_it_states_decide_what_is_silent"},
+    "StatesLikelihood": {"silence_thresholds_it_states_decide_what_is_silent"},
+    "StatesSuppressed": {"tokens_it_says_it_suppresses_are_not_written"},
+    "StatesBeams": {"settings_it_states_change_an_answer[beam_size=5]"},
+    "StatesPrompt": {"settings_it_states_change_an_answer[condition_on_previous_text=True]"},
     "TakesAnySetting": {
         "impossible_settings_are_refused[threads=0]",
         "impossible_settings_are_refused[beam_size=0]",
         "impossible_settings_are_refused[task=summarise]",
     },
     "IgnoresCheckpoint": {"broken_checkpoint_is_a_backend_error"},
-    "Deaf": {"it_hears_words"},
+    "Deaf": {"it_hears_words", "silence_thresholds_it_states_decide_what_is_silent"},
     "Lazy": {"answers_are_finished_values"},
     "StagesOfAnotherClock": {"answers_are_finished_values"},
     "RemembersLastClip": {
@@ -345,6 +384,8 @@ def test_messages_say_what_is_wrong(failed: dict[str, dict[str, str]]) -> None:
     assert "cannot run here, so nothing was tested: no engine" in said("CannotRun")
     assert "asked for beam_size=3, it ran with 1 and did not refuse" in said("IgnoresBeam")
     assert "must raise BackendError" in said("AnyLanguage")
+    assert "no_speech_threshold changes nothing" in said("StatesNoSpeech")
+    assert "beam_size=5 changed none of 6 answers" in said("StatesBeams")
 
 
 def test_suite_itself_is_not_collected_where_it_is_imported(request: pytest.FixtureRequest) -> None:

@@ -44,6 +44,21 @@ def tile[
     return totals^
 
 
+@always_inline
+def finished[
+    biased: Bool, residual: Bool, gelu: Bool
+](sums: SIMD[DType.float32, LANES], bias: Floats, added: Floats) -> SIMD[DType.float32, LANES]:
+    """act(sums + bias) + added."""
+    var value = sums
+    comptime if biased:
+        value += bias.unsafe_load[width=LANES](0)
+    comptime if gelu:
+        value = 0.5 * value * (1 + erf(value * Float32(0.7071067811865476)))
+    comptime if residual:
+        value += added.unsafe_load[width=LANES](0)
+    return value
+
+
 @fieldwise_init
 struct Product[biased: Bool, residual: Bool, gelu: Bool](
     Copyable, ImplicitlyCopyable, TrivialRegisterPassable
@@ -60,17 +75,6 @@ struct Product[biased: Bool, residual: Bool, gelu: Bool](
     var lda: Int
 
     @always_inline
-    def finished(self, sums: SIMD[DType.float32, LANES], row: Int, column: Int) -> SIMD[DType.float32, LANES]:
-        var value = sums
-        comptime if Self.biased:
-            value += self.bias.unsafe_load[width=LANES](column)
-        comptime if Self.gelu:
-            value = 0.5 * value * (1 + erf(value * Float32(0.7071067811865476)))
-        comptime if Self.residual:
-            value += self.added.unsafe_load[width=LANES](row * self.n + column)
-        return value
-
-    @always_inline
     def block[rows: Int](self, row: Int, panel: Int):
         var sums = tile[rows](
             self.x.unsafe_offset(row * self.lda),
@@ -82,9 +86,11 @@ struct Product[biased: Bool, residual: Bool, gelu: Bool](
         comptime for r in range(rows):
             comptime for v in range(VECTORS):
                 var column = panel * PANEL + v * LANES
-                self.y.unsafe_store(
-                    (row + r) * self.n + column, self.finished(sums[r * VECTORS + v], row + r, column)
+                var at = (row + r) * self.n + column
+                var value = finished[Self.biased, Self.residual, Self.gelu](
+                    sums[r * VECTORS + v], self.bias.unsafe_offset(column), self.added.unsafe_offset(at)
                 )
+                self.y.unsafe_store(at, value)
 
     def part(self, start: Int, end: Int):
         for panel in range(self.n // PANEL):

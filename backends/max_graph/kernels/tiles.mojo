@@ -55,17 +55,57 @@ def tile_block(a: Halves, lda: Int, b: Halves, k: Int, rest: Halves, y: Floats, 
     numbers of each column, filled up with zeros.
     """
     comptime if HAS_TILES:
-        comptime for tile in range(4):
-            llvm_intrinsic["llvm.x86.tilezero", NoneType](Int8(tile))
+        clear_tiles()
         var whole = k // TILE_DEPTH * TILE_DEPTH
         for p in range(0, whole, TILE_DEPTH):
             multiply(a.unsafe_offset(p), lda, b.unsafe_offset(p * TILE_COLUMNS))
         if whole < k:
             multiply(a.unsafe_offset(whole), lda, rest)
+        store_tiles(y, ldy)
+
+
+@always_inline
+def clear_tiles():
+    """Set the first four tiles to zero."""
+    comptime if HAS_TILES:
+        comptime for tile in range(4):
+            llvm_intrinsic["llvm.x86.tilezero", NoneType](Int8(tile))
+
+
+@always_inline
+def store_tiles(y: Floats, ldy: Int):
+    """Write the first four tiles as 32 rows of 32 numbers, ldy apart."""
+    comptime if HAS_TILES:
         comptime for tile in range(4):
             llvm_intrinsic["llvm.x86.tilestored64", NoneType](
                 Int8(tile), y.unsafe_offset(tile // 2 * 16 * ldy + tile % 2 * 16), Int64(4 * ldy)
             )
+
+
+@always_inline
+def load_rows(a: Halves, lda: Int):
+    """Load two tiles of 16 rows, lda apart, as the left factors."""
+    comptime load = "llvm.x86.tileloadd64"
+    llvm_intrinsic[load, NoneType](Int8(4), a, Int64(2 * lda))
+    llvm_intrinsic[load, NoneType](Int8(5), a.unsafe_offset(16 * lda), Int64(2 * lda))
+
+
+@always_inline
+def load_columns(b: Halves):
+    """Load 32 columns, of a panel's 16 pairs each, as the right factors."""
+    comptime load = "llvm.x86.tileloadd64"
+    llvm_intrinsic[load, NoneType](Int8(6), b, Int64(128))
+    llvm_intrinsic[load, NoneType](Int8(7), b.unsafe_offset(32), Int64(128))
+
+
+@always_inline
+def add_products():
+    """Add the products of what is loaded to the first four tiles."""
+    comptime times = "llvm.x86.tdpbf16ps"
+    llvm_intrinsic[times, NoneType](Int8(0), Int8(4), Int8(6))
+    llvm_intrinsic[times, NoneType](Int8(1), Int8(4), Int8(7))
+    llvm_intrinsic[times, NoneType](Int8(2), Int8(5), Int8(6))
+    llvm_intrinsic[times, NoneType](Int8(3), Int8(5), Int8(7))
 
 
 @always_inline

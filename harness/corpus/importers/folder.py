@@ -9,6 +9,7 @@ from pathlib import Path
 from asrgate.harness.corpus.audio import EXTENSIONS
 from asrgate.harness.corpus.importers.utterance import CorpusImportError, Options, Utterance, read_text
 from asrgate.harness.corpus.manifests import told, unused
+from asrgate.harness.corpus.stored import text_beside
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
     if left_out := unused(path):
         _log.warning("%s", told(left_out))
     for file in files:
-        beside = file.with_suffix(".txt")
-        text = " ".join(read_text(beside).split()) if beside.is_file() else None
+        beside = text_beside(file)
+        text = None if beside is None else " ".join(read_text(beside).split())
         name = file.relative_to(path).as_posix()
         yield Utterance(name=name, where=str(file), path=file, text=text, language=options.language)
 

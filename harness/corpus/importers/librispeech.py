@@ -46,7 +46,7 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
         for number, line in enumerate(read_text(file).split("\n"), start=1):
             if not line.strip():
                 continue
-            utterance, _, text = line.strip().partition(" ")
+            utterance, text = (*line.split(maxsplit=1), "")[:2]
             audio = with_extension(file.parent / utterance)
             tags = {"split": split, "speaker": speaker, "chapter": chapter}
             if speaker in sexes:

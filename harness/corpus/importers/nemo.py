@@ -1,7 +1,8 @@
 """NeMo manifests: a JSON object per line with audio_filepath, duration, text, perhaps offset and lang.
 
 Paths may be absolute or relative to the manifest, as NeMo reads them. The fields:
-https://docs.nvidia.com/nemo-framework/user-guide/latest/nemotoolkit/asr/datasets.html
+https://docs.nvidia.com/nemo-framework/user-guide/latest/nemotoolkit/asr/datasets.html. The metadata.jsonl of
+Hugging Face's audio folders is read too: its names for the same are file_name and transcription.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from asrgate.harness.corpus.importers.utterance import (
     plain,
     read_text,
 )
-from asrgate.harness.corpus.manifests import FOLDER_MANIFEST, MANIFEST_EXTENSIONS
+from asrgate.harness.corpus.manifests import MANIFEST_EXTENSIONS, folder_manifest, with_our_names
+from asrgate.harness.corpus.stored import as_stored
 
 _OWN = ("audio_filepath", "text", "duration", "offset")
 
@@ -28,7 +30,8 @@ _OWN = ("audio_filepath", "text", "duration", "offset")
 def recognises(path: Path) -> bool:
     """Whether it is a manifest, or a folder with one."""
     if path.is_dir():
-        return (path / FOLDER_MANIFEST).is_file()
+        found = folder_manifest(path)
+        return found is not None and found.suffix in MANIFEST_EXTENSIONS
     return path.suffix.lower() in MANIFEST_EXTENSIONS
 
 
@@ -39,7 +42,7 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
         CorpusImportError: a line is not a JSON object with a path, or a number is not valid.
     """
     if path.is_dir():
-        path = path / FOLDER_MANIFEST
+        path = folder_manifest(path) or path
     lines = [
         (f"{path}:{number}", line)
         for number, line in enumerate(read_text(path).split("\n"), start=1)
@@ -48,7 +51,7 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
     if not lines:
         raise CorpusImportError(f"{path} names no clips; a manifest has one JSON object per line")
     items = [(where, _fields(line, where)) for where, line in lines]
-    files = [Path(os.path.abspath(path.parent / fields["audio_filepath"])) for _, fields in items]
+    files = [as_stored(Path(os.path.abspath(path.parent / fields["audio_filepath"]))) for _, fields in items]
     root = Path(os.path.commonpath([file.parent for file in files]))
     for (where, fields), file in zip(items, files, strict=True):
         start, seconds = _number(fields, "offset", where), _number(fields, "duration", where)
@@ -73,7 +76,8 @@ def _fields(line: str, where: str) -> dict[str, Any]:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise CorpusImportError(f"{where}: not JSON: {error}") from error
-    name = fields.get("audio_filepath") if isinstance(fields, dict) else None
+    fields = with_our_names(fields) if isinstance(fields, dict) else {}
+    name = fields.get("audio_filepath")
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise CorpusImportError(f"{where}: not an object with an audio_filepath")
     return fields

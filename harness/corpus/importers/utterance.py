@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.corpus.audio import EXTENSIONS
+from asrgate.harness.corpus.stored import as_stored
 from asrgate.harness.metrics import keywords
 
 
@@ -74,7 +76,9 @@ def read_table(path: Path, delimiter: str | None, is_quoted: bool = True) -> lis
     if delimiter is None:
         delimiter = max(",\t;|", key=heading.count)
     reader = csv.DictReader(
-        text.splitlines(keepends=True),
+        io.StringIO(
+            text, newline="\n"
+        ),  # str.splitlines would also end lines within texts, at U+2028 and others
         delimiter=delimiter,
         restval="",
         quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE,
@@ -138,6 +142,7 @@ def plain(tags: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_extension(path: Path) -> Path:
     """Return the path, or the audio file of that name if the extension was left out."""
+    path = as_stored(path)
     if path.is_file():
         return path
     found = [Path(f"{path}{ending}") for ending in EXTENSIONS]

@@ -198,7 +198,7 @@ class Actor:
             with self._turn(name, failures) as worker:
                 for clip in clips:
                     what = f"answering clip {clip.name}"
-                    answers[name].append(worker.call(heard[clip.name], clip.language, what))
+                    answers[name].append(worker.call(heard[clip.name], clip.call_language, what))
         return {
             "answers": answers,
             "failures": failures,
@@ -222,7 +222,7 @@ class Actor:
                 continue
             with self._turn(name, failures) as worker:
                 for copy in copies:
-                    worker.call(copy.seen, copy.clip.language, f"answering clip {copy.clip.name}")
+                    worker.call(copy.seen, copy.clip.call_language, f"answering clip {copy.clip.name}")
                 found[name] = cache_probes.run(CallProber(worker), copies, normalize)
         return {"probes": found, "failures": failures}
 

@@ -15,7 +15,7 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import BufferType, DeviceRef, Dim, Graph, TensorType, ops
 
-from asrgate.backends.max_graph import bfloat16_ops, custom_ops, device_ops, encoder_ops, session
+from asrgate.backends.max_graph import bfloat16_ops, custom_ops, device_ops, encoder_ops, session, split_ops
 from asrgate.backends.max_graph.decoder import WindowState
 
 pytestmark = pytest.mark.slow
@@ -31,6 +31,8 @@ VOCABULARY, BEGIN = 101, 70
 _CPU = DeviceRef.CPU()
 _F32, _BF16 = DType.float32, DType.bfloat16
 DEVICE_TYPES = _F32, DType.float16, _BF16
+HAS_TILES = split_ops.has_tiles()
+needs_tiles = pytest.mark.skipif(not HAS_TILES, reason="needs a processor with AMX")
 
 
 def matrix(*shape: int | str, dtype: DType = _F32) -> TensorType:
@@ -47,6 +49,7 @@ INPUTS: dict[str, Any] = {
     "bias": matrix(N),
     "added": matrix("rows", N),
     "pairs": matrix(2, K // 2, 32, 2, dtype=_BF16),
+    "planes": matrix(2, 2, split_ops.whole_depth(K) // 2, 32, 2, dtype=_BF16),
     "bias64": matrix(64),
     "added64": matrix("rows", 64),
     "q": matrix("positions", STATE),
@@ -103,6 +106,7 @@ def everything(*values: Any) -> tuple[Any, ...]:
             bfloat16_ops.product(at["x"], at["pairs"], rows=Dim("rows") - 1, step=K // 2, out_dtype=_BF16),
             _F32,
         ),
+        *(in_parts(at) if HAS_TILES else ()),
         bfloat16_ops.attention(at["q"], at["k"], at["v"], HEADS),
         encoder_ops.attention(at["q"], at["k"], at["v"], HEADS),
         custom_ops.cross_attention(step, at["cross_keys"], at["cross_values"], 1),
@@ -129,6 +133,15 @@ def everything(*values: Any) -> tuple[Any, ...]:
     )
 
 
+def in_parts(at: dict[str, Any]) -> tuple[Any, ...]:
+    product = split_ops.product
+    return (
+        product(at["x"], at["planes"], bias=at["bias64"], gelu=True, added=at["added64"]),
+        product(at["x"], at["planes"], rows=Dim("rows") - 1, step=K // 2),
+        split_ops.attention(at["q"], at["k"], at["v"], HEADS),
+    )
+
+
 OUTPUTS = (
     "float32",
     "float16",
@@ -136,6 +149,7 @@ OUTPUTS = (
     "int8",
     "product",
     "overlapping",
+    *(("in_parts", "overlapping_in_parts", "attention_in_parts") if HAS_TILES else ()),
     "attention_bf16",
     "attention",
     "cross",
@@ -190,6 +204,7 @@ class Kernels:
         held["w16"] = held["w32"].astype(np.float16)
         held["wb16"] = bfloat16_bits(held["w32"])
         held["pairs"] = bfloat16_ops.pairs(held["w32"])
+        held["planes"] = split_ops.planes(held["w16"])
         buffers = []
         for name, kind in INPUTS.items():
             buffer = Buffer.from_numpy(np.ascontiguousarray(held[name]))
@@ -281,6 +296,29 @@ def test_product_in_bfloat16(kernels: Kernels, rows: int) -> None:
         close(found["overlapping"], np.array(overlapping), 2**-8)  # the result is bfloat16 too
 
 
+@needs_tiles
+@pytest.mark.parametrize("rows", [1, 12, 32, 77])
+def test_product_in_parts_is_float32s(kernels: Kernels, rows: int) -> None:
+    """A part that is left out, or taken twice, is off by 2^-16 or more."""
+    held, found = kernels(rows=rows)
+    x, w = held["x"].astype(float), np.zeros((64, K))
+    w[:N] = held["w16"]
+    close(found["in_parts"], gelu(x @ w.T + held["bias64"]) + held["added64"], 4e-7)
+    overlapping = [x.ravel()[i * K // 2 : i * K // 2 + K] @ w.T for i in range(rows - 1)]
+    if overlapping:
+        close(found["overlapping_in_parts"], np.array(overlapping), 4e-7)
+
+
+def test_planes_are_all_of_a_float16_number() -> None:
+    values = np.random.default_rng(SEED).standard_normal((40, 50)).astype(np.float16)
+    values[0, :3] = [6e-8, 65504, -1]  # the smallest and the largest
+    planes = (split_ops.planes(values).astype(np.uint32) << 16).view(np.float32).sum(0)
+    whole = planes.transpose(0, 2, 1, 3).reshape(64, -1)
+    assert whole.shape[1] == 64
+    assert (whole[:40, :50] == values).all()
+    assert not whole[40:].any() and not whole[:, 50:].any()
+
+
 def test_pairs_need_an_even_number_of_columns() -> None:
     with pytest.raises(ValueError, match="even number of columns, not 3"):
         bfloat16_ops.pairs(np.zeros((32, 3)))
@@ -290,6 +328,8 @@ def test_pairs_need_an_even_number_of_columns() -> None:
 def test_attention_over_all_positions(kernels: Kernels, positions: int) -> None:
     held, found = kernels(positions=positions)
     close(found["attention"], attend(held["q"], held["k"], held["v"]), 1e-6)
+    if HAS_TILES:
+        close(found["attention_in_parts"], attend(held["q"], held["k"], held["v"]), 1e-6)
     close(found["attention_bf16"], attend(*(bfloat16(held[name]) for name in "qkv")), 2**-7)
 
 
@@ -298,6 +338,8 @@ def test_attention_over_silence_adds_up_no_rounding(kernels: Kernels) -> None:
     same = np.tile(np.random.default_rng(SEED).standard_normal(STATE).astype(np.float32), (1500, 1))
     _, found = kernels(positions=1500, q=same, k=same, v=same)
     close(found["attention"], same, 3e-6)
+    if HAS_TILES:
+        close(found["attention_in_parts"], same, 3e-6)
 
 
 @pytest.mark.parametrize("audio", [1, 16, 53])

@@ -61,6 +61,14 @@ MISTAKES: list[tuple[str, dict[str, Any] | str]] = [
     ("markup", {"text": "<unk> yes"}),
     ("markup", {"text": "yes [laughter]"}),
     ("markup", {"text": "this &amp; that"}),
+    ("markup", {"text": "yes *coughs* no"}),
+    ("markup", {"text": "%HESITATION yes"}),
+    ("markup", {"text": "((yes"}),
+    ("markup", {"text": "♪ la la"}),
+    ("markup", {"text": "00:01 --> 00:02 yes"}),
+    ("markup", {"text": "ignore_time_segment_in_scoring"}),
+    ("no words", {"text": "???? ??!"}),
+    ("mixed scripts", {"text": "Неllo"}),
 ]
 
 
@@ -87,6 +95,7 @@ def test_each_mistake_is_found_as_what_it_is(
         "3 < 4 and 5 > 2",
         "می\u200cخواهم",
         "R&D; or so",
+        "a 100% natural, 2*3*4 (sic), Привет and hello, α-test",
         "真っ昼間なのに",
     ],
 )

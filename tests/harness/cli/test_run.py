@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
+from conftest import TEXTS
+from fake_checkpoint import MULTILINGUAL, write_fake_checkpoint
 from paths import ROOT
 
 from asrgate.harness import record
@@ -356,3 +359,51 @@ def test_parent_never_imports_an_engine(spoken: Path, model: Path, tmp_path: Pat
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def polyglot(tmp_path: Path) -> Path:
+    return write_fake_checkpoint(tmp_path / "polyglot.pt", n_vocab=MULTILINGUAL)
+
+
+def test_engines_are_left_to_detect_the_language(
+    asrgate: Callable[..., int],
+    spoken: Path,
+    polyglot: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = {"apples": "de", "chairs": "German", "bridge": "en", "letter": "nl"}
+    lines = [
+        {"audio_filepath": f"{name}.wav", "text": TEXTS[name], "lang": lang} for name, lang in told.items()
+    ]
+    lines.append({"audio_filepath": "window.wav", "text": TEXTS["window"]})
+    folder = tmp_path / "told"
+    shutil.copytree(spoken, folder)
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = ("--language", "Auto", "--model", str(polyglot), "--reference", "detects", "--rounds", "1")
+    assert asrgate("--backends", "detects,honest", *options, clips=folder) == 0
+    run = record.read(tmp_path / "results" / "latest")
+    rows = {row["backend"]: row for row in run["results"]}
+    assert rows["detects"]["language_id"]["right"] == 3 and rows["detects"]["language_id"]["clips"] == 4
+    assert rows["detects"]["language_id"]["mistakes"] == [{"spoken": "nl", "detected": "en", "count": 1}]
+    assert rows["detects"]["gate"]["ranked"]
+    assert "does not say which language it detected" in " ".join(rows["honest"]["gate"]["reasons"])
+    out = capsys.readouterr().out
+    assert "lang ID %" in out and "75.00" in out
+    assert "no language is named for 1 of 5 clips (window), so what engines detect" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), "is English-only and cannot detect a language; choose a multilingual --model"),
+        (("--scenario", "offline"), "--language auto works with --scenario single-stream and server"),
+    ],
+)
+def test_what_has_no_language_to_detect_is_refused(
+    asrgate: Callable[..., int], capsys: pytest.CaptureFixture[str], options: tuple[str, ...], told: str
+) -> None:
+    assert asrgate("--language", "auto", *options) == 2
+    assert told in capsys.readouterr().err

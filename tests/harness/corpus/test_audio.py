@@ -94,6 +94,20 @@ def test_formats_soundfile_writes(tmp_path, name, subtype):
     assert np.abs(samples - tones(16_000))[800:-800].max() < 0.1
 
 
+@pytest.mark.parametrize(
+    ("container", "subtype"),
+    [("NIST", "PCM_16"), ("NIST", "ULAW"), ("AU", "PCM_16"), ("W64", "PCM_24"), ("CAF", "ALAC_16")],
+)
+def test_containers_of_older_corpora_are_read_to_their_end(tmp_path, container, subtype):
+    path = write(tmp_path / "a", tones(8_000, 2.0), 8_000, format=container, subtype=subtype)
+    samples = decode(path)
+    assert len(samples) == 32_000
+    assert np.abs(samples - tones(16_000, 2.0))[400:-400].max() < 0.03
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(AudioError):
+        decode(path)
+
+
 @pytest.mark.parametrize(("name", "codec"), [("a.m4a", "aac"), ("a.mp3", "libmp3lame")])
 def test_encoder_delay_and_padding_are_removed(tmp_path, name, codec):
     samples = decode(write_pyav(tmp_path / name, tones(44_100, 2.0), 44_100, codec))

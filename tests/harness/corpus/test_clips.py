@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import unicodedata
 from pathlib import Path
 
 import av
@@ -61,6 +62,105 @@ def test_manifest_line_becomes_a_clip(tmp_path):
     assert clip.tags == {"license": "CC0", "source": {"who": "me"}}
     assert clip.sha256 == audio_file.sha256(audio_file.decode(path))
     assert np.array_equal(clip.samples(), audio_file.decode(path))
+
+
+AUDIO_FOLDERS = {  # Hugging Face's, one recording with a comma in its text and one that says nothing
+    "metadata.jsonl": '{"file_name": "a/1.wav", "transcription": "eins, zwei", "language": "de", "age": 7}\n'
+    '{"file_name": "2.wav", "text": ""}\n',
+    "metadata.csv": 'file_name,transcription,language,age,duration\r\na/1.wav,"eins, zwei",de,7,0.5\r\n'
+    "2.wav,,,,\r\n",
+}
+
+
+@pytest.mark.parametrize("name", AUDIO_FOLDERS)
+def test_hugging_faces_audio_folder_is_a_corpus(tmp_path, name):
+    for number, path in enumerate(("a/1.wav", "2.wav")):
+        write_wav(tmp_path / path, pitch_hz=300 + 100 * number)
+    (tmp_path / name).write_bytes(AUDIO_FOLDERS[name].encode())
+    first, second = load_clips([tmp_path])
+    assert (first.name, first.reference, first.language) == ("a/1", "eins, zwei", "de")
+    assert first.tags == {"age": 7 if name.endswith("jsonl") else "7"}
+    assert (second.name, second.reference, second.language) == ("2", "", "en")
+    (alone,) = load_clips([tmp_path / "a" / "1.wav"])
+    assert alone.reference is None, "its folder is another"
+    (alone,) = load_clips([tmp_path / "2.wav"])
+    assert alone.reference == ""
+
+
+def test_mistakes_in_a_metadata_table_are_told_with_their_rows(tmp_path):
+    write_wav(tmp_path / "1.wav")
+    table = "file_name,text,duration\n1.wav,one,long\n1.wav,one,nan\n,one,\n../2.wav,two,\n"
+    (tmp_path / "metadata.csv").write_text(table)
+    told = problems_of(tmp_path)
+    assert "metadata.csv: row 2: duration must be a number of seconds above 0, not 'long'" in told
+    assert "row 3: duration must be" in told and "row 4: audio_filepath must be a path" in told
+    assert "row 5: audio_filepath '../2.wav' is outside" in told
+    (tmp_path / "metadata.csv").write_text("file_name,text\n1.wav,one,two\n")
+    assert "row 2 has more cells than the heading" in problems_of(tmp_path)
+
+
+def test_our_names_win_and_a_manifest_further_down_is_told(tmp_path, caplog):
+    write_wav(tmp_path / "train" / "1.wav")
+    line = {"audio_filepath": "1.wav", "path": "elsewhere", "text": "one", "transcription": "two"}
+    (tmp_path / "train" / "metadata.jsonl").write_text(json.dumps(line))
+    (clip,) = load_clips([tmp_path / "train"])
+    assert clip.reference == "one" and clip.tags == {"path": "elsewhere", "transcription": "two"}
+    assert not caplog.text
+    (clip,) = load_clips([tmp_path])
+    assert clip.reference is None
+    assert f"{tmp_path / 'train' / 'metadata.jsonl'} is not read; pass its folder" in caplog.text
+
+
+@pytest.mark.parametrize("stored, named", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_are_found_however_unicode_composes_them(tmp_path, stored, named):
+    write_wav(tmp_path / unicodedata.normalize(stored, "réunion/café.wav"))
+    (tmp_path / unicodedata.normalize(named, "café.txt")).write_text("outside")
+    line = {"audio_filepath": unicodedata.normalize(named, "réunion/café.wav"), "text": "un"}
+    (clip,) = load_clips(manifest=write_manifest(tmp_path, line))
+    assert clip.reference == "un" and clip.audio_seconds == 0.5
+    folder = tmp_path / unicodedata.normalize(stored, "réunion")
+    (folder / unicodedata.normalize(named, "café.txt")).write_text("deux")
+    (clip,) = load_clips([folder])
+    assert clip.reference == "deux"
+
+
+def test_backslashes_of_windows_divide_folders_where_no_such_file_is(tmp_path):
+    write_wav(tmp_path / "a" / "1.wav")
+    write_wav(tmp_path / "a\\2.wav", pitch_hz=600)
+    lines = [{"audio_filepath": "a\\1.wav"}, {"audio_filepath": "a\\2.wav"}, {"audio_filepath": "a\\3.wav"}]
+    one, two = load_clips(manifest=write_manifest(tmp_path, *lines[:2]))
+    assert (one.path, two.path) == (tmp_path / "a" / "1.wav", tmp_path / "a\\2.wav")
+    assert "3.wav does not exist" in problems_of(manifest=write_manifest(tmp_path, *lines))
+    write_wav(tmp_path / "1.wav")
+    outside = {"audio_filepath": "..\\1.wav"}
+    assert "outside the manifest's folder" in problems_of(manifest=write_manifest(tmp_path / "a", outside))
+
+
+def test_text_beside_may_have_an_upper_case_ending(tmp_path):
+    write_wav(tmp_path / "A.WAV")
+    (tmp_path / "A.TXT").write_text("hello")
+    (clip,) = load_clips([tmp_path])
+    assert clip.reference == "hello"
+
+
+def test_transcripts_may_be_divided_by_tabs(tmp_path):
+    write_wav(tmp_path / "1-2-0000.wav")
+    (tmp_path / "1-2.trans.txt").write_text("1-2-0000\tHELLO  THERE\r\n")
+    (clip,) = load_clips([tmp_path])
+    assert clip.reference == "HELLO  THERE"
+
+
+def test_one_json_array_is_told_with_what_converts_it(tmp_path):
+    (tmp_path / "all.json").write_text(json.dumps([{"audio_filepath": "a.wav"}], indent=1))
+    told = problems_of(tmp_path / "all.json")
+    assert told.startswith("1 problem") and "jq -c '.[]' all.json > lines.jsonl" in told
+
+
+def test_metadata_that_names_no_files_in_its_heading_is_not_taken_for_a_manifest(tmp_path):
+    write_wav(tmp_path / "wavs" / "LJ001-0001.wav")
+    (tmp_path / "metadata.csv").write_text("LJ001-0001|Printing, in the|Printing, in the\nLJ2|b|b\n")
+    (clip,) = load_clips([tmp_path])
+    assert clip.name == "wavs/LJ001-0001"
 
 
 def test_no_words_and_no_reference_are_two_things(tmp_path):

@@ -60,6 +60,36 @@ def test_nemo_manifest_with_absolute_paths_and_parts(tmp_path: Path, imported: I
     assert np.allclose(second.samples(), cut, atol=2 / 32768)
 
 
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_hugging_faces_audio_folder(tmp_path: Path, imported: Import, name: str) -> None:
+    store(tmp_path / "there" / "train" / "a.wav")
+    row = {"file_name": "train/a.wav", "transcription": "eins", "language": "German", "speaker": "k7"}
+    is_table = name.endswith("csv")
+    text = ",".join(row) + "\n" + ",".join(row.values()) if is_table else json.dumps(row)
+    (tmp_path / "there" / name).write_text(text)
+    (clip,) = imported(tmp_path / "there")
+    assert (clip.reference, clip.language, clip.tags) == ("eins", "de", {"speaker": "k7"})
+
+
+def test_line_separators_within_texts_end_no_row(tmp_path: Path, imported: Import) -> None:
+    texts = ["eins\u2028zwei", "drei\x85vier", "fünf\x0csechs"]
+    for number in range(len(texts)):
+        store(tmp_path / "de" / "clips" / f"{number}.wav", frequency_hz=300 + 100 * number)
+    rows = [f"k\t{number}.wav\t{text}" for number, text in enumerate(texts)]
+    content = "\ufeff" + "\r\n".join(["client_id\tpath\tsentence", *rows])
+    (tmp_path / "de" / "test.tsv").write_bytes(content.encode())
+    clips = imported(tmp_path / "de")
+    assert [clip.reference for clip in clips] == texts
+    assert {clip.language for clip in clips} == {"de"}
+
+
+def test_tabs_divide_the_transcripts_of_a_librispeech_tree(tmp_path: Path, imported: Import) -> None:
+    store(tmp_path / "test" / "1" / "2" / "1-2-0000.flac")
+    (tmp_path / "test" / "1" / "2" / "1-2.trans.txt").write_text("1-2-0000\tHE BEGAN\n")
+    (clip,) = imported(tmp_path / "test")
+    assert clip.reference == "HE BEGAN"
+
+
 def test_part_at_offset_0_is_cut_and_a_duration_that_is_wrong_is_told(
     tmp_path: Path, imported: Import, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,7 +56,7 @@ def wer(run: Run, variant: str = REFERENCE) -> dict[str, Any]:
         ("The U.S.A. said... well . … 3.5", "de", "the usa said well 3.5"),
         ("'quick' fox's (loud) [noise] a/b", "de", "quick fox's loud noise a b"),
         ("twenty-three of 1,000 for five dollars, 5%", "en", "23 of 1000 for $5 5%"),
-        ("dreiundzwanzig 23", "de", "dreiundzwanzig 23"),
+        ("dwadzieścia trzy 23", "pl", "dwadzieścia trzy 23"),
         ("你好。世界 hello 3.5", "zh", "你 好 世 界 hello 3.5"),
         ("สวัสดี", "th", "ส วั ส ดี"),
         ("colour um gonna", "en", "colour um gonna"),
@@ -64,6 +64,41 @@ def wer(run: Run, variant: str = REFERENCE) -> dict[str, Any]:
 )
 def test_rules_of_the_strict_reading(text: str, language: str, words: str) -> None:
     assert normalizers.normalizer("strict")(text, language) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "words"),
+    [
+        ("Dreiundzwanzig Hunde, drei Komma fünf Prozent, 1.000 und tausend", "de",
+         "23 hunde 3,5 prozent 1000 und 1000"),
+        ("ein Hund im zweiten Jahr", "de", "ein hund im 2 jahr"),
+        ("quatre-vingt-dix-neuf chiens et un chat", "fr", "99 chiens et un chat"),
+        ("treinta y cinco, el tercero", "es", "35 el 3o"),
+        ("vinte e três cães", "pt", "23 cães"),
+        ("ventitré cani e un gatto", "it", "23 cani e un gatto"),
+        ("drieëntwintig honden", "nl", "23 honden"),
+        ("treogtyve hunde", "da", "23 hunde"),
+    ],
+)  # fmt: skip
+def test_number_words_of_other_languages_are_digits(text: str, language: str, words: str) -> None:
+    pytest.importorskip("text_to_num", reason="needs text2num")
+    normalize = normalizers.normalizer("strict")
+    assert normalize(text, language) == words
+    assert normalize(words, language) == words, "digits stay what they are"
+
+
+def test_without_text2num_number_words_stay_and_the_identity_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    identities = []
+    for release in ("3.1.0", "3.2.0", None):
+        normalizers._numbers.cache_clear()
+        monkeypatch.setattr(normalizers, "_numbers_release", lambda release=release: release)
+        identities.append(normalizers.identify("strict"))
+    assert normalizers.normalizer("strict")("dreiundzwanzig", "de") == "dreiundzwanzig"
+    normalizers._numbers.cache_clear()
+    assert [identity["version"].rpartition(" and ")[2] for identity in identities] == [
+        *("text2num 3.1.0", "text2num 3.2.0", "no text2num")
+    ]
+    assert len({identity["sha256"] for identity in identities}) == 3
 
 
 def test_strict_reading_is_versioned_and_hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
@@ -99,6 +134,19 @@ def test_words_that_differ_in_vowel_signs_are_errors_of_the_second_reading() -> 
     assert wer(run)["wer"] == 0
     assert wer(run)["second"]["wer"] == 0.5
     assert "1 × हिन्दी/हिन्दू" in "".join(context.warnings(run))
+
+
+@pytest.mark.parametrize(
+    ("pointed", "plain", "language"),
+    [("مُحَمَّدٌ يَكْتُبُ", "محمد يكتب", "ar"), ("שָׁלוֹם עוֹלָם", "שלום עולם", "he")],
+)
+def test_points_of_arabic_and_hebrew_cost_nothing_in_the_second_reading(
+    pointed: str, plain: str, language: str
+) -> None:
+    run = scored([(pointed, plain)], languages=[language])
+    assert wer(run)["wer"] >= 0.8
+    assert wer(run)["second"]["wer"] == 0
+    assert any("differ by more than 0.5 point" in line for line in context.warnings(run))
 
 
 def test_readings_that_agree_are_not_told() -> None:

@@ -49,7 +49,8 @@ def test_each_variant_is_measured_with_each_model_and_judged_within_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("FAKE_MODEL", f"{model}{os.pathsep}{small}")
-    asked = ["--backends", "hears-by-model-too", "--reference", "hears-by-model", "--model", str(small)]
+    asked = ["--backends", "hears-by-model-too", "--reference", "hears-by-model"]
+    asked += ["--model", str(model), "--model", str(small)]
     assert asrgate(*asked, "--rounds", "2", "--audit") == 0
     run = verify.read(tmp_path / "results" / "latest")
     names = [
@@ -79,11 +80,11 @@ def test_each_variant_is_measured_with_each_model_and_judged_within_it(
 
 
 def test_a_model_that_lacks_a_language_is_refused_and_the_others_run(
-    asrgate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    asrgate: Callable[..., int], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     many = write_fake_checkpoint(tmp_path / "many.pt", n_vocab=MULTILINGUAL)
-    asked = ["--backends", "twin", "--model", str(many), "--language", "de", "--rounds", "1"]
-    assert asrgate(*asked) == 1
+    asked = ["--backends", "twin", "--model", str(model), "--model", str(many), "--language", "de"]
+    assert asrgate(*asked, "--rounds", "1") == 1
     run = verify.read(tmp_path / "results" / "latest")
     assert [(row["variant"], row["status"], len(row["samples"])) for row in run["results"]] == [
         ("honest@cpu/float32:many", "ok", 5),
@@ -110,15 +111,16 @@ def test_the_same_model_twice_is_refused(
 ) -> None:
     copy = tmp_path / "copy.pt"
     copy.write_bytes(model.read_bytes())
-    assert asrgate("--backends", "twin", "--model", str(copy)) == 2
+    assert asrgate("--backends", "twin", "--model", str(model), "--model", str(copy)) == 2
     assert "--model fake.en and --model copy are the same model" in capsys.readouterr().err
 
 
 def test_models_of_the_same_name_are_told_apart(
-    asrgate: Callable[..., int], tmp_path: Path, spoken: Path
+    asrgate: Callable[..., int], model: Path, tmp_path: Path
 ) -> None:
     other = write_fake_checkpoint(tmp_path / "fake.en.pt", seed=2)
-    assert asrgate("--backends", "honest", "--model", str(other), "--rounds", "1") == 0
+    asked = ("--model", str(model), "--model", str(other))
+    assert asrgate("--backends", "honest", *asked, "--rounds", "1") == 0
     run = record.read(tmp_path / "results" / "latest")
     assert [row["model"] for row in run["results"]] == [f"fake.en-{m['sha256'][:8]}" for m in run["models"]]
 

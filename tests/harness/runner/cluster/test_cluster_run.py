@@ -270,7 +270,16 @@ def test_engines_of_several_models_each_get_their_own_weights(
         return (replace(job, checkpoint=moved(job.checkpoint), models=models),)
 
     ray.before = elsewhere
-    asked = ["--model", str(small), "--reference", "follows", "--backends", "brings-model"]
+    asked = [
+        "--model",
+        str(model),
+        "--model",
+        str(small),
+        "--reference",
+        "follows",
+        "--backends",
+        "brings-model",
+    ]
     assert on_cluster(*asked, "--workers", "1") == 0
     run = latest(tmp_path)
     assert [(row["backend"], row["model"], len(row["samples"])) for row in run["results"]] == [

@@ -1,0 +1,89 @@
+"""The encoder's products in float32, computed in the processor's tiles of bfloat16 (AMX).
+
+A float32 number is the sum of three bfloat16 numbers, and one of float16 is the sum of two. So float32
+factors times a float16 checkpoint's weights are five products of bfloat16, summed in float32: as exact as
+float32's own, and faster. In attention both factors have three parts; six of their products count.
+A graph that uses one needs `Graph(..., custom_extensions=[custom_ops.KERNELS])`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from max.dtype import DType
+from max.graph import Dim, TensorValue
+
+from asrgate.backends.max_graph import bfloat16_ops, encoder_ops
+from asrgate.backends.max_graph.encoder_ops import product_of, whole_panels
+
+DEPTH = 32  # numbers of a row in one tile
+ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
+
+
+def has_tiles() -> bool:
+    """Whether the processor has tiles of bfloat16 and Linux lets this process use them."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0].split()
+    except OSError:
+        return False
+    asked = (ctypes.c_long(value) for value in (ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA))
+    return "amx_bf16" in flags and ctypes.CDLL(None).syscall(*asked) == 0
+
+
+def whole_depth(k: int) -> int:
+    """Return the numbers of a row of k filled up with zeros to whole tiles."""
+    return -(-k // DEPTH) * DEPTH
+
+
+def planes(weight: Any) -> np.ndarray:
+    """Return a weight as `product` reads it; see encoder_ops.whole_panels.
+
+    Args:
+        weight: of numbers that float16 holds; what is beyond two bfloat16 numbers is lost of others.
+
+    Returns:
+        uint16 (2, n / 32, k / 2, 32, 2), the bits of bfloat16: the higher parts, then the lower ones. k is
+        filled up to a multiple of 32.
+    """
+    whole = whole_panels(weight)
+    whole = np.pad(whole, ((0, 0), (0, whole_depth(whole.shape[1]) - whole.shape[1])))
+    high = (whole.view(np.uint32) + 0x8000) & 0xFFFF0000
+    rest = whole - high.view(np.float32)
+    return np.stack([bfloat16_ops.pairs(high.view(np.float32)), bfloat16_ops.pairs(rest)])
+
+
+def product(
+    x: TensorValue,
+    weight: TensorValue,
+    *,
+    rows: Dim | int | None = None,
+    step: int | None = None,
+    bias: TensorValue | None = None,
+    added: TensorValue | None = None,
+    gelu: bool = False,
+    out_dtype: DType = DType.float32,
+) -> TensorValue:
+    """As encoder_ops.product.
+
+    Args:
+        x: float32 (m, k), or any shape of rank 2 with `rows` and `step`.
+        weight: bfloat16 (2, n / 32, k / 2, 32, 2), see `planes`.
+        rows, step, bias, added, gelu, out_dtype: as for encoder_ops.product.
+
+    Returns:
+        float32 (m, n).
+    """
+    n_in = int(x.shape[1]) if step is None else step
+    return product_of("asr_product_split", x, weight, n_in, out_dtype, rows, step, bias, added, gelu)
+
+
+def attention(query: TensorValue, key: TensorValue, value: TensorValue, n_head: int) -> TensorValue:
+    """As encoder_ops.attention, with heads of a multiple of 32."""
+    return encoder_ops.attention(query, key, value, n_head, "asr_attention_split")
