@@ -77,7 +77,7 @@ def _latency(run: Run, measured: Measured) -> Chart:
     for place, (n, row, result) in enumerate(measured):
         walls = registry.of(run).latencies(result)
         low, first, median, third, high = bootstrap.percentiles(walls, [0, 25, 50, 75, 99])
-        own = colour(row["series"])
+        own = colour(row.get("series", n))
         shade = 1.0 if row["group"] == RANKED else 0.45
         axes.plot([low, high], [place, place], color=own, lw=1.2, alpha=shade)
         (box,) = axes.barh(place, third - first, left=first, height=0.55, color=own, alpha=shade)
@@ -155,7 +155,7 @@ def _by_length(measured: Measured, sliced: Sequence[Slice]) -> Chart:
         (line,) = axes.plot(
             range(len(names)),
             [math.nan if value is None else value for value in values],
-            color=colour(row["series"]),
+            color=colour(row.get("series", n)),
             marker="o" if is_ranked else "X",
             ls="-" if is_ranked else ":",
             lw=1.6 if n < len(PALETTE) else 0.8,

@@ -108,7 +108,7 @@ def _point(axes: Axes, n: int, row: Row, reference: Row | None, top: float) -> d
     """Draw one row with its paired interval, around the reference's WER; return what was drawn."""
     x, y = row["rtfx"], row["wer_percent"]
     is_ranked, is_beyond = row["group"] == RANKED, y > top
-    own = colour(row["series"]) if is_ranked else MUTED
+    own = colour(row.get("series", n)) if is_ranked else MUTED
     ends = paired_interval(row, reference)
     if ends and not is_beyond:
         (bar,) = axes.plot([x, x], ends, color=own, lw=1.6, alpha=0.6, solid_capstyle="butt")

@@ -32,11 +32,11 @@ def chart(run: Run, measured: Measured, sliced: Sequence[Slice]) -> Chart | None
         for x, cell in drawn:
             if cell["wer_low_percent"] is not None:
                 ends = [cell["wer_low_percent"], cell["wer_high_percent"]]
-                axes.plot([x + shift, x + shift], ends, color=colour(row["series"]), lw=1, alpha=0.5)
+                axes.plot([x + shift, x + shift], ends, color=colour(row.get("series", n)), lw=1, alpha=0.5)
         (line,) = axes.plot(
             [x + shift for x, _ in drawn],
             [cell["wer_percent"] for _, cell in drawn],
-            color=colour(row["series"]),
+            color=colour(row.get("series", n)),
             marker="o" if is_ranked else "X",
             ls="-" if is_ranked else ":",
             lw=1.6 if n < len(PALETTE) else 0.8,

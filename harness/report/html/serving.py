@@ -97,7 +97,7 @@ def _draw(drawn: Sequence[Line], limit: float | None, name: str, inches: tuple[f
 def _line(axes: Axes, line: Line, is_search: bool, count: int) -> dict[str, Mark]:
     """Draw one row's sessions; of many rows only those that count."""
     n, row, every = line
-    own = colour(row["series"]) if row["group"] == RANKED else MUTED
+    own = colour(row.get("series", n)) if row["group"] == RANKED else MUTED
     if is_search and n < len(PALETTE):
         shade = 0.5 if count <= len(PALETTE) else 0.2
         axes.plot([held.rate for held in every], [held.p99 for held in every], color=own, lw=1.2, alpha=shade)

@@ -70,7 +70,7 @@ def _draw(drawn: list[tuple[int, Row]], name: str) -> str:
 def _bar(axes: Axes, place: int, n: int, row: Row) -> dict[str, Mark]:
     low, high = row["speedup_low"], row["speedup_high"]
     height, middle = 0.46, place + 0.08
-    (bar,) = axes.barh(middle, row["speedup"], height=height, color=colour(row["series"]), alpha=0.75)
+    (bar,) = axes.barh(middle, row["speedup"], height=height, color=colour(row.get("series", n)), alpha=0.75)
     bar.set_gid(f"speed-{n}")
     told = f"{row['variant']}: {written(row['speedup'])} times the reference's RTFx"
     text = f"{written(row['speedup'])}×"

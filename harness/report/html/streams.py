@@ -40,7 +40,7 @@ def _draw(drawn: Sequence[tuple[int, Row]], name: str, inches: tuple[float, floa
     marks: dict[str, Mark] = {}
     for n, row in reversed(drawn):
         x, y, is_ranked = row["latency_median_seconds"], row[UNSTABLE], row["group"] == RANKED
-        own = colour(row["series"]) if is_ranked else MUTED
+        own = colour(row.get("series", n)) if is_ranked else MUTED
         axes.plot(
             [x, row["latency_p90_seconds"]], [y, y], color=own, lw=1.6, alpha=0.5, solid_capstyle="butt"
         )
