@@ -6,7 +6,7 @@
 
 Each run adds a line to results/honest_rows.jsonl, with the share of all cores that other programs used. Rows
 are single-stream ones and one of a batch; among the engines is a server on this machine, whose work no
-processor time of its worker tells.
+processor time of its worker tells. The table counts the rows of the published runs as well.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ from asrgate import backends
 from asrgate.backends import openai_server
 from asrgate.backends.base import Settings, Transcript
 from asrgate.backends.checkpoints import catalog
+from asrgate.harness.scoring import verify
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "results" / "honest_rows.jsonl"
+PUBLISHED = ROOT / "results" / "published"
 ENGINES = (
     "faster-whisper@cpu/float32",
     "faster-whisper@cpu/int8",
@@ -51,9 +53,12 @@ SCENARIOS = {
 }
 BATCHES = ["--batch-sizes", "1,4"]
 # What the gate says of answers, not of how they came about: of an honest engine it is as true as of another.
-OF_TEXTS = re.compile(r"^WER |^wrote \d|words changed between|answered nothing to|inaudible noise changes")
-# Share of the cores that others used, from and to. The engine that serves is one of them.
-MACHINES = {"idle": (0.0, 0.25), "busy": (0.35, 1.0)}
+OF_TEXTS = re.compile(
+    r"^WER |^wrote \d|words changed between|answered nothing to|inaudible noise changes|noise nobody can hear"
+    r"|^the reference .* itself"
+)
+# Share of the cores that others used, up to. The engine that serves is one of them.
+MACHINES = {"idle": 0.2, "busy": 1.0}
 SERVED = "served"  # the server's name for its model
 
 
@@ -82,14 +87,22 @@ def measure(model: str, folder: Path) -> list[dict[str, Any]]:
         if done.returncode not in (0, 1):
             raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
         run = json.loads((folder / "latest" / "run.json").read_text(encoding="utf-8"))
-        rows = {row["variant"]: row["gate"]["reasons"] for row in run["results"] if row["status"] == "ok"}
         lost = {row["variant"]: row["error"] for row in run["results"] if row["status"] != "ok"}
         if lost:
             raise SystemExit(f"not measured: {lost}")
-        shares = [entry["foreign_cpu_fraction"] or 0.0 for entry in run["rounds"]]
-        others = round(statistics.median(shares), 3)
-        lines.append({"others": others, "model": model, "scenario": scenario, "rows": rows})
+        lines.append(line_of(run))
     return lines
+
+
+def line_of(run: Any) -> dict[str, Any]:
+    """Return the line of a run: what others used of the cores, and each row's reasons."""
+    shares = [entry["foreign_cpu_fraction"] or 0.0 for entry in run["rounds"]]
+    return {
+        "others": round(statistics.median(shares), 3),
+        "model": run["checkpoint"]["name"],
+        "scenario": run["settings"]["scenario"],
+        "rows": {row["variant"]: row["gate"]["reasons"] for row in run["results"] if row["status"] == "ok"},
+    }
 
 
 @contextlib.contextmanager
@@ -164,28 +177,32 @@ def _transcribed(engine: Any, content_type: str, body: bytes) -> Transcript:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Return how many rows of each engine were made and refused, by machine."""
-    made: Counter[tuple[str | None, str]] = Counter()
+    made: Counter[tuple[str, str]] = Counter()
     for_texts, for_conduct = made.copy(), made.copy()
     for line in lines:
-        machine = next((m for m, (low, high) in MACHINES.items() if low <= line["others"] <= high), None)
+        machine = next(m for m, most in MACHINES.items() if line["others"] <= most)
         for variant, reasons in line["rows"].items():
-            key = (
-                machine,
-                variant if line["scenario"] == "single-stream" else f"{variant}, {line['scenario']}",
-            )
+            engine = variant.partition("@")[0]
+            kind = engine if line["scenario"] == "single-stream" else f"{engine}, {line['scenario']}"
+            key = machine, kind
             made[key] += 1
             of_texts = [bool(OF_TEXTS.search(reason)) for reason in reasons]
             for_texts[key] += any(of_texts)
             for_conduct[key] += not all(of_texts)
     found = ["| engine | " + " | ".join(f"{m}: rows | refused | for its texts" for m in MACHINES) + " |"]
     found.append("|---|" + "---|" * 3 * len(MACHINES))
-    for variant in [*dict.fromkeys(variant for _, variant in made), None]:
+    for engine in [*sorted({engine for _, engine in made}), None]:
         cells = []
         for machine in MACHINES:
-            keys = [key for key in made if key[0] == machine and variant in (None, key[1])]
+            keys = [key for key in made if key[0] == machine and engine in (None, key[1])]
             cells += [str(sum(count[key] for key in keys)) for count in (made, for_conduct, for_texts)]
-        found.append(f"| {variant or 'all'} | " + " | ".join(cells) + " |")
+        found.append(f"| {engine or 'all'} | " + " | ".join(cells) + " |")
     return "\n".join(found) + "\n"
+
+
+def published() -> list[dict[str, Any]]:
+    """Return the lines of the published runs, judged as the gate judges now."""
+    return [line_of(verify.read(path)) for path in sorted(PUBLISHED.glob("*/run.json"))]
 
 
 def stored() -> list[dict[str, Any]]:
@@ -217,7 +234,7 @@ def main() -> None:
                 lines = measure(arguments.model, Path(folder))
             with STORED.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
-    found = table(stored())
+    found = table(published() + stored())
     print(found)
     if arguments.write:
         put_between_markers(arguments.write, "honest", found)

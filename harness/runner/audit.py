@@ -22,10 +22,10 @@ from asrgate.backends.checkpoints.cache import reachable_folder
 from asrgate.harness import record
 from asrgate.harness.corpus.audio import altered
 from asrgate.harness.corpus.clips import Clip
-from asrgate.harness.metrics.word_errors import Texts, first_answers, walls_by_clip
-from asrgate.harness.record_types import Audit
+from asrgate.harness.metrics.word_errors import Texts, first_answers, timed
+from asrgate.harness.record_types import Audit, Result
 from asrgate.harness.runner.run_state import RunState
-from asrgate.harness.scoring.cache_probes import splice
+from asrgate.harness.scoring.cache_probes import COMPUTING_FRACTION, LEAST_SECONDS, splice
 from asrgate.harness.worker import process_tree
 from asrgate.harness.worker.client import Worker, WorkerError
 
@@ -35,7 +35,8 @@ RECORDINGS = 3  # like each, no two alike: every text counts, and the shortest t
 
 class _Answers(NamedTuple):
     texts: list[str]
-    seconds: float
+    seconds: float  # the shortest call
+    cpu_seconds: float  # the least of a call
 
 
 def run(state: RunState, logs: Path) -> None:
@@ -147,7 +148,8 @@ def _answers(
                     raise WorkerError(answer["error"])
                 answers.append(answer)
             texts = [answer["text"] for answer in answers]
-            found[clip.name] = _Answers(texts, min(answer["wall_seconds"] for answer in answers))
+            wall, cpu = (min(answer[name] for answer in answers) for name in ("wall_seconds", "cpu_seconds"))
+            found[clip.name] = _Answers(texts, wall, cpu)
         return found
     finally:
         worker.stop()
@@ -187,6 +189,25 @@ def _compare(
             audit["changed_words"] += texts.edits(expected, heard, clip)
             audit["usual_changed_words"] += usually
     if state.plan.scenario.times_clips:
-        walls = walls_by_clip(state.results[name])
-        ratios = [a.seconds / statistics.median(walls[clip]) for clip, a in answers.items() if clip in walls]
-        audit["over_run"] = statistics.median(ratios) if ratios else None
+        audit["over_run"] = _over_run(state.results[name], answers)
+
+
+def _over_run(result: Result, answers: Mapping[str, _Answers]) -> float | None:
+    """Return how much longer the answers took than in the run.
+
+    Of an engine that computes, the smaller ratio of wall and processor time counts: other work on the machine
+    disturbs only wall time.
+    """
+    walls: dict[str, list[float]] = {}
+    cpus: dict[str, list[float]] = {}
+    for sample in timed(result):
+        walls.setdefault(sample["clip"], []).append(sample["wall_seconds"])
+        cpus.setdefault(sample["clip"], []).append(sample["cpu_seconds"] or 0.0)
+    known = [(clip, answer) for clip, answer in answers.items() if clip in walls]
+    if not known:
+        return None
+    over = statistics.median(answer.seconds / statistics.median(walls[clip]) for clip, answer in known)
+    if all(answer.cpu_seconds < COMPUTING_FRACTION * answer.seconds for _, answer in known):
+        return over
+    usual = {clip: max(statistics.median(cpus[clip]), LEAST_SECONDS) for clip, _ in known}
+    return min(over, statistics.median(answer.cpu_seconds / usual[clip] for clip, answer in known))
