@@ -17,6 +17,7 @@ def script() -> Iterator[ModuleType]:
         yield importlib.import_module("honest_rows")
 
 
+@pytest.mark.slow
 def test_the_docs_show_the_table_of_all_runs(script: ModuleType) -> None:
     text = (ROOT / "docs" / "trust.md").read_text()
     table = script.table(script.published() + script.stored())
