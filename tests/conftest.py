@@ -29,15 +29,6 @@ if hasattr(signal, "SIGHUP"):
 import tones  # noqa: E402
 from fake_checkpoint import write_fake_checkpoint  # noqa: E402
 
-TEXTS = {
-    "apples": "red apple white table",
-    "bridge": "stone river north summer cloud",
-    "letter": "paper letter number train morning silver evening",
-    "window": "window winter west water engine bread house",
-    "chairs": "black chair brown table green house",
-}
-
-
 # Needs that nobody can install: a test that skips for another one fails under --all-needs.
 ONLY_SOME_MACHINES = ("GPU", "bfloat16", "AVX-512", "AMX", "Landlock", "../shared", "memory files")
 
@@ -81,7 +72,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of five clips of tones, each with its text beside it."""
     folder = tmp_path_factory.mktemp("spoken")
-    for name, text in TEXTS.items():
+    for name, text in tones.TEXTS.items():
         soundfile.write(folder / f"{name}.wav", tones.speak(text), tones.SAMPLE_RATE_HZ, subtype="PCM_16")
         (folder / f"{name}.txt").write_text(text)
     return folder

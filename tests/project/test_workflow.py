@@ -58,7 +58,7 @@ def test_measuring_command_is_one_that_make_and_asrgate_know(steps: list[dict[st
     assert words[:2] == ["make", "benchmark"]
     arguments = shlex.split(words[2].removeprefix("ARGS="))
     parsed = commands._parser().parse_args(["run", *arguments])
-    assert parsed.model == catalog.FALLBACK_MODEL
+    assert parsed.model == [catalog.FALLBACK_MODEL]
     rounds = parsed.rounds or registry.BUILTIN[parsed.scenario].default_rounds
     assert mann_whitney.smallest_p_value(rounds, rounds) < Limits().alpha
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 SUPPORT = Path(__file__).resolve().parent
+FAKES = SUPPORT / "fakes"
 ROOT = SUPPORT.parents[1]
 SHARED = Path(os.environ.get("ASRGATE_SHARED", ROOT.parent / "shared"))
 SHARED_AUDIO = SHARED / "audio"

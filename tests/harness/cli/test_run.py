@@ -16,9 +16,9 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import TEXTS
 from fake_checkpoint import MULTILINGUAL, write_fake_checkpoint
 from paths import ROOT
+from tones import TEXTS
 
 from asrgate.harness import record
 

@@ -78,7 +78,11 @@ def test_an_import_that_fails_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("ending", "message"), [("exit 1", "^reason$"), ("kill -9 $$", "was killed; is there enough memory")]
+    ("ending", "message"),
+    [
+        ("exit 1", r"ended without an answer \(exit code 1\)$"),
+        ("kill -9 $$", "was killed; is there enough memory"),
+    ],
 )
 def test_a_process_that_dies_leaves_nothing(
     ending: str,

@@ -224,18 +224,16 @@ def test_option_takes_names_and_refuses_what_is_none(capsys: pytest.CaptureFixtu
 def test_a_language_of_later_models_is_refused_before_anything_runs(tmp_path: Path) -> None:
     clips = corpus.load_clips(manifest=manifest(tmp_path, {"lang": "en"}, {"lang": "yue"}))
     model = SimpleNamespace(name="base", is_multilingual=True, dimensions={"n_vocab": 51_865})
-    with pytest.raises(
-        run_command.RunError, match=r"base has no language yue \(cantonese\), which clip 1 is in"
-    ):
-        run_command._check_languages(model, clips)  # type: ignore[arg-type]
+    why, remedy = run_command._languages_lacking(model, None, clips)  # type: ignore[arg-type]
+    assert why == "base has no language yue (cantonese), which clip 1 is in"
+    assert remedy is not None and remedy.startswith("choose another --model")
     model.dimensions["n_vocab"] = 51_866
-    run_command._check_languages(model, clips)  # type: ignore[arg-type]
+    assert run_command._languages_lacking(model, None, clips) == (None, None)  # type: ignore[arg-type]
 
 
 def test_english_that_nobody_named_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     clips = corpus.load_clips(manifest=manifest(tmp_path, {"lang": "de"}, {}))
-    model = SimpleNamespace(name="base", is_multilingual=True, dimensions={"n_vocab": 51_865})
-    run_command._check_languages(model, clips)  # type: ignore[arg-type]
+    run_command._tell_untold(clips)
     assert "no language is named for 1 of 2 clips (1), so they are decoded as English" in caplog.text
 
 

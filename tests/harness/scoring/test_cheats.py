@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAKES
+from paths import FAKES
 
 from asrgate.harness import record
 

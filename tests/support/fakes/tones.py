@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+# What the clips of the fixture `spoken` say.
+TEXTS = {
+    "apples": "red apple white table",
+    "bridge": "stone river north summer cloud",
+    "letter": "paper letter number train morning silver evening",
+    "window": "window winter west water engine bread house",
+    "chairs": "black chair brown table green house",
+}
+
 SAMPLE_RATE_HZ = 16_000
 WORD_SECONDS = 0.2
 WORD_SAMPLES = int(WORD_SECONDS * SAMPLE_RATE_HZ)

@@ -42,13 +42,20 @@ class Morse:
         require_honourable(checkpoint, settings)
         if settings.task != "transcribe":
             raise BackendError("Morse code cannot be translated; choose --task transcribe")
+        if settings.beam_size != 1 or settings.condition_on_previous_text:
+            raise BackendError("Morse code leaves no choice to beams or to what was said before")
         read_dimensions(checkpoint.path)
         return cls(checkpoint, settings)
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """Every field of Settings as it really ran. Reading Morse leaves nothing to any of them."""
-        return {**self._settings.as_dict(), "dot_seconds": DOT_SECONDS}
+        """Every field of Settings as it really ran, and why one of them did not."""
+        return {
+            **self._settings.as_dict(),
+            "no_speech_threshold": None,
+            "not_applied": {"no_speech_threshold": "a tone is sent or not"},
+            "dot_seconds": DOT_SECONDS,
+        }
 
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
         """Return the text, finished; the samples are only read."""
