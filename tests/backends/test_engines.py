@@ -28,9 +28,6 @@ ENGINES = [WhisperCpu, FasterWhisper]
 # openai-whisper leaves its vocabulary file for the garbage collector to close
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-    ),
     pytest.mark.usefixtures("conversions"),
 ]
 

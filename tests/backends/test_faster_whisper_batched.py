@@ -21,9 +21,6 @@ from asrgate.backends.faster_whisper_batched import BATCH_SIZE, FasterWhisperBat
 # openai-whisper leaves its vocabulary file for the garbage collector to close
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-    ),
     pytest.mark.usefixtures("conversions"),
 ]
 HEARING = {"no_speech_threshold": 2.0}  # the fakes' own no-speech probability is near 0 or 1 by chance

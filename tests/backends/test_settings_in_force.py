@@ -22,9 +22,6 @@ from asrgate.backends.openai_whisper import WhisperCpu
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-    ),
     pytest.mark.timeout(900),  # MAX compiles its graphs, once for all of this
 ]
 

@@ -24,12 +24,7 @@ from asrgate.backends.torch_whisper.encoder import TorchEncoder, log_mel
 from asrgate.backends.whisper_common.greedy import SILENCE_ENCODED_SECONDS, TRIMMED
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 # the fakes' own no-speech probability is near 0 or 1 by chance: nothing is skipped
 SETTINGS = Settings(no_speech_threshold=2.0)

@@ -21,12 +21,7 @@ from asrgate.backends.openai_whisper import WhisperCpu
 from asrgate.backends.transformers_whisper import TransformersWhisper
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = pytest.mark.slow
 HEARING = {"no_speech_threshold": 2.0}  # the fakes' own no-speech probability is near 0 or 1 by chance
 
 

@@ -15,12 +15,6 @@ from paths import ROOT
 
 from asrgate.harness.testing import BackendContract
 
-pytestmark = [  # openai-whisper leaves its vocabulary file for the garbage collector to close
-    pytest.mark.filterwarnings(
-        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
-
 
 class TestWhisperCpu(BackendContract):
     variant = "whisper-cpu@cpu/float32"

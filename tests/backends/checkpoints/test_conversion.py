@@ -38,12 +38,7 @@ from asrgate.harness.corpus.audio import decode
 VOCABULARIES = [ENGLISH, MULTILINGUAL, MULTILINGUAL_V3]
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

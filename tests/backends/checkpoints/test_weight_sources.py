@@ -31,12 +31,7 @@ from asrgate.backends.checkpoints.file import read_dimensions
 from asrgate.backends.checkpoints.identity import file_tensors_sha256
 from asrgate.backends.checkpoints.sources import NoSourceError, fetch
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(  # openai-whisper leaves its vocabulary file open
-        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 REFUSES = "http://127.0.0.1:9"

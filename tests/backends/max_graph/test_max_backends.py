@@ -35,9 +35,6 @@ pytest.importorskip("max.engine", reason="needs the package max")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-    ),
     pytest.mark.timeout(900),  # the graphs are compiled once for this module
 ]
 

@@ -24,11 +24,6 @@ from asrgate.backends.torch_whisper.encoder import TorchEncoder, log_mel
 from asrgate.backends.torch_whisper.selection import Selection
 from asrgate.backends.whisper_common.greedy import window_rules
 
-# openai-whisper leaves its vocabulary file for the garbage collector to close
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-)
-
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "scaled_dot_product")
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 

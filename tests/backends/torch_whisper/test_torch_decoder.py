@@ -21,11 +21,6 @@ from asrgate.backends.torch_whisper.linear import linear
 from asrgate.backends.torch_whisper.selection import Selection
 from asrgate.backends.whisper_common.greedy import Window, window_rules
 
-# openai-whisper leaves its vocabulary file for the garbage collector to close
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-)
-
 POSITIONS = 30  # of audio: enough for attention to choose among
 
 

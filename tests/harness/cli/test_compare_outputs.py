@@ -39,11 +39,6 @@ OTHER = "faster-whisper@cpu/int8"
 ENGLISH = 51_864
 BEGIN = ENGLISH - 1501
 
-# openai-whisper leaves its vocabulary file for the garbage collector to close
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-)
-
 
 def run_with(reference: list[Any], other: list[Any], tokens: dict[str, list[Any]] | None = None) -> Run:
     """A run of one round whose variants wrote these texts and, if given, these tokens."""

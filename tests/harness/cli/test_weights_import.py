@@ -22,12 +22,6 @@ from asrgate.backends.checkpoints.identity import file_tensors_sha256
 __all__ = ["made"]  # a fixture: pytest finds it by its name here
 
 
-# openai-whisper leaves its vocabulary file for the garbage collector to close
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-)
-
-
 def test_a_file_stands_for_its_folder(made: Callable[..., Any], tmp_path: Path) -> None:
     path, hf = made("english", "huggingface")
     ct2 = made("english", "ctranslate2")[1]

@@ -28,11 +28,6 @@ from asrgate.harness.diagnose.layers import first_divergence, layer_errors
 FAULTY = SUPPORT / "faulty_encoders"
 TOLERANCES = (1e-5, 1e-4)
 
-# openai-whisper leaves its vocabulary file for the garbage collector to close
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-)
-
 FAULTS = {
     "Sound": None,
     "WithoutLnPost": "ln_post",

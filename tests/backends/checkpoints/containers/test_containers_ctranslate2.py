@@ -14,12 +14,7 @@ from fake_containers import Variable, change_ct2, copy, originals, read, read_ct
 __all__ = ["copy", "originals"]  # fixtures: pytest finds them by their names here
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
 KEYS = "encoder/layer_0/self_attention/linear_0"

@@ -21,12 +21,7 @@ from asrgate.backends.checkpoints.conversions import ggml_model
 __all__ = ["copy", "originals"]  # fixtures: pytest finds them by their names here
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
 HYPER = {name: 4 + 4 * place for place, name in enumerate(ggml_model.HYPERPARAMETERS)}

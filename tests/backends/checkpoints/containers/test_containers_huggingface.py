@@ -22,12 +22,7 @@ from asrgate.backends.checkpoints.containers import import_file
 __all__ = ["copy", "originals"]  # fixtures: pytest finds them by their names here
 
 # openai-whisper leaves its vocabulary file for the garbage collector to close
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore:.*tiktoken:ResourceWarning", "ignore:.*tiktoken:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
 EMBEDDING = "model.decoder.embed_tokens.weight"
