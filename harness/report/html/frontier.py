@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,9 @@ from asrgate.harness.escape import visible
 from asrgate.harness.record_types import Run
 from asrgate.harness.report.columns import figure as written
 from asrgate.harness.report.columns import interval, percent
+from asrgate.harness.report.html import labels
 from asrgate.harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
+from asrgate.harness.report.html.labels import FAR, NAMED, NEAR, Box, Label
 from asrgate.harness.report.html.svg import BAND, INK, MUTED, PAPER, Mark, to_svg
 from asrgate.harness.report.rows import RANKED, Row
 from asrgate.harness.scoring.across import pareto_front
@@ -21,35 +22,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAMED = 6  # with more points than this, numbers stand beside them: the table has the names
 LEAST_SPAN_POINTS = 1.0  # of WER on the axis; rows that differ by less are alike to any reader
-LINE_POINTS = 11.0  # height of a label
-NEAR, FAR = 3, 9  # how far a label may be moved, in half lines
 SHORT = 4  # letters: a number that is moved far would seem to be another point's
-LETTER_POINTS = 4.9  # mean width of a letter at the labels' size
 WIDE, NARROW = (5.4, 4.2), (3.7, 3.9)  # inches: beside the table, and on a phone
 
 Point = tuple[int, Row]  # a row with its number in the page
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle on the paper, in points."""
-
-    left: float
-    right: float
-    low: float
-    high: float
-
-    def meets(self, other: Box) -> bool:
-        """Whether the two overlap."""
-        across = self.left < other.right and other.left < self.right
-        return across and self.low < other.high and other.low < self.high
-
-    def holds(self, other: Box) -> bool:
-        """Whether the other lies inside, but for a little that may stick out to the right and above."""
-        across = self.left <= other.left and other.right <= self.right + 8
-        return across and self.low <= other.low and other.high <= self.high + 8
 
 
 def chart(run: Run, measured: Measured) -> Chart | None:
@@ -222,39 +199,21 @@ def add_labels(
     points = list(dict([*(each for each in drawn if each[1] is reference), *front, *drawn]).items())
     figure.draw_without_rendering()  # fixes the layout, on which the distances below depend
     scale = 72 / figure.dpi
-    whole = Box(axes.bbox.x0 * scale, axes.bbox.x1 * scale, axes.bbox.y0 * scale, axes.bbox.y1 * scale)
+    whole = labels.paper(axes, scale)
     taken = [box for _, row in points for box in _occupied(axes, row, reference, top, scale)]
     if reference is not None:
         line = _place(axes, reference, top, scale)[1]
         taken.append(Box(whole.left, whole.right, line - 0.5, line + 0.5))
     taken += _steps([_place(axes, row, top, scale) for _, row in front])
+    texts = []
     for _, row in points:
         text = text_of(row)
         if row["wer_percent"] > top:
             text += f" {row['wer_percent']:.0f} %"
-        if not text:
-            continue
-        x, y = _place(axes, row, top, scale)
         reach = FAR if len(text) > SHORT else NEAR
-        free = (
-            (dx, dy, box)
-            for dx, dy, box in _offsets(x, y, LETTER_POINTS * len(text), reach)
-            if whole.holds(box) and not any(box.meets(other) for other in taken)
-        )
-        dx, dy, box = next(free, (0.0, 0.0, None))
-        if box is None:
-            continue
-        taken.append(box)
-        axes.annotate(
-            text,
-            (row["rtfx"], min(row["wer_percent"], top)),
-            xytext=(dx, dy),
-            textcoords="offset points",
-            ha="center" if dx == 0 else "left" if dx > 0 else "right",
-            va="center",
-            fontsize=8.5,
-            color=INK if row["group"] == RANKED else MUTED,
-        )
+        ink = INK if row["group"] == RANKED else MUTED
+        texts.append(Label(text, row["rtfx"], min(row["wer_percent"], top), reach, ink))
+    labels.write(axes, texts, taken, whole, scale)
 
 
 def _text(row: Row, by_name: bool, is_reference: bool) -> str:
@@ -284,15 +243,3 @@ def _steps(places: Sequence[tuple[float, float]]) -> Iterator[Box]:
 def _place(axes: Axes, row: Row, top: float, scale: float) -> tuple[float, float]:
     x, y = axes.transData.transform((row["rtfx"], min(row["wer_percent"], top))) * scale
     return float(x), float(y)
-
-
-def _offsets(x: float, y: float, width: float, reach: int) -> Iterator[tuple[float, float, Box]]:
-    """Yield offsets of a label from its point, the nearest first, with what it would cover.
-
-    A number that is moved far would seem to be another point's; `reach` is in half lines.
-    """
-    beside = [(dx, dy) for dx in (8.0, -8.0) for dy in (0.0, 5.5, -5.5)]
-    further = [(dx, sign * n * 5.5) for n in range(2, reach) for dx in (8.0, -8.0) for sign in (1, -1)]
-    for dx, dy in (*beside[::3], (0.0, 11.0), (0.0, -11.0), *beside, *further):
-        left = x + dx if dx > 0 else x + dx - width if dx < 0 else x - width / 2
-        yield dx, dy, Box(left - 1.5, left + width + 1.5, y + dy - LINE_POINTS / 2, y + dy + LINE_POINTS / 2)

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from asrgate.harness.escape import visible
 from asrgate.harness.report.html.drawing import colour
-from asrgate.harness.report.html.frontier import FAR, LETTER_POINTS, LINE_POINTS, NAMED, NEAR, Box
 from asrgate.harness.report.html.svg import INK, MUTED
 from asrgate.harness.report.rows import RANKED, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["NAMED", "Label", "beside", "paper", "write"]
+NAMED = 6  # with more points than this, numbers stand beside them: the table has the names
+LINE_POINTS = 11.0  # height of a label
+LETTER_POINTS = 4.9  # mean width of a letter at the labels' size
+NEAR, FAR = 3, 9  # how far a label may be moved, in half lines
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle on the paper, in points."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+
+    def meets(self, other: Box) -> bool:
+        """Whether the two overlap."""
+        across = self.left < other.right and other.left < self.right
+        return across and self.low < other.high and other.low < self.high
+
+    def holds(self, other: Box) -> bool:
+        """Whether the other lies inside, but for a little that may stick out to the right and above."""
+        across = self.left <= other.left and other.right <= self.right + 8
+        return across and self.low <= other.low and other.high <= self.high + 8
 
 
 class Label(NamedTuple):
@@ -67,7 +90,7 @@ def write(axes: Axes, texts: Sequence[Label], taken: list[Box], whole: Box, scal
             (label.x, label.y),
             xytext=(dx, dy),
             textcoords="offset points",
-            ha="left" if dx > 0 else "right",
+            ha="center" if dx == 0 else "left" if dx > 0 else "right",
             va="center",
             fontsize=8.5,
             color=label.colour,
@@ -75,9 +98,12 @@ def write(axes: Axes, texts: Sequence[Label], taken: list[Box], whole: Box, scal
 
 
 def _offsets(x: float, y: float, width: float, reach: int) -> Iterator[tuple[float, float, Box]]:
-    """Yield offsets of a label from its point, the nearest first, with what it would cover."""
-    for lines in range(reach):
-        for dx, dy in ((8.0, lines * 5.5), (-8.0, lines * 5.5), (8.0, lines * -5.5), (-8.0, lines * -5.5)):
-            left = x + dx if dx > 0 else x + dx - width
-            low = y + dy - LINE_POINTS / 2
-            yield dx, dy, Box(left - 1.5, left + width + 1.5, low, low + LINE_POINTS)
+    """Yield offsets of a label from its point, the nearest first, with what it would cover.
+
+    A number that is moved far would seem to be another point's; `reach` is in half lines.
+    """
+    beside = [(dx, dy) for dx in (8.0, -8.0) for dy in (0.0, 5.5, -5.5)]
+    further = [(dx, sign * n * 5.5) for n in range(2, reach) for dx in (8.0, -8.0) for sign in (1, -1)]
+    for dx, dy in (*beside[::3], (0.0, 11.0), (0.0, -11.0), *beside, *further):
+        left = x + dx if dx > 0 else x + dx - width if dx < 0 else x - width / 2
+        yield dx, dy, Box(left - 1.5, left + width + 1.5, y + dy - LINE_POINTS / 2, y + dy + LINE_POINTS / 2)

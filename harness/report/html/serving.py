@@ -9,7 +9,8 @@ from asrgate.harness.record_types import Run, ServerSession
 from asrgate.harness.report.columns import figure as written
 from asrgate.harness.report.html import labels
 from asrgate.harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
-from asrgate.harness.report.html.frontier import NARROW, WIDE, Box
+from asrgate.harness.report.html.frontier import NARROW, WIDE
+from asrgate.harness.report.html.labels import Box
 from asrgate.harness.report.html.svg import INK, MUTED, PALETTE, PAPER, Mark, to_svg
 from asrgate.harness.report.rows import RANKED, Row
 
