@@ -74,7 +74,7 @@ def answer(module: str, *arguments: object, size_bytes: int) -> Any:
         raise CheckpointError(message["failed"][:LONGEST_MESSAGE])
     if is_late.is_set():
         raise CheckpointError(f"the process that reads the weights was ended after {seconds:.0f} s")
-    if process.returncode > 0:
+    if process.returncode >= 0:
         raise CheckpointError(
             f"the process that reads the weights ended without an answer (exit code {process.returncode})"
         )

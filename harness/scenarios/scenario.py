@@ -144,6 +144,7 @@ class Scenario(ABC):
         sample_fields: figures that a sample has in this scenario alone.
         figures: where results have the scenario's own figures, and their names there.
         times_clips: the wall time of a sample is the time that its clip takes.
+        idles: an engine is awake between calls, until the next request arrives.
         speed_is_over_clips: the interval of the speed is that of resampled clips.
         has_rounds: rounds are alike, so that runs can be compared round by round.
         is_resumable: samples count one by one, so a run that was cut off can be resumed.
@@ -162,6 +163,7 @@ class Scenario(ABC):
     sample_fields: ClassVar[tuple[str, ...]] = ()
     figures: ClassVar[tuple[str, tuple[str, ...]]] = ("", ())
     times_clips: ClassVar[bool] = False
+    idles: ClassVar[bool] = False
     speed_is_over_clips: ClassVar[bool] = True
     has_rounds: ClassVar[bool] = True
     is_resumable: ClassVar[bool] = True

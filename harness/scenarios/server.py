@@ -40,6 +40,7 @@ class Server(Scenario):
     )
     has_rounds = False
     is_resumable = False  # latencies are those of whole sessions
+    idles = True
     latency = ("seconds from arrival to answer", "all requests, including their waiting")
     columns = (
         Column(

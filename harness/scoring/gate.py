@@ -23,8 +23,8 @@ from asrgate.harness.scoring.cache_probes import SPLICED_OVER_SEEN_LIMIT, UNSEEN
 
 LATE_WORK_LIMIT = 0.05  # share of the measured time that may go on after calls have returned
 # Of processor time outside calls an honest engine uses up to this much for each: threads spin for a while
-# after their last task, and this package looks for late work in the worker. And idle threads may poll.
-# docs/measuring.md has what was measured.
+# after their last task, and this package looks for late work in the worker. Where it waits for requests, idle
+# threads may poll. docs/measuring.md has what was measured.
 OUTSIDE_SECONDS_PER_CALL = 0.03
 POLLING_CORES = 0.2
 THREADS_LIMIT = 1.1  # cores that it keeps busy, over the threads that it was given
@@ -259,17 +259,19 @@ def _timing(run: Run, result: Result) -> Iterator[str]:
     late = integrity["late_work_seconds"] or 0.0
     if late > LATE_WORK_LIMIT * wall:
         yield f"it worked for {late:.2f} s after its calls had returned ({wall:.2f} s were measured)"
-    yield from _work_outside_calls(result)
+    yield from _work_outside_calls(run, result)
 
 
-def _work_outside_calls(result: Result) -> Iterator[str]:
+def _work_outside_calls(run: Run, result: Result) -> Iterator[str]:
     """What a worker computes before and after its calls is in no call's time, whatever it is for."""
     used = result["resources"]
     outside, calls = used.get("outside_cpu_seconds"), used.get("calls")
     if outside is None or not calls:
         return
     inside = used.get("calls_cpu_seconds") or 0.0
-    harmless = OUTSIDE_SECONDS_PER_CALL * calls + POLLING_CORES * (used.get("outside_wall_seconds") or 0.0)
+    harmless = OUTSIDE_SECONDS_PER_CALL * calls
+    if registry.of(run).idles:  # elsewhere this time is short, but for what such work itself takes
+        harmless += POLLING_CORES * (used.get("outside_wall_seconds") or 0.0)
     if outside > LATE_WORK_LIMIT * inside + harmless:
         yield (
             f"it computed for {outside:.2f} s outside its {calls} calls, in which it computed for "

@@ -10,6 +10,7 @@ from make_run import make_run, result_of
 
 from asrgate.harness.record import Run
 from asrgate.harness.report import context
+from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import gate, score
 
 REFERENCE, OTHER = "whisper-cpu@cpu/float32", "faster-whisper@cpu/int8"
@@ -159,6 +160,29 @@ def test_late_work_of_a_twentieth_is_allowed() -> None:
     result["integrity"]["late_work_seconds"] = 0.0501 * wall
     (reason,) = reasons(run)
     assert reason.startswith("it worked for")
+
+
+def test_work_outside_calls_is_a_share_of_that_in_them_and_a_little_for_each() -> None:
+    run = scored(WORDS, WORDS)
+    used = result_of(run, OTHER)["resources"]
+    used |= {"calls": 10, "calls_cpu_seconds": 4.0, "outside_wall_seconds": 100.0}
+    used["outside_cpu_seconds"] = 0.2 + 0.3
+    assert reasons(run) == []
+    used["outside_cpu_seconds"] = 0.2 + 0.3 + 0.01
+    (reason,) = reasons(run)
+    assert (
+        "computed for 0.51 s outside its 10 calls, in which it computed for 4.00 s (allowed: 0.50)" in reason
+    )
+
+
+def test_only_an_engine_that_waits_for_requests_may_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = scored(WORDS, WORDS)
+    used = result_of(run, OTHER)["resources"]
+    used |= {"calls": 1, "calls_cpu_seconds": 0.0, "outside_wall_seconds": 10.0, "outside_cpu_seconds": 2.0}
+    assert reasons(run) != []
+    monkeypatch.setattr(type(registry.of(run)), "idles", True)
+    assert reasons(run) == []
+    assert registry.BUILTIN["server"].idles
 
 
 def probe(kind: str, changed: int, words: int) -> dict[str, Any]:
