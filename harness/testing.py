@@ -11,6 +11,7 @@ continues after a call, show only in a measured run; the gate checks for them: `
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -52,6 +53,7 @@ FEW_SAMPLES = SAMPLE_RATE_HZ // 100  # 10 ms, less than one frame; an engine may
 CHUNK_SAMPLES = SAMPLE_RATE_HZ // 4  # of a stream
 LONG_SECONDS = 36  # more than a window
 BUSY_SAMPLES, LOOKING_AT_THREADS_SECONDS = 30, 2.0  # whichever comes first
+IDLE_SHARE = 0.05  # of the busiest thread's processor time; one that uses less does no work
 BUSY_THREADS_LIMIT = 1.5  # on average, with threads=1; one thread may hand its work to another
 LOOKING_SECONDS = 60  # importing a module and `check`, on a cold disk
 
@@ -423,28 +425,40 @@ def _engine(chosen: Variant, model: str) -> Any:
 def _busy_threads(call: Callable[[], Any]) -> float:
     """Return how many of this process's threads are working on average during `call`.
 
-    Threads that run or wait for a core are counted, so a busy machine hides none. The result is 0 if the
-    system does not tell (it needs Linux's /proc), or if calls are too short to be observed.
+    Threads that run or wait for a core are counted, so a busy machine hides none; but not those that use
+    next to no processor time, which only wait long there. The result is 0 if the system does not tell (it
+    needs Linux's /proc), or if calls are too short to be observed.
     """
-    counts: list[int] = []
+    running: list[set[str]] = []
     done = threading.Event()
+    before = _thread_seconds()
 
     def look() -> None:
-        own = threading.get_native_id()
+        own = str(threading.get_native_id())
         while not done.wait(0.002):
-            counts.append(
-                sum(_is_running(task) for task in Path("/proc/self/task").glob("*") if task.name != str(own))
-            )
+            tasks = Path("/proc/self/task").glob("*")
+            running.append({task.name for task in tasks if task.name != own and _is_running(task)})
 
     looker = threading.Thread(target=look, daemon=True)
     looker.start()
     end = time.perf_counter() + LOOKING_AT_THREADS_SECONDS
-    while time.perf_counter() < end and len(counts) < BUSY_SAMPLES:
+    while time.perf_counter() < end and len(running) < BUSY_SAMPLES:
         call()
     done.set()
     looker.join()
-    busy = [count for count in counts if count]
+    used = {task: seconds - before.get(task, 0.0) for task, seconds in _thread_seconds().items()}
+    idle = {task for task, seconds in used.items() if seconds < IDLE_SHARE * max(used.values())}
+    busy = [count for tasks in running if (count := len(tasks - idle))]
     return sum(busy) / len(busy) if busy else 0.0
+
+
+def _thread_seconds() -> dict[str, float]:
+    """Return the processor time of each thread of this process."""
+    found = {}
+    for task in Path("/proc/self/task").glob("*"):
+        with contextlib.suppress(OSError):  # it has ended
+            found[task.name] = time.clock_gettime(~int(task.name) << 3 | 6)  # Linux's number of its own clock
+    return found
 
 
 def _is_running(task: Path) -> bool:
