@@ -276,16 +276,11 @@ def _check_detection(arguments: argparse.Namespace, clips: Sequence[Clip]) -> No
             f"--language {AUTO} works with --scenario {' and '.join(able)} and --executor {LOCAL} only; "
             "leave it out, or name a language"
         )
-    untold = [clip.name for clip in clips if not clip.is_language_told]
-    if untold:
-        _log.warning(
-            "no language is named for %d of %d clips (%s%s), so what engines detect in them is not counted, "
-            "and their texts are scored as English; name it in the manifest",
-            len(untold),
-            len(clips),
-            ", ".join(untold[:3]),
-            ", …" if len(untold) > 3 else "",
-        )
+    _warn_of_untold(
+        clips,
+        "what engines detect in them is not counted, and their texts are scored as English; name it in the "
+        "manifest",
+    )
 
 
 Refusals = list[tuple[Variant, str, str | None]]  # with the reason and the remedy
@@ -380,16 +375,21 @@ def _languages_lacking(
 
 def _tell_untold(clips: Sequence[Clip]) -> None:
     """Say which clips are taken for English because nothing names their language."""
+    default = ENGLISH_NAMES[corpus.DEFAULT_LANGUAGE].title()
+    _warn_of_untold(clips, f"they are decoded as {default}; name it in the manifest or pass --language")
+
+
+def _warn_of_untold(clips: Sequence[Clip], so: str) -> None:
+    """Say for which clips nothing names a language, and what follows from that."""
     untold = [clip.name for clip in clips if not clip.is_language_told]
     if untold:
         _log.warning(
-            "no language is named for %d of %d clips (%s%s), so they are decoded as %s; name it "
-            "in the manifest or pass --language",
+            "no language is named for %d of %d clips (%s%s), so %s",
             len(untold),
             len(clips),
             ", ".join(untold[:3]),
             ", …" if len(untold) > 3 else "",
-            ENGLISH_NAMES[corpus.DEFAULT_LANGUAGE].title(),
+            so,
         )
 
 

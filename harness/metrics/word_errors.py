@@ -210,13 +210,13 @@ def by_round(
     first = _texts_of(first_answers(result))
     their_rounds = {} if reference is None else _answers_by_round(reference)
     their_first = {} if reference is None else _texts_of(first_answers(reference))
-    found = [
-        _round(number, asked, first, their_first | _texts_of(their_rounds.get(number, {})), spoken, texts)
-        for number, asked in sorted(_answers_by_round(result).items())
-    ]
-    if is_of_engine:
-        for entry, (_, asked) in zip(found, sorted(_answers_by_round(result).items()), strict=True):
+    found = []
+    for number, asked in sorted(_answers_by_round(result).items()):
+        theirs = their_first | _texts_of(their_rounds.get(number, {}))
+        entry = _round(number, asked, first, theirs, spoken, texts)
+        if is_of_engine:
             _compare_with_itself(entry, asked, first, spoken, texts)
+        found.append(entry)
     return found
 
 

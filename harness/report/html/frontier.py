@@ -60,20 +60,12 @@ def _draw(run: Run, drawn: Sequence[Point], name: str, inches: tuple[float, floa
         band.set_gid("band")
         marks["band"] = Mark(None, f"{label}: {', '.join(row['variant'] for row in alike)}")
     front = _front(drawn)
-    if len(front) > 1:
-        speeds, errors = ([row[key] for _, row in front] for key in ("rtfx", "wer_percent"))
-        axes.step(speeds, errors, where="post", color=INK, lw=0.9, ls=(0, (4, 3)), zorder=1)
-        axes.plot([], [], color=INK, lw=0.9, ls=(0, (4, 3)), label="Pareto front")
+    draw_front(axes, front, zorder=1)
     if any(row["group"] != RANKED for _, row in drawn):
         axes.plot([], [], marker="X", ls="", color=MUTED, mfc=PAPER, ms=6, label="not ranked")
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside upper left", ncols=3 if name == "wide" else 1, handlelength=1.6)
-    axes.grid(True)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("RTFx, seconds of audio per second (log scale): faster to the right")
-    if name == "narrow":
-        axes.set_xlabel("RTFx (log scale): faster to the right")
-    axes.set_ylabel("WER %: lower is better")
+    name_axes(axes, name)
     by_name = len(drawn) <= NAMED and name == "wide"
     add_labels(figure, axes, drawn, front, reference, top, lambda row: _text(row, by_name, row is reference))
     names = ", ".join(row["variant"] for _, row in front) or "none, as no row is ranked"
@@ -181,6 +173,24 @@ def _caption(run: Run, drawn: Sequence[Point]) -> str:
 def _front(drawn: Sequence[Point]) -> list[Point]:
     ranked = [(n, row) for n, row in drawn if row["group"] == RANKED]
     return [ranked[i] for i in pareto_front([(-row["rtfx"], row["wer_percent"]) for _, row in ranked])]
+
+
+def draw_front(axes: Axes, front: Sequence[Point], zorder: int) -> None:
+    """Draw the line of a front of more than one point, and name it in the legend."""
+    if len(front) > 1:
+        speeds, errors = ([row[key] for _, row in front] for key in ("rtfx", "wer_percent"))
+        axes.step(speeds, errors, where="post", color=INK, lw=0.9, ls=(0, (4, 3)), zorder=zorder)
+        axes.plot([], [], color=INK, lw=0.9, ls=(0, (4, 3)), label="Pareto front")
+
+
+def name_axes(axes: Axes, name: str) -> None:
+    """Name the axes of a chart of speed against error; `name` is "wide" or "narrow"."""
+    axes.grid(True)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("RTFx, seconds of audio per second (log scale): faster to the right")
+    if name == "narrow":
+        axes.set_xlabel("RTFx (log scale): faster to the right")
+    axes.set_ylabel("WER %: lower is better")
 
 
 def add_labels(

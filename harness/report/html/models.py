@@ -12,7 +12,7 @@ from asrgate.harness.report.columns import interval, mebibytes, percent
 from asrgate.harness.report.html import frontier
 from asrgate.harness.report.html.drawing import Chart, Measured, colour, new_figure, plain_log_ticks
 from asrgate.harness.report.html.frontier import NARROW, WIDE, Point
-from asrgate.harness.report.html.svg import INK, MUTED, PAPER, Mark, to_svg
+from asrgate.harness.report.html.svg import MUTED, PAPER, Mark, to_svg
 from asrgate.harness.report.rows import RANKED, Row, without_model
 
 SHAPES = ("o", "s", "D", "^", "v", "P", "p", "h", "<", ">")  # of engines; more of them share the last
@@ -77,17 +77,9 @@ def _draw(run: Run, drawn: Sequence[Point], name: str, inches: tuple[float, floa
     fronts = [place["variant"] for place in run["across"]["front"]] if "across" in run else []
     by_name = {row["variant"]: (n, row) for n, row in drawn}
     front = [by_name[variant] for variant in fronts if variant in by_name]
-    if len(front) > 1:
-        speeds, errors = ([row[key] for _, row in front] for key in ("rtfx", "wer_percent"))
-        axes.step(speeds, errors, where="post", color=INK, lw=0.9, ls=(0, (4, 3)), zorder=2)
-        axes.plot([], [], color=INK, lw=0.9, ls=(0, (4, 3)), label="Pareto front")
+    frontier.draw_front(axes, front, zorder=2)
     figure.legend(loc="outside upper left", ncols=3 if name == "wide" else 2, handlelength=1.2)
-    axes.grid(True)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("RTFx, seconds of audio per second (log scale): faster to the right")
-    if name == "narrow":
-        axes.set_xlabel("RTFx (log scale): faster to the right")
-    axes.set_ylabel("WER %: lower is better")
+    frontier.name_axes(axes, name)
     if name == "wide":
         frontier.add_labels(figure, axes, drawn, front, None, top, lambda row: _label(row, fronts))
     names = ", ".join(row["variant"] for _, row in front) or "none, as no row is ranked"
