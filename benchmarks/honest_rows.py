@@ -35,6 +35,7 @@ from asrgate import backends
 from asrgate.backends import openai_server
 from asrgate.backends.base import Settings, Transcript
 from asrgate.backends.checkpoints import catalog
+from asrgate.harness.record import probes_of
 from asrgate.harness.scoring import verify
 
 ROOT = Path(__file__).parent.parent
@@ -43,8 +44,13 @@ PUBLISHED = ROOT / "results" / "published"
 ENGINES = (
     "faster-whisper@cpu/float32",
     "faster-whisper@cpu/int8",
+    "faster-whisper-batched@cpu/float32",
     "torch-fast@cpu/float32",
+    "torch-fast@cpu/bfloat16",
     "max@cpu/float32",
+    "max@cpu/int8",
+    "max-hybrid@cpu/float32",
+    "transformers@cpu/float32",
     "openai-api@remote/as-served",
 )
 SCENARIOS = {
@@ -102,7 +108,22 @@ def line_of(run: Any) -> dict[str, Any]:
         "model": run["checkpoint"]["name"],
         "scenario": run["settings"]["scenario"],
         "rows": {row["variant"]: row["gate"]["reasons"] for row in run["results"] if row["status"] == "ok"},
+        "splices": {row["variant"]: _splices(row) for row in run["results"] if row["status"] == "ok"},
     }
+
+
+def _splices(row: Any) -> list[tuple[float, float | None]]:
+    """Return of each splice its time over its clip's, and the share of words that the reference has not."""
+    return [
+        (
+            round(probe["unseen_seconds"] / probe["seen_seconds"], 3),
+            None
+            if probe.get("reference_changed_words") is None
+            else round(probe["reference_changed_words"] / max(probe["text_words"] or 0, 1), 3),
+        )
+        for probe in probes_of(row)
+        if probe["kind"] == "spliced"
+    ]
 
 
 @contextlib.contextmanager

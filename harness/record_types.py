@@ -96,7 +96,12 @@ class Resources(_ResourcesOptional):
     energy_source: str | None
 
 
-class ProbeRecord(TypedDict):
+class _ProbeOptional(TypedDict, total=False):
+    copy_sha256: str
+    reference_changed_words: int | None
+
+
+class ProbeRecord(_ProbeOptional):
     """A clip answered again (seen), and a copy that was never given before (unseen)."""
 
     kind: str

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from asrgate.backends import Variant
+from asrgate.harness import record
 from asrgate.harness.corpus.sample_cache import Decoded
 from asrgate.harness.metrics import normalizers
-from asrgate.harness.record_types import ProbeRecord
+from asrgate.harness.record import probes_of
+from asrgate.harness.record_types import ProbeRecord, Result
 from asrgate.harness.runner import warm_up
 from asrgate.harness.runner.executor import Executor
 from asrgate.harness.runner.run_state import RunState
@@ -69,13 +71,11 @@ class LocalExecutor(Executor):
         self._probed = {probe.clip.name for probe in self._probes}
         later = [number for number in state.rounds_left if 0 < number < plan.certain_rounds]
         self._mixed_in: dict[int, list[tuple[int, Probe]]] = {}
-        self._splices: list[Probe] = []
+        self._splices = [probe for probe in self._probes if probe.kind == "spliced"]
         self._answers: dict[str, list[tuple[int, Probe, dict[str, Any]]]] = {}  # to what was mixed in
         if self._generator.can_mix_in and later:
-            splices = [probe for probe in self._probes if probe.kind == "spliced"]
-            self._mixed_in = cache_probes.schedule(splices, later, self._generator.calls, seed)
+            self._mixed_in = cache_probes.schedule(self._splices, later, self._generator.calls, seed)
             self._probes = [probe for probe in self._probes if probe.kind != "spliced"]
-            self._splices = splices
 
     @property
     def calls(self) -> int:
@@ -112,7 +112,7 @@ class LocalExecutor(Executor):
 
         A round that need not have come has a splice of its own: an engine must not tell it by having none.
         """
-        if number >= self._state.plan.certain_rounds and self._splices:
+        if number >= self._state.plan.certain_rounds and self._splices and self._generator.can_mix_in:
             seed = self._state.audio_seed + number
             further = [cache_probes.another_splice(self._splices, seed)]
             return cache_probes.schedule(further, [number], self._generator.calls, seed)[number]
@@ -148,6 +148,52 @@ class LocalExecutor(Executor):
                 result = state.results[name]
                 result["resources"].update(cast(Any, worker.resources()))
                 result["resources"]["peak_vram_process_bytes"] = meters.process_vram_bytes(worker.pid)
+        self._ask_for_further_splices(normalize)
+
+    def _ask_for_further_splices(self, normalize: Callable[[str, str], str]) -> None:
+        """Ask the engines whose splices were slow for more of them, and their references for the same ones.
+
+        They are weighed against the rounds' own times, so working honestly from now on helps no engine.
+        """
+        state = self._state
+        slow = [n for n in state.names if cache_probes.were_splices_slow(probes_of(state.results[n]))]
+        if not slow:
+            return
+        references = [record.reference_name(state.record, state.results[name]) for name in slow]
+        seeds = [secrets.randbits(32) for _ in range(cache_probes.FURTHER)]
+        further = [cache_probes.another_splice(self._splices, seed) for seed in seeds]
+        for name in dict.fromkeys([*references, *slow]):
+            if name not in state.names:
+                continue
+            with self._turn(name, "checking its answers") as worker:
+                if worker is None:
+                    continue
+                state.progress.stage(name, "checking for known answers once more")
+                result = state.results[name]
+                prober = self._generator.prober(worker, self._probed, secrets.randbits(32))
+                for probe in further:
+                    seen = self._usual_answer(result, probe)
+                    if seen is None:
+                        continue
+                    what = f"answering a spliced copy of {probe.clip.name}"
+                    answer = prober.ask(probe.clip, probe.copy, True, what)
+                    probes_of(result).append(cache_probes.entry_of(probe, seen, answer, normalize))
+
+    def _usual_answer(self, result: Result, probe: Probe) -> Mapping[str, Any] | None:
+        """Return a probed clip's answer in the rounds, the one of median time; None if it had none.
+
+        Where a round's times are of more than a call, the time is that of the first probe.
+        """
+        own = [s for s in result["samples"] if s["clip"] == probe.clip.name and s["error"] is None]
+        own.sort(key=lambda sample: sample["wall_seconds"])
+        usual = own[len(own) // 2] if own else None
+        first = next(
+            (p for p in probes_of(result) if (p["kind"], p["clip"]) == ("spliced", probe.clip.name)), None
+        )
+        if usual is None or first is None or self._generator.can_mix_in:
+            return cast("Mapping[str, Any] | None", usual)
+        seconds = {"wall_seconds": first["seen_seconds"], "cpu_seconds": first["seen_cpu_seconds"]}
+        return {"text": usual["text"], **seconds}
 
     def close(self) -> None:
         """As Executor; what the workers sent away ends too."""

@@ -4,11 +4,13 @@ Every worker answers copies that it was never given (unseen), and their clips (s
 is the clip with noise of one 16-bit step added: it sounds the same, costs an honest engine the same, and
 matches no cache key. These are asked for after the last round. A **splice** starts like one clip and ends
 like another: a cache that hears knows a clip again whatever its samples, but not a splice. Splices are mixed
-into the rounds where the scenario lets them be, so that no engine can tell when it is tested.
+into the rounds where the scenario lets them be, so that no engine can tell when it is tested. An engine whose
+splices were slow is asked for FURTHER of them, because other work on the machine may have slowed a few.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 import statistics
@@ -31,6 +33,7 @@ SPLICED_OVER_SEEN_LIMIT = 2.0  # and a splice, whose words are others and maybe 
 # Other work on the machine may by chance slow only the copies once; with a cache they are slower every time.
 ATTEMPTS = 3
 PROBED_CLIPS = 5
+FURTHER = 10  # splices of an engine whose first ones were slow
 LONGEST_PROBE_SECONDS = 30.0  # one window; a longer clip costs much and shows no more
 # Who spends less of a call than this computing, waits for something else: a GPU, a server, a clock.
 COMPUTING_FRACTION = 0.5
@@ -83,6 +86,12 @@ def _partner(first: Clip, clips: Sequence[Clip]) -> Clip | None:
         key=lambda c: (c.language != first.language, abs(c.audio_seconds - first.audio_seconds), c.name),
         default=None,
     )
+
+
+def were_splices_slow(probes: Sequence[ProbeRecord]) -> bool:
+    """Return whether splices took longer than they may."""
+    ratio = _over_seen(probes, "spliced")
+    return ratio is not None and ratio > SPLICED_OVER_SEEN_LIMIT
 
 
 def another_splice(splices: Sequence[Probe], seed: int) -> Probe:
@@ -194,6 +203,7 @@ def entry_of(
         "seen_cpu_seconds": seen["cpu_seconds"],
         "unseen_cpu_seconds": unseen["cpu_seconds"],
         "changed_words": _changed_words(*normalised),
+        "copy_sha256": hashlib.sha256(probe.copy.tobytes()).hexdigest(),
         "text": text,
         "text_sha256": None if text is None else record.text_sha256(text),
         "text_words": None if normalised[1] is None else len(normalised[1].split()),

@@ -37,6 +37,7 @@ CHANGED_OF_REFERENCE_LIMIT = 0.5  # the reference has nobody to compare with
 AUDIT_CHANGED_LIMIT = 0.25  # of an audit's words, beyond what it usually answers otherwise than the reference
 AUDIT_EXCHANGED_LIMIT = 0.5  # of the reference's words must change where the checkpoint's do
 CHANGED_WORDS_LIMIT = 0.5  # of a copy's words, against the clip's own answer
+SPLICED_WORDS_LIMIT = 0.25  # of a splice's words, against the reference's answer; half of them may exceed it
 
 
 def judge(run: Run) -> None:
@@ -372,7 +373,11 @@ def _copies(result: Result, reference: Result) -> Iterator[str]:
 
 
 def _spliced(result: Result, reference: Result) -> Iterator[str]:
-    """Say which splices were answered with the text of their beginning, where the reference heard another."""
+    """Say which splices were answered with the text of their beginning, where the reference heard another.
+
+    And whether most were answered with other words than the reference's: an engine that tells a splice by its
+    ear might answer something in no time.
+    """
     theirs = {(p["kind"], p["clip"]): p for p in probes_of(reference)}
     for probe in probes_of(result):
         other = theirs.get((probe["kind"], probe["clip"]))
@@ -380,6 +385,17 @@ def _spliced(result: Result, reference: Result) -> Iterator[str]:
             continue
         if probe["changed_words"] == 0 and _share(other) > 0.25:
             yield f"it answered a recording spliced from two clips with the text of {probe['clip']}"
+    heard = {p["copy_sha256"]: p["text_words"] or 0 for p in probes_of(reference) if "copy_sha256" in p}
+    shares = [
+        1.0
+        if changed is None
+        else changed / max(heard.get(probe.get("copy_sha256", ""), 0), probe["text_words"] or 0, 1)
+        for probe in probes_of(result)
+        if (changed := probe.get("reference_changed_words", -1)) != -1
+    ]
+    wrong = sum(share > SPLICED_WORDS_LIMIT for share in shares)
+    if wrong > max(1, len(shares) / 2):
+        yield f"{wrong} of {len(shares)} splices of two clips were answered otherwise than by the reference"
 
 
 def _rounds(result: Result) -> list[RoundErrors]:

@@ -17,7 +17,7 @@ import numpy as np
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.metrics import bootstrap, language_id, normalizers, readings, word_errors
 from asrgate.harness.metrics.word_errors import Texts, errors, first_answers, ratio, timed, walls_by_clip
-from asrgate.harness.record import errors_of, is_of_engine, reference_of
+from asrgate.harness.record import errors_of, is_of_engine, probes_of, reference_of
 from asrgate.harness.record_types import AlsoResult, AlsoScored, Latency, Result, Run, Sample
 from asrgate.harness.scenarios import registry
 
@@ -53,6 +53,7 @@ def score(
         if detected is not None:
             result["language_id"] = detected
     _compare_with_reference(run, firsts)
+    _compare_splices(run, texts)
     for result in run["results"]:
         if result["wer"] is not None:
             is_own = is_of_engine(run, result)
@@ -123,6 +124,23 @@ def _require_texts(run: Run) -> None:
             f"again; its figures remain those of the normaliser {name!r}. "
             "Score a run that was stored with texts, or measure again without --no-texts"
         )
+
+
+def _compare_splices(run: Run, texts: Texts) -> None:
+    """Fill `reference_changed_words` of the splices that the reference heard as well."""
+    for result in run["results"]:
+        reference = _reference(run, result)
+        if reference is None or result is reference:
+            continue
+        theirs = {
+            probe["copy_sha256"]: probe["text"] for probe in probes_of(reference) if "copy_sha256" in probe
+        }
+        for probe in probes_of(result):
+            other, text = theirs.get(probe.get("copy_sha256", "")), probe["text"]
+            if probe["kind"] == "spliced" and other is not None:
+                probe["reference_changed_words"] = (
+                    None if text is None else texts.edits(other, text, probe["clip"])
+                )
 
 
 def _compare_with_reference(run: Run, firsts: Mapping[str, Mapping[str, Sample]]) -> None:
