@@ -33,6 +33,7 @@ SPLICED_OVER_SEEN_LIMIT = 2.0  # and a splice, whose words are others and maybe 
 # Other work on the machine may by chance slow only the copies once; with a cache they are slower every time.
 ATTEMPTS = 3
 PROBED_CLIPS = 5
+CUTS = 0.3, 0.7  # where further splices change from one clip to the other, in lengths of the first
 FURTHER = 10  # splices of an engine whose first ones were slow
 LONGEST_PROBE_SECONDS = 30.0  # one window; a longer clip costs much and shows no more
 # Who spends less of a call than this computing, waits for something else: a GPU, a server, a clock.
@@ -102,7 +103,8 @@ def another_splice(splices: Sequence[Probe], seed: int) -> Probe:
     first = short[int(rng.integers(len(short)))]
     others = [probe for probe in splices if len(first.seen) <= 2 * len(probe.seen) and probe is not first]
     second = others[int(rng.integers(len(others)))].seen if others else first.copy
-    return replace(first, copy=dithered(splice(first.seen, second), seed))
+    # cut anywhere in the middle, so that it has words which no splice before had
+    return replace(first, copy=dithered(splice(first.seen, second, rng.uniform(*CUTS)), seed))
 
 
 def schedule(
@@ -241,11 +243,15 @@ def _over_seen(probes: Sequence[ProbeRecord], kind: str) -> float | None:
     return min(walls, _over_processors(answered)) if computes else walls
 
 
-def splice(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Start like `first` and end like `second`, as long as `first`: words of both, the text of neither."""
-    half = len(first) // 2
-    tail = second[-(len(first) - half) :]
-    copy = np.concatenate([first[:half], tail])
+def splice(first: np.ndarray, second: np.ndarray, cut: float = 0.5) -> np.ndarray:
+    """Start like `first` and end like `second`, as long as `first`: words of both, the text of neither.
+
+    Args:
+        cut: where the second begins, in lengths of the first.
+    """
+    start = int(cut * len(first))
+    tail = second[-(len(first) - start) :]
+    copy = np.concatenate([first[:start], tail])
     return np.pad(copy, (0, len(first) - len(copy)))
 
 

@@ -34,6 +34,7 @@ TICK_SECONDS = 0.01  # per call: processes that end are counted in the kernel's 
 # round is allowed on top, once for errors and length and twice for changed words.
 CHANGED_BETWEEN_ROUNDS_LIMIT = 0.1
 CHANGED_OF_REFERENCE_LIMIT = 0.5  # the reference has nobody to compare with
+FEW_WORDS = 2  # of all clips may change in any case: of few words, one is more than the limits allow
 AUDIT_CHANGED_LIMIT = 0.25  # of an audit's words, beyond what it usually answers otherwise than the reference
 AUDIT_EXCHANGED_LIMIT = 0.5  # of the reference's words must change where the checkpoint's do
 CHANGED_WORDS_LIMIT = 0.5  # of a copy's words, against the clip's own answer
@@ -99,7 +100,7 @@ def _own_faults(run: Run, result: Result, reference: Result | None) -> Iterator[
     yield from _weights(run, result)
     yield from _settings(run, result)
     yield from _quality_ceiling(run, result)
-    yield from _steadiness(result, reference, is_of_engine(run, result))
+    yield from _steadiness(run, result, reference, is_of_engine(run, result))
     yield from _processors(run, result)
     yield from _timing(run, result)
     yield from audit_faults(run, result, reference)
@@ -166,14 +167,14 @@ def _quality_ceiling(run: Run, result: Result) -> Iterator[str]:
         yield f"WER {worst['wer']:.1%} in round {worst['round'] + 1} is above the ceiling of {ceiling:.0%}"
 
 
-def _steadiness(result: Result, reference: Result | None, is_own: bool) -> Iterator[str]:
+def _steadiness(run: Run, result: Result, reference: Result | None, is_own: bool) -> Iterator[str]:
     """What sounds the same is the same text, whichever round it is asked for in."""
 
     def limit(entry: RoundErrors) -> float:
         if result is reference or is_own:
             return CHANGED_OF_REFERENCE_LIMIT
         allowed = 0.0 if reference is None else 2 * _shakiness(reference, entry)
-        return CHANGED_BETWEEN_ROUNDS_LIMIT + allowed
+        return max(CHANGED_BETWEEN_ROUNDS_LIMIT, _few_words(run, entry)) + allowed
 
     worst = _worst(result, lambda entry: (entry["changed_words"] or 0.0) - limit(entry))
     if worst is not None:
@@ -190,6 +191,12 @@ def _shakiness(reference: Result, entry: RoundErrors) -> float:
     """
     changed = {other["round"]: other["changed_words"] or 0.0 for other in _rounds(reference)}
     return 0.0 if entry["round"] == 0 else changed.get(entry["round"], max(changed.values(), default=0.0))
+
+
+def _few_words(run: Run, entry: RoundErrors) -> float:
+    """Return which share of the run's words FEW_WORDS are; 0 in the first round, which states the WER."""
+    words = sum(clip["reference_words"] or 0 for clip in run["clips"])
+    return 0.0 if entry["round"] == 0 else FEW_WORDS / max(words, 1)
 
 
 def _processors(run: Run, result: Result) -> Iterator[str]:
@@ -287,16 +294,20 @@ def _differences(run: Run, result: Result, reference: Result | None) -> Iterator
     shaky = functools.partial(_shakiness, reference)
     wer, reference_wer = _wer(result), _wer(reference)
     tolerance = run["settings"]["wer_tolerance"]
+
+    def rise(entry: RoundErrors) -> float:
+        return max(tolerance, _few_words(run, entry)) + shaky(entry)
+
     if wer is not None and reference_wer is not None and wer - reference_wer > tolerance + 1e-12:
         yield (
             f"WER {wer:.1%} is {100 * (wer - reference_wer):.1f} points above the reference's "
             f"{reference_wer:.1%} (allowed: {100 * tolerance:.1f})"
         )
-    elif (worst := _worst(result, lambda e: (e["wer_difference"] or 0.0) - tolerance - shaky(e))) is not None:
+    elif (worst := _worst(result, lambda e: (e["wer_difference"] or 0.0) - rise(e))) is not None:
         yield (
             f"WER {worst['wer']:.1%} in round {worst['round'] + 1} is "
             f"{100 * (worst['wer_difference'] or 0):.1f} points above the reference's "
-            f"(allowed: {100 * (tolerance + shaky(worst)):.1f})"
+            f"(allowed: {100 * rise(worst):.1f})"
         )
     versus = None if result["wer"] is None else result["wer"]["versus_reference"]
     ratio, length = None if versus is None else versus["length_ratio"], run["settings"]["length_tolerance"]

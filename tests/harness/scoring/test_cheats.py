@@ -20,6 +20,8 @@ CHEATS = {  # name -> what its reason must say
     "caches-by-beginning": r"spliced from two clips with the text of",
     "hears-again": r"splices of two clips took \d+\.\d times as long as a clip",
     "behaves-at-the-end": r"splices of two clips took \d+\.\d times as long as a clip",
+    "tells-splices": r"[345] of 5 splices of two clips were answered otherwise than by the reference",
+    "tells-later-splices": r"\d+ of 15 splices of two clips were answered otherwise than by the reference",
     "answers-last-clip": r"WER .* is above the ceiling",
     "lazy-generator": r"the text from transcribe\(\) is a generator",
     "returns-before-device": r"it worked for \d+\.\d+ s after its calls had returned",
@@ -58,7 +60,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory, spoken: Path, model: Path) ->
             ["run", "--audio", str(spoken), "--model", str(model), "--reference", "honest", "--quiet"]
             + [
                 "--backends",
-                ",".join(["twin", *CHEATS, *SHUT_IN, *HARMLESS]),
+                ",".join(["twin", "slowed-for-a-while", *CHEATS, *SHUT_IN, *HARMLESS]),
                 "--results",
                 str(results),
                 "--rounds",
@@ -92,7 +94,14 @@ def test_an_engine_that_reaches_out_is_kept_in(name: str, rows: dict[str, dict[s
 def test_honest_engines_are_ranked(rows: dict[str, dict[str, Any]]) -> None:
     assert rows["honest"]["gate"]["reasons"] == []
     assert rows["twin"]["gate"]["reasons"] == []
-    assert {rows[name]["gate"]["rank"] for name in ("honest", "twin", "stops-the-clock")} == {1, 2, 3}
+    assert rows["slowed-for-a-while"]["gate"]["reasons"] == []
+    assert len(splices(rows["slowed-for-a-while"])) == 15, "the first five were slow"
+    honest = ("honest", "twin", "slowed-for-a-while", "stops-the-clock")
+    assert {rows[name]["gate"]["rank"] for name in honest} == {1, 2, 3, 4}
+
+
+def splices(row: dict[str, Any]) -> list[Any]:
+    return [probe for probe in row["integrity"]["probes"] if probe["kind"] == "spliced"]
 
 
 def test_every_cheat_of_the_fakes_is_tested() -> None:

@@ -96,6 +96,21 @@ class WaitsToBeKilled(Honest):
             time.sleep(1)
 
 
+class SlowedForAWhile(Honest):
+    """Honest, but other work on the machine slows it during three splices."""
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.heard: set[str] = set()
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        text = tones.hear(audio)
+        if text not in self.heard and 5 <= len(self.heard) < 9:  # five clips, perhaps a warm-up; then splices
+            time.sleep(4 * SECONDS_A_WORD * len(audio) / tones.WORD_SAMPLES)
+        self.heard.add(text)
+        return super().transcribe(audio, language)
+
+
 class Follows(Honest):
     """Honest, and runs the checkpoint that it is given: one that FAKE_MODEL does not list has other words."""
 
@@ -249,6 +264,33 @@ class HearsAgain(CachesAnswers):
 
     def key(self, audio: np.ndarray) -> bytes:
         return tones.hear(audio).encode()
+
+
+class TellsSplices(HearsAgain):
+    """The same, and tells a splice by its end, to which it makes up an answer in no time."""
+
+    honest_splices = 0
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.beginnings: set[str] = set()
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        words = tones.hear(audio).split()
+        begins = " ".join(words[: len(words) // 2])
+        if self.key(audio) in self.answers or begins not in self.beginnings:
+            self.beginnings.add(begins)
+            return super().transcribe(audio, language)
+        if self.honest_splices:
+            self.honest_splices -= 1
+            return Honest.transcribe(self, audio, language)
+        return Transcript(begins)
+
+
+class TellsLaterSplices(TellsSplices):
+    """The same, but takes its time for those that the rounds have."""
+
+    honest_splices = 5
 
 
 class BehavesAtTheEnd(HearsAgain):
