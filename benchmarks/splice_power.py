@@ -18,6 +18,7 @@ from asrgate.harness.record_types import ProbeRecord
 from asrgate.harness.scoring import cache_probes
 
 RUNS = 2000
+ROUNDS = 3  # the fewest of a run that chooses their number
 SPLICES = (1, 3, 5, 6)
 # Standard deviation of the logarithm of an honest splice's time over its clip's: other words cost other
 # times, and other work disturbs. 0.7 spreads as 18 splices did on a busy machine (0.26 to 3.43).
@@ -28,15 +29,24 @@ CHEATS |= {"a tenth, half of the clips": (0.1, 0.5)}
 
 
 def refused(rng: np.random.Generator, splices: int, noise: float, takes: float, known: float) -> bool:
-    """Return whether one simulated run's splices took too long.
+    """Return whether one simulated run's splices took too long, further ones too if it was asked for them.
+
+    Each splice is of another clip, in one of the rounds. Further ones are of any of these clips, and weighed
+    against its median time in the rounds.
 
     Args:
         takes: what a known clip takes, of the time of an unknown one.
         known: probability that a clip is known.
     """
-    ratios = np.exp(rng.normal(0, noise, splices)) / np.where(rng.random(splices) < known, takes, 1.0)
-    found = cache_probes.summarise([_probe(float(ratio)) for ratio in ratios], [])["spliced_over_seen"]
-    return found is not None and found > cache_probes.SPLICED_OVER_SEEN_LIMIT
+    each = noise / np.sqrt(2)  # a splice and its clip are disturbed alike
+    shares = np.where(rng.random(splices) < known, takes, 1.0)
+    clips = np.exp(rng.normal(0, each, (splices, ROUNDS))) * shares[:, None]
+    probes = [_probe(float(ratio)) for ratio in np.exp(rng.normal(0, each, splices)) / clips[:, 0]]
+    if not cache_probes.were_splices_slow(probes):
+        return False
+    usual = np.median(clips, axis=1)[rng.integers(splices, size=cache_probes.FURTHER)]
+    probes += [_probe(float(ratio)) for ratio in np.exp(rng.normal(0, each, cache_probes.FURTHER)) / usual]
+    return cache_probes.were_splices_slow(probes)
 
 
 def _probe(ratio: float) -> ProbeRecord:
