@@ -170,7 +170,8 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=positive,
         metavar="S",
-        help=f"with --rounds auto, seconds that the rounds may take (default {BUDGET_SECONDS:g})",
+        help=f"with --rounds auto, seconds that the run may take, unless 3 rounds take longer "
+        f"(default {BUDGET_SECONDS:g})",
     )
     timing.add_argument(
         "--warmup", type=at_least(0), default=2, metavar="N", help="calls before measuring starts (default 2)"

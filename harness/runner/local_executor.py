@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from asrgate.backends import Variant
+from asrgate.backends.base import SAMPLE_RATE_HZ
 from asrgate.harness import record
 from asrgate.harness.corpus.sample_cache import Decoded
 from asrgate.harness.metrics import normalizers
@@ -49,6 +50,7 @@ class LocalExecutor(Executor):
         state.progress.note(f"preparing {len(plan.clips)} clips")
         audio = Decoded(plan.clips)
         self._warmup = state.warmup_clip(audio[state.middle_clip.name])
+        self._warmup_seconds = len(self._warmup) / SAMPLE_RATE_HZ
         for variant in plan.variants:
             if str(variant) not in state.failed:
                 self._start(variant)
@@ -227,6 +229,15 @@ class LocalExecutor(Executor):
                 row=result,
             )
             result["status"], result["error"] = "ok", None
+            self._say_first_figure(name, result)
+
+    def _say_first_figure(self, name: str, result: Result) -> None:
+        """Others may have to be compiled yet; who waits may know already what this one needs for a clip."""
+        took = result["load"]["warm_call_seconds"] or result["load"]["first_call_seconds"]
+        if took:
+            length = self._warmup_seconds
+            figure = f"{length:.1f} s of speech in {took:.2f} s (RTFx {length / took:.1f})"
+            self._state.progress.note(f"{name} warmed up: {figure}")
 
     @contextlib.contextmanager
     def _turn(self, name: str, doing: str) -> Iterator[Worker | None]:

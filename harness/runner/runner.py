@@ -72,6 +72,7 @@ def run(
 
 
 def _measure(state: RunState, executor: Executor) -> None:
+    started = time.monotonic()
     executor.load()
     state.save()
     variants = len(state.names)
@@ -79,9 +80,11 @@ def _measure(state: RunState, executor: Executor) -> None:
     state.progress.start(variants * (plan.certain_rounds * executor.calls + executor.probe_calls))
     state.progress.advance(state.samples_done)
     began = time.monotonic()
-    for number in state.rounds_left:
+    for measured, number in enumerate(state.rounds_left):
         if run["rounds"]:
-            stopped = plan.stopping and plan.stopping.reason(run, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            checks = seconds / max(measured, 1) * executor.probe_calls / executor.calls
+            stopped = plan.stopping and plan.stopping.reason(run, seconds, began - started + checks)
             if stopped:
                 run["stopped"] = stopped
                 break

@@ -18,7 +18,7 @@ class Stopping:
     Attributes:
         least, most: rounds.
         within: half the width of the 95 % interval of a speed ratio, as a fraction of it, that is enough.
-        budget_seconds: of measuring; a round that would not end within it is not begun.
+        budget_seconds: of the whole run; beyond the least, no round is begun with which it would take longer.
     """
 
     least: int = 3
@@ -35,12 +35,13 @@ class Stopping:
             "budget_seconds": self.budget_seconds,
         }
 
-    def reason(self, run: Run, seconds: float) -> Stopped | None:
+    def reason(self, run: Run, seconds: float, other_seconds: float = 0.0) -> Stopped | None:
         """Return why no further round is needed, None if one is.
 
         Args:
             run: with the samples of whole rounds.
-            seconds: that measuring has taken.
+            seconds: that measuring them has taken.
+            other_seconds: that the run takes besides: loading before them, checks after them.
         """
         done = len(run["rounds"])
         if done < self.least:
@@ -50,7 +51,7 @@ class Stopping:
             return {"reason": "precise", "wide": []}
         if done >= self.most:
             return {"reason": "most", "wide": wide}
-        if seconds * (done + 1) / done > self.budget_seconds:
+        if seconds * (done + 1) / done + other_seconds > self.budget_seconds:
             return {"reason": "budget", "wide": wide}
         return None
 

@@ -54,6 +54,8 @@ def test_stops_before_a_round_that_would_exceed_the_budget() -> None:
     rule, run = Stopping(budget_seconds=100), scattered(4, 0.1)
     assert rule.reason(run, 80.0) is None  # the fifth would end at 100 s
     assert rule.reason(run, 80.1) == {"reason": "budget", "wide": [OTHER]}
+    assert rule.reason(run, 40.0, 50.0) is None  # loading and checks are of the run as well
+    assert rule.reason(run, 40.0, 50.1) == {"reason": "budget", "wide": [OTHER]}
     assert rule.reason(scattered(2, 0.1), 1000.0) is None, "the least rounds are measured whatever they take"
 
 
