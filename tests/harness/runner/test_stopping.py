@@ -102,7 +102,7 @@ def test_a_run_by_need_says_why_it_stopped_and_shows_figures_after_each_round(
 def test_further_rounds_have_a_splice_each(
     asrgate: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Stopping, "reason", lambda self, run, seconds: None)  # never content
+    monkeypatch.setattr(Stopping, "reason", lambda self, *_: None)  # never content
     assert asrgate("--backends", "twin", "--rounds", "auto") == 0
     run = record.read(tmp_path / "results" / "latest")
     assert len(run["rounds"]) == run["settings"]["rounds"] == Stopping.most
