@@ -87,7 +87,12 @@ class LocalExecutor(Executor):
     @property
     def probe_calls(self) -> int:
         """As Executor."""
-        return 2 * len(self._probes) + sum(map(len, self._mixed_in.values()))
+        certain = 0 if self._has_rounds else 2 * len(self._probes)
+        return certain + sum(map(len, self._mixed_in.values()))
+
+    @property
+    def _has_rounds(self) -> bool:
+        return self._state.plan.scenario.has_rounds and self._state.plan.certain_rounds > 1
 
     def round(self, number: int, order: list[str]) -> dict[str, float | None]:
         """As Executor."""
@@ -141,16 +146,30 @@ class LocalExecutor(Executor):
             with self._turn(name, "checking its answers") as worker:
                 if worker is None:
                     continue
-                state.progress.stage(name, "checking for cached and late answers")
-                prober = self._generator.prober(worker, self._probed, secrets.randbits(32))
-                found = cache_probes.run(prober, self._probes, normalize)
-                found += self._mixed_in_entries(name, normalize)
-                state.progress.advance(2 * len(self._probes))
-                state.checked(name, found)
                 result = state.results[name]
+                found = [] if self._is_cleared(result) else self._probe(name, worker, normalize)
+                found += self._mixed_in_entries(name, normalize)
+                state.checked(name, found)
                 result["resources"].update(cast(Any, worker.resources()))
                 result["resources"]["peak_vram_process_bytes"] = meters.process_vram_bytes(worker.pid)
         self._ask_for_further_splices(normalize)
+
+    def _is_cleared(self, result: Result) -> bool:
+        """Whether rounds after the first, with copies of all clips, took no longer: no more are needed."""
+        if not self._has_rounds:
+            return False
+        ratio = cache_probes.later_over_first(result["samples"])
+        if ratio is not None and ratio <= cache_probes.UNSEEN_OVER_SEEN_LIMIT:
+            return True
+        self._state.progress.more(2 * len(self._probes))
+        return False
+
+    def _probe(self, name: str, worker: Worker, normalize: Callable[[str, str], str]) -> list[ProbeRecord]:
+        self._state.progress.stage(name, "checking for cached and late answers")
+        prober = self._generator.prober(worker, self._probed, secrets.randbits(32))
+        found = cache_probes.run(prober, self._probes, normalize)
+        self._state.progress.advance(2 * len(self._probes))
+        return found
 
     def _ask_for_further_splices(self, normalize: Callable[[str, str], str]) -> None:
         """Ask the engines whose splices were slow for more of them, and their references for the same ones.

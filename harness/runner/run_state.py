@@ -86,13 +86,17 @@ class RunState:
         return self.plan.settings.language or self.plan.clips[0].call_language
 
     def warmup_clip(self, samples: np.ndarray) -> np.ndarray:
-        """Return speech-like sound that is none of the clips: nothing learned from it helps a measured call.
+        """Return speech that is none of the clips: nothing learned from it helps a measured call.
+
+        It is the clip with its halves exchanged. Reversed speech, say, would warm up as well, but makes
+        engines hallucinate for seconds.
 
         Args:
             samples: of the `middle_clip`.
         """
-        reverse = np.ascontiguousarray(samples[: int(WARMUP_SECONDS * SAMPLE_RATE_HZ)][::-1])
-        return dithered(reverse, self.plan.seed + WARMUP_SEED)
+        start = samples[: int(WARMUP_SECONDS * SAMPLE_RATE_HZ)]
+        exchanged = np.roll(start, len(start) // 2)
+        return dithered(exchanged, self.plan.seed + WARMUP_SEED)
 
     @property
     def middle_clip(self) -> Clip:

@@ -2,7 +2,9 @@
 
 Every worker answers copies that it was never given (unseen), and their clips (seen). A **dithered** copy
 is the clip with noise of one 16-bit step added: it sounds the same, costs an honest engine the same, and
-matches no cache key. These are asked for after the last round. A **splice** starts like one clip and ends
+matches no cache key. Where the rounds after the first have other copies of the clips, their times tell the
+same; then dithered copies are asked for after the last round only of engines whose first round was quick.
+Elsewhere all engines are asked for them. A **splice** starts like one clip and ends
 like another: a cache that hears knows a clip again whatever its samples, but not a splice. Splices are mixed
 into the rounds where the scenario lets them be, so that no engine can tell when it is tested. An engine whose
 splices were slow is asked for FURTHER of them, because other work on the machine may have slowed a few.
@@ -25,10 +27,14 @@ from asrgate.harness import record
 from asrgate.harness.corpus.audio import dithered
 from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.metrics import word_errors
+from asrgate.harness.metrics.word_errors import is_timed
 from asrgate.harness.record_types import Integrity, ProbeRecord, Sample
 from asrgate.harness.scenarios.scenario import Prober
 
 UNSEEN_OVER_SEEN_LIMIT = 1.5  # a dithered copy may take this much longer than the clip itself
+# As may later rounds than the first, or else copies are probed. This much longer they take only if the first
+# one's clips were known; or by chance in one run of a thousand, on a very busy machine.
+LATER_OVER_FIRST_LIMIT = 3.0
 SPLICED_OVER_SEEN_LIMIT = 2.0  # and a splice, whose words are others and maybe more
 # Other work on the machine may by chance slow only the copies once; with a cache they are slower every time.
 ATTEMPTS = 3
@@ -87,6 +93,36 @@ def _partner(first: Clip, clips: Sequence[Clip]) -> Clip | None:
         key=lambda c: (c.language != first.language, abs(c.audio_seconds - first.audio_seconds), c.name),
         default=None,
     )
+
+
+def later_over_first(samples: Sequence[Sample]) -> float | None:
+    """Return how much longer clips took after the first round, when all their copies are new.
+
+    The median over clips, of wall or processor time, whichever is smaller, as of probes. None if there is no
+    such round, or the first was not timed.
+    """
+    walls: dict[str, list[tuple[int, float]]] = {}
+    processors: dict[str, list[tuple[int, float]]] = {}
+    computes = False
+    for sample in filter(is_timed, samples):
+        cpu = sample["cpu_seconds"] or 0.0
+        computes = computes or cpu >= COMPUTING_FRACTION * sample["wall_seconds"]
+        walls.setdefault(sample["clip"], []).append((sample["round"], sample["wall_seconds"]))
+        processors.setdefault(sample["clip"], []).append((sample["round"], cpu))
+    over_walls = _median_later_over_first(walls)
+    if over_walls is None or not computes:
+        return over_walls
+    return min(over_walls, _median_later_over_first(processors) or 0.0)
+
+
+def _median_later_over_first(times: Mapping[str, list[tuple[int, float]]]) -> float | None:
+    ratios = []
+    for of_clip in times.values():
+        first = [seconds for number, seconds in of_clip if number == 0]
+        later = [seconds for number, seconds in of_clip if number > 0]
+        if first and later:
+            ratios.append(statistics.median(later) / max(first[0], LEAST_SECONDS))
+    return statistics.median(ratios) if ratios else None
 
 
 def were_splices_slow(probes: Sequence[ProbeRecord]) -> bool:

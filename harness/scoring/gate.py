@@ -19,7 +19,12 @@ from asrgate.harness.record import is_of_engine, model_of, probes_of, reference_
 from asrgate.harness.record_types import ProbeRecord, Result, RoundErrors, Run
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import timed_samples
-from asrgate.harness.scoring.cache_probes import SPLICED_OVER_SEEN_LIMIT, UNSEEN_OVER_SEEN_LIMIT
+from asrgate.harness.scoring.cache_probes import (
+    LATER_OVER_FIRST_LIMIT,
+    SPLICED_OVER_SEEN_LIMIT,
+    UNSEEN_OVER_SEEN_LIMIT,
+    later_over_first,
+)
 
 LATE_WORK_LIMIT = 0.05  # share of the measured time that may go on after calls have returned
 # Of processor time outside calls an honest engine uses up to this much for each: threads spin for a while
@@ -258,6 +263,10 @@ def _timing(run: Run, result: Result) -> Iterator[str]:
     ratio = integrity["unseen_over_seen"]
     if ratio is not None and ratio > UNSEEN_OVER_SEEN_LIMIT:
         yield f"copies that it had not heard took {ratio:.1f} times as long: answers were cached or prepared"
+    is_one_machine = run.get("executor", "local") == "local"  # elsewhere the next round may be another's
+    ratio = later_over_first(result["samples"]) if registry.of(run).has_rounds and is_one_machine else None
+    if ratio is not None and ratio > LATER_OVER_FIRST_LIMIT:
+        yield f"after the first round its clips took {ratio:.1f} times as long: it had known the first ones"
     ratio = integrity.get("spliced_over_seen")
     if ratio is not None and ratio > SPLICED_OVER_SEEN_LIMIT:
         yield f"splices of two clips took {ratio:.1f} times as long as a clip: its answers were known"

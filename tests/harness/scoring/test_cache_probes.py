@@ -81,6 +81,37 @@ def test_processor_time_says_nothing_of_an_engine_that_waits_for_its_work() -> N
     assert cache_probes.summarise(cached, [])["unseen_over_seen"] == pytest.approx(15.0)
 
 
+def samples(wall: list[float], cpu: list[float]) -> list[dict[str, Any]]:
+    """Samples of two clips, which take alike, in rounds that take so long."""
+    return [
+        {"clip": clip, "round": number, "wall_seconds": wall[number], "cpu_seconds": cpu[number]}
+        | {"error": None, "text_sha256": "f" * 64}
+        for number in range(len(wall))
+        for clip in ("one", "other")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wall", "cpu", "found"),
+    [
+        ([1.0, 1.1, 5.0, 1.2], [1.0] * 4, 1.0),  # processor time, where it tells
+        ([1.0, 1.1, 5.0, 1.2], [0.0] * 4, 1.2),  # the median of later rounds
+        ([0.1, 1.0, 1.0], [0.1, 1.0, 1.0], 10.0),
+        ([0.1, 1.0, 1.0], [0.001] * 3, 10.0),  # a server computes elsewhere
+        ([1.0], [1.0], None),
+    ],
+)
+def test_later_rounds_over_the_first(wall: list[float], cpu: list[float], found: float | None) -> None:
+    assert cache_probes.later_over_first(samples(wall, cpu)) == pytest.approx(found)
+
+
+def test_a_first_round_whose_times_do_not_count_is_none() -> None:
+    run = samples([0.1, 1.0], [0.1, 1.0])
+    for sample in run[:2]:
+        sample["timed"] = False
+    assert cache_probes.later_over_first(run) is None
+
+
 def test_an_honest_engine_is_asked_once(probes: list[cache_probes.Probe]) -> None:
     engine = Engine(lambda samples, number: 1.0)
     assert ratio(engine, probes) == 1.0

@@ -384,6 +384,18 @@ class WorksAheadAtWarmUp(WorksAheadAtLoad):
         return CachesAnswers.transcribe(self, audio, language)
 
 
+class QuickAtFirst(Honest):
+    """Has prepared for the first round, in whatever way, and works like everyone else when it is over."""
+
+    calls = 0
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        self.calls += 1
+        if self.calls <= 2 + 5:  # the warm-up and a round of five clips
+            return Transcript(tones.hear(audio))
+        return super().transcribe(audio, language)
+
+
 class GoesBad(Honest):
     """Right at first; then a cache is full, a device went bad: it answers the ends of clips only."""
 
