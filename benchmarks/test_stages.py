@@ -16,9 +16,6 @@ from asrgate import backends
 from asrgate.backends import Variant
 from asrgate.backends.base import BackendUnavailable, Checkpoint, Settings
 
-# openai-whisper leaves the file of its vocabulary to the garbage collector
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 STAGES = ("log_mel", "encode", "decode")
 AUDIO_SECONDS = 10
 ROUNDS = 5
