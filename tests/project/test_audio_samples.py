@@ -43,10 +43,10 @@ def test_lengths_and_formats_vary():
     assert {"FLAC", "WAV", "OGG"} <= {info.format for info in infos}
 
 
-def test_a_first_look_takes_two_minutes_of_audio_with_every_kind_of_clip():
+def test_a_first_look_takes_little_more_than_a_minute_of_audio_with_every_kind_of_clip():
     first = load_clips()
     assert len(first) == sum("on_request" not in clip for clip in CLIPS)
-    assert 100 < sum(clip.audio_seconds for clip in first) < 130
+    assert 60 < sum(clip.audio_seconds for clip in first) < 90
     assert any(clip.audio_seconds > 30 for clip in first), "more than one window"
     assert any(clip.reference == "" for clip in first), "silence"
     assert len(load_clips([FOLDER])) == len(load_clips(manifest=FOLDER / "manifest.jsonl")) == len(CLIPS)

@@ -98,6 +98,7 @@ def samples(wall: list[float], cpu: list[float]) -> list[dict[str, Any]]:
         ([1.0, 1.1, 5.0, 1.2], [0.0] * 4, 1.2),  # the median of later rounds
         ([0.1, 1.0, 1.0], [0.1, 1.0, 1.0], 10.0),
         ([0.1, 1.0, 1.0], [0.001] * 3, 10.0),  # a server computes elsewhere
+        ([0.1, 1.0, 1.0], [0.1] * 3, 10.0),  # and looks up what it knew
         ([1.0], [1.0], None),
     ],
 )
