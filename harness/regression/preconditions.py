@@ -66,6 +66,9 @@ def _differences(base: Run, new: Run) -> Iterator[tuple[str, str]]:
         yield "settings", f"{name} is {before!r} in BASE, {after!r} in NEW"
     for name, (before, after) in changed(*(_hardware(run) for run in (base, new))).items():
         yield "host", f"{name} is {before!r} in BASE, {after!r} in NEW"
+    generations = [run["host"].get("cpu_generation") for run in (base, new)]
+    if None not in generations and generations[0] != generations[1]:
+        yield "host", "the processor is of {} in BASE, of {} in NEW, whatever its name".format(*generations)
     if base["scoring"]["normalizer"] != new["scoring"]["normalizer"]:
         yield (
             "normalizer",

@@ -71,6 +71,7 @@ def describe(root: Path = Path("/"), nvml: Any = None) -> dict[str, Any]:
     limits = _quietly(lambda: _container(root)) or {}
     host: dict[str, Any] = {
         "cpu": _quietly(lambda: _cpu_model(root)),
+        "cpu_generation": _quietly(lambda: _cpu_generation(root)),
         "cpu_instructions": _quietly(lambda: _cpu_instructions(root)),
         "physical_cores": _quietly(lambda: psutil.cpu_count(logical=False)),
         "logical_cores": _quietly(psutil.cpu_count),
@@ -142,6 +143,14 @@ def _cpu_model(root: Path) -> str | None:
             return " ".join(found[1].split())
     part = re.search(r"^CPU part\s*:\s*(\w+)", text, re.MULTILINE)
     return f"{platform.machine()} part {part[1]}" if part else platform.processor() or None
+
+
+def _cpu_generation(root: Path) -> str | None:
+    """Return the family and model number of an x86 processor, which tell generations of one name apart."""
+    text = (root / "proc/cpuinfo").read_text()
+    found = [re.search(rf"^{name}\s*:\s*(\d+)$", text, re.MULTILINE) for name in ("cpu family", "model")]
+    family, model = (None if number is None else number[1] for number in found)
+    return None if family is None or model is None else f"family {family}, model {model}"
 
 
 def _cpu_instructions(root: Path) -> list[str] | None:

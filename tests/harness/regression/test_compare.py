@@ -19,7 +19,7 @@ from paths import ROOT
 from asrgate.harness import cli, record
 from asrgate.harness.metrics import mann_whitney
 from asrgate.harness.record import Run, text_sha256
-from asrgate.harness.regression import report
+from asrgate.harness.regression import preconditions, report
 from asrgate.harness.regression.compare import Comparison, NotComparable, compare
 from asrgate.harness.regression.verdict import Limits, Row
 from asrgate.harness.scoring import gate, score
@@ -483,6 +483,16 @@ def test_host_class_decides_where_it_is_known() -> None:
     new["host"]["host_class"] = "other-4c"
     with pytest.raises(NotComparable, match="host_class is 'imaginary-8c' in BASE, 'other-4c' in NEW"):
         compare(base, new, Limits())
+
+
+def test_two_generations_of_one_processor_name_are_not_compared() -> None:
+    base, new = make_run(), make_run()
+    new["host"]["cpu_generation"] = "family 26, model 2"
+    assert preconditions.differences(base, new) == [], "an older record does not tell"
+    base["host"]["cpu_generation"] = "family 25, model 17"
+    (difference,) = preconditions.differences(base, new)
+    assert difference.kind == "host"
+    assert "of family 25, model 17 in BASE, of family 26, model 2 in NEW" in difference.what
 
 
 def test_other_versions_are_told_and_compared() -> None:

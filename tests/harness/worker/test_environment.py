@@ -65,7 +65,7 @@ def test_class_names_what_decides_speed(tmp_path, monkeypatch):
     assert found["gpus"] == [{"name": "Imaginary G100", "memory_bytes": 80 << 30}]
     assert found["gpu_driver"] == "570.10"
     assert found["cuda_driver_version"] == "12.8"
-    assert found["cpu_instructions"] is None, "not x86, or not told"
+    assert found["cpu_instructions"] is found["cpu_generation"] is None, "not x86, or not told"
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,10 @@ def test_class_names_what_decides_speed(tmp_path, monkeypatch):
     ],
 )
 def test_one_model_name_with_and_without_avx512_is_two_classes(tmp_path, flags, instructions, lacks):
-    root = write(tmp_path, {"proc/cpuinfo": f"model name\t: Imaginary Cloud\nflags\t\t: {flags}\n"})
+    numbers = "cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: Imaginary Cloud\n"
+    root = write(tmp_path, {"proc/cpuinfo": f"{numbers}flags\t\t: {flags}\n"})
     found = host.describe(root, FakeNvml())
+    assert found["cpu_generation"] == "family 26, model 2"
     assert found["cpu_instructions"] == instructions
     assert found["host_class"].startswith("Imaginary Cloud without AVX-512, ") == lacks
     assert found["host_class"].startswith("Imaginary Cloud, ") != lacks
