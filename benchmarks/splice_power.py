@@ -31,8 +31,8 @@ CHEATS |= {"a tenth, half of the clips": (0.1, 0.5)}
 def refused(rng: np.random.Generator, splices: int, noise: float, takes: float, known: float) -> bool:
     """Return whether one simulated run's splices took too long, further ones too if it was asked for them.
 
-    Each splice is of another clip, in one of the rounds. Further ones are of any of these clips, and weighed
-    against its median time in the rounds.
+    Each splice is of another clip, and weighed against its median time in the rounds, and against how much
+    slower than usual the call before it was. Further ones are of any of these clips, beside a witness's.
 
     Args:
         takes: what a known clip takes, of the time of an unknown one.
@@ -41,12 +41,20 @@ def refused(rng: np.random.Generator, splices: int, noise: float, takes: float, 
     each = noise / np.sqrt(2)  # a splice and its clip are disturbed alike
     shares = np.where(rng.random(splices) < known, takes, 1.0)
     clips = np.exp(rng.normal(0, each, (splices, ROUNDS))) * shares[:, None]
-    probes = [_probe(float(ratio)) for ratio in np.exp(rng.normal(0, each, splices)) / clips[:, 0]]
+    usual = np.median(clips, axis=1)
+    probes = _weighed(rng, each, usual)
     if not cache_probes.were_splices_slow(probes):
         return False
-    usual = np.median(clips, axis=1)[rng.integers(splices, size=cache_probes.FURTHER)]
-    probes += [_probe(float(ratio)) for ratio in np.exp(rng.normal(0, each, cache_probes.FURTHER)) / usual]
+    probes += _weighed(rng, each, usual[rng.integers(splices, size=cache_probes.FURTHER)])
     return cache_probes.were_splices_slow(probes)
+
+
+def _weighed(rng: np.random.Generator, each: float, usual: np.ndarray) -> list[ProbeRecord]:
+    """Return entries of splices of clips that usually take so long."""
+    others = np.exp(rng.normal(0, each, (len(usual), ROUNDS)))  # of the clip before, or of a witness's
+    calls = np.exp(rng.normal(0, each, len(usual))) / np.median(others, axis=1)
+    seen = usual * np.maximum(1.0, calls)
+    return [_probe(float(ratio)) for ratio in np.exp(rng.normal(0, each, len(usual))) / seen]
 
 
 def _probe(ratio: float) -> ProbeRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +15,13 @@ from asrgate.harness import record
 from asrgate.harness.corpus.sample_cache import Decoded
 from asrgate.harness.metrics import normalizers
 from asrgate.harness.record import probes_of
-from asrgate.harness.record_types import ProbeRecord, Result
+from asrgate.harness.record_types import ProbeRecord, Result, Sample
 from asrgate.harness.runner import warm_up
 from asrgate.harness.runner.executor import Executor
 from asrgate.harness.runner.run_state import RunState
 from asrgate.harness.scenarios.scenario import Load
 from asrgate.harness.scoring import cache_probes
-from asrgate.harness.scoring.cache_probes import Probe
+from asrgate.harness.scoring.cache_probes import Probe, Usual
 from asrgate.harness.worker import meters, process_tree
 from asrgate.harness.worker.client import Worker, WorkerError
 
@@ -74,7 +74,8 @@ class LocalExecutor(Executor):
         later = [number for number in state.rounds_left if 0 < number < plan.certain_rounds]
         self._mixed_in: dict[int, list[tuple[int, Probe]]] = {}
         self._splices = [probe for probe in self._probes if probe.kind == "spliced"]
-        self._answers: dict[str, list[tuple[int, Probe, dict[str, Any]]]] = {}  # to what was mixed in
+        # to what was mixed in, and the measured call before
+        self._answers: dict[str, list[tuple[Probe, dict[str, Any], Sample]]] = {}
         if self._generator.can_mix_in and later:
             self._mixed_in = cache_probes.schedule(self._splices, later, self._generator.calls, seed)
             self._probes = [probe for probe in self._probes if probe.kind != "spliced"]
@@ -109,9 +110,9 @@ class LocalExecutor(Executor):
                 for count, (clip, answer, fields) in enumerate(answers, start=1):
                     state.answered(name, number, clip, answer, fields)
                     while waiting and waiting[0][0] <= count:
-                        self._mix_in(worker, number, waiting.pop(0)[1])
+                        self._mix_in(worker, waiting.pop(0)[1])
                 for _, probe in waiting:  # the round began before the run was cut off
-                    self._mix_in(worker, number, probe)
+                    self._mix_in(worker, probe)
         return load.finish()
 
     def _mixed_in_round(self, number: int) -> list[tuple[int, Probe]]:
@@ -125,18 +126,27 @@ class LocalExecutor(Executor):
             return cache_probes.schedule(further, [number], self._generator.calls, seed)[number]
         return self._mixed_in.get(number, [])
 
-    def _mix_in(self, worker: Worker, number: int, probe: Probe) -> None:
-        """Ask for a copy in the middle of a round; it is compared with the clip's answer in that round."""
+    def _mix_in(self, worker: Worker, probe: Probe) -> None:
+        """Ask for a copy in the middle of a round."""
         prober = self._generator.prober(worker, self._probed, secrets.randbits(32))
         what = f"answering a {probe.kind} copy of {probe.clip.name}"
         answer = prober.ask(probe.clip, probe.copy, True, what)
         self._state.progress.advance(1)
-        self._answers.setdefault(str(worker.variant), []).append((number, probe, answer))
+        name = str(worker.variant)
+        before = self._state.results[name]["samples"][-1]
+        self._answers.setdefault(name, []).append((probe, answer, before))
 
     def _mixed_in_entries(self, name: str, normalize: Callable[[str, str], str]) -> Iterator[ProbeRecord]:
-        seen = {(s["round"], s["clip"]): s for s in self._state.results[name]["samples"]}
-        for number, probe, answer in self._answers.get(name, []):
-            yield cache_probes.entry_of(probe, seen[number, probe.clip.name], answer, normalize)
+        """Weigh copies against what their clips usually take, longer where the call before took longer.
+
+        An engine does not know then that a copy comes next.
+        """
+        samples = self._state.results[name]["samples"]
+        for probe, answer, before in self._answers.get(name, []):
+            usual, usual_before = (cache_probes.usual(samples, c) for c in (probe.clip.name, before["clip"]))
+            if usual is not None:
+                seen = usual if usual_before is None else usual.slowed(before, usual_before)
+                yield cache_probes.entry_of(probe, seen.as_answer(), answer, normalize)
 
     def check(self) -> None:
         """As Executor."""
@@ -172,49 +182,59 @@ class LocalExecutor(Executor):
         return found
 
     def _ask_for_further_splices(self, normalize: Callable[[str, str], str]) -> None:
-        """Ask the engines whose splices were slow for more of them, and their references for the same ones.
+        """Ask the engines whose splices were slow for more of them, one by one, and a witness for the same.
 
-        They are weighed against the rounds' own times, so working honestly from now on helps no engine.
+        They are weighed against the clips' times in the rounds, so working honestly from now on helps no
+        engine; but what slows the witness slows the machine.
         """
         state = self._state
         slow = [n for n in state.names if cache_probes.were_splices_slow(probes_of(state.results[n]))]
-        if not slow:
-            return
-        references = [record.reference_name(state.record, state.results[name]) for name in slow]
-        seeds = [secrets.randbits(32) for _ in range(cache_probes.FURTHER)]
-        further = [cache_probes.another_splice(self._splices, seed) for seed in seeds]
-        for name in dict.fromkeys([*references, *slow]):
-            if name not in state.names:
-                continue
-            with self._turn(name, "checking its answers") as worker:
-                if worker is None:
+        witnesses = {name: self._witness(name) for name in slow}
+        for name in slow:
+            if (witness := witnesses[name]) is not None:
+                witnesses.setdefault(witness, name)  # whose times count as well
+        names = list(witnesses)
+        for _ in range(cache_probes.FURTHER if slow else 0):
+            probe = cache_probes.another_splice(self._splices, secrets.randbits(32))
+            answers = {name: self._answer_to(probe, name) for name in names}
+            for name, answer in answers.items():
+                usual = self._usual(name, probe)
+                if answer is None or usual is None or name not in state.names:
                     continue
-                state.progress.stage(name, "checking for known answers once more")
-                result = state.results[name]
-                prober = self._generator.prober(worker, self._probed, secrets.randbits(32))
-                for probe in further:
-                    seen = self._usual_answer(result, probe)
-                    if seen is None:
-                        continue
-                    what = f"answering a spliced copy of {probe.clip.name}"
-                    answer = prober.ask(probe.clip, probe.copy, True, what)
-                    probes_of(result).append(cache_probes.entry_of(probe, seen, answer, normalize))
+                witness = witnesses.get(name)
+                other = None if witness is None else answers[witness]
+                others_usual = None if witness is None else self._usual(witness, probe)
+                seen = usual if other is None or others_usual is None else usual.slowed(other, others_usual)
+                entry = cache_probes.entry_of(probe, seen.as_answer(), answer, normalize)
+                probes_of(state.results[name]).append(entry)
 
-    def _usual_answer(self, result: Result, probe: Probe) -> Mapping[str, Any] | None:
-        """Return a probed clip's answer in the rounds, the one of median time; None if it had none.
+    def _witness(self, name: str) -> str | None:
+        """Return who shows if the machine is slower than it was: the reference, or else another engine."""
+        state = self._state
+        reference = record.reference_name(state.record, state.results[name])
+        names = (reference, *state.names)
+        return next((other for other in names if other in state.names and other != name), None)
 
-        Where a round's times are of more than a call, the time is that of the first probe.
-        """
-        own = [s for s in result["samples"] if s["clip"] == probe.clip.name and s["error"] is None]
-        own.sort(key=lambda sample: sample["wall_seconds"])
-        usual = own[len(own) // 2] if own else None
-        first = next(
-            (p for p in probes_of(result) if (p["kind"], p["clip"]) == ("spliced", probe.clip.name)), None
-        )
-        if usual is None or first is None or self._generator.can_mix_in:
-            return cast("Mapping[str, Any] | None", usual)
-        seconds = {"wall_seconds": first["seen_seconds"], "cpu_seconds": first["seen_cpu_seconds"]}
-        return {"text": usual["text"], **seconds}
+    def _answer_to(self, probe: Probe, name: str) -> dict[str, Any] | None:
+        with self._turn(name, "checking its answers") as worker:
+            if worker is None:
+                return None
+            self._state.progress.stage(name, "checking for known answers once more")
+            prober = self._generator.prober(worker, self._probed, secrets.randbits(32))
+            return prober.ask(probe.clip, probe.copy, True, f"answering a spliced copy of {probe.clip.name}")
+        return None
+
+    def _usual(self, name: str, probe: Probe) -> Usual | None:
+        """Return what a probed clip usually takes: in the rounds, or where those do not tell when probed."""
+        result = self._state.results[name]
+        if self._generator.can_mix_in:
+            return cache_probes.usual(result["samples"], probe.clip.name)
+        of_clip = (p for p in probes_of(result) if (p["kind"], p["clip"]) == ("spliced", probe.clip.name))
+        first = next(of_clip, None)
+        if first is None:
+            return None
+        text = next((s["text"] for s in result["samples"] if s["clip"] == probe.clip.name), None)
+        return Usual(text, first["seen_seconds"], first["seen_cpu_seconds"] or 0.0)
 
     def close(self) -> None:
         """As Executor; what the workers sent away ends too."""

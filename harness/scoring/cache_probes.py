@@ -7,7 +7,8 @@ same; then dithered copies are asked for after the last round only of engines wh
 Elsewhere all engines are asked for them. A **splice** starts like one clip and ends
 like another: a cache that hears knows a clip again whatever its samples, but not a splice. Splices are mixed
 into the rounds where the scenario lets them be, so that no engine can tell when it is tested. An engine whose
-splices were slow is asked for FURTHER of them, because other work on the machine may have slowed a few.
+splices were slow is asked for FURTHER of them, because other work on the machine may have slowed a few: it
+comes in bursts, and where threads wait for each other by spinning it costs processor time as well.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import secrets
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,6 +56,33 @@ class Probe:
     clip: Clip
     seen: np.ndarray
     copy: np.ndarray
+
+
+class Usual(NamedTuple):
+    """An engine's answer to a clip, and the seconds that it usually takes, of wall and processor time."""
+
+    text: str | None
+    wall_seconds: float
+    cpu_seconds: float
+
+    def slowed(self, call: Mapping[str, Any], usual: Usual) -> Usual:
+        """Return it as much slower as a call at about the same time was slower than usual, if it was."""
+        wall = max(1.0, call["wall_seconds"] / max(usual.wall_seconds, LEAST_SECONDS))
+        cpu = max(1.0, (call["cpu_seconds"] or 0.0) / max(usual.cpu_seconds, LEAST_SECONDS))
+        return Usual(self.text, wall * self.wall_seconds, cpu * self.cpu_seconds)
+
+    def as_answer(self) -> dict[str, Any]:
+        """Return it as an answer of a worker."""
+        return self._asdict()
+
+
+def usual(samples: Sequence[Sample], clip: str) -> Usual | None:
+    """Return a clip's first answer and its median times over the rounds, None if it was never answered."""
+    own = [sample for sample in samples if sample["clip"] == clip and is_timed(sample)]
+    if not own:
+        return None
+    walls = statistics.median(sample["wall_seconds"] for sample in own)
+    return Usual(own[0]["text"], walls, statistics.median(sample["cpu_seconds"] or 0.0 for sample in own))
 
 
 def prepare(clips: Sequence[Clip], audio: Mapping[str, np.ndarray], seed: int) -> list[Probe]:
@@ -103,15 +131,12 @@ def later_over_first(samples: Sequence[Sample]) -> float | None:
     """
     walls: dict[str, list[tuple[int, float]]] = {}
     processors: dict[str, list[tuple[int, float]]] = {}
-    computes = False
     for sample in filter(is_timed, samples):
-        cpu = sample["cpu_seconds"] or 0.0
-        # the first round does not tell: looking an answer up is computing, too
-        computes |= sample["round"] > 0 and cpu >= COMPUTING_FRACTION * sample["wall_seconds"]
         walls.setdefault(sample["clip"], []).append((sample["round"], sample["wall_seconds"]))
-        processors.setdefault(sample["clip"], []).append((sample["round"], cpu))
+        processors.setdefault(sample["clip"], []).append((sample["round"], sample["cpu_seconds"] or 0.0))
     over_walls = _median_later_over_first(walls)
-    if over_walls is None or not computes:
+    later = [(s["wall_seconds"], s["cpu_seconds"]) for s in filter(is_timed, samples) if s["round"] > 0]
+    if over_walls is None or not _computes(later):
         return over_walls
     return min(over_walls, _median_later_over_first(processors) or 0.0)
 
@@ -272,12 +297,19 @@ def _over_seen(probes: Sequence[ProbeRecord], kind: str) -> float | None:
     answered = [probe for probe in probes if probe["kind"] == kind and probe["text"] is not None]
     if not answered:
         return None
-    computes = any(
-        (probe["unseen_cpu_seconds"] or 0.0) >= COMPUTING_FRACTION * probe["unseen_seconds"]
-        for probe in answered
-    )
+    computes = _computes([(probe["unseen_seconds"], probe["unseen_cpu_seconds"]) for probe in answered])
     walls = _over_walls(answered)
     return min(walls, _over_processors(answered)) if computes else walls
+
+
+def _computes(calls: Sequence[tuple[float, float | None]]) -> bool:
+    """Whether an engine computes in its calls, of which wall and processor seconds are given.
+
+    One call shows it, for a busy machine leaves few cores; but none of the quicker half: looking up what is
+    known is computing, too.
+    """
+    usual = statistics.median(wall for wall, _ in calls)
+    return any(wall >= usual and (cpu or 0.0) >= COMPUTING_FRACTION * wall for wall, cpu in calls)
 
 
 def splice(first: np.ndarray, second: np.ndarray, cut: float = 0.5) -> np.ndarray:

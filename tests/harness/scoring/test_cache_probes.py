@@ -81,6 +81,20 @@ def test_processor_time_says_nothing_of_an_engine_that_waits_for_its_work() -> N
     assert cache_probes.summarise(cached, [])["unseen_over_seen"] == pytest.approx(15.0)
 
 
+def test_one_quick_answer_is_no_sign_of_an_engine_that_computes() -> None:
+    """A splice that happens to be known is looked up, which is all computing; the others wait for a GPU."""
+    waiting = probed(wall=(0.002, 0.030), cpu=(0.001, 0.0012))
+    quick = probed(wall=(0.002, 0.0007), cpu=(0.001, 0.0006))[:1]
+    assert cache_probes.summarise(waiting + quick, [])["unseen_over_seen"] == pytest.approx(15.0)
+
+
+def test_a_call_counts_as_slowed_only_by_what_the_one_before_was() -> None:
+    usual = cache_probes.Usual("river", 2.0, 1.0)
+    before = {"wall_seconds": 3.0, "cpu_seconds": 0.5}
+    assert usual.slowed(before, cache_probes.Usual("", 1.0, 1.0)) == ("river", 6.0, 1.0)
+    assert usual.slowed(before, cache_probes.Usual("", 6.0, 0.1)) == ("river", 2.0, 5.0)
+
+
 def samples(wall: list[float], cpu: list[float]) -> list[dict[str, Any]]:
     """Samples of two clips, which take alike, in rounds that take so long."""
     return [
