@@ -98,8 +98,10 @@ class ModelIdentity:
         name: of the model, as rows show it; not that of the engine.
         revision: of the model, as whoever publishes it counts.
         sha256: of its files, see `backends.own_weights.files_sha256`.
-        languages: ISO 639-1 codes of the languages that it understands.
+        languages: ISO 639-1 codes of the languages that it understands; none: nobody says which.
         licence: of the weights, an SPDX identifier where there is one.
+        server: the address of the server that runs it and alone knows its files; "" for a model on this
+            machine. `sha256` is then of the address and the name.
     """
 
     name: str
@@ -107,6 +109,7 @@ class ModelIdentity:
     sha256: str
     languages: tuple[str, ...]
     licence: str
+    server: str = ""
 
 
 @dataclass(frozen=True)
@@ -210,8 +213,8 @@ class BringsModel(Backend, Protocol):
     """
 
     @classmethod
-    def model_identity(cls) -> ModelIdentity:
-        """Return what it brings along; must not import the engine.
+    def model_identity(cls) -> ModelIdentity | None:
+        """Return what it brings along, or None where it runs the checkpoint; must not import the engine.
 
         Raises:
             BackendUnavailable: the model is not on this machine.

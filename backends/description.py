@@ -47,7 +47,8 @@ class Description:
             cannot run them.
         takes_batches, streams, traces_encoder, decides, brings_model: whether its class has the method that
             METHODS names.
-        model_identity: returns the model that it brings along; raises BackendUnavailable if it cannot.
+        model_identity: returns the model that it brings along, None if it has none; raises
+            BackendUnavailable if it cannot tell.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Description:
     traces_encoder: bool
     decides: bool
     brings_model: bool
-    model_identity: Callable[[], ModelIdentity]
+    model_identity: Callable[[], ModelIdentity | None]
 
 
 def of_class(name: str, backend_class: Any) -> Description:
@@ -147,8 +148,8 @@ def checked_imports(value: Any) -> tuple[str, ...]:
     return tuple(map(str, value))
 
 
-def _brings_none() -> ModelIdentity:
-    raise BackendUnavailable("it has no model of its own")
+def _brings_none() -> None:
+    return None
 
 
 def checked_identity(value: Any) -> dict[str, Any]:
@@ -162,11 +163,11 @@ def checked_identity(value: Any) -> dict[str, Any]:
     if not isinstance(languages, (list, tuple)) or not 0 < len(languages) <= MOST_VARIANTS:
         raise BackendUnavailable("its `model_identity` names no languages, or too many", MEND)
     found: dict[str, Any] = {"languages": tuple(map(str, languages))}
-    for name in ("name", "revision", "sha256", "licence"):
-        text = fields.get(name)
-        if not isinstance(text, str) or not 0 < len(text) <= LONGEST_NAME or not text.isprintable():
+    for name, least in (("name", 1), ("revision", 1), ("sha256", 64), ("licence", 1), ("server", 0)):
+        text = fields.get(name, None if least else "")
+        if not isinstance(text, str) or not least <= len(text) <= LONGEST_NAME or not text.isprintable():
             raise BackendUnavailable(
-                f"its `model_identity` has no {name} of 1 to {LONGEST_NAME} printable characters", MEND
+                f"its `model_identity` has no {name} of {least} to {LONGEST_NAME} printable characters", MEND
             )
         found[name] = text
     if len(found["sha256"]) != 64 or set(found["sha256"]) - set("0123456789abcdef"):
@@ -262,7 +263,7 @@ def _read(name: str, reply: Any) -> Description:
     return Description(name, devices, imports, check, **has, model_identity=identity)
 
 
-def _identity_in(stated: Any) -> Callable[[], ModelIdentity]:
+def _identity_in(stated: Any) -> Callable[[], ModelIdentity | None]:
     """Return what returns or refuses the identity that a plug-in's process stated."""
     if isinstance(stated, list):
         reason = _refusal(stated) or ("it was not told", None)

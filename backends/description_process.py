@@ -185,7 +185,8 @@ def _identity(backend_class: Any) -> dict[str, Any] | list[str | None] | None:
     if not callable(getattr(backend_class, "model_identity", None)):
         return None
     try:
-        return description.checked_identity(backend_class.model_identity())
+        found = backend_class.model_identity()
+        return None if found is None else description.checked_identity(found)
     except BackendUnavailable as error:
         remedy = None if error.remedy is None else description.message(error.remedy)
         return [description.message(error.reason), remedy]

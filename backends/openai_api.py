@@ -3,7 +3,8 @@
     ASRGATE_OPENAI_URL=http://localhost:8000/v1 ASRGATE_OPENAI_MODEL=openai/whisper-tiny.en \\
         asrgate run --backends openai-api
 
-docs/remote.md says what the rows of such a server show and when they may be ranked.
+The row is of the server's own model, unless the user states which checkpoint the server runs. docs/remote.md
+says what the rows of such a server show and when they may be ranked.
 """
 
 from __future__ import annotations
@@ -12,23 +13,25 @@ import email.utils
 import json
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from asrgate.backends import openai_server
 from asrgate.backends.base import (
+    AUTO,
     REMOTE,
     SAMPLE_RATE_HZ,
     BackendError,
     BackendUnavailable,
     Checkpoint,
+    ModelIdentity,
     Settings,
     Transcript,
 )
 from asrgate.backends.devices import require_package
-from asrgate.backends.openai_server import Server
+from asrgate.backends.openai_server import LEFT_TO_SERVER, Server
 from asrgate.backends.whisper_common.decoding import require_honourable, require_language
 
 RETRIED = (408, 429, 500, 502, 503, 504)
@@ -36,13 +39,17 @@ FIRST_WAIT_SECONDS = 0.5  # before the first retry; doubled for each further one
 CONNECT_LIMIT_SECONDS = 30.0  # for the first request, before anything is measured
 LONGEST_ANSWER_BYTES = 16 * 2**20
 SHOWN_CHARACTERS = 200  # of a server's answer, in a message
+AS_SERVED = "as served"  # the revision of a model that nobody has stated
+UNKNOWN = "unknown"
+WHY = "no request can make a server obey it, and nobody has stated it"
 
 
 class OpenAiApi:
     """A server with OpenAI's transcription API, to which each clip is sent as 32-bit float WAV.
 
     The API carries the task and the language; everything else in `Settings` is up to the server. Of those
-    fields `applied_settings` has only the ones that the user states in the environment.
+    fields `applied_settings` has only the ones that the user states in the environment; of a model of the
+    server's own, the others do not apply.
     """
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {REMOTE: ("as-served",)}
@@ -63,6 +70,24 @@ class OpenAiApi:
         openai_server.from_environment()
 
     @classmethod
+    def model_identity(cls) -> ModelIdentity | None:
+        """Return the model by the server's name for it; None if the user states which checkpoint it is.
+
+        Contacts no server.
+        """
+        server = openai_server.from_environment()
+        if server.checkpoint_sha256 is not None:
+            return None
+        return ModelIdentity(
+            name=server.model,
+            revision=AS_SERVED,
+            sha256=server.model_sha256,
+            languages=server.languages,
+            licence=UNKNOWN,
+            server=server.url,
+        )
+
+    @classmethod
     def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> OpenAiApi:
         """Connect to the server, and get its list of models if it has one.
 
@@ -72,8 +97,13 @@ class OpenAiApi:
                 weights.
         """
         server = openai_server.from_environment()
-        require_honourable(checkpoint, settings)
-        _require_stated(server, checkpoint, settings)
+        if checkpoint.is_of_engine:
+            _require_possible(server, settings)
+            _require_stated(server, settings, (name for name in LEFT_TO_SERVER if name != "threads"))
+        else:
+            require_honourable(checkpoint, settings)
+            _require_same(server, checkpoint)
+            _require_stated(server, settings, ["beam_size"])
         import httpx2
 
         headers = {"Authorization": f"Bearer {server.key.value}"} if server.key.value else {}
@@ -89,15 +119,22 @@ class OpenAiApi:
 
     @property
     def applied_settings(self) -> Mapping[str, Any]:
-        """What the request carries, what the user states, and the server's name, but no unknown fields."""
+        """What the request carries, what the user states, and the server's name, but no unknown fields.
+
+        Of a model of the server's own, unknown fields are None, and `not_applied` says why.
+        """
         stated = self._server.stated(self._settings)
+        is_own = self._checkpoint.is_of_engine
+        unknown = [name for name in LEFT_TO_SERVER if is_own and name not in stated]
         carried = {"task": self._settings.task}
         if self._settings.task == "transcribe":  # /audio/translations has no field for the language
             carried["language"] = self._settings.language  # type: ignore[assignment]
         return {
             **carried,
+            **dict.fromkeys(unknown),
             **stated,
-            "checkpoint_sha256": self._server.checkpoint_sha256,
+            **({"not_applied": dict.fromkeys(unknown, WHY)} if unknown else {}),
+            "checkpoint_sha256": self._server.model_sha256 if is_own else self._server.checkpoint_sha256,
             "stated_by_the_user": [
                 *(["checkpoint_sha256"] if self._server.checkpoint_sha256 else []),
                 *stated,
@@ -120,7 +157,10 @@ class OpenAiApi:
         Raises:
             BackendError: the server refused, failed every time, did not answer in time, or gave a bad answer.
         """
-        require_language(self._checkpoint, language)
+        if self._checkpoint.is_of_engine:
+            _require_known(self._server, language)
+        else:
+            require_language(self._checkpoint, language)
         start = time.perf_counter()
         deadline = start + self._server.timeout_seconds
         fields = {"model": self._server.model, "response_format": "json", "temperature": "0"}
@@ -250,19 +290,46 @@ class _ConnectionFailure(Exception):
     """No answer came, for another reason than a timeout."""
 
 
-def _require_stated(server: Server, checkpoint: Checkpoint, settings: Settings) -> None:
-    """Raise BackendError if the run contradicts what the user states, or if a setting cannot be requested."""
+def _require_possible(server: Server, settings: Settings) -> None:
+    """Raise BackendError if no server could do what is asked of a model of its own."""
+    if settings.task not in ("transcribe", "translate"):
+        raise BackendError(f"there is no task {settings.task!r}; choose transcribe or translate")
+    if settings.beam_size < 1 or settings.threads < 1:
+        raise BackendError("beam_size and threads must be at least 1")
+    if settings.language is not None:
+        _require_known(server, settings.language)
+
+
+def _require_known(server: Server, language: str) -> None:
+    if language == AUTO:
+        raise BackendError("it does not say which language it detects; name one, or leave it out here")
+    if server.languages and language not in server.languages:
+        raise BackendError(
+            f"{server.model} understands {', '.join(server.languages)} ({openai_server.LANGUAGES}) and "
+            f"cannot decode {language!r}"
+        )
+
+
+def _require_same(server: Server, checkpoint: Checkpoint) -> None:
+    """Raise BackendError if the run's checkpoint is another than the user states."""
     if server.checkpoint_sha256 not in (None, checkpoint.sha256, checkpoint.tensors_sha256):
         raise BackendError(
             f"{openai_server.CHECKPOINT} states that the server runs {server.checkpoint_sha256:.12}…, but "
             f"this run uses {checkpoint.name} ({checkpoint.sha256:.12}…); choose the server's model with "
             "--model, or serve this one"
         )
-    if settings.beam_size != 1 and "beam_size" not in server.stated(settings):
-        raise BackendError(
-            f"the API cannot request beam_size {settings.beam_size}; start the server with it and state "
-            f"{openai_server.DECODING}='beam_size={settings.beam_size}', or decode greedily"
-        )
+
+
+def _require_stated(server: Server, settings: Settings, names: Iterable[str]) -> None:
+    """Raise BackendError if one of some settings is neither the default nor stated by the user."""
+    asked, default, stated = settings.as_dict(), Settings().as_dict(), server.stated(settings)
+    for name in names:
+        if asked[name] != default[name] and name not in stated:
+            value = asked[name] if isinstance(asked[name], str) else json.dumps(asked[name])
+            raise BackendError(
+                f"the API cannot request {name} {value}; start the server with it and state "
+                f"{openai_server.DECODING}='{name}={value}', or leave it at {default[name]!r}"
+            )
 
 
 def _wav(audio: np.ndarray) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ MODEL = "ASRGATE_OPENAI_MODEL"
 KEY = "ASRGATE_OPENAI_KEY"  # not OPENAI_API_KEY: a key must only be sent to the server that it is meant for
 CHECKPOINT = "ASRGATE_OPENAI_CHECKPOINT"
 DECODING = "ASRGATE_OPENAI_DECODING"
+LANGUAGES = "ASRGATE_OPENAI_LANGUAGES"
 TIMEOUT = "ASRGATE_OPENAI_TIMEOUT"
 RETRIES = "ASRGATE_OPENAI_RETRIES"
 
@@ -47,6 +49,7 @@ class Server:
         checkpoint_sha256: of the weights that it serves, as the user states; None if unknown.
         decoding: the fields of Settings with which the server runs, as the user states; None if all are as
             requested.
+        languages: that its model understands, as the user states; none: unknown.
         timeout_seconds: time allowed for one call, including all its tries and waits.
         retries: how often a call is retried.
     """
@@ -56,6 +59,7 @@ class Server:
     key: Secret
     checkpoint_sha256: str | None
     decoding: Mapping[str, Any] | None
+    languages: tuple[str, ...]
     timeout_seconds: float
     retries: int
 
@@ -64,6 +68,11 @@ class Server:
         if self.decoding is None:
             return {name: getattr(settings, name) for name in LEFT_TO_SERVER}
         return dict(self.decoding)
+
+    @property
+    def model_sha256(self) -> str:
+        """What stands for the digest of a model that only the server knows: that of address and name."""
+        return hashlib.sha256(f"{self.url}\0{self.model}".encode("utf-8", "surrogateescape")).hexdigest()
 
     def hide_key(self, text: str) -> str:
         """Return a text without the key, because servers quote it in errors."""
@@ -92,6 +101,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Server:
         key=Secret(_key(values)),
         checkpoint_sha256=_checkpoint(values),
         decoding=_decoding(values.get(DECODING, "").strip()),
+        languages=tuple(values.get(LANGUAGES, "").replace(",", " ").split()),
         timeout_seconds=_number(values, TIMEOUT, 300.0, least=0.001),
         retries=int(_number(values, RETRIES, 3, least=0, whole=True)),
     )

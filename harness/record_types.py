@@ -412,7 +412,11 @@ class RunSettings(_RunSettingsOptional):
     texts: bool
 
 
-class ModelIdentityRecord(TypedDict):
+class _ModelIdentityOptional(TypedDict, total=False):
+    server: str
+
+
+class ModelIdentityRecord(_ModelIdentityOptional):
     """What an engine declares of the model that it brings along."""
 
     backend: str

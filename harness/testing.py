@@ -413,9 +413,9 @@ class BackendContract:
 @lru_cache(maxsize=4)
 def _weights(backend: str, model: str) -> Checkpoint:
     backend_class = backends.load(backend)
-    if not hasattr(backend_class, "model_identity"):
+    own = backend_class.model_identity() if hasattr(backend_class, "model_identity") else None
+    if own is None:
         return catalog.resolve(model)
-    own = backend_class.model_identity()
     return Checkpoint(name=own.name, path=Path(), sha256=own.sha256, dimensions={})
 
 

@@ -171,6 +171,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     mixing = augment.parse(arguments.augment)
     registry.check(arguments)
     variants, unavailable = _variants(arguments)
+    variants, own, lacking = _brought_along(variants)
+    unavailable += lacking
     if not variants:
         reasons = "\n".join(f"  {v}: {why}{f' ({fix})' if fix else ''}" for v, why, fix in unavailable)
         raise RunError(f"this machine cannot run any of the requested backends:\n{reasons}")
@@ -188,7 +190,6 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         clips = augment.with_noise(clips, mixing, arguments.seed)
     slices.check([(c.audio_seconds, c.language, c.tags) for c in clips], arguments.slices)
     checkpoints = _checkpoints(arguments)
-    own = _brought_along(variants)
     shared = [variant for variant in variants if variant.backend not in own]
     brought = [
         Checkpoint(name=identity.name, path=Path(), sha256=identity.sha256, dimensions={})
@@ -286,10 +287,23 @@ def _check_detection(arguments: argparse.Namespace, clips: Sequence[Clip]) -> No
 Refusals = list[tuple[Variant, str, str | None]]  # with the reason and the remedy
 
 
-def _brought_along(variants: Sequence[Variant]) -> dict[str, ModelIdentity]:
-    """Return backend -> its model, of those that bring one along."""
-    described = {variant.backend: backends.describe(variant.backend) for variant in variants}
-    return {name: found.model_identity() for name, found in described.items() if found.brings_model}
+def _brought_along(
+    variants: Sequence[Variant],
+) -> tuple[list[Variant], dict[str, ModelIdentity], Refusals]:
+    """Return the variants that can have a model, backend -> its own model, and the other variants."""
+    own: dict[str, ModelIdentity] = {}
+    lacking: dict[str, BackendUnavailable] = {}
+    for backend in dict.fromkeys(variant.backend for variant in variants):
+        try:
+            identity = backends.describe(backend).model_identity()
+        except BackendUnavailable as error:
+            lacking[backend] = error
+        else:
+            if identity is not None:
+                own[backend] = identity
+    usable = [variant for variant in variants if variant.backend not in lacking]
+    refused = [variant for variant in variants if variant.backend in lacking]
+    return usable, own, [(v, lacking[v.backend].reason, lacking[v.backend].remedy) for v in refused]
 
 
 def _of_models(
@@ -347,7 +361,7 @@ def _languages_lacking(
     """Say which of the clips' languages a model was not trained with, and what to do about it."""
     if identity is not None:
         lacking = sorted({clip.language for clip in clips} - set(identity.languages))
-        if not lacking:
+        if not lacking or not identity.languages:
             return None, None
         return (
             f"{identity.name} understands only {', '.join(identity.languages)}, but some clips are in "

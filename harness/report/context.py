@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from asrgate.backends.base import AUTO, Settings
+from asrgate.backends.base import AUTO, REMOTE, Settings
 from asrgate.harness import record
 from asrgate.harness.metrics import readings
 from asrgate.harness.record_types import CheckpointRecord, Run
@@ -46,7 +46,7 @@ def audit(run: Run) -> dict[str, str]:
         if result["status"] == "ok":
             found = result.get("audit")
             if found is not None and not found["auditable"]:
-                where = "its own" if record.is_of_engine(run, result) else "on a server"
+                where = "on a server" if result["device"] == REMOTE else "its own"
                 verdict = f"not auditable: its weights are {where}"
             else:
                 verdict = "not passed" if any(judge.audit_faults(run, result, reference)) else "audited"
@@ -87,6 +87,11 @@ def _model(checkpoint: CheckpointRecord) -> str:
     note = f": {checkpoint['note']}" if checkpoint["note"] else ""
     if "identity" in checkpoint:
         declared = checkpoint["identity"]
+        if "server" in declared:
+            return (
+                f"{checkpoint['name']} (what the server {declared['server']} calls it; "
+                "its weights are unknown)"
+            )
         return (
             f"{checkpoint['name']} (brought along by {declared['backend']}, revision {declared['revision']}, "
             f"{', '.join(declared['languages'])}, {declared['licence']}, files "

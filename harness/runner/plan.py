@@ -129,6 +129,8 @@ def blank_record(plan: Plan, run_id: str) -> Run:
                     "languages": list(identity.languages),
                     "licence": identity.licence,
                 }
+                if identity.server:
+                    model["identity"]["server"] = identity.server
     if plan.executor == RAY:
         run["hosts"], run["retries"] = [], []
     return run

@@ -26,7 +26,8 @@ from asrgate.backends import openai_api
 from asrgate.backends.base import BackendError, BackendUnavailable, Checkpoint, Settings
 from asrgate.backends.checkpoints.catalog import resolve
 from asrgate.backends.openai_api import OpenAiApi
-from asrgate.harness import record
+from asrgate.harness import record, report
+from asrgate.harness.scoring import verify
 
 KEY = "sk-very-secret-0123456789"
 AUDIO = tones.speak("red apple white table")
@@ -484,22 +485,32 @@ def row_of(tmp_path: Path) -> dict[str, Any]:
     return next(row for row in run["results"] if row["backend"] == "openai-api")
 
 
-def test_server_nobody_vouches_for_is_measured_and_not_ranked(
+def test_server_nobody_vouches_for_is_another_model_as_the_server_calls_it(
     server: TonesServer, asrgate: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ASRGATE_OPENAI_KEY", KEY)
     monkeypatch.setenv("ASRGATE_OPENAI_RETRIES", "1")
     server.replies = [error(503, f"{KEY} is busy")]
-    assert asrgate("--backends", "openai-api", "--rounds", "1", "--warmup", "0") == 0
+    assert asrgate("--backends", "openai-api", "--rounds", "1", "--warmup", "0", "--audit") == 0
+    run = verify.read(tmp_path / "results" / "latest")
     row = row_of(tmp_path)
-    assert row["status"] == "ok" and row["wer"]["wer"] == 0
-    reasons = row["gate"]["reasons"]
-    assert any("its weights are unknown: nobody has stated that it runs" in reason for reason in reasons)
-    assert any("does not say which beam_size, threads, temperature" in reason for reason in reasons)
-    assert len(reasons) == 2
+    assert row["variant"] == "openai-api@remote/as-served:tones-1" and row["wer"]["wer"] == 0
+    assert row["gate"] == {"ranked": True, "rank": 1, "reasons": []}  # within its model, which is no other's
+    assert [model["name"] for model in run["models"]] == ["fake.en", "tones-1"]
+    assert record.model_of(run, row)["identity"] == {
+        "backend": "openai-api",
+        "revision": "as served",
+        "languages": [],
+        "licence": "unknown",
+        "server": server.url,
+    }
     assert row["resources"]["peak_rss_bytes"] is None and row["resources"]["energy_joules"] is None
-    warnings = record.read(tmp_path / "results" / "latest")["warnings"]
-    assert any("1 of 5 answers needed retries, 1 in all" in text for text in warnings)
+    assert any("1 of 5 answers needed retries, 1 in all" in text for text in run["warnings"])
+    facts = report.context.describe(run)
+    assert f"tones-1 (what the server {server.url} calls it; its weights are unknown)" in facts["model"]
+    assert "openai-api@remote/as-served:tones-1 not auditable: its weights are on a server" in facts["audit"]
+    told = "; ".join(report.context.warnings(run))
+    assert "tones-1 does not apply beam_size, threads, temperature" in told
     for path in (tmp_path / "results" / "latest").rglob("*"):
         assert path.is_dir() or KEY not in path.read_text(), path
 
@@ -524,6 +535,72 @@ def test_server_the_user_vouches_for_is_ranked_and_its_cache_is_found_out(
     asrgate("--backends", "openai-api", "--rounds", "1", "--warmup", "1", clips=clip)
     row = row_of(tmp_path)
     assert "answers were cached" in " ".join(row["gate"]["reasons"])
+
+
+def own_model() -> Checkpoint:
+    """Return what a run hands over for a model that the server alone knows."""
+    found = OpenAiApi.model_identity()
+    assert found is not None
+    return Checkpoint(found.name, Path(), found.sha256, {})
+
+
+def test_a_model_of_its_own_is_held_to_the_words_spoken(
+    server: TonesServer, asrgate: Callable[..., int], tmp_path: Path
+) -> None:
+    server.always = (200, {}, b'{"text": "red"}')
+    asrgate("--backends", "openai-api", "--rounds", "1", "--warmup", "0")
+    told = "; ".join(row_of(tmp_path)["gate"]["reasons"])
+    assert "of the number of words in the reference texts" in told and "above the ceiling" in told
+
+
+def test_a_checkpoint_that_the_user_states_makes_it_one_of_the_run(
+    server: TonesServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = own_model()
+    monkeypatch.setenv("ASRGATE_OPENAI_MODEL", "tones-2")
+    assert own_model().sha256 != own.sha256, "it is another model"
+    monkeypatch.setenv("ASRGATE_OPENAI_CHECKPOINT", "0" * 64)
+    assert OpenAiApi.model_identity() is None
+
+
+def test_settings_of_its_own_model_are_stated_or_left_alone(
+    server: TonesServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(**settings: Any) -> OpenAiApi:
+        found = OpenAiApi.load(own_model(), "remote", "as-served", Settings(**settings))
+        found._client.close()
+        return found
+
+    applied = load(threads=3).applied_settings
+    assert {name for name in asdict(Settings()) if applied[name] is None} - {"language"} == set(
+        applied["not_applied"]
+    )
+    assert "threads" in applied["not_applied"] and applied["task"] == "transcribe"
+    assert applied["checkpoint_sha256"] == own_model().sha256 and applied["stated_by_the_user"] == []
+    for change in ({"beam_size": 2}, {"temperature": 0.5}, {"suppress_tokens": ""}, {"language": "auto"}):
+        with pytest.raises(BackendError, match=r"cannot request|does not say which language"):
+            load(**change)
+    for impossible in ({"task": "sing"}, {"threads": 0}, {"beam_size": 0}):
+        with pytest.raises(BackendError):
+            load(**impossible)
+    monkeypatch.setenv("ASRGATE_OPENAI_DECODING", "beam_size=2")
+    applied = load(beam_size=2).applied_settings
+    assert applied["beam_size"] == 2 and "beam_size" not in applied["not_applied"]
+
+
+def test_languages_that_its_model_lacks_are_refused_where_the_user_states_them(
+    server: TonesServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = OpenAiApi.load(own_model(), "remote", "as-served", Settings())
+    assert backend.transcribe(AUDIO, "de").text, "nobody says that it lacks any"
+    backend._client.close()
+    monkeypatch.setenv("ASRGATE_OPENAI_LANGUAGES", "en, fr")
+    identity = OpenAiApi.model_identity()
+    assert identity is not None and identity.languages == ("en", "fr")
+    backend = OpenAiApi.load(own_model(), "remote", "as-served", Settings())
+    with pytest.raises(BackendError, match=r"understands en, fr .*cannot decode 'de'"):
+        backend.transcribe(AUDIO, "de")
+    backend._client.close()
 
 
 def test_failing_server_is_an_error_in_its_row(

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
+import tones
 from make_run import REFERENCE, make_run, result_of
 
 from asrgate import backends
@@ -22,9 +24,13 @@ OWN = "own@cpu/float32"
 IDENTITY = {"name": "m", "revision": "1", "sha256": "ab" * 32, "languages": ["en"], "licence": "CC0-1.0"}
 
 
-def judged(texts: Mapping[str, list[str]], rounds: int = 2, **changes: Any) -> record.Run:
+def judged(
+    texts: Mapping[str, list[str]], rounds: int = 2, spoken: list[str] | None = None, **changes: Any
+) -> record.Run:
     """Return a judged run of whisper-cpu with tiny.en, and of an engine with a model of its own."""
-    run = make_run((REFERENCE, OWN), CLIPS, models=("tiny.en", "own-model"), rounds=rounds, texts=texts)
+    run = make_run(
+        (REFERENCE, OWN), spoken or CLIPS, models=("tiny.en", "own-model"), rounds=rounds, texts=texts
+    )
     run["models"][1].update(
         tensors_sha256=None,
         dimensions={},
@@ -119,6 +125,68 @@ def test_one_that_goes_bad_is_held_to_its_first_answers() -> None:
     assert "WER 27.3% in round 3 is 27.3 points above that of its first answers" in reasons(run)
 
 
+def slackened(clips: int, wrong: int) -> record.Run:
+    """Return a judged run in which every later answer has so many words of eleven wrong."""
+    spoken = [f"w{number} one two three four five six seven eight nine ten" for number in range(clips)]
+    run = judged({f"{OWN}:own-model": spoken}, rounds=2, spoken=spoken)
+    for sample in result_of(run, f"{OWN}:own-model")["samples"]:
+        if sample["round"] == 1:
+            sample["text"] = " ".join(["x"] * wrong + str(sample["text"]).split()[wrong:])
+    score.score(run, "none")
+    gate.judge(run)
+    return run
+
+
+def test_what_changes_must_not_only_get_worse() -> None:
+    """Of words that change by chance some get right: a cheat's, which works less in later rounds, do not."""
+    assert "WER 9.1% in round 2 is 9.1 points above that of its first answers" in reasons(slackened(40, 1))
+    run = slackened(40, 0)
+    texts = {s["clip"]: s for s in result_of(run, f"{OWN}:own-model")["samples"] if s["round"] == 0}
+    for sample in result_of(run, f"{OWN}:own-model")["samples"]:
+        number = int(sample["clip"][-3:])
+        words = str(texts[sample["clip"]]["text"]).split()
+        if number % 2 == sample["round"]:  # each round mishears other clips
+            sample["text"] = " ".join(["x", *words[1:]])
+    score.score(run, "none")
+    gate.judge(run)
+    assert reasons(run) == ""
+
+
+def test_words_that_are_wrong_anyway_must_not_change_without_end() -> None:
+    wrong = [" ".join(["x"] * 4 + clip.split()[4:]) for clip in CLIPS]
+    run = judged({f"{OWN}:own-model": wrong})
+    for sample in result_of(run, f"{OWN}:own-model")["samples"]:
+        if sample["round"] == 1:
+            sample["text"] = " ".join(["y"] * 4 + str(sample["text"]).split()[4:])
+    score.score(run, "none")
+    gate.judge(run)
+    told = "36% of its words changed between its first answers and round 2 (allowed: 30%)"
+    assert reasons(run) == told
+
+
+def test_few_words_may_change_by_chance_as_before() -> None:
+    assert reasons(slackened(2, 1)) == ""
+    assert "27.3 points above" in reasons(slackened(2, 3))
+
+
+def test_an_engine_that_slackens_after_the_first_round_is_refused(
+    asrgate: Callable[..., int], tmp_path: Path
+) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number in range(12):
+        text = " ".join(tones.WORDS[(number + 3 * place) % len(tones.WORDS)] for place in range(10))
+        soundfile.write(folder / f"{number}.wav", tones.speak(text), tones.SAMPLE_RATE_HZ)
+        (folder / f"{number}.txt").write_text(text)
+    arguments = ["--backends", "brings-and-slackens", "--no-reference", "--rounds", "3", "--warmup", "0"]
+    asrgate(*arguments, clips=folder)
+    (row,) = record.read(tmp_path / "results" / "latest")["results"]
+    assert row["wer"]["wer"] == 0
+    assert "WER 10.0% in round 2 is 10.0 points above that of its first answers" in "; ".join(
+        row["gate"]["reasons"]
+    )
+
+
 def test_its_answers_to_copies_count_all_together() -> None:
     run = judged({f"{OWN}:own-model": CLIPS})
     one, other = result_of(run, f"{OWN}:own-model")["integrity"]["probes"]
@@ -202,6 +270,7 @@ def test_a_plug_in_declares_its_model_in_a_process_of_its_own() -> None:
         {"name": ""},
         {"licence": None},
         {"name": "a\nb"},
+        {"server": None},
     ],
 )
 def test_an_identity_that_is_none_is_refused(change: dict[str, Any]) -> None:

@@ -184,6 +184,16 @@ class BringsAndStopsEarly(BringsModel):
         return Transcript(self.hear(audio[: int(0.7 * len(audio))]))
 
 
+class BringsAndSlackens(BringsModel):
+    """Hears nine words of ten once the first round of twelve clips is over: its WER is that of the first."""
+
+    calls = 0
+
+    def transcribe(self, audio: np.ndarray, language: str) -> Transcript:
+        self.calls += 1
+        return Transcript(self.hear(audio[: int(0.9 * len(audio))] if self.calls > 12 else audio))
+
+
 class BringsOtherFiles(BringsModel):
     """Loads other files than it had declared."""
 
