@@ -1,7 +1,7 @@
-"""Speech models of Hugging Face that are not Whisper's: CTC and sequence to sequence, from a folder.
+"""Speech models of Hugging Face that are not Whisper's: CTC and sequence to sequence.
 
-The folder is as `hf download NAME --revision REVISION --local-dir FOLDER` writes it, or `save_pretrained`.
-ASRGATE_TRANSFORMERS_ASR names it. Its model card says what the weights are for.
+ASRGATE_TRANSFORMERS_ASR names one of the hub, as `owner/name@commit`, or a folder, as `save_pretrained` or
+`hf download NAME --revision COMMIT --local-dir FOLDER` writes it. Its card says what the weights are for.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from asrgate.backends import own_weights
+from asrgate.backends import hub, own_weights
 from asrgate.backends.base import (
     OF_WHISPER,
     SAMPLE_RATE_HZ,
@@ -30,12 +30,21 @@ from asrgate.backends.base import (
 from asrgate.backends.devices import require_package, require_torch
 from asrgate.backends.whisper_common.torch_setup import forbid_tf32, require_cuda, uses_tf32
 
-FOLDER = "ASRGATE_TRANSFORMERS_ASR"
+MODEL = "ASRGATE_TRANSFORMERS_ASR"
 LANGUAGES = "ASRGATE_TRANSFORMERS_ASR_LANGUAGES"  # where the model card names none: en,de
 LEAST_SAMPLES = SAMPLE_RATE_HZ // 40  # of the usual feature extractors: a shorter clip has no frame
 UNKNOWN = "unknown"
 WHY_CTC = "a CTC model has no decoder: each frame's likeliest token is its answer"
 WHY_DECODER = "the model's own generate() decides, without Whisper's rules"
+
+
+class _Source(NamedTuple):
+    """Where a model is, and what it is called."""
+
+    folder: Path
+    name: str
+    revision: str
+    sha256: str
 
 
 class TransformersAsr:
@@ -66,47 +75,39 @@ class TransformersAsr:
 
     @classmethod
     def check(cls, device: str, precision: str) -> None:
-        """Raise BackendUnavailable if a package, the device or the model is missing."""
+        """Raise BackendUnavailable if a package, the device or the model is missing. Downloads nothing."""
         require_package("transformers", "transformers")
         require_torch(device)
-        _folder()
+        named = _named()
+        if isinstance(named, Path):
+            _config(named)
+        elif hub.is_offline():
+            _config(hub.folder(named, may_download=False))
 
     @classmethod
     def model_identity(cls) -> ModelIdentity:
-        """Return the identity of the model in the folder, as far as its card tells."""
-        folder = _folder()
-        card = _card(folder)
-        languages = os.environ.get(LANGUAGES, "").replace(",", " ").split() or card["language"]
-        if not languages:
-            raise BackendUnavailable(
-                f"the model card in {folder} names no language", f"set {LANGUAGES}, for example to en,de"
-            )
-        return ModelIdentity(
-            name=folder.name,
-            revision=_revision(folder),
-            sha256=_sha256(folder),
-            languages=tuple(languages),
-            licence=next(iter(card["license"]), UNKNOWN),
-        )
+        """Return the identity of the model, as far as its card tells; one of the hub is downloaded."""
+        return _identity(_source(may_download=True))
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str, precision: str, settings: Settings) -> TransformersAsr:
-        """Load the model of the folder; only weights in safetensors, and none of its code is run.
+        """Load the model from its files; only weights in safetensors, and none of its code is run.
 
         Raises:
-            BackendUnavailable: torch cannot use the GPU.
+            BackendUnavailable: torch cannot use the GPU, or the files are not on this machine.
             BackendError: a setting does not apply, or the model cannot be loaded.
         """
-        folder = _folder()
+        source = _source(may_download=False)
+        folder = source.folder
         ctc = is_ctc(_config(folder))
-        own_weights.require_applicable(settings, folder.name, _lacking(ctc))
+        own_weights.require_applicable(settings, source.name, _lacking(ctc))
         if settings.task != "transcribe":
             raise BackendError(
-                f"{folder.name} cannot {settings.task}; use --task transcribe, or leave it out"
+                f"{source.name} cannot {settings.task}; use --task transcribe, or leave it out"
             )
         if settings.threads < 1 or settings.beam_size < 1:
             raise BackendError("threads and beam_size must be at least 1")
-        identity = cls.model_identity()
+        identity = _identity(source)
         if settings.language is not None:
             _require_language(settings.language, identity.languages)
         import torch
@@ -192,18 +193,53 @@ def _require_language(language: str, known: Sequence[str]) -> None:
         raise BackendError(f"the model understands {', '.join(known)} and cannot decode {language!r}")
 
 
-def _folder() -> Path:
-    """Return the folder of the model.
+def _named() -> Path | hub.HubModel:
+    """Return the folder, or the model of the hub, that the environment names.
 
     Raises:
-        BackendUnavailable: none is named, or it has no model for speech.
+        BackendUnavailable: none is named, or one of the hub without its commit.
     """
-    named = os.environ.get(FOLDER, "").strip()
+    named = os.environ.get(MODEL, "").strip()
     if not named:
-        raise BackendUnavailable("no model is named", f"set {FOLDER} to the folder of a speech model")
+        raise BackendUnavailable(
+            "no model is named", f"set {MODEL} to the folder of a speech model, or to owner/name@commit"
+        )
     folder = Path(named).expanduser().resolve()
+    found = None if folder.exists() else hub.parse(named, MODEL)
+    return folder if found is None else found
+
+
+def _source(may_download: bool) -> _Source:
+    """Return the model that the environment names.
+
+    Raises:
+        BackendUnavailable: none is named, it is not on this machine, or it is no model for speech.
+    """
+    named = _named()
+    if isinstance(named, Path):
+        _config(named)
+        sha256 = own_weights.files_sha256(named, _files(named))
+        return _Source(named, named.name, _revision(named), sha256)
+    folder = hub.folder(named, may_download)
     _config(folder)
-    return folder
+    sha256 = own_weights.files_sha256(folder, hub.files(folder))
+    return _Source(folder, named.name, named.commit, sha256)
+
+
+def _identity(source: _Source) -> ModelIdentity:
+    card = _card(source.folder)
+    languages = os.environ.get(LANGUAGES, "").replace(",", " ").split() or card["language"]
+    if not languages:
+        raise BackendUnavailable(
+            f"the model card of {source.name} names no language", f"set {LANGUAGES}, for example to en,de"
+        )
+    return ModelIdentity(
+        name=source.name,
+        revision=source.revision,
+        sha256=source.sha256,
+        languages=tuple(languages),
+        licence=next(iter(card["license"]), UNKNOWN),
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -211,7 +247,8 @@ def _config(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BackendUnavailable(
-            f"{folder} has no readable config.json", f"set {FOLDER} to the folder of a speech model"
+            f"{folder} has no readable config.json",
+            f"set {MODEL} to the folder of a speech model, or to owner/name@commit",
         ) from error
     return found if isinstance(found, dict) else {}
 
@@ -243,10 +280,6 @@ def _revision(folder: Path) -> str:
         return note.read_text(encoding="utf-8").splitlines()[0][:40]
     except (OSError, UnicodeDecodeError, IndexError):
         return UNKNOWN
-
-
-def _sha256(folder: Path) -> str:
-    return own_weights.files_sha256(folder, _files(folder))
 
 
 def _files(folder: Path) -> Iterator[Path]:

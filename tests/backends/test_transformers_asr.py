@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_hub import COMMIT, NAME, cached
 
 from asrgate.backends.base import BackendError, BackendUnavailable, BringsModel, Checkpoint, Settings
-from asrgate.backends.transformers_asr import FOLDER, LANGUAGES, TransformersAsr
+from asrgate.backends.transformers_asr import LANGUAGES, MODEL, TransformersAsr
 
 pytestmark = pytest.mark.slow
 NO_FILE = Checkpoint("own", Path(), "0" * 64, {})
@@ -73,7 +74,7 @@ def load(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that loads the model of a kind."""
 
     def loaded(kind: str, **settings: Any) -> Any:
-        monkeypatch.setenv(FOLDER, str(folders[kind]))
+        monkeypatch.setenv(MODEL, str(folders[kind]))
         return TransformersAsr.load(NO_FILE, "cpu", "float32", Settings(**settings))
 
     return loaded
@@ -135,7 +136,7 @@ def test_a_folder_that_is_none_is_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path]
 ) -> None:
     for value in ("", str(tmp_path)):
-        monkeypatch.setenv(FOLDER, value)
+        monkeypatch.setenv(MODEL, value)
         with pytest.raises(BackendUnavailable):
             TransformersAsr.check("cpu", "float32")
     (tmp_path / "config.json").write_text((folders["ctc"] / "config.json").read_text())
@@ -150,7 +151,7 @@ def test_a_folder_that_is_none_is_unavailable(
 def test_the_digest_follows_the_files_but_not_what_is_kept_beside_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setenv(MODEL, str(tmp_path))
     monkeypatch.setenv(LANGUAGES, "en")
     (tmp_path / "config.json").write_text("{}")
     before = TransformersAsr.model_identity()
@@ -161,3 +162,20 @@ def test_the_digest_follows_the_files_but_not_what_is_kept_beside_them(
     assert (before.revision, after.revision, after.sha256) == ("unknown", "abcdef", before.sha256)
     (tmp_path / "model.safetensors").write_bytes(b"1")
     assert TransformersAsr.model_identity().sha256 != before.sha256
+
+
+def test_a_model_of_the_hub_is_loaded_from_its_cache(
+    folders: dict[str, Path], load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    files = {path.name: path.read_bytes() for path in folders["ctc"].iterdir()}
+    cached(tmp_path, files)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    from_folder = load("ctc").transcribe(noise(2.0), "en")
+    monkeypatch.setenv(MODEL, f"{NAME}@{COMMIT}")
+    engine = TransformersAsr.load(NO_FILE, "cpu", "float32", Settings())
+    assert engine.transcribe(noise(2.0), "en") == from_folder and from_folder.text
+    identity = TransformersAsr.model_identity()
+    assert (identity.name, identity.revision, identity.languages) == (NAME, COMMIT, ("en", "de"))
+    assert engine.applied_settings["checkpoint_sha256"] == identity.sha256
