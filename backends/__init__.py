@@ -37,6 +37,7 @@ BUILTIN = {  # name -> "module:class", in the order in which tables show them
     "transformers": "asrgate.backends.transformers_whisper:TransformersWhisper",
     "pocketsphinx": "asrgate.backends.pocketsphinx:PocketSphinx",
     "transformers-asr": "asrgate.backends.transformers_asr:TransformersAsr",
+    "sherpa-onnx": "asrgate.backends.sherpa_onnx:SherpaOnnx",
 }
 
 # (name of a plug-in, where its class is, PYTHONPATH) -> its description
