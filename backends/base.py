@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ MULTILINGUAL_VOCAB = 51_865  # tokens; multilingual vocabularies have at least t
 WINDOW_SECONDS = 30  # Whisper's audio context; longer clips take the engine's sequential long-form path
 LOAD_LOG = "asrgate.load"  # the logger's name: lines for the user while a backend loads, at INFO
 AUTO = "auto"  # the language of a call whose engine has to detect it
+BEYOND_END_SECONDS = 1.0  # that a word's times may be after the audio: engines round up, and pad
 REMOTE = "remote"  # the device of an engine on a server: its weights, memory and energy cannot be seen
 
 
@@ -139,6 +140,14 @@ class Checkpoint:
         return self.dimensions["n_vocab"] >= MULTILINGUAL_VOCAB
 
 
+class Word(NamedTuple):
+    """A word of a Transcript, as it stands there, and when it is said: seconds from the first sample."""
+
+    text: str
+    start: float
+    end: float
+
+
 @dataclass(frozen=True)
 class Transcript:
     """The finished answer to one clip: plain values only, nothing left to compute.
@@ -150,12 +159,14 @@ class Transcript:
         stage_seconds: seconds by stage, if the engine reports them; the names in use are "log_mel", "encode"
             and "decode".
         language: Whisper's code of the language that the engine detected; None if it was told one.
+        words: the text's words in order, with their times; only `transcribe_words` is asked for them.
     """
 
     text: str
     tokens: Sequence[int] | None = None
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     language: str | None = None
+    words: Sequence[Word] | None = None
 
 
 @runtime_checkable
@@ -261,5 +272,22 @@ class Streams(Backend, Protocol):
         Yields:
             A Transcript of the whole text so far, whenever there is something new to show; each replaces the
             previous one. The last one is the answer for the clip.
+        """
+        ...
+
+
+@runtime_checkable
+class TimesWords(Backend, Protocol):
+    """A Backend that can also say when each word is said, which `--word-timestamps` asks for and scores.
+
+    The method is optional. It is called after the last round, and no figure of speed contains it, so
+    `transcribe` must not do its work. A backend without it is shown as one that gives no word times.
+    """
+
+    def transcribe_words(self, audio: np.ndarray, language: str) -> Transcript:
+        """Transcribe one clip and return its `words` too; arguments and text as `transcribe` has them.
+
+        Each word starts at 0 or later, ends no earlier than it starts, and ends within the audio. The harness
+        allows BEYOND_END_SECONDS after it and refuses anything else.
         """
         ...

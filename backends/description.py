@@ -29,6 +29,7 @@ MEND = "repair or uninstall the package that provides it"
 METHODS = {  # field of a Description -> the optional method of the class that it is about
     "takes_batches": "transcribe_batch",
     "streams": "stream",
+    "times_words": "transcribe_words",
     "traces_encoder": "encoder_trace",
     "decides": "decision",
     "brings_model": "model_identity",
@@ -45,8 +46,8 @@ class Description:
         imports: the engine's modules.
         check: called with a device and a precision; raises BackendUnavailable if this machine
             cannot run them.
-        takes_batches, streams, traces_encoder, decides, brings_model: whether its class has the method that
-            METHODS names.
+        takes_batches, streams, times_words, traces_encoder, decides, brings_model: whether its class has the
+            method that METHODS names.
         model_identity: returns the model that it brings along, None if it has none; raises
             BackendUnavailable if it cannot tell.
     """
@@ -57,6 +58,7 @@ class Description:
     check: Callable[[str, str], None]
     takes_batches: bool
     streams: bool
+    times_words: bool
     traces_encoder: bool
     decides: bool
     brings_model: bool

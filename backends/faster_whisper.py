@@ -14,6 +14,7 @@ from asrgate.backends.whisper_common.constants import N_SAMPLES
 from asrgate.backends.whisper_common.decoding import (
     require_honourable,
     suppressed_tokens,
+    timed_word,
     to_decode_in,
 )
 from asrgate.backends.whisper_common.stage_clock import StageClock
@@ -149,6 +150,31 @@ class FasterWhisper:
             text = "".join(segment.text for segment in finished).strip()
         detected = found.language if named is None else None
         return Transcript(text, tokens, dict(self._clock.seconds), detected)
+
+    def transcribe_words(self, audio: np.ndarray, language: str) -> Transcript:
+        """As `transcribe`, and align each window's tokens with its audio by the decoder's attention.
+
+        With word times the library decodes what follows the last word as a window of its own; of a clip of
+        up to 30 s only the first window counts, as in `transcribe`.
+        """
+        named = to_decode_in(self._checkpoint, language, self._languages)
+        is_short = len(audio) <= N_SAMPLES
+        kept = []
+        with self._clock.call():
+            segments, found = self._model.transcribe(
+                audio, language=named, without_timestamps=is_short, word_timestamps=True, **self._options
+            )
+            for segment in segments:
+                if is_short and segment.seek:
+                    break
+                kept.append(segment)
+        return Transcript(
+            "".join(segment.text for segment in kept).strip(),
+            tuple(token for segment in kept for token in segment.tokens),
+            dict(self._clock.seconds),
+            found.language if named is None else None,
+            [timed_word(w.word, w.start, w.end) for segment in kept for w in segment.words or ()],
+        )
 
     def synchronize(self) -> None:
         """Nothing to wait for: CTranslate2 waits for its stream before it returns features or tokens."""

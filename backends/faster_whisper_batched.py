@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from asrgate.backends.base import AUTO, SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
+from asrgate.backends.base import AUTO, SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript, Word
 from asrgate.backends.faster_whisper import FasterWhisper
 from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_SAMPLES
-from asrgate.backends.whisper_common.decoding import require_language
+from asrgate.backends.whisper_common.decoding import require_language, timed_word
 
 BATCH_SIZE = 8  # BatchedInferencePipeline.transcribe's own default
 GRID_FRAMES = 10  # windows begin on a grid: the pipeline rounds a first frame down, sometimes by one too many
@@ -76,8 +76,20 @@ class FasterWhisperBatched(FasterWhisper):
         windows = [audio[start : start + N_SAMPLES] for start in range(0, len(audio), N_SAMPLES)]
         with self._clock.call():
             decoded = self._decode(windows, language, BATCH_SIZE)
-        text = "".join(text for text, _ in decoded).strip()
-        return Transcript(text, tuple(t for _, tokens in decoded for t in tokens), dict(self._clock.seconds))
+        text = "".join(text for text, _, _ in decoded).strip()
+        tokens = tuple(token for _, tokens, _ in decoded for token in tokens)
+        return Transcript(text, tokens, dict(self._clock.seconds))
+
+    def transcribe_words(self, audio: np.ndarray, language: str) -> Transcript:
+        """As `transcribe`, and align each window's tokens with its audio by the decoder's attention."""
+        windows = [audio[start : start + N_SAMPLES] for start in range(0, len(audio), N_SAMPLES)]
+        with self._clock.call():
+            decoded = self._decode(windows, language, BATCH_SIZE, with_words=True)
+        text = "".join(text for text, _, _ in decoded).strip()
+        tokens = tuple(token for _, tokens, _ in decoded for token in tokens)
+        # windows of 30 s are whole steps of the grid, so times in what is decoded are those of the audio
+        words = [word for _, _, words in decoded for word in words]
+        return Transcript(text, tokens, dict(self._clock.seconds), words=words)
 
     def transcribe_batch(self, audios: Sequence[np.ndarray], language: str) -> list[Transcript]:
         """Transcribe clips of one language, all of them in one batch.
@@ -99,11 +111,11 @@ class FasterWhisperBatched(FasterWhisper):
                 "transcribe it alone"
             )
         decoded = self._decode(audios, language, max(len(audios), 1))
-        return [Transcript(text.strip(), tokens) for text, tokens in decoded]
+        return [Transcript(text.strip(), tokens) for text, tokens, _ in decoded]
 
     def _decode(
-        self, windows: Sequence[np.ndarray], language: str, batch_size: int
-    ) -> list[tuple[str, tuple[int, ...]]]:
+        self, windows: Sequence[np.ndarray], language: str, batch_size: int, with_words: bool = False
+    ) -> list[tuple[str, tuple[int, ...], tuple[Word, ...]]]:
         require_language(self._checkpoint, language, self._languages)
         # All windows become one recording, each on a grid: the pipeline identifies a window by its start.
         lengths = [-(-len(window) // GRID_SAMPLES) * GRID_SAMPLES for window in windows]
@@ -114,13 +126,14 @@ class FasterWhisperBatched(FasterWhisper):
             if len(window) >= HOP_LENGTH:  # less than a frame counts as no audio, as in openai-whisper
                 recording[starts[index] : starts[index] + len(window)] = window
                 by_start[starts[index] // GRID_SAMPLES] = index
-        decoded: list[tuple[str, tuple[int, ...]]] = [("", ())] * len(windows)
+        decoded: list[tuple[str, tuple[int, ...], tuple[Word, ...]]] = [("", (), ())] * len(windows)
         if not by_start:
             return decoded
         segments, _ = self._pipeline.transcribe(
             recording,
             language=language,
             without_timestamps=True,
+            word_timestamps=with_words,
             batch_size=batch_size,
             clip_timestamps=[
                 {"start": _seconds(starts[index]), "end": _seconds(starts[index] + len(windows[index]))}
@@ -131,8 +144,9 @@ class FasterWhisperBatched(FasterWhisper):
         for segment in segments:
             index = by_start[round(segment.seek / GRID_FRAMES)]
             if segment.text.strip() and not self._is_silent(segment):
-                text, tokens = decoded[index]
-                decoded[index] = (text + segment.text, (*tokens, *segment.tokens))
+                text, tokens, words = decoded[index]
+                timed = (timed_word(w.word, w.start, w.end) for w in segment.words or ())
+                decoded[index] = (text + segment.text, (*tokens, *segment.tokens), (*words, *timed))
         return decoded
 
     def _is_silent(self, segment: Any) -> bool:

@@ -7,13 +7,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from asrgate.backends.base import BackendError, Checkpoint, Settings
-from asrgate.backends.checkpoints.catalog import load_state_dict
+from asrgate.backends.base import BackendError, Checkpoint, Settings, Transcript
+from asrgate.backends.checkpoints.catalog import identified, load_state_dict
+from asrgate.backends.checkpoints.conversions.ctranslate2_model import alignment_heads
 from asrgate.backends.devices import require_package, require_torch
 from asrgate.backends.inspection.encoder_trace import first_window, trace_whisper
 from asrgate.backends.inspection.token_margins import Decision, decide, recorded_windows
 from asrgate.backends.whisper_common.constants import N_SAMPLES
-from asrgate.backends.whisper_common.decoding import require_honourable, require_language
+from asrgate.backends.whisper_common.decoding import (
+    require_honourable,
+    require_language,
+    timed_word,
+    to_decode_in,
+)
 from asrgate.backends.whisper_common.torch_setup import (
     forbid_tf32,
     require_cuda,
@@ -34,6 +40,7 @@ class _OpenAiWhisper(OpenAiTranscription):
 
         super().__init__(model, log_mel_spectrogram, checkpoint, device, precision, settings)
         self._options["fp16"] = precision == "float16"
+        self._has_heads = False  # whether the model knows which heads of its attention follow time
         model.encoder.forward = self._clock.timed("encode", model.encoder.forward)
 
     @classmethod
@@ -82,6 +89,41 @@ class _OpenAiWhisper(OpenAiTranscription):
             "length_penalty": None,  # whisper ranks beams by log-probability over length
             "beam_finishes": None if self._settings.beam_size == 1 else "before beam_size other candidates",
         }
+
+    def transcribe_words(self, audio: np.ndarray, language: str) -> Transcript:
+        """As `transcribe`, and align each window's tokens with its audio by the decoder's attention.
+
+        With word times whisper.transcribe decodes what follows the last word as a window of its own; of a
+        clip of up to 30 s only the first window counts, as in `transcribe`.
+
+        Raises:
+            BackendError: the model has no such language.
+        """
+        named = to_decode_in(self._checkpoint, language, self._languages)
+        self._choose_heads()
+        with self._clock.call(), self._instrumented():
+            result = self._result(audio, named, word_timestamps=True)
+        is_short = len(audio) <= N_SAMPLES
+        segments = [s for s in result["segments"] if not (is_short and s["seek"])]
+        return Transcript(
+            "".join(segment["text"] for segment in segments).strip(),
+            tuple(token for segment in segments for token in segment["tokens"]),
+            dict(self._clock.seconds),
+            result["language"] if named is None else None,
+            [timed_word(w["word"], w["start"], w["end"]) for segment in segments for w in segment["words"]],
+        )
+
+    def _choose_heads(self) -> None:
+        """Have the model align by OpenAI's list of heads for it, as whisper.load_model does."""
+        if self._has_heads:
+            return
+        known = identified(self._checkpoint.path)
+        dimensions = dict(self._checkpoint.dimensions)
+        mask = self._torch.zeros(dimensions["n_text_layer"], dimensions["n_text_head"], dtype=bool)
+        for layer, head in alignment_heads(dimensions, None if known is None else known.name):
+            mask[layer, head] = True
+        self._model.register_buffer("alignment_heads", mask.to_sparse(), persistent=False)
+        self._has_heads = True
 
     def decision(
         self, audio: np.ndarray, language: str, tokens: Sequence[int], index: int, other: int | None

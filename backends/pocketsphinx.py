@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,11 +19,14 @@ from asrgate.backends.base import (
     ModelIdentity,
     Settings,
     Transcript,
+    Word,
 )
 from asrgate.backends.devices import require_package
 
 LANGUAGE = "en"
 FRAME_SAMPLES = 410  # one window of its features: a shorter clip has none
+FILLERS = ("<", "[", "+")  # begin what is no word: silence, noise, the sentence's ends
+_PRONUNCIATION = re.compile(r"\(\d+\)$")  # the number of a word's further pronunciations
 FULL_SCALE = 32_767  # of 16 bits
 WHY = "PocketSphinx searches with beams of its own, over phones and words, not over tokens"
 
@@ -109,9 +113,25 @@ class PocketSphinx:
         Raises:
             BackendError: the language is not English.
         """
+        return Transcript(self._text(audio, language))
+
+    def transcribe_words(self, audio: np.ndarray, language: str) -> Transcript:
+        """As `transcribe`, with the frames of each word of the best path."""
+        text = self._text(audio, language)
+        if not text:
+            return Transcript("", words=[])
+        rate = self._decoder.config["frate"]
+        found = [
+            Word(_PRONUNCIATION.sub("", part.word), part.start_frame / rate, (part.end_frame + 1) / rate)
+            for part in self._decoder.seg()
+            if part.word[0] not in FILLERS
+        ]
+        return Transcript(text, words=found)
+
+    def _text(self, audio: np.ndarray, language: str) -> str:
         _require_english(language)
         if len(audio) < FRAME_SAMPLES:
-            return Transcript("")
+            return ""
         decoder = self._decoder
         decoder.reinit_feat()  # its estimate of the noise would go on from clip to clip
         samples = np.round(np.clip(audio, -1.0, 1.0) * FULL_SCALE).astype("<i2")
@@ -121,7 +141,7 @@ class PocketSphinx:
         finally:
             decoder.end_utt()
         found = decoder.hyp()
-        return Transcript("" if found is None else str(found.hypstr))
+        return "" if found is None else str(found.hypstr)
 
     def synchronize(self) -> None:
         """Do nothing: there is no device to wait for."""

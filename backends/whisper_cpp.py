@@ -20,11 +20,13 @@ from asrgate.backends.whisper_common.constants import (
 from asrgate.backends.whisper_common.decoding import (
     require_honourable,
     suppressed_tokens,
+    timed_word,
     to_decode_in,
 )
 from asrgate.backends.whisper_common.greedy import TRIM
 
 SHORTEST_SAMPLES = SAMPLE_RATE_HZ // 5  # whisper.cpp drops audio shorter than 0.1 s
+STEP_SECONDS = 0.01  # of whisper.cpp's times
 NEVER_WITH_TIMESTAMPS = 2  # text layers; see `_require_timestamps`
 NO_SPEECH = (  # https://github.com/ggml-org/whisper.cpp/pull/3945
     "whisper.cpp takes the probability of no speech from logits that it has not computed, so it is close to "
@@ -136,21 +138,13 @@ class WhisperCpp:
         named = to_decode_in(self._checkpoint, language, self._languages)
         is_long = len(audio) > N_SAMPLES
         if is_long:
-            self._require_timestamps()
+            self._require_timestamps("clips over 30 s")
         if len(audio) < HOP_LENGTH:
             # no audio, as in openai-whisper; whisper.cpp would return the last clip's text
             return Transcript("", (), language="en" if named is None else None)
         library, context = self._library, self._context
         positions = -(-len(audio) // N_SAMPLES_PER_TOKEN)
-        if len(audio) < SHORTEST_SAMPLES:
-            # whisper.cpp itself appends 30 s of silence to the audio, so this does not change the result
-            audio = np.pad(audio, (0, SHORTEST_SAMPLES - len(audio)))
-        status = library.whisper_full(
-            context, self._parameters(named or AUTO, is_long, positions), audio, audio.size
-        )
-        if status != 0:
-            raise BackendError(f"whisper_full failed with status {status}; see the worker's log")
-        segments = range(library.whisper_full_n_segments(context))
+        segments = self._decode(audio, self._parameters(named or AUTO, is_long, positions))
         text = b"".join(library.whisper_full_get_segment_text(context, index) for index in segments)
         detected = library.whisper_lang_str(library.whisper_full_lang_id(context)) if named is None else None
         return Transcript(
@@ -158,6 +152,50 @@ class WhisperCpp:
             None if is_long else self._tokens(segments),
             language=detected,
         )
+
+    def transcribe_words(self, audio: np.ndarray, language: str) -> Transcript:
+        """As `transcribe` with timestamps, each word a segment; whisper.cpp estimates where it is from them.
+
+        It does so from the probabilities of timestamps and the loudness of the audio, not by attention. The
+        text may differ from that of `transcribe`, which has no timestamps in clips of up to 30 s.
+
+        Raises:
+            BackendError: the model has no such language or no timestamps.
+        """
+        named = to_decode_in(self._checkpoint, language, self._languages)
+        self._require_timestamps("word times")
+        if len(audio) < HOP_LENGTH:
+            return Transcript("", (), language="en" if named is None else None, words=())
+        library, context = self._library, self._context
+        parameters = self._parameters(named or AUTO, True, -(-len(audio) // N_SAMPLES_PER_TOKEN))
+        parameters.token_timestamps = True
+        parameters.max_len = 1  # characters of a segment, but
+        parameters.split_on_word = True  # never less than a word
+        segments = self._decode(audio, parameters)
+        texts = [library.whisper_full_get_segment_text(context, index) for index in segments]
+        times = [
+            (library.whisper_full_get_segment_t0(context, n), library.whisper_full_get_segment_t1(context, n))
+            for n in segments
+        ]
+        return Transcript(
+            b"".join(texts).decode("utf-8", "replace").strip(),
+            language=None if named else library.whisper_lang_str(library.whisper_full_lang_id(context)),
+            words=[
+                timed_word(text.decode("utf-8", "replace"), start * STEP_SECONDS, end * STEP_SECONDS)
+                for text, (start, end) in zip(texts, times, strict=True)
+                if text.strip()
+            ],
+        )
+
+    def _decode(self, audio: np.ndarray, parameters: Any) -> range:
+        """Have whisper_full decode a clip; return the numbers of its segments."""
+        if len(audio) < SHORTEST_SAMPLES:
+            # whisper.cpp itself appends 30 s of silence to the audio, so this does not change the result
+            audio = np.pad(audio, (0, SHORTEST_SAMPLES - len(audio)))
+        status = self._library.whisper_full(self._context, parameters, audio, audio.size)
+        if status != 0:
+            raise BackendError(f"whisper_full failed with status {status}; see the worker's log")
+        return range(self._library.whisper_full_n_segments(self._context))
 
     def synchronize(self) -> None:
         """Nothing to wait for: whisper_full returns when its threads are done."""
@@ -197,11 +235,11 @@ class WhisperCpp:
         )
         return tuple(token for token in tokens if token != end)
 
-    def _require_timestamps(self) -> None:
+    def _require_timestamps(self, what: str) -> None:
         dimensions = self._checkpoint.dimensions
         if dimensions["n_text_layer"] == NEVER_WITH_TIMESTAMPS and dimensions["n_vocab"] != LARGE_V3_VOCAB:
             raise BackendError(
                 "whisper.cpp treats a model with 2 decoder layers as a first-release Distil-Whisper and "
-                "never gives it timestamps, which clips over 30 s need; "
-                f"{self._checkpoint.name} has 2 layers: use shorter clips"
+                f"never gives it timestamps, which {what} need; "
+                f"{self._checkpoint.name} has 2 layers: use shorter clips without word times"
             )

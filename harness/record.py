@@ -43,8 +43,10 @@ _DERIVED_OF_RUN = (
 _COUNTED = ("reference_words", "text_words")
 _MEASURED_OF_RESULT = (
     *("variant", "model", "backend", "device", "precision", "status", "error", "killed_by"),
-    *("applied_settings", "isolation", "load", "resources", "integrity", "audit"),
+    *("applied_settings", "isolation", "load", "resources", "integrity", "audit", "word_answers"),
 )
+
+TEXTS_IN_TAGS = ("keywords", "words", "alignment")  # of what is said, in fields of a clip
 
 FILE_LIMIT_BYTES = 1 << 30  # 100,000 clips in seven rounds take half of it
 LARGEST_INTEGER = (1 << 64) - 1
@@ -408,9 +410,14 @@ def without_texts(run: Run) -> Run:
     run["settings"].pop("keywords", None)
     for clip in run["clips"]:
         clip["reference"] = None
-        clip["tags"].pop("keywords", None)
+        for field in TEXTS_IN_TAGS:
+            clip["tags"].pop(field, None)
     for result in run["results"]:
         _without_words(result["wer"])
+        for answer in result["word_answers"]["answers"] if "word_answers" in result else []:
+            answer["text"] = None
+            for word in answer["words"]:
+                word["word"] = None
         for probe in probes_of(result):
             probe["text"] = None
         for sample in result["samples"]:

@@ -320,8 +320,55 @@ class LanguageIdentification(TypedDict):
     mistakes: list[LanguageMistake]
 
 
+class TimedWord(TypedDict):
+    """A word, and when it is said, in seconds from the clip's start. Null: texts are left out."""
+
+    word: str | None
+    start: float
+    end: float
+
+
+class WordAnswer(TypedDict):
+    """A clip answered with the times of its words, after the last round."""
+
+    clip: str
+    wall_seconds: float
+    text: str | None
+    words: list[TimedWord]
+    error: str | None
+
+
+class WordAnswers(TypedDict):
+    """What an engine answered when it was asked for word times (`--word-timestamps`)."""
+
+    available: bool
+    error: str | None
+    answers: list[WordAnswer]
+
+
+class TimeOffset(TypedDict):
+    """How far starts, or ends, are from those of the reference: absolute differences."""
+
+    mean_seconds: float
+    p95_seconds: float
+
+
+class WordTimes(TypedDict):
+    """Offsets of word times, over the words that are equal in reference and answer and aligned."""
+
+    clips: int
+    reference_words: int
+    aligned_words: int
+    start: TimeOffset | None
+    end: TimeOffset | None
+    changed_words: float | None
+    over_call: float | None
+
+
 class _ResultOptional(TypedDict, total=False):
     language_id: LanguageIdentification
+    word_answers: WordAnswers
+    word_times: WordTimes
     model: str
     batch_size: int
     takes_batches: bool
@@ -384,6 +431,7 @@ class _RunSettingsOptional(TypedDict, total=False):
     max_rtf: float
     max_memory_bytes: int
     audit: bool
+    word_timestamps: bool
     rounds_rule: RoundsRule
     slices: list[str]
     sample: int | None

@@ -31,6 +31,7 @@ import pytest
 from asrgate import backends
 from asrgate.backends import Variant
 from asrgate.backends.base import (
+    BEYOND_END_SECONDS,
     MAY_BE_LACKING,
     OF_WHISPER,
     SAMPLE_RATE_HZ,
@@ -348,6 +349,26 @@ class BackendContract:
             assert type(answer.text) is str, f"a text is a {type(answer.text).__name__}, not a finished str"
         assert answers[-1].text.strip(), "the stream's last text has no word"
         assert all(map(np.array_equal, chunks, _chunks(speech))), "stream() changed the samples it was given"
+
+    def test_words_are_those_of_the_text_and_said_within_the_clip(
+        self, engine: Any, speech: np.ndarray
+    ) -> None:
+        if not hasattr(engine, "transcribe_words"):
+            return  # an optional part of the protocol
+        try:
+            answer = engine.transcribe_words(speech.copy(), self.languages[0])
+        except AsrgateError:
+            return  # it refuses with this checkpoint
+        assert isinstance(answer, Answer), f"transcribe_words() returned a {type(answer).__name__}"
+        assert isinstance(answer.words, (list, tuple)), f"its words are a {type(answer.words).__name__}"
+        assert answer.words, "transcribe_words() gave no words"
+        spelled = "".join(word.text for word in answer.words)
+        assert "".join(spelled.split()) == "".join(answer.text.split()), (
+            f"its words, {spelled!r}, are not those of its text, {answer.text!r}"
+        )
+        last = len(speech) / SAMPLE_RATE_HZ + BEYOND_END_SECONDS
+        for word in answer.words:
+            assert 0 <= word.start <= word.end <= last, f"{word} is not said within the clip"
 
     def test_input_is_not_modified(self, engine: Any, speech: np.ndarray) -> None:
         given = speech.copy()

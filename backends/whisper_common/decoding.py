@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from asrgate.backends.base import AUTO, BackendError, Checkpoint, Settings, did_you_mean
+from asrgate.backends.base import AUTO, BackendError, Checkpoint, Settings, Word, did_you_mean
 
 
 def require_honourable(checkpoint: Checkpoint, settings: Settings, detects_language: bool = False) -> None:
@@ -87,3 +87,8 @@ def suppressed_tokens(settings: Settings, checkpoint: Checkpoint) -> list[int]:
     if any(not -1 <= token < n_vocab for token in tokens):
         raise BackendError(f"suppress_tokens must be between 0 and {n_vocab - 1}, or -1, not {tokens}")
     return tokens
+
+
+def timed_word(text: str, start: float, end: float) -> Word:
+    """Return a word as Whisper's alignment gives it: with blanks around, and perhaps numpy's numbers."""
+    return Word(text.strip(), float(start), float(end))

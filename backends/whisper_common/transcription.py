@@ -102,13 +102,16 @@ class OpenAiTranscription:
     def _segments(self, audio: np.ndarray, language: str) -> list[dict[str, Any]]:
         return self._result(audio, language)["segments"]
 
-    def _result(self, audio: np.ndarray, language: str | None) -> dict[str, Any]:
+    def _result(
+        self, audio: np.ndarray, language: str | None, word_timestamps: bool = False
+    ) -> dict[str, Any]:
         """Return what whisper.transcribe does; None: it detects the language, in the first window."""
         return self._module.transcribe(
             self._model,
             audio,
             language=language,
             without_timestamps=len(audio) <= N_SAMPLES,
+            word_timestamps=word_timestamps,
             **self._options,
         )
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asrgate.backends.base import SAMPLE_RATE_HZ, AsrgateError
-from asrgate.harness import corpus
+from asrgate.harness import corpus, record
 from asrgate.harness.argument_types import at_least
 from asrgate.harness.cli.run_options import language
 from asrgate.harness.corpus import check, export, hallucination_clips, importers
@@ -200,7 +200,8 @@ def _info(arguments: argparse.Namespace) -> int:
 def describe(clips: list[corpus.Clip]) -> dict[str, Any]:
     """Describe a set of clips: its size, its texts, and the values of each field with their counts."""
     texts = [clip.reference for clip in clips if clip.reference is not None]
-    names = [LENGTH, "lang", *dict.fromkeys(name for clip in clips for name in clip.tags)]
+    tags = dict.fromkeys(name for clip in clips for name in clip.tags)
+    names = [LENGTH, "lang", *(name for name in tags if name not in record.TEXTS_IN_TAGS)]
     fields = {}
     for name in names:
         values = [value_of(clip.audio_seconds, clip.language, clip.tags, name) for clip in clips]

@@ -33,7 +33,7 @@ from asrgate.harness.cli import run_options, streams
 from asrgate.harness.corpus import augment, languages, sampling
 from asrgate.harness.corpus.clips import BUNDLED_MANIFEST, Clip
 from asrgate.harness.corpus.languages import ENGLISH_NAMES
-from asrgate.harness.metrics import keywords, normalizers
+from asrgate.harness.metrics import keywords, normalizers, word_times
 from asrgate.harness.runner import journal, json_events, lock, progress, resume, runner, signals
 from asrgate.harness.runner.cluster import connect
 from asrgate.harness.runner.plan import LOCAL, RAY, Plan, blank_record
@@ -207,6 +207,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         clips = [replace(clip, is_detected=True) for clip in clips]
     elif shared and any(checkpoint.is_multilingual for checkpoint in checkpoints):
         _tell_untold(clips)
+    _check_words(arguments, clips)
     for hint in translation_hints(clips, arguments.task):
         _log.warning("%s", hint)
     settings = Settings(
@@ -248,6 +249,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         executor=arguments.executor,
         most_workers=arguments.workers,
         audit=arguments.audit,
+        word_timestamps=arguments.word_timestamps,
         denied=_denied(arguments, clips),
         command=["asrgate", *arguments.argv],
     )
@@ -282,6 +284,25 @@ def _check_detection(arguments: argparse.Namespace, clips: Sequence[Clip]) -> No
         "what engines detect in them is not counted, and their texts are scored as English; name it in the "
         "manifest",
     )
+
+
+def _check_words(arguments: argparse.Namespace, clips: Sequence[Clip]) -> None:
+    """Refuse `--word-timestamps` where nothing can come of it; say so where it was not asked for."""
+    timed = sum(bool(word_times.of_clip(clip.tags)) for clip in clips)
+    if not arguments.word_timestamps:
+        if timed:
+            _log.info(
+                "%d clips have times of words; --word-timestamps scores the engines' against them", timed
+            )
+        return
+    if arguments.executor != LOCAL or arguments.task != "transcribe":
+        other = f"--executor {RAY}" if arguments.executor != LOCAL else f"--task {arguments.task}"
+        raise RunError(f"--word-timestamps does not go with {other}; leave one out")
+    if not timed:
+        raise RunError(
+            "--word-timestamps compares with the manifest's field words, a list of "
+            '{"word": "hello", "start": 0.5, "end": 0.9}, and no clip has one; add it or leave the option out'
+        )
 
 
 Refusals = list[tuple[Variant, str, str | None]]  # with the reason and the remedy

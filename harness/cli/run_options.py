@@ -234,6 +234,12 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         help="after the last round, also load each engine with a checkpoint whose words are exchanged: it "
         "must answer with those and be as fast; a row that does not is not ranked",
     )
+    timing.add_argument(
+        "--word-timestamps",
+        action="store_true",
+        help="after the last round, also ask each engine when each word is said, of the clips whose manifest "
+        "field words says it; no speed contains these calls",
+    )
     timing.add_argument("--seed", type=at_least(0), default=0, metavar="N")
 
 

@@ -16,6 +16,7 @@ import soundfile
 from asrgate.harness.corpus import audio as audio_file
 from asrgate.harness.corpus import manifests, parts
 from asrgate.harness.corpus.manifests import Entry
+from asrgate.harness.metrics import word_times
 
 AUDIBLE_PEAK = 0.001  # -60 dB of full scale: anything quieter is silence, which may well have no text
 
@@ -29,6 +30,7 @@ KINDS = {  # name -> what it means, in the order in which they are reported
     "unused file": "audio or video of a format that is not read",
     "unfinished header": "a WAV whose recorder was stopped before it wrote the size",
     "duration disagrees": "the manifest's offset or duration is not the audio's",
+    "word times": "a time in words is beyond the audio's end, or the words are not the text's",
     "no reference": "there is no text, so the clip has no WER",
     "empty reference": "the text is empty, but the audio is not silent",
     "silent audio": "there is a text, but nothing can be heard",
@@ -88,6 +90,7 @@ def check(paths: Iterable[Path]) -> Report:
         problems += sound.problems
         problems += _of_silence(entry, sound)
         problems += _of_text(entry, sound.peak, texts)
+        problems += _of_words(entry, sound)
         if sound.sha256 is not None and sounds.setdefault(sound.sha256, entry.where) != entry.where:
             problems.append(Problem("duplicate audio", entry.where, f"as {sounds[sound.sha256]}"))
     return Report(len(entries), sum(sound.seconds for sound in heard), problems)
@@ -182,6 +185,24 @@ def _of_text(entry: Entry, peak: float | None, texts: dict[tuple[str, str], str]
         yield Problem("mixed scripts", entry.where, f"{_short(mixed[0])} in {_short(text)}")
     if found := _MARKUP.search(text):
         yield Problem("markup", entry.where, f"{found.group()} in {_short(text)}")
+
+
+def _of_words(entry: Entry, sound: _Sound) -> Iterable[Problem]:
+    """Hold the times of a clip's words against its audio, and the words against its text."""
+    words = word_times.of_clip(entry.tags)
+    late = word_times.beyond(words, sound.seconds, parts.DURATION_SLACK_SECONDS)
+    if late is not None and sound.sha256 is not None:
+        detail = f"{_short(late['word'] or '')} ends at {late['end']:.2f} s, the audio at {sound.seconds:.2f} s"
+        yield Problem("word times", entry.where, detail)
+    elif words and entry.reference is not None:
+        said = "".join(word["word"] or "" for word in words)
+        if _letters(said) != _letters(entry.reference):
+            detail = f"{len(words)} words are not those of {_short(entry.reference)}"
+            yield Problem("word times", entry.where, detail)
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
 
 
 def _scripts(word: str) -> set[str]:

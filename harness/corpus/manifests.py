@@ -1,9 +1,11 @@
 """Reads manifests, folders and single files into entries for clips, which are not decoded yet.
 
 A manifest has one JSON object per line with NeMo's field names: `audio_filepath` (relative to the manifest),
-`text`, `offset` and `duration` in seconds, `lang` or another name for the language (see languages.py); any
+`text`, `offset` and `duration` in seconds, `lang` or another name for the language (see languages.py),
+`words` with their times (see metrics/word_times.py); any
 other field (`license`, `source`, ...) becomes a tag of the clip. Hugging Face's audio folders name the same
-with `file_name` and `transcription`, in a metadata.jsonl or a metadata.csv.
+with `file_name` and `transcription`, in a metadata.jsonl or a metadata.csv; LJSpeech's metadata.csv has no
+heading.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ from asrgate.harness.corpus import languages, stored
 from asrgate.harness.corpus.audio import EXTENSIONS
 from asrgate.harness.corpus.languages import LanguageError
 from asrgate.harness.corpus.stored import as_stored
-from asrgate.harness.metrics import keywords
+from asrgate.harness.metrics import keywords, word_times
 
 MANIFEST_EXTENSIONS = (".jsonl", ".json")  # NeMo names its line-by-line manifests .json
 FOLDER_MANIFEST = "manifest.jsonl"
-# Ours, then Hugging Face's (https://huggingface.co/docs/datasets/audio_dataset#audiofolder)
+# Ours, then Hugging Face's (https://huggingface.co/docs/datasets/audio_dataset#audiofolder), or LJSpeech's
 FOLDER_MANIFESTS = (FOLDER_MANIFEST, "metadata.jsonl", "metadata.csv")
 _AUDIO_NAMES = ("audio_filepath", "file_name", "audio_file_name", "audio_path", "audio", "path")
 _TEXT_NAMES = ("text", "transcription", "sentence", "transcript")
@@ -76,14 +78,51 @@ def read(path: Path, problems: list[str], language: str | None = None) -> list[E
 def folder_manifest(folder: Path) -> Path | None:
     """Return the file in a folder that says what its recordings are, None if it has none."""
     there = (folder / name for name in FOLDER_MANIFESTS if (folder / name).is_file())
-    return next((path for path in there if path.suffix in MANIFEST_EXTENSIONS or _names_audio(path)), None)
+
+    def says(path: Path) -> bool:
+        return path.suffix in MANIFEST_EXTENSIONS or _names_audio(path) or is_ljspeech(path)
+
+    return next((path for path in there if says(path)), None)
 
 
 def _names_audio(table: Path) -> bool:
-    """Whether a table's heading names the files: LJSpeech, for one, calls another table metadata.csv."""
-    with table.open(encoding="utf-8-sig", errors="replace") as file:
-        heading = re.split(r'[,;\t|"\s]+', file.readline(10_000).lower())
+    """Whether a table's heading names the files."""
+    heading = re.split(r'[,;\t|"\s]+', _first_line(table).lower())
     return bool(set(_AUDIO_NAMES) & set(heading))
+
+
+def _first_line(path: Path) -> str:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.readline(10_000)
+
+
+def is_ljspeech(table: Path) -> bool:
+    """Whether a table is as LJSpeech's (https://keithito.com/LJ-Speech-Dataset/), which has no heading.
+
+    Each of its lines has the name of a file in `wavs/` without its ending, the text, and mostly the text with
+    numbers and abbreviations written out, divided by bars; others write a path in place of the name.
+    """
+    cells = _first_line(table).rstrip("\r\n").split("|")
+    return len(cells) in (2, 3) and (table.parent / _of_ljspeech(cells[0])).is_file()
+
+
+def _of_ljspeech(cell: str) -> str:
+    """Return the path that the first cell of a line stands for."""
+    is_path = Path(cell.strip()).suffix.lower() in EXTENSIONS
+    return cell.strip() if is_path else f"wavs/{cell.strip()}.wav"
+
+
+def ljspeech_rows(table: Path, problems: list[str]) -> Iterable[tuple[str, dict[str, str]]]:
+    """Return (place, fields) for each line; the text is the one with numbers written out, if it has one."""
+    found = []
+    for where, line in _lines(table, problems):
+        cells = [cell.strip() for cell in line.rstrip("\r").split("|")]
+        if len(cells) not in (2, 3):
+            problems.append(f"{where}: has {len(cells)} cells, not id|text|normalised text")
+            continue
+        text = next((cell for cell in reversed(cells[1:]) if cell), "")
+        found.append((where, {"audio_filepath": _of_ljspeech(cells[0]), "text": text}))
+    return found
 
 
 def with_our_names(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,6 +188,8 @@ def _rows(path: Path, problems: list[str]) -> Iterable[tuple[str, dict[str, Any]
     """Return (place, fields) for each row of a table; empty cells are absent, but for the text."""
     from asrgate.harness.corpus.importers import utterance  # here, because importers import this module
 
+    if path.is_file() and is_ljspeech(path):
+        return list(ljspeech_rows(path, problems))
     try:
         rows = utterance.read_table(path, None)
     except utterance.CorpusImportError as error:
@@ -175,6 +216,10 @@ def _manifest_entry(fields: dict[str, Any], manifest: Path, where: str, language
         raise ValueError(f"text must be a string, or absent if unknown, not {reprlib.repr(text)}")
     if "keywords" in fields and not keywords.is_field(fields["keywords"]):
         raise ValueError(f"keywords must be a list of texts, not {reprlib.repr(fields['keywords'])}")
+    words = word_times.of_manifest(fields)
+    if words is not None:
+        fields.pop(word_times.ALIGNMENT, None)
+        fields[word_times.FIELD] = words
     if language is None:
         language = languages.spoken(fields)
     fields = languages.without(fields)

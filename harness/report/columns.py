@@ -68,6 +68,14 @@ FIGURES = (  # figures of speed and cost, in the order shown, after that of text
         importance=8,
     ),
     Column(
+        "word start s",
+        "mean and 95th percentile of how far the starts of words are from the manifest's, over words that "
+        "answer and reference share; asked for after the rounds, so no speed contains it",
+        lambda r: _offset(r, "start"),
+        importance=8,
+    ),
+    Column("word end s", "the same of the ends of words", lambda r: _offset(r, "end"), importance=7),
+    Column(
         "RTFx",
         "audio seconds per processing second: higher is faster",
         lambda r: figure(r["rtfx"]),
@@ -146,6 +154,11 @@ QUALITY = (
         lambda r: figure(r["probability_different"]),
     ),
     Column("length", "words over the reference backend's", lambda r: figure(r["length_ratio"])),
+    Column(
+        "words timed",
+        "words whose times are compared, of those that the manifest has times of",
+        lambda r: _of(r, "timed_words", "timed_reference_words"),
+    ),
     Column("unstable", "clips whose text differs between rounds", lambda r: count(r["unstable_clips"])),
 )
 
@@ -166,8 +179,20 @@ TIMES = (
     Column(
         "warm call s", "seconds of the last call on the same clip", lambda r: figure(r["warm_call_seconds"])
     ),
+    Column(
+        "word times ×",
+        "time of the calls that gave word times over that of usual calls",
+        lambda r: figure(r["word_times_over_call"]),
+    ),
     Column("CPU s", "processor seconds of all measured calls", lambda r: figure(r["cpu_seconds"])),
 )
+
+
+def _offset(row: Row, side: str) -> str:
+    if row["gives_word_times"] is False:
+        return "none"
+    mean, high = (row[f"word_{side}_{name}"] for name in ("mean_seconds", "p95_seconds"))
+    return "" if mean is None else f"{mean:.2f}, {high:.2f}"
 
 
 def rank(by: str) -> Column:

@@ -26,7 +26,10 @@ SPARE = (  # least first
     *("median s", "audio s", "version", "RTFx 95 % CI", "CER %", "WER 95 % CI", "clips"),
     *("points 95 % CI", "times 95 % CI"),
 )
-BESIDE = ("model", "scenario", "audio", "decoding", "rounds", "machine", "scoring", "gate", "audit", "record")
+BESIDE = (
+    *("model", "scenario", "audio", "decoding", "rounds", "machine", "scoring", "gate", "audit"),
+    *("word times", "record"),
+)
 
 
 def print_table(run: Run, console: Console, with_confusions: bool = False, signed: str | None = None) -> None:

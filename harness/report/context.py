@@ -8,7 +8,8 @@ from typing import Any
 from asrgate.backends.base import AUTO, REMOTE, Settings
 from asrgate.harness import record
 from asrgate.harness.metrics import readings
-from asrgate.harness.record_types import CheckpointRecord, Run
+from asrgate.harness.metrics import word_times as timed_words
+from asrgate.harness.record_types import CheckpointRecord, Run, WordAnswers
 from asrgate.harness.scenarios import registry
 from asrgate.harness.scoring import gate as judge
 
@@ -32,6 +33,7 @@ def describe(run: Run) -> dict[str, str]:
         "scoring": scoring(run),
         "gate": gate(run),
         **audit(run),
+        **word_times(run),
         "record": digest(run) or "no digest: it is older than asrgate's digests",
     }
 
@@ -52,6 +54,26 @@ def audit(run: Run) -> dict[str, str]:
                 verdict = "not passed" if any(judge.audit_faults(run, result, reference)) else "audited"
             told.append(f"{result['variant']} {verdict}")
     return {"audit": ", ".join(told) or "no row finished"}
+
+
+def word_times(run: Run) -> dict[str, str]:
+    """Say what the times of words are of, and which rows have none, if the run was to ask for them."""
+    if not run["settings"].get("word_timestamps"):
+        return {}
+    asked = [(r["variant"], r["word_answers"]) for r in run["results"] if "word_answers" in r]
+    clips = sum(bool(timed_words.of_clip(clip["tags"])) for clip in run["clips"])
+    told = [
+        f"of {_many(clips, 'clip')}, asked for after the last round: no figure of speed contains them",
+        *(f"{variant} gives none" for variant, answers in asked if not answers["available"]),
+        *(f"{variant}: {why}" for variant, answers in asked if (why := _missing(answers))),
+    ]
+    return {"word times": "; ".join(told)}
+
+
+def _missing(answers: WordAnswers) -> str | None:
+    """Say why some of the answers are missing; None if none is."""
+    errors = [error for answer in answers["answers"] if (error := answer["error"]) is not None]
+    return answers["error"] or (f"{_many(len(errors), 'clip')} failed, {errors[0]}" if errors else None)
 
 
 def digest(run: Run) -> str | None:

@@ -88,6 +88,7 @@ def _row(run: Run, result: Result) -> Row:
         "remedy": result["remedy"],
         "cer_is_headline": _is_unspaced(run),
         **_quality(result),
+        **_word_times(result),
         **_versus(result),
         **({"length_ratio": _own_length(result)} if record.is_of_engine(run, result) else {}),
         **_speed(result),
@@ -140,6 +141,22 @@ def _quality(result: Result) -> Row:
         "exact_clips": wer.get("exact_matches"),
         "scored_clips": wer.get("clips"),
         "unstable_clips": None if unstable is None else len(unstable),
+    }
+
+
+def _word_times(result: Result) -> Row:
+    times, answers = _part(result.get("word_times")), _part(result.get("word_answers"))
+    offsets = {
+        f"word_{side}_{name}": _part(times.get(side)).get(name)
+        for side in ("start", "end")
+        for name in ("mean_seconds", "p95_seconds")
+    }
+    return {
+        **offsets,
+        "timed_words": times.get("aligned_words"),
+        "timed_reference_words": times.get("reference_words"),
+        "word_times_over_call": times.get("over_call"),
+        "gives_word_times": answers.get("available"),
     }
 
 

@@ -34,6 +34,13 @@ class Executor(ABC):
     def check(self) -> None:
         """Check each engine's answers for cached and late work, and collect what it used."""
 
+    def time_words(self) -> None:
+        """Ask each engine that can for the times of words, once all figures of speed are there.
+
+        An executor without it is not asked to: see `--word-timestamps` in cli/run.py.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def close(self) -> None:
         """End every engine."""

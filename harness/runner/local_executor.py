@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from asrgate import backends
 from asrgate.backends import Variant
 from asrgate.backends.base import SAMPLE_RATE_HZ
 from asrgate.harness import record
+from asrgate.harness.corpus.clips import Clip
 from asrgate.harness.corpus.sample_cache import Decoded
-from asrgate.harness.metrics import normalizers
+from asrgate.harness.metrics import normalizers, word_times
 from asrgate.harness.record import probes_of
-from asrgate.harness.record_types import ProbeRecord, Result, Sample
+from asrgate.harness.record_types import ProbeRecord, Result, Sample, WordAnswer, WordAnswers
 from asrgate.harness.runner import warm_up
 from asrgate.harness.runner.executor import Executor
 from asrgate.harness.runner.run_state import RunState
@@ -236,6 +238,33 @@ class LocalExecutor(Executor):
         text = next((s["text"] for s in result["samples"] if s["clip"] == probe.clip.name), None)
         return Usual(text, first["seen_seconds"], first["seen_cpu_seconds"] or 0.0)
 
+    def time_words(self) -> None:
+        """As Executor. A worker is asked for nothing after it: whatever goes wrong spoils no other figure."""
+        state = self._state
+        clips = [clip for clip in state.plan.clips if word_times.of_clip(clip.tags)]
+        audio = Decoded(clips)
+        for name in state.names:
+            worker = self._workers[name]
+            kept: WordAnswers = {"available": True, "error": None, "answers": []}
+            state.results[name]["word_answers"] = kept
+            if not backends.describe(worker.variant.backend).times_words:
+                kept["available"] = False
+                continue
+            state.progress.stage(name, "timing words")
+            before = process_tree.own_children()
+            worker.resume()
+            try:
+                for number, clip in enumerate([clips[0], *clips]):
+                    what = f"timing the words of {clip.name}"
+                    answer = worker.call_words(audio[clip.name], clip.call_language, what)
+                    if number:  # the first call was to warm up: engines compile what they need for this
+                        kept["answers"].append(_word_answer(clip, answer))
+            except WorkerError as error:
+                kept["error"] = str(error)
+            finally:
+                worker.stop()
+                process_tree.kill_strays(before)
+
     def close(self) -> None:
         """As Executor; what the workers sent away ends too."""
         for worker in self._workers.values():
@@ -301,3 +330,13 @@ class LocalExecutor(Executor):
             process_tree.kill_strays(before)
             del self._workers[name]
             self._state.failure(name, doing, error)
+
+
+def _word_answer(clip: Clip, answer: Mapping[str, Any]) -> WordAnswer:
+    return {
+        "clip": clip.name,
+        "wall_seconds": answer["wall_seconds"],
+        "text": answer["text"],
+        "words": [{"word": word, "start": start, "end": end} for word, start, end in answer["words"]],
+        "error": answer["error"],
+    }

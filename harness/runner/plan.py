@@ -61,6 +61,7 @@ class Plan:
     executor: str = LOCAL
     most_workers: int | None = None
     audit: bool = False
+    word_timestamps: bool = False
     denied: Sequence[Path] = ()  # what engines must not read or write, see Worker
     command: Sequence[str] = field(default_factory=list)
 
@@ -170,6 +171,8 @@ def _settings(plan: Plan) -> RunSettings:
         found["rounds_rule"] = plan.stopping.rule()
     if plan.audit:
         found["audit"] = True
+    if plan.word_timestamps:
+        found["word_timestamps"] = True
     if plan.max_rtf is not None:
         found["max_rtf"] = plan.max_rtf
     if plan.max_memory_bytes is not None:

@@ -55,6 +55,8 @@ def run(
     try:
         with signals.as_interrupts():
             _measure(state, executor)
+            if plan.word_timestamps:
+                executor.time_words()
             if plan.audit:
                 executor.close()  # an engine beside the audited one would take memory
                 audit.run(state, logs)

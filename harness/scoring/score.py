@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from asrgate.backends.base import AsrgateError
-from asrgate.harness.metrics import bootstrap, language_id, normalizers, readings, word_errors
+from asrgate.harness.metrics import bootstrap, language_id, normalizers, readings, word_errors, word_times
 from asrgate.harness.metrics.word_errors import Texts, errors, first_answers, ratio, timed, walls_by_clip
 from asrgate.harness.record import errors_of, is_of_engine, probes_of, reference_of
 from asrgate.harness.record_types import AlsoResult, AlsoScored, Latency, Result, Run, Sample
@@ -52,6 +52,9 @@ def score(
         detected = language_id.count(run, firsts[result["variant"]])
         if detected is not None:
             result["language_id"] = detected
+        times = word_times.count(run, result, firsts[result["variant"]], texts)
+        if times is not None:
+            result["word_times"] = times
     _compare_with_reference(run, firsts)
     _compare_splices(run, texts)
     for result in run["results"]:

@@ -8,6 +8,8 @@ end of a socket pair. The parent asks for one thing at a time (see asrgate.harne
                                     {"event": "loaded", ...} or {"event": "refused", ...}
     {"do": "prepare"}            -> {"event": "ready"}: what would disturb the next call is done
     {"do": "call", "language"}   with one clip -> {"event": "answer", ...}
+    {"do": "words", "language"}  with one clip -> {"event": "answer", "words", ...}, where it has
+                                    `transcribe_words`
     {"do": "batch", "language"}  with clips -> {"event": "answer", "answers": one per clip, ...}
     {"do": "stream", "language"} -> the events of asrgate.harness.worker.streaming_session, then
                                     {"event": "answer", ...}
@@ -149,6 +151,8 @@ class _Engine:
                 reply: dict[str, Any] = {"event": "ready"}
             case "call":
                 reply = self._measured(lambda: _finished(self.backend.transcribe(clips[0], language)))
+            case "words":
+                reply = self._measured(lambda: _with_words(self.backend.transcribe_words(clips[0], language)))
             case "batch":
                 reply = self._measured(
                     lambda: _all_finished(self.backend.transcribe_batch(clips, language), len(clips))
@@ -246,13 +250,32 @@ def _finished(transcript: Any) -> dict[str, Any]:
         )
     tokens = transcript.tokens
     return {
-        # a lone surrogate is no text: keep it visible rather than fail on it later
-        "text": transcript.text.encode("utf-8", "backslashreplace").decode("utf-8"),
+        "text": _visible(transcript.text),
         "tokens": None if tokens is None else [int(token) for token in tokens],
         "stage_seconds": {str(name): float(value) for name, value in transcript.stage_seconds.items()},
         "language": None if transcript.language is None else str(transcript.language),
         "error": None,
     }
+
+
+def _with_words(transcript: Any) -> dict[str, Any]:
+    """Copy a Transcript and its words.
+
+    Raises:
+        TypeError: as `_finished`, or it has no words.
+    """
+    finished = _finished(transcript)
+    if not isinstance(transcript.words, (list, tuple)):
+        raise TypeError(
+            f"transcribe_words() returned words that are a {type(transcript.words).__name__}, not a list"
+        )
+    words = [(_visible(str(text)), float(start), float(end)) for text, start, end in transcript.words]
+    return {**finished, "words": words}
+
+
+def _visible(text: str) -> str:
+    """Return a text in which a lone surrogate, which is no text, is visible rather than fails later."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _all_finished(transcripts: Any, count: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 
 from asrgate.backends import Variant, child_process, temporary
-from asrgate.backends.base import Checkpoint, Settings
+from asrgate.backends.base import BEYOND_END_SECONDS, SAMPLE_RATE_HZ, Checkpoint, Settings
 from asrgate.harness.worker import messages
 from asrgate.harness.worker.messages import Channel, Ended, MessageError, Samples
 from asrgate.harness.worker.process_tree import ProcessTree
@@ -189,6 +189,26 @@ class Worker:
             WorkerError: the worker died or hung. An engine's exception is an answer with `error` set.
         """
         return self._prepared([samples], language, what)
+
+    def call_words(self, samples: np.ndarray, language: str, what: str) -> dict[str, Any]:
+        """As `call`, by the engine's `transcribe_words`; the answer has its `words`, see messages.words.
+
+        Raises:
+            WorkerError: the worker died or hung, or a word has no time of this clip.
+        """
+        with Samples([samples]) as ready:
+            self._send(do="prepare")
+            self._expect("ready", what)
+            start = time.perf_counter_ns()
+            self._send(ready, do="words", language=language)
+            reply = self._expect("answer", what)
+            wall_seconds = (time.perf_counter_ns() - start) * 1e-9
+        with self._parsing(what):
+            answer = messages.answer(reply)
+            last_seconds = len(samples) / SAMPLE_RATE_HZ + BEYOND_END_SECONDS
+            words = messages.words(reply, last_seconds) if answer["error"] is None else []
+        self.settle(what)
+        return answer | {"words": words, "wall_seconds": wall_seconds}
 
     def call_batch(self, clips: Sequence[np.ndarray], language: str, what: str) -> list[dict[str, Any]]:
         """Have clips transcribed together; return one answer per clip, each with its even share of the times.

@@ -34,6 +34,7 @@ MOST_TOKENS = 1_000_000
 MOST_ENTRIES = 200  # of stages, of settings
 DEEPEST = 8  # levels of a setting's value
 LONGEST_SECONDS = 1e7
+MOST_WORDS = 200_000  # of one answer: 20 hours of speech
 HEADER = struct.Struct(">II")  # bytes of JSON, bytes of samples that follow them
 SAMPLE, SAMPLE_BYTES = "<f4", 4
 WATCH_SECONDS = 0.5  # between looks at a process that no file descriptor tells of
@@ -270,6 +271,31 @@ def answer(message: Mapping[str, Any]) -> dict[str, Any]:
         },
         "error": None if error is None else error_text(error),
     }
+
+
+def words(message: Mapping[str, Any], last_seconds: float) -> list[tuple[str, float, float]]:
+    """Return the words of an answer: each one's text, start and end in seconds, as `base.Word` has them.
+
+    Raises:
+        MessageError: they are no such list, or one is said at no time from 0 to `last_seconds`.
+    """
+    given = message.get("words")
+    if not isinstance(given, list) or len(given) > MOST_WORDS:
+        raise MessageError("words that are no list, or too many")
+    found = []
+    for word in given:
+        if not isinstance(word, list) or len(word) != 3:
+            raise MessageError(f"{_shown(word)} as a word with its times")
+        text = clean_text(word[0], "a word", LARGEST_ERROR)
+        if any(isinstance(time, bool) or not isinstance(time, (int, float)) for time in word[1:]):
+            raise MessageError(f"{_shown(word[1:])} as the times of a word")
+        start, end = word[1:]
+        if not 0 <= start <= end <= last_seconds:  # NaN is not either
+            raise MessageError(
+                f"a word said from {_shown(start)} to {_shown(end)} s, where 0 to {last_seconds:.2f} s can be"
+            )
+        found.append((text, float(start), float(end)))
+    return found
 
 
 def seconds(value: Any, what: str) -> float:

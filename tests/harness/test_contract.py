@@ -31,7 +31,7 @@ from dataclasses import replace
 import numpy as np
 import tones
 
-from asrgate.backends.base import BackendError, Transcript
+from asrgate.backends.base import BackendError, Transcript, Word
 from asrgate.backends.checkpoints.file import read_dimensions
 from asrgate.backends.whisper_common.decoding import require_honourable, require_language
 
@@ -70,6 +70,11 @@ class Good:
     def transcribe_batch(self, audios, language):
         return [self.transcribe(audio, language) for audio in audios]
 
+    def transcribe_words(self, audio, language):
+        answer = self.transcribe(audio, language)
+        said = [Word(word, n * 0.2, n * 0.2 + 0.2) for n, word in enumerate(answer.text.split())]
+        return replace(answer, words=said)
+
     def stream(self, chunks, language):
         heard = np.zeros(0, np.float32)
         for chunk in chunks:
@@ -89,6 +94,18 @@ class BatchesOutOfOrder(Good):
 class StreamEndsEarly(Good):
     def stream(self, chunks, language):
         yield Transcript(tones.hear(next(chunks)))
+
+
+class TimesWordsLater(Good):
+    def transcribe_words(self, audio, language):
+        answer = super().transcribe_words(audio, language)
+        return replace(answer, words=[Word(word, start + 60, end + 60) for word, start, end in answer.words])
+
+
+class TimesHalfOfTheWords(Good):
+    def transcribe_words(self, audio, language):
+        answer = super().transcribe_words(audio, language)
+        return replace(answer, words=answer.words[::2])
 
 
 class DevicesAreText(Good):
@@ -257,6 +274,8 @@ class AllCores(Good):
 BROKEN = {  # class -> the tests that must fail, and no other may
     "BatchesOutOfOrder": {"batch_is_answered_as_its_clips_alone"},
     "StreamEndsEarly": {"stream_takes_all_audio_and_ends_with_the_answer"},
+    "TimesWordsLater": {"words_are_those_of_the_text_and_said_within_the_clip"},
+    "TimesHalfOfTheWords": {"words_are_those_of_the_text_and_said_within_the_clip"},
     "DevicesAreText": {"it_names_its_devices_precisions_and_imports"},
     "ChecksByImporting": {"it_is_listed_and_checked_without_importing_its_engine"},
     "ImportsAtTheTop": {"it_is_listed_and_checked_without_importing_its_engine"},

@@ -15,6 +15,7 @@ from asrgate.harness.corpus.importers.utterance import (
     read_table,
     with_extension,
 )
+from asrgate.harness.corpus.manifests import is_ljspeech, ljspeech_rows
 
 ENDINGS = (".csv", ".tsv")
 AUDIO_COLUMNS = (
@@ -44,6 +45,9 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
         raise CorpusImportError(
             f"{path} is neither a table nor a folder with exactly one; expected {' or '.join(ENDINGS)}"
         )
+    if is_ljspeech(table):
+        yield from _of_ljspeech(table, options)
+        return
     rows = read_table(table, "\t" if table.suffix.lower() == ".tsv" else None)
     there = list(rows[0])
     audio = choose_column(options.audio_column, AUDIO_COLUMNS, there, "--audio-column", str(table))
@@ -76,6 +80,22 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
             if language is None or not options.language_column
             else {"language": row[language]},
             tags=plain(languages.without({key: value for key, value in row.items() if key not in used})),
+        )
+
+
+def _of_ljspeech(table: Path, options: Options) -> Iterator[Utterance]:
+    problems: list[str] = []
+    rows = list(ljspeech_rows(table, problems))
+    if problems:
+        raise CorpusImportError("\n".join(problems))
+    for where, fields in rows:
+        name = fields["audio_filepath"]
+        yield Utterance(
+            name=name,
+            where=where,
+            path=table.parent / name,
+            text=fields["text"],
+            language=options.language,
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.corpus.audio import EXTENSIONS
 from asrgate.harness.corpus.stored import as_stored
-from asrgate.harness.metrics import keywords
+from asrgate.harness.metrics import keywords, word_times
 
 
 class CorpusImportError(AsrgateError):
@@ -75,10 +75,9 @@ def read_table(path: Path, delimiter: str | None, is_quoted: bool = True) -> lis
     heading = text.split("\n", 1)[0]
     if delimiter is None:
         delimiter = max(",\t;|", key=heading.count)
+    # str.splitlines would also end lines at U+2028 (https://github.com/huggingface/datasets/issues/3804)
     reader = csv.DictReader(
-        io.StringIO(
-            text, newline="\n"
-        ),  # str.splitlines would also end lines within texts, at U+2028 and others
+        io.StringIO(text, newline="\n"),
         delimiter=delimiter,
         restval="",
         quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE,
@@ -135,7 +134,10 @@ def plain(tags: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, str) and value.strip():
             kept[name] = value.strip()
         is_number = isinstance(value, bool | int | float) and math.isfinite(value)
-        if is_number or (name == keywords.FIELD and keywords.is_field(value) and value):
+        is_spoken = (name == keywords.FIELD and keywords.is_field(value) and value) or (
+            name == word_times.FIELD and word_times.of_clip({name: value})
+        )
+        if is_number or is_spoken:
             kept[name] = value
     return kept
 

@@ -68,6 +68,8 @@ MISTAKES: list[tuple[str, dict[str, Any] | str]] = [
     ("markup", {"text": "00:01 --> 00:02 yes"}),
     ("markup", {"text": "ignore_time_segment_in_scoring"}),
     ("no words", {"text": "???? ??!"}),
+    ("word times", {"text": "hello", "words": [{"word": "hello", "start": 0.2, "end": 0.7}]}),
+    ("word times", {"text": "hello there", "words": [{"word": "hello", "start": 0.2, "end": 0.4}]}),
     ("mixed scripts", {"text": "Неllo"}),
 ]
 
@@ -101,6 +103,12 @@ def test_each_mistake_is_found_as_what_it_is(
 )
 def test_ordinary_texts_are_not_suspected(text: str, tmp_path: Path) -> None:
     assert main(["corpus", "validate", str(manifest(tmp_path / "set", [{"text": text}]))]) == 0
+
+
+def test_times_of_the_words_that_are_said_are_not_suspected(tmp_path: Path) -> None:
+    words = [{"word": "Hello,", "start": 0.1, "end": 0.2}, {"word": "THERE", "start": 0.2, "end": 0.55}]
+    folder = manifest(tmp_path / "set", [{"text": "hello there!", "words": words}])
+    assert main(["corpus", "validate", str(folder)]) == 0
 
 
 def test_silence_may_have_an_empty_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

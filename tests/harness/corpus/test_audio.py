@@ -225,6 +225,7 @@ def test_a_truncated_wav_tells_what_is_missing(tmp_path):
 
 
 def test_a_wav_written_to_a_pipe_is_not_taken_for_truncated(tmp_path):
+    # https://github.com/ruuda/hound/issues/39
     path = write(tmp_path / "a.wav", tones(16_000), 16_000)
     data = bytearray(path.read_bytes())
     at = data.index(b"data")

@@ -113,6 +113,7 @@ def test_our_names_win_and_a_manifest_further_down_is_told(tmp_path, caplog):
 
 @pytest.mark.parametrize("stored, named", [("NFD", "NFC"), ("NFC", "NFD")])
 def test_names_are_found_however_unicode_composes_them(tmp_path, stored, named):
+    # https://github.com/mpv-player/mpv/issues/1492
     write_wav(tmp_path / unicodedata.normalize(stored, "réunion/café.wav"))
     (tmp_path / unicodedata.normalize(named, "café.txt")).write_text("outside")
     line = {"audio_filepath": unicodedata.normalize(named, "réunion/café.wav"), "text": "un"}
@@ -151,14 +152,47 @@ def test_transcripts_may_be_divided_by_tabs(tmp_path):
 
 
 def test_one_json_array_is_told_with_what_converts_it(tmp_path):
+    # https://github.com/NVIDIA-NeMo/Speech/issues/3590
     (tmp_path / "all.json").write_text(json.dumps([{"audio_filepath": "a.wav"}], indent=1))
     told = problems_of(tmp_path / "all.json")
     assert told.startswith("1 problem") and "jq -c '.[]' all.json > lines.jsonl" in told
 
 
-def test_metadata_that_names_no_files_in_its_heading_is_not_taken_for_a_manifest(tmp_path):
+LJSPEECH = (
+    'LJ001-0001|"Printing," in the 15th century|"Printing," in the fifteenth century\n'
+    "LJ001-0002|in being comparatively modern.|\n"
+)
+
+
+@pytest.mark.parametrize("cells", ["{0}|{1}|{2}", "wavs/{0}.wav|{2}"])
+def test_ljspeechs_metadata_without_a_heading_is_a_manifest(tmp_path, cells):
+    # two cells and a path: https://github.com/voice-cloning-app/Voice-Cloning-App/issues/16
+    for number in (1, 2):
+        write_wav(tmp_path / "wavs" / f"LJ001-000{number}.wav", pitch_hz=300 + 50 * number)
+    rows = [line.split("|") for line in LJSPEECH.splitlines()]
+    rows = [
+        (name, text, normalised or (text if cells.count("|") == 1 else "")) for name, text, normalised in rows
+    ]
+    (tmp_path / "metadata.csv").write_text("".join(cells.format(*row) + "\n" for row in rows))
+    clips = load_clips([tmp_path])
+    assert [(clip.name, clip.reference) for clip in clips] == [
+        ("wavs/LJ001-0001", '"Printing," in the fifteenth century'),
+        ("wavs/LJ001-0002", "in being comparatively modern."),
+    ]
+
+
+def test_mistakes_in_ljspeechs_metadata_are_told_with_their_lines(tmp_path):
     write_wav(tmp_path / "wavs" / "LJ001-0001.wav")
-    (tmp_path / "metadata.csv").write_text("LJ001-0001|Printing, in the|Printing, in the\nLJ2|b|b\n")
+    (tmp_path / "metadata.csv").write_text("LJ001-0001|a|a\nLJ001-0002|b|b\nLJ001-0003|c|c|c|c\n")
+    told = problems_of(tmp_path)
+    assert told.startswith("2 problems")
+    assert "metadata.csv:2: " in told and "LJ001-0002.wav" in told
+    assert "metadata.csv:3: has 5 cells" in told
+
+
+def test_metadata_that_names_no_files_is_not_taken_for_a_manifest(tmp_path):
+    write_wav(tmp_path / "wavs" / "LJ001-0001.wav")
+    (tmp_path / "metadata.csv").write_text("speaker|age|town\nanna|40|Rome\n")
     (clip,) = load_clips([tmp_path])
     assert clip.name == "wavs/LJ001-0001"
 
@@ -384,6 +418,7 @@ def test_durations_may_be_rounded_but_not_wrong(tmp_path):
 
 @pytest.mark.parametrize("ending", [".wav", ".flac", ".ogg", ".mp3"])
 def test_offset_and_duration_cut_every_container(tmp_path, ending, caplog):
+    # https://github.com/NVIDIA-NeMo/Speech/issues/10060
     path = tmp_path / f"talk{ending}"
     soundfile.write(path, np.concatenate([tone(1.0, pitch) for pitch in (300, 500, 700)]), 16_000)
     manifest = write_manifest(
@@ -512,6 +547,7 @@ def killed_recorder(path: Path, tail: bytes = b"") -> Path:
 
 
 def test_a_wav_whose_recorder_was_killed_is_read_to_its_end(tmp_path, caplog):
+    # https://github.com/JamesHeinrich/getID3/issues/468
     whole = audio_file.decode(write_wav(tmp_path / "whole.wav", seconds=2.0))
     (clip,) = load_clips([killed_recorder(tmp_path / "a.wav")])
     assert clip.audio_seconds == 2.0

@@ -71,6 +71,14 @@ def test_hugging_faces_audio_folder(tmp_path: Path, imported: Import, name: str)
     assert (clip.reference, clip.language, clip.tags) == ("eins", "de", {"speaker": "k7"})
 
 
+def test_ljspeechs_metadata_without_a_heading(tmp_path: Path, imported: Import) -> None:
+    corpus_folder = tmp_path / "LJSpeech-1.1"
+    store(corpus_folder / "wavs" / "LJ001-0001.wav")
+    (corpus_folder / "metadata.csv").write_text("LJ001-0001|the 15th|the fifteenth\n")
+    (clip,) = imported(corpus_folder, "--language", "en")
+    assert (clip.reference, clip.language) == ("the fifteenth", "en")
+
+
 def test_line_separators_within_texts_end_no_row(tmp_path: Path, imported: Import) -> None:
     texts = ["eins\u2028zwei", "drei\x85vier", "fünf\x0csechs"]
     for number in range(len(texts)):

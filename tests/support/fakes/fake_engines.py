@@ -31,6 +31,7 @@ from asrgate.backends.base import (
     ModelIdentity,
     Settings,
     Transcript,
+    Word,
 )
 
 SECONDS_A_WORD = 0.006  # what hearing costs; asleep, so that a busy machine does not change the ratios
@@ -81,6 +82,32 @@ class Detects(Honest):
         if language != AUTO:
             return heard
         return replace(heard, language="de" if "table" in heard.text else "en")
+
+
+class TimesWords(Honest):
+    """Says when each word is said: every start 40 ms late, every end 20 ms early, the last word's 100 ms."""
+
+    def transcribe_words(self, audio: np.ndarray, language: str) -> Transcript:
+        heard = super().transcribe(audio, language)
+        words = heard.text.split()
+        early = [0.02] * (len(words) - 1) + [0.1]
+        return replace(
+            heard,
+            words=[
+                Word(word, n * tones.WORD_SECONDS + 0.04, (n + 1) * tones.WORD_SECONDS - early[n])
+                for n, word in enumerate(words)
+            ],
+        )
+
+
+class InventsTimes(TimesWords):
+    """Says that words are said after the clip."""
+
+    def transcribe_words(self, audio: np.ndarray, language: str) -> Transcript:
+        heard = super().transcribe_words(audio, language)
+        return replace(
+            heard, words=[Word(text, start + 60, end + 60) for text, start, end in heard.words or ()]
+        )
 
 
 class WaitsToBeKilled(Honest):

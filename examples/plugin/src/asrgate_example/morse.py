@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from asrgate.backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript
+from asrgate.backends.base import SAMPLE_RATE_HZ, BackendError, Checkpoint, Settings, Transcript, Word
 from asrgate.backends.checkpoints.file import read_dimensions
 from asrgate.backends.whisper_common.decoding import require_honourable, require_language
 
@@ -62,6 +63,12 @@ class Morse:
         require_language(self._checkpoint, language)
         return Transcript(read(audio))
 
+    def transcribe_words(self, audio: np.ndarray, language: str) -> Transcript:
+        """Return the words with their times too; optional, and only `--word-timestamps` calls it."""
+        require_language(self._checkpoint, language)
+        words = timed(audio)
+        return Transcript(" ".join(word.text for word in words), words=words)
+
     def synchronize(self) -> None:
         """Nothing runs on after a call."""
 
@@ -78,10 +85,22 @@ def send(text: str) -> np.ndarray:
 
 def read(audio: np.ndarray) -> str:
     """Return the text that `send` turned into samples."""
+    return " ".join(word.text for word in timed(audio))
+
+
+def timed(audio: np.ndarray) -> list[Word]:
+    """Return the words that `send` turned into samples, each from its first tone to the end of its last."""
     blocks = audio[: len(audio) // DOT_SAMPLES * DOT_SAMPLES].reshape(-1, DOT_SAMPLES)
     units = "".join("1" if loud else "0" for loud in np.abs(blocks).mean(axis=1) > 0.05)
-    words = units.strip("0").replace("0000000", " ").split()
-    return " ".join("".join(_letter(sign) for sign in word.split("000") if sign) for word in words)
+    found = re.finditer("1(?:0{0,6}1)*", units)  # seven units of silence are between words
+    return [
+        Word(_read_word(match.group()), match.start() * DOT_SECONDS, match.end() * DOT_SECONDS)
+        for match in found
+    ]
+
+
+def _read_word(units: str) -> str:
+    return "".join(_letter(sign) for sign in units.split("000") if sign)
 
 
 def _letter(units: str) -> str:
