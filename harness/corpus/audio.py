@@ -4,8 +4,9 @@ soundfile, soxr and PyAV are used directly. `librosa.load` gives the same sample
 test checks this), but importing it takes a second and brings in numba, and the parent must stay light.
 
 MP3 goes to PyAV although libsndfile reads it. libsndfile 1.2.2 can overlook the Info header in an MP3's first
-frame. It then guesses the length from that frame and silently drops the end of the speech (a quarter of it if
-that frame has 32 kbit/s and the others 24). It also pads a truncated file with silence.
+frame (https://github.com/libsndfile/libsndfile/issues/1001). It then guesses the length from that frame and
+silently drops the end of the speech (a quarter of it if that frame has 32 kbit/s and the others 24). It also
+pads a truncated file with silence.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import soundfile
 from asrgate.harness.corpus import audio as audio_file
 from asrgate.harness.corpus import manifests, parts
 from asrgate.harness.corpus.manifests import Entry
-from asrgate.harness.metrics import word_times
+from asrgate.harness.metrics import strict, word_times
 
 AUDIBLE_PEAK = 0.001  # -60 dB of full scale: anything quieter is silence, which may well have no text
 
@@ -41,13 +41,15 @@ KINDS = {  # name -> what it means, in the order in which they are reported
     "wrong encoding": "UTF-8 that was read as Latin-1, such as Ã©",
     "no words": "a text without a letter or digit, such as ??? where letters were lost",
     "mixed scripts": "a word of Latin letters and Cyrillic or Greek ones that look like them",
+    "only tags": "no word is left without tags and parentheses, so whatever is heard counts as inserted",
     "markup": "tags, entities or annotations in brackets, which are not spoken",
 }
 _MARKUP = re.compile(
     r"</?[^\s<>/][^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|&(?:[a-z]+|#\d+);"
     r"|(?<!\w)\*[^\s*][^*]*\*(?!\w)|\(\(|(?<!\w)%[a-zA-Z]+|[♪♫♬]|-->"  # marks of NIST and of subtitles
-    r"|ignore_time_segment_in_scoring"
+    rf"|ignore_time_segment_in_scoring|(?i:{strict.SOUND.pattern})"
 )
+_ASIDE = re.compile(r"\([^()]*\)")
 _SCRIPTS = ("LATIN", "CYRILLIC", "GREEK")  # that share the looks of letters; first words of their names
 _WRONG_ENCODING = re.compile("[ÃÂ][\u0080-\u00bf]|â€")
 
@@ -121,7 +123,10 @@ def _listen(entry: Entry) -> _Sound:
 
 
 def _is_cancelled(path: Path) -> bool:
-    """Whether a file's channels cancel when they are averaged, as they do if one is wired the wrong way."""
+    """Whether a file's channels cancel when they are averaged, as they do if one is wired the wrong way.
+
+    Seen in the wild: https://github.com/m-bain/whisperX/pull/750.
+    """
     mixed = 0.0
     try:
         with soundfile.SoundFile(path) as file:
@@ -183,7 +188,11 @@ def _of_text(entry: Entry, peak: float | None, texts: dict[tuple[str, str], str]
     mixed = [word for word in re.findall(r"[^\W\d_]+", text) if len(_scripts(word)) > 1]
     if mixed:
         yield Problem("mixed scripts", entry.where, f"{_short(mixed[0])} in {_short(text)}")
-    if found := _MARKUP.search(text):
+    if any(c.isalnum() for c in text) and not any(
+        c.isalnum() for c in _ASIDE.sub("", _MARKUP.sub("", unicodedata.normalize("NFKC", text)))
+    ):
+        yield Problem("only tags", entry.where, _short(text))
+    elif found := _MARKUP.search(unicodedata.normalize("NFKC", text)):
         yield Problem("markup", entry.where, f"{found.group()} in {_short(text)}")
 
 
@@ -192,7 +201,9 @@ def _of_words(entry: Entry, sound: _Sound) -> Iterable[Problem]:
     words = word_times.of_clip(entry.tags)
     late = word_times.beyond(words, sound.seconds, parts.DURATION_SLACK_SECONDS)
     if late is not None and sound.sha256 is not None:
-        detail = f"{_short(late['word'] or '')} ends at {late['end']:.2f} s, the audio at {sound.seconds:.2f} s"
+        detail = (
+            f"{_short(late['word'] or '')} ends at {late['end']:.2f} s, the audio at {sound.seconds:.2f} s"
+        )
         yield Problem("word times", entry.where, detail)
     elif words and entry.reference is not None:
         said = "".join(word["word"] or "" for word in words)

@@ -54,7 +54,9 @@ def wer(run: Run, variant: str = REFERENCE) -> dict[str, Any]:
         ("தமிழ் ẹ̀kọ́", "ta", "தமிழ் ẹ̀kọ́"),
         ("٣ ३ ３", "de", "3 3 3"),
         ("The U.S.A. said... well . … 3.5", "de", "the usa said well 3.5"),
-        ("'quick' fox's (loud) [noise] a/b", "de", "quick fox's loud noise a b"),
+        ("yes [noise] <unk> no (laughs) %HESITATION </s> （笑）", "en", "yes no"),
+        ("yes (in fact) 3 < 4, 5 > 2, 9 % (laughs at him)", "pl", "yes in fact 3 4 5 2 9 laughs at him"),
+        ("'quick' fox's (loud) a/b", "de", "quick fox's loud a b"),
         ("twenty-three of 1,000 for five dollars, 5%", "en", "23 of 1000 for $5 5%"),
         ("dwadzieścia trzy 23", "pl", "dwadzieścia trzy 23"),
         ("你好。世界 hello 3.5", "zh", "你 好 世 界 hello 3.5"),
@@ -64,6 +66,21 @@ def wer(run: Run, variant: str = REFERENCE) -> dict[str, Any]:
 )
 def test_rules_of_the_strict_reading(text: str, language: str, words: str) -> None:
     assert normalizers.normalizer("strict")(text, language) == words
+
+
+@pytest.mark.parametrize("tag", ["(laughs)", "[noise]", "<unk>", "[BLANK_AUDIO]", "( Music )", "<#s>"])
+def test_tags_are_words_in_neither_reading(tag: str) -> None:
+    # https://github.com/finos/greenkey-asrtoolkit/issues/41: tags of some decoders were counted as words
+    for name in ("whisper", "strict"):
+        normalize = normalizers.normalizer(name)
+        assert normalize(f"well {tag} yes", "en") == "well yes", name
+        assert normalize(tag, "en") == "", name
+
+
+def test_words_in_parentheses_are_where_the_readings_differ() -> None:
+    text = "the second (and last) time"
+    assert normalizers.normalizer("whisper")(text, "en") == "the 2nd time"
+    assert normalizers.normalizer("strict")(text, "en") == "the 2nd and last time"
 
 
 @pytest.mark.parametrize(
