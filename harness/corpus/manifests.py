@@ -33,7 +33,18 @@ MANIFEST_EXTENSIONS = (".jsonl", ".json")  # NeMo names its line-by-line manifes
 FOLDER_MANIFEST = "manifest.jsonl"
 # Ours, then Hugging Face's (https://huggingface.co/docs/datasets/audio_dataset#audiofolder), or LJSpeech's
 FOLDER_MANIFESTS = (FOLDER_MANIFEST, "metadata.jsonl", "metadata.csv")
-_AUDIO_NAMES = ("audio_filepath", "file_name", "audio_file_name", "audio_path", "audio", "path")
+_AUDIO_NAMES = (  # NeMo's old name too: https://github.com/NVIDIA-NeMo/Speech/issues/108
+    *(
+        "audio_filepath",
+        "audio_filename",
+        "file_name",
+        "audio_file_name",
+        "audio_file",
+        "audio_path",
+        "audio",
+    ),
+    *("path", "wav"),
+)
 _TEXT_NAMES = ("text", "transcription", "sentence", "transcript")
 FILES_SHOWN = 5
 _SIDE_FILES = (  # that recordings have beside them
@@ -131,7 +142,9 @@ def with_our_names(fields: Mapping[str, Any]) -> dict[str, Any]:
     for names in (_AUDIO_NAMES, _TEXT_NAMES):
         first = next((name for name in names if name in named), None)
         if first is not None:
-            named[names[0]] = named.pop(first)
+            value = named.pop(first)
+            is_stored = isinstance(value, Mapping) and "path" in value  # as datasets writes a column of audio
+            named[names[0]] = value["path"] if is_stored else value
     return named
 
 

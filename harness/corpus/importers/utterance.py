@@ -75,6 +75,36 @@ def read_table(path: Path, delimiter: str | None, is_quoted: bool = True) -> lis
     heading = text.split("\n", 1)[0]
     if delimiter is None:
         delimiter = max(",\t;|", key=heading.count)
+    rows = _rows(path, text, delimiter, is_quoted)
+    open_quote = _swallowing(rows, text, delimiter) if is_quoted else None
+    if open_quote is None:
+        return rows
+    if delimiter == "\t":  # tables divided by tabs are often written without any rule for quotes
+        return _rows(path, text, delimiter, False)
+    raise CorpusImportError(
+        f"{path}: row {open_quote} goes on over several lines and its quotes do not fit: one is never "
+        "closed; double the quotes within texts, or save the table divided by tabs"
+    )
+
+
+def _swallowing(rows: Sequence[Mapping[str, str]], text: str, delimiter: str) -> int | None:
+    """Return the number of the first row that an open quote may have filled with others; None if none is.
+
+    Common Voice has such quotes: https://github.com/pytorch/audio/issues/2838. A cell of several lines is
+    right if all quotes of the table fit.
+    """
+    several = (n for n, row in enumerate(rows, start=2) if any("\n" in cell for cell in row.values()))
+    found = next(several, None)
+    if found is None:
+        return None
+    try:
+        list(csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True))
+    except csv.Error:
+        return found
+    return None
+
+
+def _rows(path: Path, text: str, delimiter: str, is_quoted: bool) -> list[dict[str, str]]:
     # str.splitlines would also end lines at U+2028 (https://github.com/huggingface/datasets/issues/3804)
     reader = csv.DictReader(
         io.StringIO(text, newline="\n"),

@@ -158,6 +158,43 @@ def test_one_json_array_is_told_with_what_converts_it(tmp_path):
     assert told.startswith("1 problem") and "jq -c '.[]' all.json > lines.jsonl" in told
 
 
+@pytest.mark.parametrize("key", ["audio_filename", "audio_file", "wav"])
+def test_others_names_for_the_file_are_known(tmp_path, key):
+    # https://github.com/NVIDIA-NeMo/Speech/issues/108
+    write_wav(tmp_path / "a.wav")
+    (clip,) = load_clips([write_manifest(tmp_path, {key: "a.wav", "text": "hi"})])
+    assert (clip.name, clip.reference) == ("a", "hi")
+
+
+def test_a_stored_column_of_audio_names_its_file(tmp_path):
+    write_wav(tmp_path / "a.wav")
+    (clip,) = load_clips(
+        [write_manifest(tmp_path, {"audio": {"path": "a.wav", "bytes": None}, "text": "hi"})]
+    )
+    assert (clip.name, clip.reference) == ("a", "hi")
+
+
+def test_a_quote_that_is_never_closed_swallows_no_rows(tmp_path):
+    # https://github.com/pytorch/audio/issues/2838
+    for number in range(3):
+        write_wav(tmp_path / f"{number}.wav", pitch_hz=300 + 50 * number)
+    (tmp_path / "metadata.csv").write_text('file_name,text\n0.wav,"Hello there\n1.wav,two\n2.wav,thr" ee\n')
+    assert "row 2 goes on over several lines and its quotes do not fit" in problems_of(tmp_path)
+    table = 'file_name,text\n0.wav,"one\nand, more"\n1.wav,two\n2.wav,three\n'
+    (tmp_path / "metadata.csv").write_text(table)
+    assert [clip.reference for clip in load_clips([tmp_path])] == ["one\nand, more", "two", "three"]
+
+
+def test_words_that_mean_nothing_to_programs_stay_texts(tmp_path):
+    # https://github.com/huggingface/datasets/issues/4467
+    texts = ["null", "None", "NA", "nan"]
+    for number in range(4):
+        write_wav(tmp_path / f"{number}.wav", pitch_hz=300 + 50 * number)
+    rows = "".join(f"./{number}.wav,{text}\n" for number, text in enumerate(texts))
+    (tmp_path / "metadata.csv").write_text("file_name,transcription\n" + rows)
+    assert [clip.reference for clip in load_clips([tmp_path])] == texts
+
+
 LJSPEECH = (
     'LJ001-0001|"Printing," in the 15th century|"Printing," in the fifteenth century\n'
     "LJ001-0002|in being comparatively modern.|\n"

@@ -71,6 +71,16 @@ def test_hugging_faces_audio_folder(tmp_path: Path, imported: Import, name: str)
     assert (clip.reference, clip.language, clip.tags) == ("eins", "de", {"speaker": "k7"})
 
 
+def test_quotes_that_are_not_closed_swallow_no_rows(tmp_path: Path, imported: Import) -> None:
+    # https://github.com/coqui-ai/STT/pull/2321
+    folder = tmp_path / "set"
+    for number in range(3):
+        store(folder / f"{number}.wav", frequency_hz=300.0 + 50 * number)
+    (folder / "all.tsv").write_text('path\tsentence\n0.wav\t"Hello there\n1.wav\ttwo\n2.wav\tthr" ee\n')
+    clips = imported(folder, "--language", "en")
+    assert [clip.reference for clip in clips] == ['"Hello there', "two", 'thr" ee']
+
+
 def test_ljspeechs_metadata_without_a_heading(tmp_path: Path, imported: Import) -> None:
     corpus_folder = tmp_path / "LJSpeech-1.1"
     store(corpus_folder / "wavs" / "LJ001-0001.wav")
