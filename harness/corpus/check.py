@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from asrgate.backends.base import SAMPLE_RATE_HZ
 from asrgate.harness.corpus import audio as audio_file
 from asrgate.harness.corpus import manifests, parts
 from asrgate.harness.corpus.manifests import Entry
@@ -21,6 +22,11 @@ from asrgate.harness.metrics import strict, word_times
 AUDIBLE_PEAK = 0.001  # -60 dB of full scale: anything quieter is silence, which may well have no text
 
 BLOCK_FRAMES = 1 << 16
+FAST, FAST_SIGNS = 24.0, 12.0  # letters a second of the clip, and Chinese, Japanese or Korean characters
+SLOW = 6.0  # letters a second in which something is heard, in alphabets with capitals
+LEAST_LETTERS, LEAST_WORD = 20, 3.0  # shorter texts, and letters that are spelled, do not tell
+HEARD_DB, FRAME_SECONDS = 30.0, 0.01  # of the loudest frame: what is softer is a pause
+
 CANCELLED = 0.1  # of the loudest channel that the average of all keeps: -20 dB
 
 KINDS = {  # name -> what it means, in the order in which they are reported
@@ -33,6 +39,7 @@ KINDS = {  # name -> what it means, in the order in which they are reported
     "word times": "a time in words is beyond the audio's end, or the words are not the text's",
     "no reference": "there is no text, so the clip has no WER",
     "empty reference": "the text is empty, but the audio is not silent",
+    "speech rate": "so many letters a second that the sample rate, or the text, is not the recording's",
     "silent audio": "there is a text, but nothing can be heard",
     "duplicate reference": "the same text in the same language as an earlier clip",
     "duplicate audio": "the same samples as an earlier clip",
@@ -93,6 +100,7 @@ def check(paths: Iterable[Path]) -> Report:
         problems += _of_silence(entry, sound)
         problems += _of_text(entry, sound.peak, texts)
         problems += _of_words(entry, sound)
+        problems += _of_rate(entry, sound)
         if sound.sha256 is not None and sounds.setdefault(sound.sha256, entry.where) != entry.where:
             problems.append(Problem("duplicate audio", entry.where, f"as {sounds[sound.sha256]}"))
     return Report(len(entries), sum(sound.seconds for sound in heard), problems)
@@ -210,6 +218,49 @@ def _of_words(entry: Entry, sound: _Sound) -> Iterable[Problem]:
         if _letters(said) != _letters(entry.reference):
             detail = f"{len(words)} words are not those of {_short(entry.reference)}"
             yield Problem("word times", entry.where, detail)
+
+
+def _of_rate(entry: Entry, sound: _Sound) -> Iterable[Problem]:
+    """Find speech that is too fast or too slow for anyone, as with a wrong sample rate in the header.
+
+    Seen in the wild: https://github.com/microsoft/DNS-Challenge/issues/106, where 16 kHz is called 48.
+    """
+    text = _MARKUP.sub(" ", unicodedata.normalize("NFKC", entry.reference or ""))
+    letters = [c for c in text if c.isalpha()]
+    if sound.sha256 is None or len(letters) < LEAST_LETTERS or (sound.peak or 0.0) <= AUDIBLE_PEAK:
+        return
+    signs = sum(unicodedata.east_asian_width(c) == "W" for c in letters)
+    rate = len(letters) / sound.seconds
+    if rate > (FAST_SIGNS if 2 * signs > len(letters) else FAST):
+        yield Problem("speech rate", entry.where, f"{rate:.0f} letters a second in {entry.path.name}")
+    elif rate < SLOW and _is_told_by_slowness(letters, text):
+        heard_seconds = _heard_seconds(entry)
+        if heard_seconds and len(letters) / heard_seconds < SLOW:
+            detail = f"{len(letters)} letters in {heard_seconds:.1f} s of sound in {entry.path.name}"
+            yield Problem("speech rate", entry.where, detail)
+
+
+def _is_told_by_slowness(letters: Sequence[str], text: str) -> bool:
+    """Whether few letters mean slow speech: digits are read as many, and spelled letters take long."""
+    has_digits = any(c.isdigit() for c in text)
+    return (
+        not has_digits
+        and all(_has_case(c) for c in letters)
+        and len(letters) >= LEAST_WORD * len(text.split())
+    )
+
+
+def _has_case(letter: str) -> bool:
+    return letter.lower() != letter.upper()
+
+
+def _heard_seconds(entry: Entry) -> float:
+    """Return for how long a clip is not in a pause."""
+    samples = parts.read(entry.path, entry.start_seconds, entry.declared_seconds).samples
+    length = round(FRAME_SECONDS * SAMPLE_RATE_HZ)
+    frames = samples[: len(samples) // length * length].reshape(-1, length)
+    power = np.mean(frames**2, axis=1)
+    return float(np.sum(power > power.max(initial=0.0) * 10 ** (-HEARD_DB / 10)) * FRAME_SECONDS)
 
 
 def _letters(text: str) -> str:

@@ -108,13 +108,46 @@ def test_each_mistake_is_found_as_what_it_is(
     ],
 )
 def test_ordinary_texts_are_not_suspected(text: str, tmp_path: Path) -> None:
-    assert main(["corpus", "validate", str(manifest(tmp_path / "set", [{"text": text}]))]) == 0
+    folder = manifest(tmp_path / "set", [{"text": text, "audio_filepath": "a.wav"}])
+    store(folder / "a.wav", 300, seconds=3.0)
+    assert main(["corpus", "validate", str(folder)]) == 0
 
 
 def test_times_of_the_words_that_are_said_are_not_suspected(tmp_path: Path) -> None:
     words = [{"word": "Hello,", "start": 0.1, "end": 0.2}, {"word": "THERE", "start": 0.2, "end": 0.55}]
     folder = manifest(tmp_path / "set", [{"text": "hello there!", "words": words}])
     assert main(["corpus", "validate", str(folder)]) == 0
+
+
+SAID = "nobody who reads it aloud can be quicker than this sentence"  # 51 letters
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text", "is_odd"),
+    [
+        (51 / 27, SAID, True),  # 8 kHz that is called 16, of someone who says 13.5 letters a second
+        (51 / 20, SAID, False),  # as fast as people talk
+        (51 / 4.5, SAID, True),  # 48 kHz that is called 16
+        (51 / 7.0, SAID, False),
+        (51 / 4.5, SAID + " 1234567", False),  # numbers are long when they are read
+        (11.0, "A B C D E F G H I J K L M N O P Q R S T U", False),  # and so are letters
+        (1.0, "真っ昼間なのにキャンプの外れの電柱に電球がともっていた", True),
+        (4.0, "真っ昼間なのにキャンプの外れの電柱に電球がともっていた", False),
+        (0.2, "yes", False),  # too short a text to tell
+    ],
+)
+def test_speech_at_a_rate_of_nobody_is_found(seconds: float, text: str, is_odd: bool, tmp_path: Path) -> None:
+    # https://github.com/microsoft/DNS-Challenge/issues/106
+    folder = manifest(tmp_path / "set", [{"text": text, "audio_filepath": "a.wav"}])
+    store(folder / "a.wav", 300, seconds)
+    assert [problem.kind for problem in check.check([folder]).problems] == ["speech rate"] * is_odd
+
+
+def test_pauses_do_not_make_speech_slow(tmp_path: Path) -> None:
+    folder = manifest(tmp_path / "set", [{"text": SAID, "audio_filepath": "a.wav"}])
+    time = np.arange(20 * RATE_HZ) / RATE_HZ
+    soundfile.write(folder / "a.wav", 0.2 * np.sin(2 * np.pi * 300 * time) * (time < 4), RATE_HZ)
+    assert not check.check([folder]).problems
 
 
 def test_silence_may_have_an_empty_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
