@@ -85,9 +85,6 @@ class _OpenAiWhisper(OpenAiTranscription):
             "interop_threads": torch.get_num_interop_threads(),
             "weights_dtype": str(next(self._model.parameters()).dtype).removeprefix("torch."),
             "tf32": uses_tf32(),
-            "patience": None if self._settings.beam_size == 1 else 1.0,
-            "length_penalty": None,  # whisper ranks beams by log-probability over length
-            "beam_finishes": None if self._settings.beam_size == 1 else "before beam_size other candidates",
         }
 
     def transcribe_words(self, audio: np.ndarray, language: str) -> Transcript:

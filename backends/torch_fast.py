@@ -38,6 +38,7 @@ class TorchFast(GreedyBackend):
         "cpu": ("float32", "bfloat16", "bfloat16" + TRIM),
         "cuda": ("float16", "bfloat16", "float32"),
     }
+    has_beams: ClassVar[bool] = True
     _engine: TorchEngine
 
     @classmethod
@@ -90,7 +91,7 @@ class TorchFast(GreedyBackend):
         ]
         chunks = [chunk for clip in clips for chunk in clip]
         order = sorted(range(len(chunks)), key=lambda index: -len(chunks[index]))
-        passed_on = ("task", "temperature", "suppress_blank", "suppress_tokens")
+        passed_on = ("task", "temperature", "beam_size", "suppress_blank", "suppress_tokens")
         options = DecodingOptions(
             language=language,
             without_timestamps=True,

@@ -1,4 +1,4 @@
-"""Whisper's text decoder in tuned PyTorch: greedy; what does not depend on tokens is computed only once."""
+"""Whisper's text decoder in tuned PyTorch; what does not depend on tokens is computed only once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from asrgate.backends.torch_whisper.beams import Beams
 from asrgate.backends.torch_whisper.linear import linear
 from asrgate.backends.torch_whisper.selection import Selection
 from asrgate.backends.whisper_common.greedy import Window, WindowRules
@@ -22,7 +23,7 @@ class _CapturedStep(NamedTuple):
 
 
 class TorchDecoder:
-    """whisper.model.TextDecoder with whisper.decoding's greedy search."""
+    """whisper.model.TextDecoder with whisper.decoding's greedy search and beam search."""
 
     def __init__(
         self,
@@ -103,13 +104,13 @@ class TorchDecoder:
             rules: what may be sampled.
         """
         with self._torch.inference_mode():
-            self._reserve(1, keys.shape[2])
+            self._reserve(1, keys.shape[2], rules.beam_size)
             for part, projected in enumerate((keys.mT[:, None], values.mT[:, None])):
                 if self._on_cpu and projected.dtype == self._step_dtype:
                     self._cross[part] = projected
                 else:
                     self._cross[part].copy_(projected)
-            return self._decode(1, rules)[0]
+            return self._search(rules) if rules.beam_size > 1 else self._decode(1, rules)[0]
 
     def decode_batch(self, features: Sequence[Any], rules: WindowRules) -> list[Window]:
         """Decode windows together, until the last of them has ended.
@@ -118,11 +119,44 @@ class TorchDecoder:
             features: the encoder's outputs, each a torch.Tensor (n_audio_ctx, n_state), any float type. On
                 the CPU, windows drop out as they end. Those at the end of the list do so at once, so the
                 longest should come first.
-            rules: what may be sampled; the same for all windows.
+            rules: what may be sampled; the same for all windows. With beams, one window follows another.
         """
         with self._torch.inference_mode():
+            if rules.beam_size > 1:
+                windows = []
+                for window in features:
+                    self._attend_to([window], rules.beam_size)
+                    windows.append(self._search(rules))
+                return windows
             self._attend_to(features)
             return self._decode(len(features), rules)
+
+    def _search(self, rules: WindowRules) -> Window:
+        """Decode the first window with beams, each of them a row of the same window.
+
+        On a GPU the steps are not captured, as each waits for the choice.
+        """
+        torch = self._torch
+        beams = Beams(rules, self._n_vocab, self._device)
+        prompt = torch.tensor(rules.prompt, device=self._device)[None]
+        states = self._states(prompt, 0)
+        no_speech_prob = self._logits(states[:, rules.sot_index]).float().softmax(1)[0, rules.no_speech]
+        logits = self._logits(states[:, -1]).float() + beams.first_bias
+        beams.choose(logits.repeat(rules.beam_size, 1), first=True)
+        length = prompt.shape[1]
+        self._self_cache[:, :, 1 : rules.beam_size, :, :length] = self._self_cache[:, :, :1, :, :length]
+        # as in `_decode`
+        for _ in range(1, min(rules.sample_limit, rules.n_text_ctx - prompt.shape[1] + 1)):
+            if beams.ended():
+                break
+            states = self._states(beams.token[:, None], length, one_window=True)
+            length += 1
+            continued = beams.choose(self._logits(states[:, -1]).float() + beams.bias)
+            moved = [beam for beam, source in enumerate(continued) if beam != source]
+            if moved:
+                so_far = self._self_cache[..., :length, :]
+                so_far[:, :, moved] = so_far[:, :, [continued[beam] for beam in moved]]
+        return beams.window(float(no_speech_prob))
 
     def _decode(self, batch: int, rules: WindowRules) -> list[Window]:
         torch = self._torch
@@ -192,10 +226,10 @@ class TorchDecoder:
             step()
         return _CapturedStep(selection, graph, position)
 
-    def _attend_to(self, features: Sequence[Any]) -> None:
+    def _attend_to(self, features: Sequence[Any], beams: int = 1) -> None:
         """Compute all layers' keys and values of the audio, with one product per window."""
         whole = max(map(len, features)) if self._silence is None else self._silence.shape[-1]
-        self._reserve(len(features), whole)
+        self._reserve(len(features), whole, beams)
         for index, window in enumerate(features):
             cache = self._cross_cache[:, :, index]
             cache[..., : len(window)] = self._projected(window.to(self._device))
@@ -212,27 +246,36 @@ class TorchDecoder:
         product = self._torch.matmul(self._cross_weight, features.to(self._dtype).mT)
         return product.view(self._n_layer, 2, self._n_head, -1, len(features))
 
-    def _reserve(self, batch: int, length: int) -> None:
-        """Allocate caches for `batch` windows of `length` audio positions, unless they exist."""
+    def _reserve(self, batch: int, length: int, beams: int = 1) -> None:
+        """Allocate caches for `batch` windows of `length` audio positions, unless they exist.
+
+        Beams, for which there is one window, have a cache of their own each, and the audio together.
+        """
         torch = self._torch
         cache = self._cross_cache
-        if cache is None or cache.shape[2] < batch or cache.shape[-1] != length:
+        if (
+            cache is None
+            or cache.shape[2] < batch
+            or cache.shape[-1] != length
+            or self._self_cache.shape[2] < beams
+        ):
             width = self._n_state // self._n_head
             options = {"dtype": self._step_dtype, "device": self._device}
-            heads = (self._n_layer, 2, batch, self._n_head)
-            self._cross_cache = torch.empty(*heads, width, length, **options)
-            self._self_cache = torch.zeros(*heads, self._n_ctx, width, **options)
+            layers, rows = (self._n_layer, 2), max(batch, beams)
+            self._cross_cache = torch.empty(*layers, batch, self._n_head, width, length, **options)
+            self._self_cache = torch.zeros(*layers, rows, self._n_head, self._n_ctx, width, **options)
             self._graphs = {}  # they use the addresses of the old caches
             # keys and values, each (layers, batch, heads, head size, positions)
             self._cross = list(self._cross_cache.unbind(1))
 
-    def _states(self, tokens: Any, position: Any) -> Any:
+    def _states(self, tokens: Any, position: Any, one_window: bool = False) -> Any:
         """Run the layers.
 
         Args:
             tokens: int64 (batch, n).
             position: the position of the first token. For a single token it may be a tensor (1,). Then no
                 shape depends on it, so the step can be captured.
+            one_window: whether all rows, of one token each, hear the first window.
 
         Returns:
             torch.Tensor float32 (batch, n, n_state), after `ln`.
@@ -255,11 +298,19 @@ class TorchDecoder:
             )
             x = x + layer.out(attended.transpose(1, 2).flatten(2))
             q = layer.cross_q(layer.cross_ln(x)).to(self._step_dtype).view(heads).transpose(1, 2)
-            weights = torch.matmul(q, self._cross[0][index, :batch]).softmax(-1)
-            attended = torch.matmul(weights, self._cross[1][index, :batch].mT)
+            attended = self._heard(index, q, one_window)
             x = x + layer.cross_out(attended.transpose(1, 2).flatten(2))
             x = x + layer.mlp_2(layer.mlp_1(layer.mlp_ln(x)))
         return self._ln(x)
+
+    def _heard(self, index: int, query: Any, one_window: bool) -> Any:
+        """Attend to the audio with (batch, heads, positions, width); see `_states`."""
+        if one_window:
+            query = query.transpose(0, 2)  # as positions of one row, which reads the audio only once
+        rows = slice(len(query))
+        weights = self._torch.matmul(query, self._cross[0][index, rows]).softmax(-1)
+        attended = self._torch.matmul(weights, self._cross[1][index, rows].mT)
+        return attended.transpose(0, 2) if one_window else attended
 
     def _split(self, qkv: Any, heads: tuple[int, ...]) -> list[Any]:
         """Split into query, key and value, each (batch, heads, positions, width)."""

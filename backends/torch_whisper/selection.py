@@ -49,10 +49,23 @@ class Selection:
                 There are fewer rows if the last windows have ended.
             first: whether this is the window's first token, to which only the bias applies.
         """
+        rows = slice(logits.shape[0])
+        ended = self._ended[rows]
+        self.restrict(logits, first)
+        token = logits.argmax(1)
+        logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)
+        self._sum_logprob[rows] += logprob.masked_fill(ended, 0.0)
+        token.masked_fill_(ended, self._eot)
+        self.token[rows] = token
+        ended |= token == self._eot
+        self._remember(token)
+
+    def restrict(self, logits: Any, first: bool = False) -> None:
+        """Forbid what the timestamp rules forbid each row as its next token; see `choose`."""
         import torch
 
         rows = slice(logits.shape[0])
-        ended, last_timestamp = self._ended[rows], self._last_timestamp[rows]
+        last_timestamp = self._last_timestamp[rows]
         last, penultimate = self._last_is_timestamp[rows], self._penultimate_is_timestamp[rows]
         if self._timestamps:
             text, timestamps = logits[:, : self._begin], logits[:, self._begin :]
@@ -65,17 +78,31 @@ class Selection:
                 timestamps.masked_fill_(forbidden, -torch.inf)
             outweighs = timestamps.logsumexp(1) > text.amax(1)
             text.masked_fill_(outweighs[:, None], -torch.inf)
-        token = logits.argmax(1)
-        logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)
-        self._sum_logprob[rows] += logprob.masked_fill(ended, 0.0)
-        token.masked_fill_(ended, self._eot)
-        self.token[rows] = token
-        ended |= token == self._eot
-        if self._timestamps:
-            sampled = token >= self._begin
-            penultimate.copy_(last)
-            last.copy_(sampled)
-            last_timestamp.copy_(torch.where(sampled, token - self._begin, last_timestamp))
+
+    def follow(self, sources: list[int], token: Any) -> None:
+        """Give every row the state of another and a token that was chosen for it, in place of `choose`.
+
+        Args:
+            sources: for each row the one whose state it takes.
+            token: int64 (batch,).
+        """
+        for state in (self._last_is_timestamp, self._penultimate_is_timestamp, self._last_timestamp):
+            state.copy_(state[sources])
+        self.token.copy_(token)
+        self._remember(self.token)
+
+    def _remember(self, token: Any) -> None:
+        """Keep what the timestamp rules have to know of the tokens just chosen."""
+        import torch
+
+        if not self._timestamps:
+            return
+        rows = slice(token.shape[0])
+        last, last_timestamp = self._last_is_timestamp[rows], self._last_timestamp[rows]
+        sampled = token >= self._begin
+        self._penultimate_is_timestamp[rows] = last
+        last.copy_(sampled)
+        last_timestamp.copy_(torch.where(sampled, token - self._begin, last_timestamp))
 
     def ended(self) -> bool:
         """Return whether every window has ended; this waits for the device."""

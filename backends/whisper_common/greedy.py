@@ -1,4 +1,4 @@
-"""Greedy decoding with an engine of our own: openai-whisper's transcription with its arithmetic replaced.
+"""Decoding with an engine of our own: openai-whisper's transcription with its arithmetic replaced.
 
 whisper.transcribe.transcribe runs unchanged, so windows, seeking, silence and long-form are openai-whisper's.
 In place of a model it gets an object whose `decode` passes each window to an Engine.
@@ -42,6 +42,7 @@ class WindowRules:
         eot, no_timestamps, timestamp_begin, no_speech: ids of special tokens, as in whisper.tokenizer.
         sample_limit: the largest number of tokens to sample.
         n_text_ctx: sampling also stops when prompt and sampled tokens together exceed this number.
+        beam_size: how many texts whisper.decoding's beam search keeps; 1 decodes greedily.
     """
 
     prompt: tuple[int, ...]
@@ -56,6 +57,7 @@ class WindowRules:
     no_speech: int
     sample_limit: int
     n_text_ctx: int
+    beam_size: int = 1
 
     def for_any_prompt(self) -> WindowRules:
         """Return the rules without the prompt and what depends on it: a key for windows of the same kind."""
@@ -114,7 +116,7 @@ class Engine(Protocol):
         ...
 
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
-        """Decode one window greedily."""
+        """Decode one window, greedily unless the rules have beams and the backend says that it has them."""
         ...
 
     def applied(self) -> Mapping[str, Any]:
@@ -136,8 +138,13 @@ def frames_to_encode(mel: Any) -> int:
 
 
 class GreedyBackend(OpenAiTranscription):
-    """A backend made of an Engine; a subclass defines it with `devices`, `check` and `build`."""
+    """A backend made of an Engine; a subclass defines it with `devices`, `check` and `build`.
 
+    Attributes:
+        has_beams: whether the engine decodes with beams too.
+    """
+
+    has_beams: ClassVar[bool] = False
     devices: ClassVar[Mapping[str, Sequence[str]]]
     imports: ClassVar[Sequence[str]] = ("torch", "whisper")
 
@@ -165,10 +172,10 @@ class GreedyBackend(OpenAiTranscription):
             BackendError: the weights do not fit, or a setting cannot be honoured, such as beams.
         """
         require_honourable(checkpoint, settings, detects_language=True)
-        if settings.beam_size != 1:
+        if settings.beam_size != 1 and not cls.has_beams:
             raise BackendError(
                 f"it only decodes greedily, so beam_size {settings.beam_size} cannot be honoured; use "
-                "beam_size 1, or whisper-cpu or faster-whisper"
+                "beam_size 1, or torch-fast, whisper-cpu or faster-whisper"
             )
         return cls(
             cls.build(checkpoint, device, precision, settings), checkpoint, device, precision, settings
@@ -256,7 +263,7 @@ def window_rules(model: Any, options: Any) -> tuple[WindowRules, Any]:
 
     Args:
         model: an object with `dims`, `is_multilingual`, `num_languages` and `decoder.blocks`.
-        options: a whisper.decoding.DecodingOptions for greedy decoding.
+        options: a whisper.decoding.DecodingOptions without patience or length penalty.
     """
     from whisper.decoding import ApplyTimestampRules, DecodingTask, SuppressBlank, SuppressTokens
 
@@ -278,5 +285,6 @@ def window_rules(model: Any, options: Any) -> tuple[WindowRules, Any]:
         no_speech=tokenizer.no_speech,
         sample_limit=task.sample_len,
         n_text_ctx=task.n_ctx,
+        beam_size=options.beam_size or 1,
     )
     return rules, tokenizer

@@ -76,6 +76,9 @@ class OpenAiTranscription:
             "precision": self._precision,
             "max_tokens_per_window": self._model.dims.n_text_ctx // 2,
             "without_timestamps": "clips up to 30 s",
+            "patience": None if self._settings.beam_size == 1 else 1.0,
+            "length_penalty": None,  # whisper ranks beams by log-probability over length
+            "beam_finishes": None if self._settings.beam_size == 1 else "before beam_size other candidates",
         }
 
     def transcribe(self, audio: np.ndarray, language: str) -> Transcript:

@@ -30,6 +30,9 @@ pytestmark = pytest.mark.slow
 SETTINGS = Settings(no_speech_threshold=2.0)
 
 
+BEAM_SETTINGS = "beam_size", "patience", "length_penalty", "beam_finishes"
+
+
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
     return (0.1 * np.random.default_rng(seed).standard_normal(int(seconds * 16_000))).astype(np.float32)
 
@@ -74,6 +77,18 @@ def test_the_text_so_far_is_the_prompt_where_asked_for(checkpoint: Checkpoint, f
         for engine in (TorchFast, WhisperCpu)
     )
     assert ours.tokens == theirs.tokens != fast.transcribe(noise(31), "de").tokens
+
+
+@pytest.mark.parametrize("seconds", [4.0, 31.0])
+def test_beams_are_openai_whispers(checkpoint: Checkpoint, fast: Any, seconds: float) -> None:
+    settings = Settings(no_speech_threshold=2.0, beam_size=5)
+    engines = [engine.load(checkpoint, "cpu", "float32", settings) for engine in (TorchFast, WhisperCpu)]
+    ours, theirs = (engine.transcribe(noise(seconds), "de").tokens for engine in engines)
+    assert ours == theirs != fast.transcribe(noise(seconds), "de").tokens
+    stated = [{k: e.applied_settings[k] for k in BEAM_SETTINGS} for e in engines]
+    assert stated[0] == stated[1]
+    if seconds < 30:
+        assert engines[0].transcribe_batch([noise(seconds)] * 2, "de")[1].tokens == theirs
 
 
 def test_a_batch_is_its_clips_one_by_one(fast: Any) -> None:
@@ -178,8 +193,6 @@ def test_a_trimmed_window_is_its_clip_and_some_silence(checkpoint: Checkpoint, m
 
 
 def test_what_it_cannot_do_is_refused(checkpoint: Checkpoint, fast: Any, monkeypatch: Any) -> None:
-    with pytest.raises(BackendError, match="only decodes greedily, so beam_size 3"):
-        TorchFast.load(checkpoint, "cpu", "float32", Settings(beam_size=3))
     with pytest.raises(BackendError, match="has no language 'English'"):
         fast.transcribe_batch([noise(1)], "English")
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)

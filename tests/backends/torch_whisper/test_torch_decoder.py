@@ -21,6 +21,9 @@ from asrgate.backends.torch_whisper.linear import linear
 from asrgate.backends.torch_whisper.selection import Selection
 from asrgate.backends.whisper_common.greedy import Window, window_rules
 
+# whisper's beam search passes a tensor to numpy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
+
 POSITIONS = 30  # of audio: enough for attention to choose among
 
 
@@ -87,6 +90,11 @@ OPTIONS = [
     {"suppress_blank": False, "suppress_tokens": "", "without_timestamps": True},
     {"max_initial_timestamp": None},
     {"sample_len": 3},
+    {"beam_size": 5, "without_timestamps": True},
+    {"beam_size": 5},
+    {"beam_size": 2, "prompt": list(range(400, 430))},
+    {"beam_size": 3, "sample_len": 1},
+    {"beam_size": 4, "suppress_blank": False, "suppress_tokens": "", "without_timestamps": True},
 ]
 
 
@@ -140,12 +148,36 @@ def test_windows_that_have_ended_make_room(multilingual: Pair, monkeypatch: pyte
     assert min(rows) < 8
 
 
+@pytest.mark.parametrize("options", [{"without_timestamps": True}, {}])
+def test_beams_find_what_openai_whispers_find(options: dict[str, Any]) -> None:
+    """Beams that change places and end at different steps, where greedy decoding hears something else."""
+    multilingual = Pair(seed=3, n_vocab=MULTILINGUAL, n_text_ctx=96)  # whose windows end by themselves
+    chosen = multilingual.options(beam_size=5, **options)
+    rules, _ = window_rules(multilingual.whisper, chosen)
+    features = multilingual.features(batch=6, seed=5) * torch.logspace(-1, 1, 6)[:, None, None]
+    together = multilingual.ours.decode_batch(features, rules)
+    for window, clip in zip(together, features, strict=True):
+        assert_same(window, multilingual.theirs(clip[None], chosen))
+    greedy = multilingual.ours.decode_batch(features, replace(rules, beam_size=1))
+    assert sum(a.tokens != b.tokens for a, b in zip(together, greedy, strict=True)) > 2
+    lengths = [len(window.tokens) for window in together]
+    assert min(lengths) < max(lengths) < chosen.sample_len, "some end by themselves"
+
+
+def test_beams_fill_the_context_like_openai_whispers() -> None:
+    pair = Pair(loops=True, n_text_ctx=40)
+    assert len(pair.check(pair.features(), pair.options(sample_len=None, beam_size=5)).tokens) == 20
+    prompted = pair.options(prompt=list(range(400, 419)), sample_len=30, beam_size=5)
+    assert len(pair.check(pair.features(), prompted).tokens) == 40 - 21 + 1
+
+
 def test_windows_do_not_leak_into_one_another(english: Pair) -> None:
     rules, _ = window_rules(english.whisper, english.options())
     first, second = english.features(seed=1)[0], english.features(seed=2)[0]
     alone = english.ours.decode(first, rules)
     english.ours.decode(second, rules)
     english.ours.decode(second[:7], rules)  # a shorter context
+    english.ours.decode(second, replace(rules, beam_size=4))
     assert english.ours.decode(first, rules) == alone
 
 
