@@ -59,8 +59,8 @@ def product(
     Returns:
         (m, n) of `out_dtype`.
     """
-    n_in = 2 * int(weight.shape[1])
-    return product_of("asr_product_bf16", x, weight, n_in, out_dtype, rows, step, bias, added, gelu)
+    step = 2 * int(weight.shape[1]) if step is None else step
+    return product_of("asr_product_bf16", [x, weight], rows, out_dtype, bias, added, gelu, step=step)
 
 
 def attention(query: TensorValue, key: TensorValue, value: TensorValue, n_head: int) -> TensorValue:

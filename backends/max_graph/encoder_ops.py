@@ -65,26 +65,32 @@ def product(
     Returns:
         float32 (m, n).
     """
-    n_in = int(weight.shape[1])
-    return product_of("asr_product", x, weight, n_in, out_dtype, rows, step, bias, added, gelu)
+    step = int(weight.shape[1]) if step is None else step
+    return product_of("asr_product", [x, weight], rows, out_dtype, bias, added, gelu, step=step)
 
 
 def product_of(
     kernel: str,
-    x: TensorValue,
-    weight: TensorValue,
-    n_in: int,
-    out_dtype: DType,
+    factors: list[TensorValue],
     rows: Dim | int | None,
-    step: int | None,
+    out_dtype: DType,
     bias: TensorValue | None,
     added: TensorValue | None,
     gelu: bool,
+    **parameters: Any,
 ) -> TensorValue:
-    """Call a kernel that computes `product`; weights in panels have k = `n_in` columns."""
+    """Call a kernel that computes `product`.
+
+    Args:
+        kernel: its name.
+        factors: x, the weight in panels, and what else the kernel takes before the bias.
+        rows, out_dtype, bias, added, gelu: as for `product`.
+        parameters: what the kernel has besides.
+    """
     cpu = DeviceRef.CPU()
     vector = ops.constant(np.zeros(1, np.float32), DType.float32, cpu)
     matrix = ops.constant(np.zeros((1, 1), np.float32), DType.float32, cpu)
+    x, weight = factors[:2]
     shape = (
         x.shape[0] if rows is None else rows,
         int(weight.shape[-4 if len(weight.shape) > 3 else 0]) * PANEL,
@@ -92,14 +98,9 @@ def product_of(
     return ops.custom(
         kernel,
         cpu,
-        [x, weight, vector if bias is None else bias, matrix if added is None else added],
+        [*factors, vector if bias is None else bias, matrix if added is None else added],
         [TensorType(out_dtype, shape, cpu)],
-        {
-            "biased": bias is not None,
-            "residual": added is not None,
-            "gelu": gelu,
-            "step": n_in if step is None else step,
-        },
+        {"biased": bias is not None, "residual": added is not None, "gelu": gelu, **parameters},
     )[0].tensor
 
 

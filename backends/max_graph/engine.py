@@ -139,6 +139,7 @@ class MaxEngine:
             **{name: getattr(self.place, name).name for name in types},
             "has_kernels": self.place.has_kernels,
             "splits": self.place.splits,
+            "multiplies_int8": self.place.multiplies_int8,
             "log_mel": self._method,
         }
         return sessions.load_all(self._session, self.device.type, facts, names, self._plan, self._prepared)
@@ -231,10 +232,15 @@ class MaxEngine:
             **({} if self.device.type == "cpu" else {"encoder_launched": self._encoder.how}),
             "activations_dtype": self.place.dtype.name,
             "encoder_dtype": self.place.encoder_dtype.name,
-            **({"encoder_products": "float32 in parts of bfloat16 (AMX)"} if self.place.splits else {}),
+            **self._encoder_products(),
             "step_weights_dtype": self.place.step_dtype.name,
             "cross_attention_dtype": self.place.cross_dtype.name,
         }
+
+    def _encoder_products(self) -> Mapping[str, str]:
+        if self.place.multiplies_int8:
+            return {"encoder_products": "int8 for query, key and MLP"}
+        return {"encoder_products": "float32 in parts of bfloat16 (AMX)"} if self.place.splits else {}
 
 
 def _require_whole_panels(dims: Any, device: str) -> None:

@@ -15,7 +15,7 @@ from max.graph import Graph, TensorValue, Weight, ops
 from max.nn import LayerList, Module, Sequential
 from max.nn import LayerNorm as PlainNorm
 
-from asrgate.backends.max_graph import custom_ops, encoder_ops
+from asrgate.backends.max_graph import custom_ops, encoder_ops, int8_ops
 from asrgate.backends.max_graph.place import Place
 from asrgate.backends.max_graph.session import restore_environment
 from asrgate.backends.max_graph.weights import Kinds
@@ -29,13 +29,26 @@ PANELS, ROWS = "panels", "rows"  # layouts of a matrix on the CPU: for many rows
 class Linear(Module):
     """torch.nn.Linear and the operations after it: act(x weightT + bias) + added."""
 
-    def __init__(self, n_in: int, n_out: int, place: Place, *, bias: bool = True, layout: str = PANELS):
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        place: Place,
+        *,
+        bias: bool = True,
+        layout: str = PANELS,
+        may_be_int8: bool = True,
+    ):
         super().__init__()
         self.place = place
         self.layout = layout if place.has_kernels else ROWS
         self.scale: Weight | None = None
         if self.layout == PANELS:
-            self.weight = place.panel_weight(n_out, n_in)
+            int8 = place.multiplies_int8 and may_be_int8
+            self.weight = place.panel_weight(n_out, n_in, int8=int8)
+            if int8:
+                rows = int(self.weight.shape[0]) * encoder_ops.PANEL
+                self.scale = Weight("scale", DType.float32, (rows,), device=place.device)
         else:
             dtype = place.step_dtype if layout == ROWS else place.dtype
             self.weight = Weight("weight", dtype, (n_out, n_in), device=place.device)
@@ -57,9 +70,10 @@ class Linear(Module):
         """
         if self.layout == PANELS:
             out_dtype = self.place.encoder_dtype if narrow else self.place.dtype
-            return self.place.panel_ops.product(
-                x, self.weight, bias=self.bias, added=added, gelu=gelu, out_dtype=out_dtype
-            )
+            product, factors = self.place.panel_ops.product, [x, self.weight]
+            if self.scale is not None:
+                product, factors = int8_ops.product, [x, self.weight, self.scale]
+            return product(*factors, bias=self.bias, added=added, gelu=gelu, out_dtype=out_dtype)
         if self.place.has_kernels:
             return custom_ops.linear(x, self.weight, scale=self.scale, bias=self.bias, added=added, gelu=gelu)
         y = x @ self.weight.transpose(0, 1)
@@ -169,8 +183,9 @@ class MultiHeadAttention(Module):
             self.query = Linear(n_state, n_state, place, layout=layout)
             if source is not None:
                 self.key = Linear(n_state, n_state, place, bias=False, layout=source)
-                self.value = Linear(n_state, n_state, place, layout=source)
-        self.out = Linear(n_state, n_state, place, layout=layout)
+                self.value = Linear(n_state, n_state, place, layout=source, may_be_int8=False)
+        # values and this would add most of int8's error and save least of its time: see docs/exactness.md
+        self.out = Linear(n_state, n_state, place, layout=layout, may_be_int8=False)
 
     def __call__(self, x: TensorValue, added: TensorValue) -> TensorValue:
         """Self-attention over all positions, plus the residual: (positions, n_state) each."""
@@ -309,7 +324,7 @@ class TextDecoder(Module):
         self.n_state = n_state
         self.cross: Linear | None = None
         if place.has_kernels:
-            self.cross = Linear(dims.n_audio_state, 2 * dims.n_text_layer * n_state, place)
+            self.cross = Linear(dims.n_audio_state, 2 * dims.n_text_layer * n_state, place, may_be_int8=False)
         self.token_embedding = TokenEmbedding(dims.n_vocab, n_state, place)
         self.positional_embedding = Weight(
             "positional_embedding", place.dtype, (dims.n_text_ctx, n_state), device=place.device

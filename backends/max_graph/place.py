@@ -8,7 +8,7 @@ from typing import Any
 from max.dtype import DType
 from max.graph import DeviceRef, Weight
 
-from asrgate.backends.max_graph import bfloat16_ops, encoder_ops, split_ops
+from asrgate.backends.max_graph import bfloat16_ops, encoder_ops, int8_ops, processor, split_ops
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Place:
             int8 has one factor per row.
         cross_dtype: the type of the cross-attention's keys and values.
         splits: whether the encoder's products in float32 are of bfloat16 parts: see split_ops.
+        multiplies_int8: whether queries, keys and both products of the MLP in the encoder's blocks are of
+            int8: see int8_ops. The rest of the encoder stays in `encoder_dtype`.
         has_kernels: whether the products are our Mojo kernels for the CPU. If they are MAX's own, as on a
             GPU, the decoder keeps its state on the device: see asrgate.backends.max_graph.device_decoder.
     """
@@ -36,6 +38,7 @@ class Place:
     cross_dtype: DType
     has_kernels: bool
     splits: bool = False
+    multiplies_int8: bool = False
 
     @property
     def panel_ops(self) -> Any:
@@ -44,9 +47,12 @@ class Place:
             return bfloat16_ops
         return split_ops if self.splits else encoder_ops
 
-    def panel_weight(self, n_out: int, n_in: int) -> Weight:
+    def panel_weight(self, n_out: int, n_in: int, *, int8: bool = False) -> Weight:
         """Return the weight of a product of many rows, laid out in panels."""
         panels, width = -(-n_out // encoder_ops.PANEL), encoder_ops.PANEL
+        if int8:
+            quads = (panels, int8_ops.whole_depth(n_in) // 4, width, 4)
+            return Weight("weight", DType.int8, quads, device=self.device)
         if self.panel_ops is bfloat16_ops:
             return Weight("weight", DType.bfloat16, (panels, n_in // 2, width, 2), device=self.device)
         if self.splits:
@@ -69,8 +75,16 @@ def place(device: Any, precision: str, halves: bool) -> Place:
     whole, half = DType.float32, DType.bfloat16
     if precision == "float32":
         step = DType.float16 if halves else whole
-        splits = halves and split_ops.has_tiles()
+        splits = halves and processor.has_tiles()
         return Place(device, whole, whole, step, whole, has_kernels=True, splits=splits)
     step_16 = DType.float16 if halves else half  # float16 holds a checkpoint of float16 exactly
-    step = DType.int8 if precision == "int8" else step_16
-    return Place(device, whole, half, step, half, has_kernels=True)
+    int8 = precision == "int8"
+    return Place(
+        device,
+        whole,
+        half,
+        DType.int8 if int8 else step_16,
+        half,
+        has_kernels=True,
+        multiplies_int8=int8 and processor.multiplies_bytes(),
+    )

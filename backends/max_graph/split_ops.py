@@ -8,10 +8,6 @@ A graph that uses one needs `Graph(..., custom_extensions=[custom_ops.KERNELS])`
 
 from __future__ import annotations
 
-import ctypes
-import platform
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,19 +18,6 @@ from asrgate.backends.max_graph import bfloat16_ops, encoder_ops
 from asrgate.backends.max_graph.encoder_ops import product_of, whole_panels
 
 DEPTH = 32  # numbers of a row in one tile
-ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
-
-
-def has_tiles() -> bool:
-    """Whether the processor has tiles of bfloat16 and Linux lets this process use them."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0].split()
-    except OSError:
-        return False
-    asked = (ctypes.c_long(value) for value in (ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA))
-    return "amx_bf16" in flags and ctypes.CDLL(None).syscall(*asked) == 0
 
 
 def whole_depth(k: int) -> int:
@@ -80,8 +63,8 @@ def product(
     Returns:
         float32 (m, n).
     """
-    n_in = int(x.shape[1]) if step is None else step
-    return product_of("asr_product_split", x, weight, n_in, out_dtype, rows, step, bias, added, gelu)
+    step = int(x.shape[1]) if step is None else step
+    return product_of("asr_product_split", [x, weight], rows, out_dtype, bias, added, gelu, step=step)
 
 
 def attention(query: TensorValue, key: TensorValue, value: TensorValue, n_head: int) -> TensorValue:

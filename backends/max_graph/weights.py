@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from asrgate.backends.max_graph import bfloat16_ops, custom_ops, encoder_ops, split_ops
+from asrgate.backends.max_graph import bfloat16_ops, custom_ops, encoder_ops, int8_ops, split_ops
 
 SPLIT_RANK = 5  # of a weight in split_ops.planes
 Kinds = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -93,9 +93,16 @@ def _laid_out(name: str, tensor: Any, kind: tuple[str, tuple[int, ...]], has_ker
             laid_out = split_ops.planes if len(shape) == SPLIT_RANK else bfloat16_ops.pairs
             pairs = torch.from_numpy(laid_out(values).view(np.int16))
             return {name: pairs.view(torch.bfloat16)}
+        if dtype == "int8":
+            return _with_scale(name, *int8_ops.quads(values))
         return {name: torch.from_numpy(encoder_ops.panels(values))}
     if dtype == "int8":
-        values, scale = custom_ops.quantize_rows(tensor.float().numpy())
-        scale_name = name.removesuffix("weight") + "scale"
-        return {name: torch.from_numpy(values), scale_name: torch.from_numpy(scale)}
+        return _with_scale(name, *custom_ops.quantize_rows(tensor.float().numpy()))
     return {name: tensor.to(getattr(torch, dtype)).contiguous()}
+
+
+def _with_scale(name: str, values: np.ndarray, scale: np.ndarray) -> dict[str, Any]:
+    import torch
+
+    scale_name = name.removesuffix("weight") + "scale"
+    return {name: torch.from_numpy(values), scale_name: torch.from_numpy(scale)}

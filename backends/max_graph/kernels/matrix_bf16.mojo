@@ -122,22 +122,18 @@ def gelu_roughly(x: SIMD[DType.float32, LANES]) -> SIMD[DType.float32, LANES]:
 
 
 @fieldwise_init
-struct Product[in_dtype: DType, out_dtype: DType, biased: Bool, residual: Bool, gelu: Bool](
+struct Results[dtype: DType, biased: Bool, residual: Bool, gelu: Bool](
     Copyable, ImplicitlyCopyable, TrivialRegisterPassable
 ):
-    """Rows act(x[i] . w[j] + bias[j]) + added[i, j]; rows of x may overlap, lda apart."""
+    """Where a product's rows of n numbers go: act(sums + bias) + added, in `dtype`."""
 
-    var y: Weights[Self.out_dtype]
-    var x: Weights[Self.in_dtype]
-    var w: Halves
+    var y: Weights[Self.dtype]
     var bias: Floats
     var added: Floats
     var n: Int
-    var k: Int
-    var lda: Int
 
     @always_inline
-    def finish(self, sums: SIMD[DType.float32, LANES], row: Int, column: Int):
+    def put(self, sums: SIMD[DType.float32, LANES], row: Int, column: Int):
         var value = sums
         comptime if Self.biased:
             value += self.bias.unsafe_load[width=LANES](column)
@@ -145,20 +141,33 @@ struct Product[in_dtype: DType, out_dtype: DType, biased: Bool, residual: Bool, 
             value = gelu_roughly(value)
         comptime if Self.residual:
             value += self.added.unsafe_load[width=LANES](row * self.n + column)
-        self.y.unsafe_store(row * self.n + column, value.cast[Self.out_dtype]())
+        self.y.unsafe_store(row * self.n + column, value.cast[Self.dtype]())
+
+
+@fieldwise_init
+struct Product[in_dtype: DType, out_dtype: DType, biased: Bool, residual: Bool, gelu: Bool](
+    Copyable, ImplicitlyCopyable, TrivialRegisterPassable
+):
+    """Rows act(x[i] . w[j] + bias[j]) + added[i, j]; rows of x may overlap, lda apart."""
+
+    var results: Results[Self.out_dtype, Self.biased, Self.residual, Self.gelu]
+    var x: Weights[Self.in_dtype]
+    var w: Halves
+    var k: Int
+    var lda: Int
 
     @always_inline
     def block[rows: Int](self, x: Halves, row: Int, panel: Int):
         var sums = tile[rows](x, self.lda, self.w.unsafe_offset(panel * PANEL * self.k), self.k // 2)
         comptime for r in range(rows):
             comptime for v in range(VECTORS):
-                self.finish(sums[r * VECTORS + v], row + r, panel * PANEL + v * LANES)
+                self.results.put(sums[r * VECTORS + v], row + r, panel * PANEL + v * LANES)
 
     def part(self, start: Int, end: Int):
         var count = (end - start - 1) * self.lda + self.k
         var x = unsafe_alloc[BFloat16](count)
         narrow(self.x.unsafe_offset(start * self.lda), x, count)
-        for panel in range(self.n // PANEL):
+        for panel in range(self.results.n // PANEL):
             var row = start
             while row + ROWS <= end:
                 self.block[ROWS](x.unsafe_offset((row - start) * self.lda), row, panel)
@@ -191,7 +200,7 @@ struct Product[in_dtype: DType, out_dtype: DType, biased: Bool, residual: Bool, 
         var sums = unsafe_alloc[Float32](TILE_ROWS * TILE_COLUMNS)
         var whole = self.k // TILE_DEPTH * TILE_DEPTH
         begin_tiles()
-        for panel in range(self.n // PANEL):
+        for panel in range(self.results.n // PANEL):
             var w = self.w.unsafe_offset(panel * PANEL * self.k)
             for i in range((self.k - whole) * PANEL):
                 rest.unsafe_store(i, w.unsafe_load(whole * PANEL + i))
@@ -201,7 +210,7 @@ struct Product[in_dtype: DType, out_dtype: DType, biased: Bool, residual: Bool, 
                 for r in range(min(TILE_ROWS, end - row)):
                     comptime for v in range(VECTORS):
                         var sum = sums.unsafe_load[width=LANES](r * TILE_COLUMNS + v * LANES)
-                        self.finish(sum, row + r, panel * PANEL + v * LANES)
+                        self.results.put(sum, row + r, panel * PANEL + v * LANES)
         end_tiles()
         sums.unsafe_free()
         rest.unsafe_free()
@@ -509,9 +518,11 @@ struct AsrProductBf16:
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "asr_product_bf16 runs on the CPU only"
+        var results = Results[out_dtype, biased, residual, gelu](
+            elements(y), floats(bias), floats(added), y.dim_size(1)
+        )
         var job = Product[in_dtype, out_dtype, biased, residual, gelu](
-            elements(y), elements(x), elements(w), floats(bias), floats(added),
-            y.dim_size(1), 2 * w.dim_size(1), step,
+            results, elements(x), elements(w), 2 * w.dim_size(1), step
         )
         job.run(y.dim_size(0))
 

@@ -1,4 +1,4 @@
-"""Products of bfloat16 in the processor's matrix tiles (AMX), eight times as fast as its vectors.
+"""Products of bfloat16 and int8 in the processor's matrix tiles (AMX), eight times as fast as its vectors.
 
 A tile holds 16 rows of 64 bytes. Only processors that have tiles compile any of this.
 """
@@ -10,10 +10,13 @@ from std.sys import CompilationTarget, llvm_intrinsic
 from .linear import Floats, Weights
 
 comptime Halves = Weights[DType.bfloat16]
-comptime HAS_TILES = CompilationTarget._has_feature["amx-bf16"]()
+comptime Bytes = Weights[DType.int8]
+# no processor has the one without the other
+comptime HAS_TILES = CompilationTarget._has_feature["amx-bf16"]() and CompilationTarget._has_feature["amx-int8"]()
 comptime TILE_ROWS = 32  # of a block: two tiles
 comptime TILE_COLUMNS = 32
-comptime TILE_DEPTH = 32  # numbers of a row in one tile
+comptime TILE_DEPTH = 32  # numbers of bfloat16 of a row in one tile
+comptime BYTE_DEPTH = 64  # the same of int8
 # Linux gives a process the tiles only when it asks: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
 comptime ARCH_PRCTL = 158
 comptime ARCH_REQ_XCOMP_PERM = 0x1023
@@ -121,3 +124,22 @@ def multiply(a: Halves, lda: Int, b: Halves):
     llvm_intrinsic[times, NoneType](Int8(1), Int8(4), Int8(7))
     llvm_intrinsic[times, NoneType](Int8(2), Int8(5), Int8(6))
     llvm_intrinsic[times, NoneType](Int8(3), Int8(5), Int8(7))
+
+
+@always_inline
+def multiply_bytes(a: Bytes, b: Bytes):
+    """Add the product of 32 rows of 64 numbers and 32 columns of as many, (16, 32, 4), to the first four tiles.
+
+    What they then hold is int32.
+    """
+    comptime if HAS_TILES:
+        comptime load = "llvm.x86.tileloadd64"
+        llvm_intrinsic[load, NoneType](Int8(6), b, Int64(128))
+        llvm_intrinsic[load, NoneType](Int8(4), a, Int64(BYTE_DEPTH))
+        llvm_intrinsic[load, NoneType](Int8(7), b.unsafe_offset(64), Int64(128))
+        llvm_intrinsic[load, NoneType](Int8(5), a.unsafe_offset(16 * BYTE_DEPTH), Int64(BYTE_DEPTH))
+        comptime times = "llvm.x86.tdpbssd"
+        llvm_intrinsic[times, NoneType](Int8(0), Int8(4), Int8(6))
+        llvm_intrinsic[times, NoneType](Int8(1), Int8(4), Int8(7))
+        llvm_intrinsic[times, NoneType](Int8(2), Int8(5), Int8(6))
+        llvm_intrinsic[times, NoneType](Int8(3), Int8(5), Int8(7))

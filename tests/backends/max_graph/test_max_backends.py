@@ -22,7 +22,7 @@ from asrgate.backends.base import BackendError, BackendUnavailable, Settings
 from asrgate.backends.checkpoints.cache import locked
 from asrgate.backends.checkpoints.catalog import resolve
 from asrgate.backends.inspection.encoder_trace import layer_shapes
-from asrgate.backends.max_graph import engine, session
+from asrgate.backends.max_graph import engine, processor, session
 from asrgate.backends.max_graph import place as places
 from asrgate.backends.max_graph.weights import prepared
 from asrgate.backends.max_hybrid import MaxHybrid
@@ -40,7 +40,7 @@ pytestmark = [
 
 WIDE = {"n_audio_state": 64, "n_text_state": 64}  # two heads of 32, the narrowest the kernels take
 SETTINGS = Settings(threads=2, no_speech_threshold=2.0)  # the fakes' own probability of silence is chance
-TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2, "int8": 5e-2}
 
 
 def noise(seconds: float) -> np.ndarray:
@@ -65,6 +65,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
             reference=loaded(WhisperCpu),
             max=loaded(MaxWhisper),
             half=loaded(MaxWhisper, "bfloat16"),
+            int8=loaded(MaxWhisper, "int8"),
             trimmed=loaded(MaxWhisper, "bfloat16+trim"),
         )
         patch.setenv("ASRGATE_MAX_LOG_MEL", "matmul")
@@ -106,7 +107,8 @@ def test_prompted_windows_decode_the_reference_tokens(engines: SimpleNamespace) 
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [("max", "float32"), ("hybrid", "float32"), ("half", "bfloat16")]
+    ("name", "precision"),
+    [("max", "float32"), ("hybrid", "float32"), ("half", "bfloat16"), ("int8", "int8")],
 )
 def test_each_layer_is_the_reference(engines: SimpleNamespace, name: str, precision: str) -> None:
     ours = getattr(engines, name).encoder_trace(noise(4))
@@ -323,6 +325,25 @@ def test_narrow_heads_are_refused(tmp_path: Path) -> None:
     checkpoint = resolve(str(write_fake_checkpoint(tmp_path / "narrow.pt")))
     with pytest.raises(BackendError, match="heads of a multiple of 32"):
         MaxWhisper.load(checkpoint, "cpu", "float32", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "int8"),
+    [
+        ({"avx2"}, "int8", False),
+        ({"avx512_vnni"}, "int8", True),
+        ({"avx512_vnni"}, "bfloat16", False),
+    ],
+)
+def test_the_encoder_multiplies_int8_where_the_processor_does(
+    flags: set[str], precision: str, int8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from max.graph import DeviceRef
+
+    monkeypatch.setattr(processor, "_flags", lambda: flags)
+    place = places.place(DeviceRef.CPU(), precision, halves=True)
+    assert place.multiplies_int8 == int8
+    assert place.encoder_dtype.name == "bfloat16"
 
 
 def test_another_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

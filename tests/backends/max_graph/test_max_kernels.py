@@ -15,7 +15,16 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import BufferType, DeviceRef, Dim, Graph, TensorType, ops
 
-from asrgate.backends.max_graph import bfloat16_ops, custom_ops, device_ops, encoder_ops, session, split_ops
+from asrgate.backends.max_graph import (
+    bfloat16_ops,
+    custom_ops,
+    device_ops,
+    encoder_ops,
+    int8_ops,
+    processor,
+    session,
+    split_ops,
+)
 from asrgate.backends.max_graph.decoder import WindowState
 
 pytestmark = pytest.mark.slow
@@ -31,7 +40,7 @@ VOCABULARY, BEGIN = 101, 70
 _CPU = DeviceRef.CPU()
 _F32, _BF16 = DType.float32, DType.bfloat16
 DEVICE_TYPES = _F32, DType.float16, _BF16
-HAS_TILES = split_ops.has_tiles()
+HAS_TILES = processor.has_tiles()
 needs_tiles = pytest.mark.skipif(not HAS_TILES, reason="needs a processor with AMX")
 
 
@@ -50,6 +59,8 @@ INPUTS: dict[str, Any] = {
     "added": matrix("rows", N),
     "pairs": matrix(2, K // 2, 32, 2, dtype=_BF16),
     "planes": matrix(2, 2, split_ops.whole_depth(K) // 2, 32, 2, dtype=_BF16),
+    "quads": matrix(2, int8_ops.whole_depth(K) // 4, 32, 4, dtype=DType.int8),
+    "quads_scale": matrix(64),
     "bias64": matrix(64),
     "added64": matrix("rows", 64),
     "q": matrix("positions", STATE),
@@ -106,6 +117,7 @@ def everything(*values: Any) -> tuple[Any, ...]:
             bfloat16_ops.product(at["x"], at["pairs"], rows=Dim("rows") - 1, step=K // 2, out_dtype=_BF16),
             _F32,
         ),
+        *in_int8(at),
         *(in_parts(at) if HAS_TILES else ()),
         bfloat16_ops.attention(at["q"], at["k"], at["v"], HEADS),
         encoder_ops.attention(at["q"], at["k"], at["v"], HEADS),
@@ -133,6 +145,16 @@ def everything(*values: Any) -> tuple[Any, ...]:
     )
 
 
+def in_int8(at: dict[str, Any]) -> tuple[Any, ...]:
+    factors, half = [at["x"], at["quads"], at["quads_scale"]], ops.cast(at["x"], _BF16)
+    rest = {"bias": at["bias64"], "gelu": True, "added": at["added64"]}
+    return (
+        int8_ops.product(*factors, **rest),
+        int8_ops.product(*factors, **rest, tiles=False),
+        ops.cast(int8_ops.product(half, *factors[1:], out_dtype=_BF16), _F32),
+    )
+
+
 def in_parts(at: dict[str, Any]) -> tuple[Any, ...]:
     product = split_ops.product
     return (
@@ -142,6 +164,7 @@ def in_parts(at: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
+INT8 = "product8", "product8_in_vectors", "product8_of_halves"
 OUTPUTS = (
     "float32",
     "float16",
@@ -149,6 +172,7 @@ OUTPUTS = (
     "int8",
     "product",
     "overlapping",
+    *INT8,
     *(("in_parts", "overlapping_in_parts", "attention_in_parts") if HAS_TILES else ()),
     "attention_bf16",
     "attention",
@@ -204,6 +228,7 @@ class Kernels:
         held["w16"] = held["w32"].astype(np.float16)
         held["wb16"] = bfloat16_bits(held["w32"])
         held["pairs"] = bfloat16_ops.pairs(held["w32"])
+        held["quads"], held["quads_scale"] = int8_ops.quads(held["w32"])
         held["planes"] = split_ops.planes(held["w16"])
         buffers = []
         for name, kind in INPUTS.items():
@@ -294,6 +319,38 @@ def test_product_in_bfloat16(kernels: Kernels, rows: int) -> None:
     overlapping = [line[i * K // 2 : i * K // 2 + K] @ w.T for i in range(rows - 1)]
     if overlapping:
         close(found["overlapping"], np.array(overlapping), 2**-8)  # the result is bfloat16 too
+
+
+def int8_rows(x: np.ndarray) -> np.ndarray:
+    """float64 of rows rounded to steps of their largest number / 127."""
+    top = np.abs(x).max(1, keepdims=True).astype(np.float32)
+    return np.rint(x * (np.float32(127) / top).astype(float)) * (top / np.float32(127))
+
+
+@pytest.mark.parametrize("rows", [1, 12, 32, 77])
+def test_product_in_int8(kernels: Kernels, rows: int) -> None:
+    """In tiles and in vectors: the same whole numbers, so that only what follows the sums rounds."""
+    x = np.random.default_rng(SEED).standard_normal((rows, K)).astype(np.float32)
+    x[-1] *= 600  # each row has its own scale
+    x[0, :5] = [0, 3.9, -3.9, 1e-30, -1e-3]
+    held, found = kernels(rows=rows, x=x)
+    w = np.zeros((64, K))
+    w[:N] = held["w8"] * held["scale"].astype(float)[:, None]
+    wanted = gelu(int8_rows(x) @ w.T + held["bias64"]) + held["added64"]
+    close(found["product8"], wanted, 2e-6)
+    close(found["product8_in_vectors"], wanted, 2e-6)
+    close(found["product8_of_halves"], int8_rows(bfloat16(x)) @ w.T, 2**-8)  # the result is bfloat16 too
+
+
+def test_a_product_in_int8_of_no_number_is_none(kernels: Kernels) -> None:
+    """A row of zeros is one; what is infinite or no number spoils its own row, and no other."""
+    x = np.random.default_rng(SEED).standard_normal((4, K)).astype(np.float32)
+    x[0], x[1, 3], x[2, K - 1] = 0, np.nan, np.inf
+    held, found = kernels(rows=4, x=x)
+    for name in INT8:
+        assert np.isnan(found[name]).all(1).tolist() == [False, True, True, False], name
+        assert np.isfinite(found[name][[0, 3]]).all()
+    close(found["product8"][:1], gelu(held["bias64"][None]) + held["added64"][:1], 2e-6)
 
 
 @needs_tiles
