@@ -13,8 +13,7 @@ import numpy as np
 from max.dtype import DType
 from max.graph import Dim, TensorValue
 
-from asrgate.backends.max_graph import encoder_ops
-from asrgate.backends.max_graph.encoder_ops import PANEL, product_of, whole_panels
+from asrgate.backends.max_graph.encoder_ops import PANEL, attention_of, product_of, whole_panels
 
 
 def pairs(weight: Any) -> np.ndarray:
@@ -68,4 +67,4 @@ def attention(query: TensorValue, key: TensorValue, value: TensorValue, n_head: 
 
     Products are of bfloat16; scores, exponentials and sums are float32.
     """
-    return encoder_ops.attention(query, key, value, n_head, "asr_attention_bf16")
+    return attention_of("asr_attention_in_parts", query, key, value, n_head, parts=1)

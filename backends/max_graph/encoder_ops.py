@@ -104,26 +104,29 @@ def product_of(
     )[0].tensor
 
 
-def attention(
-    query: TensorValue, key: TensorValue, value: TensorValue, n_head: int, kernel: str = "asr_attention"
-) -> TensorValue:
+def attention(query: TensorValue, key: TensorValue, value: TensorValue, n_head: int) -> TensorValue:
     """softmax(q kT / sqrt(head size)) v over all positions.
 
     Args:
         query, key, value: float32 (positions, n_state).
         n_head: the number of heads, which lie side by side in n_state.
-        kernel: the name of the kernel that computes it.
 
     Returns:
         (positions, n_state), of the query's type.
     """
-    cpu = DeviceRef.CPU()
+    return attention_of("asr_attention", query, key, value, n_head)
+
+
+def attention_of(
+    kernel: str, query: TensorValue, key: TensorValue, value: TensorValue, n_head: int, **parameters: Any
+) -> TensorValue:
+    """Call a kernel that computes `attention`; `parameters` are what it has besides."""
     return ops.custom(
         kernel,
-        cpu,
+        DeviceRef.CPU(),
         [query, key, value],
-        [TensorType(query.dtype, query.shape, cpu)],
-        {"size": int(query.shape[1]) // n_head},
+        [TensorType(query.dtype, query.shape, DeviceRef.CPU())],
+        {"size": int(query.shape[1]) // n_head, **parameters},
     )[0].tensor
 
 

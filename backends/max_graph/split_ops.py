@@ -14,8 +14,8 @@ import numpy as np
 from max.dtype import DType
 from max.graph import Dim, TensorValue
 
-from asrgate.backends.max_graph import bfloat16_ops, encoder_ops
-from asrgate.backends.max_graph.encoder_ops import product_of, whole_panels
+from asrgate.backends.max_graph import bfloat16_ops
+from asrgate.backends.max_graph.encoder_ops import attention_of, product_of, whole_panels
 
 DEPTH = 32  # numbers of a row in one tile
 
@@ -69,4 +69,4 @@ def product(
 
 def attention(query: TensorValue, key: TensorValue, value: TensorValue, n_head: int) -> TensorValue:
     """As encoder_ops.attention, with heads of a multiple of 32."""
-    return encoder_ops.attention(query, key, value, n_head, "asr_attention_split")
+    return attention_of("asr_attention_in_parts", query, key, value, n_head, parts=3)

@@ -1,4 +1,4 @@
-"""Products of many rows and attention over many positions in bfloat16, summed in float32.
+"""Products of many rows in bfloat16, summed in float32.
 
 It uses the processor's matrix tiles (AMX), or else its dot products of bfloat16 pairs (AVX512-BF16). If the processor
 lacks both, the same numbers are multiplied as float32.
@@ -6,7 +6,7 @@ lacks both, the same numbers are multiplied as float32.
 
 import extensibility
 from extensibility import InputTensor, ManagedTensorSlice, OutputTensor
-from std.math import ceildiv, iota
+from std.math import ceildiv
 from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
 from std.sys import CompilationTarget, llvm_intrinsic, simd_width_of
@@ -35,7 +35,6 @@ comptime VECTORS = PANEL // LANES
 # Rows of a register tile: of 32 registers, 24 hold sums and the others a panel's row and a factor.
 comptime ROWS = 12 if LANES == 16 else 2
 comptime PARTS_PER_THREAD = 4
-comptime GLANCE = 256  # positions that a block in tiles attends to at a time
 comptime HAS_PAIRS = LANES == 16 and CompilationTarget._has_feature["avx512bf16"]()
 
 
@@ -90,17 +89,28 @@ def narrow[dtype: DType](source: Weights[dtype], target: Halves, count: Int):
 
 
 @always_inline
-def exp2_roughly[width: SIMDLength](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
-    """Two to the power of x <= 0, to 4e-6: a thousandth of the error of rounding to bfloat16."""
+def exp2[exact: Bool, width: SIMDLength](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
+    """Two to the power of x <= 0; below 2^-126 it is that.
+
+    If it is `exact`, it is right to 1e-7, else to 4e-6: a thousandth of the error of rounding to bfloat16.
+    """
     comptime Wide = SIMD[DType.float32, width]
     comptime WHOLE = Float32(12582912)  # 3 * 2^22: what is added to it is rounded to a whole number, in the lowest bits
     var bounded = max(x, Wide(-126))
     var shifted = bounded + WHOLE
     var rest = bounded - (shifted - WHOLE)
+    var power: Wide
     # Chebyshev interpolation of 2^x over [-1/2, 1/2]
-    var power = rest.fma(Wide(9.66637e-3), Wide(5.592198e-2))
-    power = rest.fma(power, Wide(2.4022349e-1))
-    power = rest.fma(power, Wide(6.9312105e-1))
+    comptime if exact:
+        power = rest.fma(Wide(1.546144472e-4), Wide(1.340042818e-3))
+        power = rest.fma(power, Wide(9.618056678e-3))
+        power = rest.fma(power, Wide(5.550327227e-2))
+        power = rest.fma(power, Wide(2.402265092e-1))
+        power = rest.fma(power, Wide(6.931472067e-1))
+    else:
+        power = rest.fma(Wide(9.66637e-3), Wide(5.592198e-2))
+        power = rest.fma(power, Wide(2.4022349e-1))
+        power = rest.fma(power, Wide(6.9312105e-1))
     power = rest.fma(power, Wide(1))
     var exponent = bitcast[DType.int32, width](shifted) << 23
     return bitcast[DType.float32, width](bitcast[DType.int32, width](power) + exponent)
@@ -108,7 +118,7 @@ def exp2_roughly[width: SIMDLength](x: SIMD[DType.float32, width]) -> SIMD[DType
 
 @always_inline
 def gelu_roughly(x: SIMD[DType.float32, LANES]) -> SIMD[DType.float32, LANES]:
-    """The erf-based GELU, to 4e-6 of x: erf after Abramowitz and Stegun 7.1.26, with `exp2_roughly`."""
+    """The erf-based GELU, to 4e-6 of x: erf after Abramowitz and Stegun 7.1.26, with `exp2`."""
     comptime Wide = SIMD[DType.float32, LANES]
     comptime HALF_LOG2_E = Float32(0.7213475204444817)
     var size = abs(x)
@@ -117,7 +127,7 @@ def gelu_roughly(x: SIMD[DType.float32, LANES]) -> SIMD[DType.float32, LANES]:
     tail = t.fma(tail, Wide(1.421413741))
     tail = t.fma(tail, Wide(-0.284496736))
     tail = t.fma(tail, Wide(0.254829592))
-    tail *= t * Float32(0.5) * exp2_roughly(-HALF_LOG2_E * x * x)  # the normal distribution beyond |x|
+    tail *= t * Float32(0.5) * exp2[False](-HALF_LOG2_E * x * x)  # the normal distribution beyond |x|
     return x * x.lt(Wide(0)).select(tail, 1 - tail)
 
 
@@ -234,268 +244,6 @@ struct Product[in_dtype: DType, out_dtype: DType, biased: Bool, residual: Bool, 
         sync_parallelize(work, ceildiv(m, rows))
 
 
-@fieldwise_init
-struct Attention[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
-    """Rows softmax(q kT scale) v, heads side by side in rows of n."""
-
-    var y: Weights[Self.dtype]
-    var q: Weights[Self.dtype]
-    var k: Weights[Self.dtype]
-    var v: Weights[Self.dtype]
-    var keys: Halves
-    var values: Halves
-    var positions: Int
-    var n: Int
-
-    comptime SCALE = Float32(Self.size) ** -0.5 * Float32(1.4426950408889634)  # to powers of two
-
-    @always_inline
-    def panels(self) -> Int:
-        return ceildiv(self.positions, PANEL)
-
-    @always_inline
-    def head_elements(self) -> Int:
-        """The size of a head's packed keys, and of its packed values."""
-        return self.panels() * PANEL * Self.size
-
-    def pack(self, head: Int):
-        """Pack a head's keys as (panels of positions, size / 2, 32, 2) and values as (size / 32, positions / 2, 32, 2).
-
-        Positions beyond the end, up to a whole panel, are zero.
-        """
-        var keys = self.keys.unsafe_offset(head * self.head_elements())
-        var values = self.values.unsafe_offset(head * self.head_elements())
-        var padded = self.panels() * PANEL
-        comptime Pair = SIMD[DType.bfloat16, 2]
-        for position in range(padded):
-            var source = self.k.unsafe_offset(position * self.n + head * Self.size)
-            var target = keys.unsafe_offset(position // PANEL * PANEL * Self.size + position % PANEL * 2)
-            if position < self.positions:
-                for i in range(0, Self.size, 2):
-                    target.unsafe_store(i * PANEL, source.unsafe_load[width=2](i).cast[DType.bfloat16]())
-            else:
-                for i in range(0, Self.size, 2):
-                    target.unsafe_store(i * PANEL, Pair(0))
-        for position in range(0, padded, 2):
-            for i in range(0, Self.size, PANEL):
-                var target = values.unsafe_offset(i * padded + position * PANEL)
-                comptime for v in range(VECTORS):
-                    var at = head * Self.size + i + v * LANES
-                    var pairs = self.value(position, at).interleave(self.value(position + 1, at))
-                    target.unsafe_store(2 * v * LANES, pairs)
-
-    @always_inline
-    def value(self, position: Int, column: Int) -> SIMD[DType.bfloat16, LANES]:
-        """Some columns of a position's values, or zeros beyond the last position."""
-        if position >= self.positions:
-            return SIMD[DType.bfloat16, LANES](0)
-        return self.v.unsafe_load[width=LANES](position * self.n + column).cast[DType.bfloat16]()
-
-    @always_inline
-    def block[rows: Int](self, head: Int, row: Int, query: Halves, scores: Floats, weights: Halves):
-        var width = self.panels() * PANEL
-        for r in range(rows):
-            narrow(
-                self.q.unsafe_offset((row + r) * self.n + head * Self.size),
-                query.unsafe_offset(r * Self.size),
-                Self.size,
-            )
-        for panel in range(self.panels()):
-            var sums = tile[rows](
-                query,
-                Self.size,
-                self.keys.unsafe_offset(head * self.head_elements() + panel * PANEL * Self.size),
-                Self.size // 2,
-            )
-            comptime for r in range(rows):
-                comptime for v in range(VECTORS):
-                    scores.unsafe_store(r * width + panel * PANEL + v * LANES, sums[r * VECTORS + v])
-        var totals = Array[Float32, rows](fill=0)
-        comptime for r in range(rows):
-            totals[r] = self.softmax(scores.unsafe_offset(r * width), weights.unsafe_offset(r * width))
-        comptime for part in range(Self.size // PANEL):
-            var sums = tile[rows](
-                weights,
-                width,
-                self.values.unsafe_offset(head * self.head_elements() + part * width * PANEL),
-                width // 2,
-            )
-            comptime for r in range(rows):
-                comptime for v in range(VECTORS):
-                    self.y.unsafe_store(
-                        (row + r) * self.n + head * Self.size + part * PANEL + v * LANES,
-                        (sums[r * VECTORS + v] / totals[r]).cast[Self.dtype](),
-                    )
-
-    def block_in_tiles(
-        self, head: Int, row: Int, rows: Int, query: Halves, scores: Floats, weights: Halves, mixed: Floats
-    ):
-        """Attend with up to 32 rows, to GLANCE positions at a time, so that their scores stay close to the core.
-
-        What lies beyond `rows` is computed and not kept.
-        """
-        for r in range(rows):
-            narrow(
-                self.q.unsafe_offset((row + r) * self.n + head * Self.size),
-                query.unsafe_offset(r * Self.size),
-                Self.size,
-            )
-        var keys = self.keys.unsafe_offset(head * self.head_elements())
-        var values = self.values.unsafe_offset(head * self.head_elements())
-        var tops = Array[Float32, TILE_ROWS](fill=Float32.MIN_FINITE)
-        var totals = Array[Float32, TILE_ROWS](fill=0)
-        var added = mixed.unsafe_offset(TILE_ROWS * Self.size)
-        var padded = self.panels() * PANEL
-        for start in range(0, padded, GLANCE):
-            var width = min(GLANCE, padded - start)
-            for at in range(0, width, PANEL):
-                tile_block(
-                    query, Self.size, keys.unsafe_offset((start + at) * Self.size), Self.size, query,
-                    scores.unsafe_offset(at), GLANCE,
-                )
-            for r in range(rows):
-                var sum = self.weigh(
-                    scores.unsafe_offset(r * GLANCE), weights.unsafe_offset(r * GLANCE), width,
-                    self.positions - start, tops[r],
-                )
-                # what was summed relative to a lower top
-                var shrunk = exp2_roughly(SIMD[DType.float32, 1]((tops[r] - sum[0]) * Self.SCALE))[0]
-                tops[r] = sum[0]
-                totals[r] = totals[r] * shrunk + sum[1]
-                for i in range(0, Self.size, LANES):
-                    var at = r * Self.size + i
-                    mixed.unsafe_store(at, mixed.unsafe_load[width=LANES](at) * shrunk if start > 0 else 0)
-            for part in range(Self.size // PANEL):
-                var panel = values.unsafe_offset(part * padded * PANEL + start * PANEL)
-                tile_block(weights, GLANCE, panel, width, weights, added, TILE_COLUMNS)
-                for r in range(rows):
-                    for i in range(0, PANEL, LANES):
-                        var at = r * Self.size + part * PANEL + i
-                        var sum = added.unsafe_load[width=LANES](r * TILE_COLUMNS + i)
-                        mixed.unsafe_store(at, mixed.unsafe_load[width=LANES](at) + sum)
-        for r in range(rows):
-            for i in range(0, Self.size, LANES):
-                var result = mixed.unsafe_load[width=LANES](r * Self.size + i) / totals[r]
-                self.y.unsafe_store((row + r) * self.n + head * Self.size + i, result.cast[Self.dtype]())
-
-    @always_inline
-    def weigh(
-        self, scores: Floats, weights: Halves, width: Int, left: Int, before: Float32
-    ) -> SIMD[DType.float32, 2]:
-        """Write exponentials of scores relative to their top, or to the one before if that is higher.
-
-        Beyond the positions that are left, they are zero. Returns the top and the sum of all written.
-        """
-        var whole = min(width, left) // LANES * LANES
-        var is_there = iota[DType.int32, LANES]().lt(SIMD[DType.int32, LANES](left - whole))
-        var highest = SIMD[DType.float32, LANES](before)
-        for i in range(0, whole, LANES):
-            highest = max(highest, scores.unsafe_load[width=LANES](i))
-        for i in range(whole, min(width, whole + LANES), LANES):
-            highest = max(highest, is_there.select(scores.unsafe_load[width=LANES](i), highest))
-        var top = highest.reduce_max()
-        var sums = SIMD[DType.float32, LANES](0)
-        for i in range(0, whole, LANES):
-            var value = exp2_roughly((scores.unsafe_load[width=LANES](i) - top) * Self.SCALE).cast[DType.bfloat16]()
-            weights.unsafe_store(i, value)
-            sums += value.cast[DType.float32]()
-        for i in range(whole, width, LANES):
-            var power = exp2_roughly((scores.unsafe_load[width=LANES](i) - top) * Self.SCALE)
-            var kept = is_there if i == whole else SIMD[DType.bool, LANES](fill=False)
-            var value = kept.select(power, SIMD[DType.float32, LANES](0)).cast[DType.bfloat16]()
-            weights.unsafe_store(i, value)
-            sums += value.cast[DType.float32]()
-        return SIMD[DType.float32, 2](top, sums.reduce_add())
-
-    def part_in_tiles(self, head: Int, start: Int, end: Int):
-        var query = unsafe_alloc[BFloat16](TILE_ROWS * Self.size)
-        var scores = unsafe_alloc[Float32](TILE_ROWS * GLANCE)
-        var weights = unsafe_alloc[BFloat16](TILE_ROWS * GLANCE)
-        var mixed = unsafe_alloc[Float32](TILE_ROWS * (Self.size + TILE_COLUMNS))
-        for i in range(TILE_ROWS * Self.size):
-            query.unsafe_store(i, BFloat16(0))
-        for i in range(TILE_ROWS * GLANCE):
-            weights.unsafe_store(i, BFloat16(0))
-        begin_tiles()
-        for row in range(start, end, TILE_ROWS):
-            self.block_in_tiles(head, row, min(TILE_ROWS, end - row), query, scores, weights, mixed)
-        end_tiles()
-        query.unsafe_free()
-        scores.unsafe_free()
-        weights.unsafe_free()
-        mixed.unsafe_free()
-
-    @always_inline
-    def softmax(self, scores: Floats, weights: Halves) -> Float32:
-        """Write exponentials of scores as bfloat16, zero beyond the positions, and return the sum of all written."""
-        var whole = self.positions // LANES * LANES
-        var highest = SIMD[DType.float32, LANES](Float32.MIN)
-        var others = highest
-        var twice = whole // (2 * LANES) * 2 * LANES
-        for i in range(0, twice, 2 * LANES):
-            highest = max(highest, scores.unsafe_load[width=LANES](i))
-            others = max(others, scores.unsafe_load[width=LANES](i + LANES))
-        for i in range(twice, whole, LANES):
-            highest = max(highest, scores.unsafe_load[width=LANES](i))
-        var top = max(highest, others).reduce_max()
-        for i in range(whole, self.positions):
-            top = max(top, scores.unsafe_load(i))
-        var sums = SIMD[DType.float32, LANES](0)
-        for i in range(0, whole, LANES):
-            var value = exp2_roughly((scores.unsafe_load[width=LANES](i) - top) * Self.SCALE).cast[DType.bfloat16]()
-            weights.unsafe_store(i, value)
-            sums += value.cast[DType.float32]()
-        for i in range(whole, self.panels() * PANEL, LANES):
-            var power = exp2_roughly((scores.unsafe_load[width=LANES](i) - top) * Self.SCALE)
-            var is_there = iota[DType.int32, LANES]().lt(SIMD[DType.int32, LANES](self.positions - i))
-            var value = is_there.select(power, SIMD[DType.float32, LANES](0)).cast[DType.bfloat16]()
-            weights.unsafe_store(i, value)
-            sums += value.cast[DType.float32]()
-        var total = sums.reduce_add()
-        return total
-
-    def part(self, head: Int, start: Int, end: Int):
-        var width = self.panels() * PANEL
-        var query = unsafe_alloc[BFloat16](ROWS * Self.size)
-        var scores = unsafe_alloc[Float32](ROWS * width)
-        var weights = unsafe_alloc[BFloat16](ROWS * width)
-        var row = start
-        while row + ROWS <= end:
-            self.block[ROWS](head, row, query, scores, weights)
-            row += ROWS
-        while row < end:
-            self.block[1](head, row, query, scores, weights)
-            row += 1
-        query.unsafe_free()
-        scores.unsafe_free()
-        weights.unsafe_free()
-
-    def run(self):
-        var heads = self.n // Self.size
-        var job = self
-
-        def pack(head: Int) {var job}:
-            job.pack(head)
-
-        sync_parallelize(pack, heads)
-        var in_tiles = may_use_tiles()
-        var step = TILE_ROWS if in_tiles else ROWS
-        var parts = ceildiv(parallelism_level(None) * PARTS_PER_THREAD, heads)
-        var rows = ceildiv(ceildiv(self.positions, parts), step) * step
-        var chunks = ceildiv(self.positions, rows)
-
-        def work(index: Int) {var job, var rows, var chunks, var in_tiles}:
-            var start = index % chunks * rows
-            var end = min(start + rows, job.positions)
-            comptime if HAS_TILES:
-                if in_tiles:
-                    job.part_in_tiles(index // chunks, start, end)
-                    return
-            job.part(index // chunks, start, end)
-
-        sync_parallelize(work, heads * chunks)
-
-
 @always_inline
 def elements[dtype: DType](tensor: ManagedTensorSlice[dtype=dtype, ...]) -> Weights[dtype]:
     return tensor.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
@@ -525,31 +273,3 @@ struct AsrProductBf16:
             results, elements(x), elements(w), 2 * w.dim_size(1), step
         )
         job.run(y.dim_size(0))
-
-
-@extensibility.register("asr_attention_bf16")
-struct AsrAttentionBf16:
-    """Registered as asr_attention_bf16: see bfloat16_ops.attention for its meaning."""
-
-    @staticmethod
-    def execute[
-        dtype: DType, //, size: Int, target: StaticString
-    ](
-        y: OutputTensor[dtype=dtype, rank=2, ...],
-        q: InputTensor[dtype=dtype, rank=2, ...],
-        k: InputTensor[dtype=dtype, rank=2, ...],
-        v: InputTensor[dtype=dtype, rank=2, ...],
-        ctx: DeviceContext,
-    ) raises:
-        comptime assert target == "cpu", "asr_attention_bf16 runs on the CPU only"
-        comptime assert size % PANEL == 0, "asr_attention_bf16 needs heads of a multiple of 32"
-        var n = y.dim_size(1)
-        var positions = y.dim_size(0)
-        var room = ceildiv(positions, PANEL) * PANEL * n
-        var packed = unsafe_alloc[BFloat16](2 * room)
-        var job = Attention[dtype, size](
-            elements(y), elements(q), elements(k), elements(v), packed, packed.unsafe_offset(room),
-            positions, n,
-        )
-        job.run()
-        packed.unsafe_free()

@@ -4,6 +4,7 @@ A tile holds 16 rows of 64 bytes. Only processors that have tiles compile any of
 """
 
 from std.ffi import external_call
+from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
 from std.sys import CompilationTarget, llvm_intrinsic
 
@@ -17,6 +18,7 @@ comptime TILE_ROWS = 32  # of a block: two tiles
 comptime TILE_COLUMNS = 32
 comptime TILE_DEPTH = 32  # numbers of bfloat16 of a row in one tile
 comptime BYTE_DEPTH = 64  # the same of int8
+comptime TILES = TILE_ROWS * TILE_DEPTH  # numbers of bfloat16 of two tiles of 16 rows
 # Linux gives a process the tiles only when it asks: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
 comptime ARCH_PRCTL = 158
 comptime ARCH_REQ_XCOMP_PERM = 0x1023
@@ -29,6 +31,11 @@ def may_use_tiles() -> Bool:
         return external_call["syscall", Int](ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
     else:
         return False
+
+
+def require_tiles() raises:
+    if not may_use_tiles():
+        raise Error("products in parts need a processor with tiles of bfloat16 (AMX)")
 
 
 def begin_tiles():
@@ -48,6 +55,27 @@ def begin_tiles():
 def end_tiles():
     comptime if HAS_TILES:
         llvm_intrinsic["llvm.x86.tilerelease", NoneType]()
+
+
+@always_inline
+def first_part[width: SIMDLength](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
+    """The first 8 of a number's 24 bits: what remains of it is exact, and three such parts are all of it."""
+    return bitcast[DType.float32, width](bitcast[DType.uint32, width](x) & 0xFFFF0000)
+
+
+@always_inline
+def split[parts: Int, width: SIMDLength](value: SIMD[DType.float32, width], target: Halves, distance: Int):
+    """Write numbers rounded to bfloat16, or as three parts, `distance` apart, whose sum they are."""
+    comptime if parts == 1:
+        target.unsafe_store(0, value.cast[DType.bfloat16]())
+    else:
+        var rest = value
+        comptime for part in range(parts):
+            var first = first_part(rest)
+            # bfloat16 is the higher half of float32
+            var halves = bitcast[DType.bfloat16, 2 * width](first).deinterleave()[1]
+            target.unsafe_store(part * distance, rebind[SIMD[DType.bfloat16, width]](halves))
+            rest -= first
 
 
 @always_inline
