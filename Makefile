@@ -63,7 +63,7 @@ test: $(TESTABLE)
 	$(BIN)/pytest -n 4 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: $(COMPLETE)
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 4 --dist loadfile $(ARGS)
 
 lint: $(TESTABLE)
 	$(BIN)/ruff check .
