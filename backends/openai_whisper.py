@@ -100,6 +100,7 @@ class _OpenAiWhisper(OpenAiTranscription):
         self._choose_heads()
         with self._clock.call(), self._instrumented():
             result = self._result(audio, named, word_timestamps=True)
+        set_threads(self._settings.threads)  # numba, which aligns, has raised the number of OpenMP's
         is_short = len(audio) <= N_SAMPLES
         segments = [s for s in result["segments"] if not (is_short and s["seek"])]
         return Transcript(
