@@ -105,6 +105,7 @@ def test_what_is_not_cached_names_the_command_that_fetches_it(cache: Path) -> No
     assert f"has only a part of {NAME}@{COMMIT}" in refusal(check)
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_or_refuses_is_one_clear_error(
     online: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -485,6 +485,7 @@ def row_of(tmp_path: Path) -> dict[str, Any]:
     return next(row for row in run["results"] if row["backend"] == "openai-api")
 
 
+@pytest.mark.slow
 def test_server_nobody_vouches_for_is_another_model_as_the_server_calls_it(
     server: TonesServer, asrgate: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -515,6 +516,7 @@ def test_server_nobody_vouches_for_is_another_model_as_the_server_calls_it(
         assert path.is_dir() or KEY not in path.read_text(), path
 
 
+@pytest.mark.slow
 def test_server_the_user_vouches_for_is_ranked_and_its_cache_is_found_out(
     server: TonesServer,
     asrgate: Callable[..., int],
@@ -544,6 +546,7 @@ def own_model() -> Checkpoint:
     return Checkpoint(found.name, Path(), found.sha256, {})
 
 
+@pytest.mark.slow
 def test_a_model_of_its_own_is_held_to_the_words_spoken(
     server: TonesServer, asrgate: Callable[..., int], tmp_path: Path
 ) -> None:
@@ -603,6 +606,7 @@ def test_languages_that_its_model_lacks_are_refused_where_the_user_states_them(
     backend._client.close()
 
 
+@pytest.mark.slow
 def test_failing_server_is_an_error_in_its_row(
     server: TonesServer, asrgate: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -382,6 +382,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, d
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_backend_fails_the_test_that_is_about_it(failed: dict[str, dict[str, str]], name: str) -> None:
     expected = set(BROKEN[name])
@@ -393,6 +394,7 @@ def test_broken_backend_fails_the_test_that_is_about_it(failed: dict[str, dict[s
     assert set(failed[name]) == expected, failed[name]
 
 
+@pytest.mark.slow
 def test_messages_say_what_is_wrong(failed: dict[str, dict[str, str]]) -> None:
     def said(name: str) -> str:
         return " ".join(failed[name].values())

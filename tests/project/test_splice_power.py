@@ -20,6 +20,7 @@ def script() -> Iterator[ModuleType]:
         yield importlib.import_module("splice_power")
 
 
+@pytest.mark.slow
 def test_the_docs_show_the_simulated_table(script: ModuleType) -> None:
     text = (ROOT / "docs" / "trust.md").read_text()
     assert f"<!-- power:splices -->\n{script.table()}<!-- /power:splices -->" in text

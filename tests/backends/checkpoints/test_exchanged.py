@@ -47,6 +47,7 @@ def test_only_the_embedding_differs(n_vocab: int, tmp_path: Path) -> None:
             assert np.array_equal(after[name], values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["whisper-cpu", "torch-fast", "faster-whisper"])
 def test_engines_write_the_exchanged_tokens_and_no_others(name: str, tmp_path: Path) -> None:
     original = catalog.resolve(str(write_fake_checkpoint(tmp_path / "fake.pt")))

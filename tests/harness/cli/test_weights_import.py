@@ -109,6 +109,7 @@ def weights(
     return asrgate_weights
 
 
+@pytest.mark.slow
 def test_import_as_a_user_types_it(
     made: Callable[..., Any],
     weights: Callable[..., int],
@@ -138,6 +139,7 @@ def test_import_as_a_user_types_it(
             weights("import", str(other), "--name", name)
 
 
+@pytest.mark.slow
 def test_export_as_a_user_types_it(
     made: Callable[..., Any],
     weights: Callable[..., int],
@@ -160,6 +162,7 @@ def test_export_as_a_user_types_it(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["back.pt", "new"]
 
 
+@pytest.mark.slow
 def test_an_imported_tiny_en_is_openais(
     weights: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

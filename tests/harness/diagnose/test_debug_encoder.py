@@ -189,6 +189,7 @@ def test_layers_of_a_large_multilingual_model() -> None:
 # the command
 
 
+@pytest.mark.slow
 def test_command_names_the_layer_in_table_json_and_status(
     weights: Checkpoint, tmp_path: Path, faulty: None, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -214,6 +215,7 @@ def test_command_names_the_layer_in_table_json_and_status(
     assert not {"log_mel", "conv1", "conv2", "block.0"} & diverging
 
 
+@pytest.mark.slow
 def test_command_passes_an_engine_that_only_rounds(
     weights: Checkpoint, faulty: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

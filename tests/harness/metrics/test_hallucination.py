@@ -101,6 +101,7 @@ def test_cut_clip_breaks_off_in_sound(suite: Path) -> None:
     assert max(ends) > 0.01
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_and_another_seed_another_suite(suite: Path, tmp_path: Path) -> None:
     def digests(folder: Path) -> dict[str, str]:
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}

@@ -121,6 +121,7 @@ def sometimes(ray: FakeRay, methods: set[str], losses: int) -> Callable[[Call], 
     return lost
 
 
+@pytest.mark.slow
 def test_lost_places_lose_nothing_and_duplicate_nothing(
     on_cluster: Callable[..., int], ray: FakeRay, alone: record.Run, tmp_path: Path
 ) -> None:
@@ -153,6 +154,7 @@ def test_lost_places_lose_nothing_and_duplicate_nothing(
     assert ray.needs["max_task_retries"] == 0
 
 
+@pytest.mark.slow
 def test_a_place_lost_for_good_leaves_its_work_to_the_others(
     on_cluster: Callable[..., int], ray: FakeRay, alone: record.Run, tmp_path: Path
 ) -> None:
@@ -164,6 +166,7 @@ def test_a_place_lost_for_good_leaves_its_work_to_the_others(
     assert len(run["retries"]) == 1
 
 
+@pytest.mark.slow
 def test_clips_that_end_every_place_end_the_run_which_then_goes_on(
     on_cluster: Callable[..., int],
     ray: FakeRay,
@@ -251,6 +254,7 @@ def test_a_machine_without_files_is_sent_weights_and_samples(
     assert latest(tmp_path)["retries"] == []
 
 
+@pytest.mark.slow
 def test_engines_of_several_models_each_get_their_own_weights(
     on_cluster: Callable[..., int], ray: FakeRay, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +354,7 @@ def test_unlike_software_is_refused(
     assert "git_commit" not in said
 
 
+@pytest.mark.slow
 def test_an_engine_that_fails_at_one_place_is_out_and_no_text_stays_anywhere(
     on_cluster: Callable[..., int], tmp_path: Path
 ) -> None:
