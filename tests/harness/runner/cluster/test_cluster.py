@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,11 @@ def test_a_killed_place_loses_no_clip_and_no_digit(runs: tuple[dict[str, Any], d
         assert row["wer"] == expected["wer"]
         assert row["wer"]["wer"] > 0
         assert row["rtfx"]["audio_seconds"] == expected["rtfx"]["audio_seconds"]
-        assert len(row["integrity"]["probes"]) == len(expected["integrity"]["probes"]) > 0
+        found, usual = (
+            Counter(probe["kind"] for probe in result["integrity"]["probes"]) for result in (row, expected)
+        )
+        assert found["spliced"] == usual["spliced"] > 0
+        assert found["dithered"] > 0, "on one machine the rounds themselves tell"
     assert machines.lost_calls(run) >= 1
     assert len(run["retries"]) == 1
     assert any("were lost with their process or machine" in warning for warning in run["warnings"])
