@@ -52,7 +52,6 @@ class LocalExecutor(Executor):
         state.progress.note(f"preparing {len(plan.clips)} clips")
         audio = Decoded(plan.clips)
         self._warmup = state.warmup_clip(audio[state.middle_clip.name])
-        self._warmup_seconds = len(self._warmup) / SAMPLE_RATE_HZ
         for variant in plan.variants:
             if str(variant) not in state.failed:
                 self._start(variant)
@@ -147,8 +146,8 @@ class LocalExecutor(Executor):
         for probe, answer, before in self._answers.get(name, []):
             usual, usual_before = (cache_probes.usual(samples, c) for c in (probe.clip.name, before["clip"]))
             if usual is not None:
-                seen = usual if usual_before is None else usual.slowed(before, usual_before)
-                yield cache_probes.entry_of(probe, seen.as_answer(), answer, normalize)
+                seen = usual.slowed(before, usual_before)
+                yield cache_probes.entry_of(probe, seen._asdict(), answer, normalize)
 
     def check(self) -> None:
         """As Executor."""
@@ -203,11 +202,10 @@ class LocalExecutor(Executor):
                 usual = self._usual(name, probe)
                 if answer is None or usual is None or name not in state.names:
                     continue
-                witness = witnesses.get(name)
-                other = None if witness is None else answers[witness]
-                others_usual = None if witness is None else self._usual(witness, probe)
-                seen = usual if other is None or others_usual is None else usual.slowed(other, others_usual)
-                entry = cache_probes.entry_of(probe, seen.as_answer(), answer, normalize)
+                seen = usual
+                if (witness := witnesses[name]) is not None:
+                    seen = usual.slowed(answers[witness], self._usual(witness, probe))
+                entry = cache_probes.entry_of(probe, seen._asdict(), answer, normalize)
                 probes_of(state.results[name]).append(entry)
 
     def _witness(self, name: str) -> str | None:
@@ -303,7 +301,7 @@ class LocalExecutor(Executor):
         """Others may have to be compiled yet; who waits may know already what this one needs for a clip."""
         took = result["load"]["warm_call_seconds"] or result["load"]["first_call_seconds"]
         if took:
-            length = self._warmup_seconds
+            length = len(self._warmup) / SAMPLE_RATE_HZ
             figure = f"{length:.1f} s of speech in {took:.2f} s (RTFx {length / took:.1f})"
             self._state.progress.note(f"{name} warmed up: {figure}")
 

@@ -65,15 +65,16 @@ class Usual(NamedTuple):
     wall_seconds: float
     cpu_seconds: float
 
-    def slowed(self, call: Mapping[str, Any], usual: Usual) -> Usual:
-        """Return it as much slower as a call at about the same time was slower than usual, if it was."""
+    def slowed(self, call: Mapping[str, Any] | None, usual: Usual | None) -> Usual:
+        """Return it as much slower as a call at about the same time was slower than usual, if it was.
+
+        It stays as it is where there is no such call, or nobody knows what it usually takes.
+        """
+        if call is None or usual is None:
+            return self
         wall = max(1.0, call["wall_seconds"] / max(usual.wall_seconds, LEAST_SECONDS))
         cpu = max(1.0, (call["cpu_seconds"] or 0.0) / max(usual.cpu_seconds, LEAST_SECONDS))
         return Usual(self.text, wall * self.wall_seconds, cpu * self.cpu_seconds)
-
-    def as_answer(self) -> dict[str, Any]:
-        """Return it as an answer of a worker."""
-        return self._asdict()
 
 
 def usual(samples: Sequence[Sample], clip: str) -> Usual | None:
@@ -129,26 +130,26 @@ def later_over_first(samples: Sequence[Sample]) -> float | None:
     The median over clips, of wall or processor time, whichever is smaller, as of probes. None if there is no
     such round, or the first was not timed.
     """
-    walls: dict[str, list[tuple[int, float]]] = {}
-    processors: dict[str, list[tuple[int, float]]] = {}
-    for sample in filter(is_timed, samples):
-        walls.setdefault(sample["clip"], []).append((sample["round"], sample["wall_seconds"]))
-        processors.setdefault(sample["clip"], []).append((sample["round"], sample["cpu_seconds"] or 0.0))
-    over_walls = _median_later_over_first(walls)
-    later = [(s["wall_seconds"], s["cpu_seconds"]) for s in filter(is_timed, samples) if s["round"] > 0]
-    if over_walls is None or not _computes(later):
+    timed = [sample for sample in samples if is_timed(sample)]
+    first = {sample["clip"]: sample for sample in timed if sample["round"] == 0}
+    later: dict[str, list[Sample]] = {}
+    for sample in timed:
+        if sample["round"] > 0 and sample["clip"] in first:
+            later.setdefault(sample["clip"], []).append(sample)
+    if not later:
+        return None
+
+    def over_first(seconds: Callable[[Sample], float]) -> float:
+        return statistics.median(
+            statistics.median(map(seconds, of_clip)) / max(seconds(first[clip]), LEAST_SECONDS)
+            for clip, of_clip in later.items()
+        )
+
+    over_walls = over_first(lambda sample: sample["wall_seconds"])
+    calls = [(s["wall_seconds"], s["cpu_seconds"]) for s in timed if s["round"] > 0]
+    if not _computes(calls):
         return over_walls
-    return min(over_walls, _median_later_over_first(processors) or 0.0)
-
-
-def _median_later_over_first(times: Mapping[str, list[tuple[int, float]]]) -> float | None:
-    ratios = []
-    for of_clip in times.values():
-        first = [seconds for number, seconds in of_clip if number == 0]
-        later = [seconds for number, seconds in of_clip if number > 0]
-        if first and later:
-            ratios.append(statistics.median(later) / max(first[0], LEAST_SECONDS))
-    return statistics.median(ratios) if ratios else None
+    return min(over_walls, over_first(lambda sample: sample["cpu_seconds"] or 0.0))
 
 
 def were_splices_slow(probes: Sequence[ProbeRecord]) -> bool:
