@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import numpy as np
@@ -140,16 +141,7 @@ class FasterWhisper:
         Raises:
             BackendError: the model has no such language.
         """
-        named = to_decode_in(self._checkpoint, language, self._languages)
-        with self._clock.call():
-            segments, found = self._model.transcribe(
-                audio, language=named, without_timestamps=len(audio) <= N_SAMPLES, **self._options
-            )
-            finished = list(segments)  # a generator: nothing is decoded until it is drained
-            tokens = tuple(token for segment in finished for token in segment.tokens)
-            text = "".join(segment.text for segment in finished).strip()
-        detected = found.language if named is None else None
-        return Transcript(text, tokens, dict(self._clock.seconds), detected)
+        return self._transcribe(audio, language)
 
     def transcribe_words(self, audio: np.ndarray, language: str) -> Transcript:
         """As `transcribe`, and align each window's tokens with its audio by the decoder's attention.
@@ -157,24 +149,27 @@ class FasterWhisper:
         With word times the library decodes what follows the last word as a window of its own; of a clip of
         up to 30 s only the first window counts, as in `transcribe`.
         """
+        return self._transcribe(audio, language, with_words=True)
+
+    def _transcribe(self, audio: np.ndarray, language: str, with_words: bool = False) -> Transcript:
         named = to_decode_in(self._checkpoint, language, self._languages)
         is_short = len(audio) <= N_SAMPLES
-        kept = []
         with self._clock.call():
             segments, found = self._model.transcribe(
-                audio, language=named, without_timestamps=is_short, word_timestamps=True, **self._options
+                audio,
+                language=named,
+                without_timestamps=is_short,
+                word_timestamps=with_words,
+                **self._options,
             )
-            for segment in segments:
-                if is_short and segment.seek:
-                    break
-                kept.append(segment)
-        return Transcript(
-            "".join(segment.text for segment in kept).strip(),
-            tuple(token for segment in kept for token in segment.tokens),
-            dict(self._clock.seconds),
-            found.language if named is None else None,
-            [timed_word(w.word, w.start, w.end) for segment in kept for w in segment.words or ()],
-        )
+            if with_words and is_short:
+                segments = takewhile(lambda segment: not segment.seek, segments)
+            finished = list(segments)  # a generator: nothing is decoded until it is drained
+            tokens = tuple(token for segment in finished for token in segment.tokens)
+            text = "".join(segment.text for segment in finished).strip()
+        detected = found.language if named is None else None
+        words = [timed_word(w.word, w.start, w.end) for segment in finished for w in segment.words or ()]
+        return Transcript(text, tokens, dict(self._clock.seconds), detected, words if with_words else None)
 
     def synchronize(self) -> None:
         """Nothing to wait for: CTranslate2 waits for its stream before it returns features or tokens."""
