@@ -49,12 +49,14 @@ KINDS = {  # name -> what it means, in the order in which they are reported
     "no words": "a text without a letter or digit, such as ??? where letters were lost",
     "mixed scripts": "a word of Latin letters and Cyrillic or Greek ones that look like them",
     "only tags": "no word is left without tags and parentheses, so whatever is heard counts as inserted",
-    "markup": "tags, entities or annotations in brackets, which are not spoken",
+    "markup": "tags, entities, speakers' names or annotations in brackets, which are not spoken",
 }
 _MARKUP = re.compile(
     r"</?[^\s<>/][^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|&(?:[a-z]+|#\d+);"
     r"|(?<!\w)\*[^\s*][^*]*\*(?!\w)|\(\(|(?<!\w)%[a-zA-Z]+|[♪♫♬]|-->"  # marks of NIST and of subtitles
     rf"|ignore_time_segment_in_scoring|(?i:{strict.SOUND.pattern})"
+    r"|(?i:\b(?:speaker|spk|spkr|agent|customer|caller|operator|interviewe[er]))[ _-]?[\dA-Z]?\d*\s*:|>>"
+    r"|^\s*[A-Z][A-Z.]+(?: [A-Z.]+)?(?: \d+)?:"  # names of speakers, as in scripts
 )
 _ASIDE = re.compile(r"\([^()]*\)")
 _SCRIPTS = ("LATIN", "CYRILLIC", "GREEK")  # that share the looks of letters; first words of their names

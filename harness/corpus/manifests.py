@@ -46,6 +46,8 @@ _AUDIO_NAMES = (  # NeMo's old name too: https://github.com/NVIDIA-NeMo/Speech/i
     *("path", "wav"),
 )
 _TEXT_NAMES = ("text", "transcription", "sentence", "transcript")
+_OF_LHOTSE = {"recording", "recording_id", "supervisions", "tracks", "sources"}
+_IMPORT = "asrgate corpus import"
 FILES_SHOWN = 5
 _SIDE_FILES = (  # that recordings have beside them
     *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".lab", ".textgrid", ".srt", ".vtt", ".ctm", ".stm"),
@@ -83,6 +85,9 @@ def read(path: Path, problems: list[str], language: str | None = None) -> list[E
         )
     if path.suffix.lower() in MANIFEST_EXTENSIONS:
         return read_manifest(path, problems, language)
+    if path.suffix.lower() == ".gz":
+        problems.append(f"{path} is packed; unpack it with gunzip, or convert it: {_IMPORT} {path}")
+        return []
     return [_single(path, problems, language)]
 
 
@@ -104,7 +109,8 @@ def _names_audio(table: Path) -> bool:
 
 def _first_line(path: Path) -> str:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return file.readline(10_000)
+        first = file.readline(10_000)
+        return file.readline(10_000) if stored.STATED_DELIMITER.fullmatch(first) else first
 
 
 def is_ljspeech(table: Path) -> bool:
@@ -222,6 +228,8 @@ def _with_numbers(row: dict[str, Any]) -> dict[str, Any]:
 def _manifest_entry(fields: dict[str, Any], manifest: Path, where: str, language: str | None) -> Entry:
     """Turn a record into an entry; raise ValueError or LanguageError saying what is wrong with it."""
     name = fields.pop("audio_filepath", None)
+    if name is None and not _OF_LHOTSE.isdisjoint(fields):
+        raise ValueError(f"is a line of Lhotse's; convert the whole file: {_IMPORT} {manifest}")
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise ValueError(f"audio_filepath must be a path, not {reprlib.repr(name)}")
     text = fields.pop("text", None)

@@ -1,11 +1,14 @@
-"""Finds files whose names were written on another system than the one that stores them."""
+"""How files are named and begun by systems other than the one that stores them."""
 
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+
+STATED_DELIMITER = re.compile(r'"?sep=([,;|\t])"?\n', re.IGNORECASE)  # a table's first line in Excel
 
 
 def as_stored(path: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from asrgate.backends.base import did_you_mean
-from asrgate.harness.corpus.importers import common_voice, folder, librispeech, nemo, tabular
+from asrgate.harness.corpus.importers import common_voice, folder, lhotse, librispeech, nemo, tabular
 from asrgate.harness.corpus.importers.utterance import CorpusImportError, Options, Utterance
 
 __all__ = ["FORMATS", "CorpusImportError", "Options", "Utterance", "detect", "read"]
@@ -18,6 +18,7 @@ __all__ = ["FORMATS", "CorpusImportError", "Options", "Utterance", "detect", "re
 FORMATS: dict[str, ModuleType] = {  # in the order in which a path is tried
     "common-voice": common_voice,
     "librispeech": librispeech,
+    "lhotse": lhotse,
     "nemo": nemo,
     "table": tabular,
     "folder": folder,

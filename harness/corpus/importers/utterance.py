@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 from asrgate.backends.base import AsrgateError
 from asrgate.harness.corpus.audio import EXTENSIONS
-from asrgate.harness.corpus.stored import as_stored
+from asrgate.harness.corpus.stored import STATED_DELIMITER, as_stored
 from asrgate.harness.metrics import keywords, word_times
 
 
@@ -66,12 +68,16 @@ def read_table(path: Path, delimiter: str | None, is_quoted: bool = True) -> lis
 
     Args:
         is_quoted: whether a quote character begins a quoted cell.
-        delimiter: None for whichever of comma, tab, semicolon and bar is most frequent in the heading.
+        delimiter: None for the one that a first line `sep=;` states, as Excel writes it, or else for
+            whichever of comma, tab, semicolon and bar is most frequent in the heading.
 
     Raises:
         CorpusImportError: it cannot be read, has no rows or a row has more cells than the heading.
     """
     text = read_text(path)
+    stated = STATED_DELIMITER.match(text)
+    if stated is not None:
+        delimiter, text = delimiter or stated[1], text[stated.end() :]
     heading = text.split("\n", 1)[0]
     if delimiter is None:
         delimiter = max(",\t;|", key=heading.count)
@@ -127,15 +133,19 @@ def _rows(path: Path, text: str, delimiter: str, is_quoted: bool) -> list[dict[s
 
 
 def read_text(path: Path) -> str:
-    """Return a UTF-8 file's text.
+    """Return the text of a UTF-8 file, or of a gzipped one whose name ends in .gz.
 
     Raises:
         CorpusImportError: it cannot be read or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise CorpusImportError(f"{path} cannot be read: {error.strerror}") from error
+        content = path.read_bytes()
+        if path.suffix.lower() == ".gz":
+            content = gzip.decompress(content)
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except (OSError, EOFError, zlib.error) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise CorpusImportError(f"{path} cannot be read: {why}") from error
     except UnicodeDecodeError as error:
         raise CorpusImportError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 

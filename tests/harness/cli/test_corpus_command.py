@@ -64,6 +64,11 @@ MISTAKES: list[tuple[str, dict[str, Any] | str]] = [
     ("markup", {"text": "yes *coughs* no"}),
     ("markup", {"text": "%HESITATION yes"}),
     ("markup", {"text": "((yes"}),
+    ("markup", {"text": "Speaker 2: yes"}),
+    ("markup", {"text": "SPEAKER_01: yes"}),
+    ("markup", {"text": "yes agent: no"}),
+    ("markup", {"text": "MR. SMITH: yes"}),
+    ("markup", {"text": ">> yes"}),
     ("markup", {"text": "♪ la la"}),
     ("markup", {"text": "00:01 --> 00:02 yes"}),
     # TED-LIUM's, https://github.com/k2-fsa/icefall/issues/846

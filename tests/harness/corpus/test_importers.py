@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from collections.abc import Callable
@@ -58,6 +59,90 @@ def test_nemo_manifest_with_absolute_paths_and_parts(tmp_path: Path, imported: I
     assert second.audio_seconds == 1.25
     cut = np.round(wave(3) * 32768)[int(1.5 * RATE_HZ) : int(2.75 * RATE_HZ)] / 32768
     assert np.allclose(second.samples(), cut, atol=2 / 32768)
+
+
+def cut(path: str, text: str, seconds: float = 0.5, **fields: Any) -> dict[str, Any]:
+    """A line as Lhotse writes it."""
+    supervision = {"id": "s", "recording_id": "r", "start": 0.0, "duration": seconds, "text": text}
+    source = {"type": "file", "channels": [0], "source": path}
+    recording = {"id": "r", "sources": [source], "sampling_rate": RATE_HZ, "duration": 0.5}
+    return {
+        "id": "c",
+        "start": 0.0,
+        "duration": seconds,
+        "channel": 0,
+        "type": "MonoCut",
+        "supervisions": [{**supervision, "language": "German", "speaker": "k7"}],
+        "recording": recording,
+        **fields,
+    }
+
+
+def test_lhotses_gzipped_cuts(tmp_path: Path, imported: Import) -> None:
+    store(tmp_path / "download" / "a.wav")
+    long = store(tmp_path / "download" / "b.flac", seconds=3)
+    part = cut(str(long), "x", seconds=1.0, start=1.5)
+    part["recording"]["duration"] = 3.0
+    words = {"word": [["zwei", 0.5, 0.25, None]]}
+    part["supervisions"] = [
+        {"start": 0.5, "text": "zwei", "language": "de", "alignment": words, "speaker": "b"},
+        {"start": -0.5, "text": "eins", "language": "de", "speaker": "a"},
+        {"start": 0.7},
+    ]
+    manifest = tmp_path / "data" / "cuts.jsonl.gz"
+    manifest.parent.mkdir()
+    lines = [cut("download/a.wav", "null"), part]
+    manifest.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
+    whole, second = imported(manifest)
+    assert (whole.reference, whole.language, whole.audio_seconds) == ("null", "de", 0.5)
+    assert whole.tags == {"id": "c", "speaker": "k7"}
+    assert (second.reference, second.language, second.audio_seconds) == ("eins zwei", "de", 1.0)
+    assert second.tags["words"] == [{"word": "zwei", "start": 0.5, "end": 0.75}]
+    assert "speaker" not in second.tags
+    assert np.allclose(second.samples(), wave(3)[int(1.5 * RATE_HZ) : int(2.5 * RATE_HZ)], atol=2 / 32768)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"id": "r", "sources": [], "duration": 1.0}, "lhotse cut simple"),
+        ({"id": "s", "recording_id": "r", "text": "yes"}, "lhotse cut simple"),
+        ({"id": "c", "tracks": []}, "a mixed cut"),
+        (cut("a.wav", "yes", channel=1), "channel 1 has no file of its own"),
+        (cut("a.wav", "yes", start=-1), "start must be a number of seconds, not -1"),
+        (cut("a.wav", "yes", duration=None), "duration must be a number of seconds, not None"),
+        (cut("a.wav", "yes", supervisions=3), "supervisions must be a list"),
+        (cut("a.wav", "yes", recording={"sources": 3}), "no list of sources"),
+        (
+            cut("a.wav", "yes", recording={"sources": [{"type": "url", "channels": [0]}]}),
+            "a 'url', not a file",
+        ),
+    ],
+)
+def test_lines_of_lhotse_that_are_no_cuts_of_one_file(
+    tmp_path: Path, line: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store(tmp_path / "a.wav")
+    manifest = tmp_path / "cuts.jsonl.gz"
+    manifest.write_bytes(gzip.compress(json.dumps(line).encode()))
+    assert main(["corpus", "import", str(manifest), "--output", str(tmp_path / "x")]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cuts.jsonl", "cuts.jsonl.gz"])
+def test_a_run_of_lhotses_cuts_says_how_to_import_them(tmp_path: Path, name: str) -> None:
+    store(tmp_path / "a.wav")
+    line = json.dumps(cut("a.wav", "yes")).encode()
+    (tmp_path / name).write_bytes(gzip.compress(line) if name.endswith(".gz") else line)
+    with pytest.raises(corpus.CorpusError, match=f"asrgate corpus import .*{name}"):
+        corpus.load_clips([tmp_path / name])
+
+
+def test_a_gzipped_file_that_is_cut_off_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = tmp_path / "cuts.jsonl.gz"
+    manifest.write_bytes(gzip.compress(json.dumps(cut("a.wav", "yes")).encode())[:-12])
+    assert main(["corpus", "import", str(manifest), "--output", str(tmp_path / "x")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
@@ -227,6 +312,7 @@ def test_folder_with_texts_beside(tmp_path: Path, imported: Import) -> None:
         ("t.csv", 'file_name,transcription,lang,dialect\na.wav,"one, two",en,north\nb,three,de,\n'),
         ("t.tsv", "path\tSentence\tlocale\tdialect\na.wav\tone, two\ten\tnorth\nb.wav\tthree\tde-DE\t\n"),
         ("t.csv", "wav;text;language;dialect\na.wav;one, two;en;north\nb.wav;three;de;\n"),
+        ("t.csv", "sep=;\r\nwav;text;language;dialect\r\na.wav;one, two;en;north\r\nb.wav;three;de;\r\n"),
     ],
 )
 def test_table_with_detected_columns(tmp_path: Path, imported: Import, name: str, content: str) -> None:
