@@ -204,6 +204,17 @@ def test_its_answers_to_copies_count_all_together() -> None:
     other["changed_words"] = 0
     gate.judge(run)
     assert reasons(run) == f"it answered a recording spliced from two clips with the text of {one['clip']}"
+    one["text_words"] = 3
+    gate.judge(run)
+    assert reasons(run) == "", "one of so few words may be chance"
+    theirs = result_of(run, f"{REFERENCE}:tiny.en")["integrity"]["probes"][1]
+    before = dict(other), dict(theirs)
+    other |= {"kind": "spliced", "changed_words": 0, "text_words": 3}
+    theirs |= {"kind": "spliced", "changed_words": 9}
+    gate.judge(run)
+    assert reasons(run).count("spliced from two clips with the text of") == 2
+    other |= before[0]
+    theirs |= before[1]
     one["changed_words"] = None
     gate.judge(run)
     assert reasons(run) == f"it gave no answer to a spliced copy of {one['clip']}"
