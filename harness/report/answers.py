@@ -19,6 +19,7 @@ from asrgate.harness.scenarios import registry
 from asrgate.harness.scenarios.scenario import RTFX
 from asrgate.harness.scoring import across
 
+ALIKE_SHOWN = 3
 LIKE_BEST = "not told apart from the most accurate"
 
 
@@ -170,10 +171,18 @@ def _answer(run: Run, answer: Answer, result: Result) -> str:
         told = f"; {LIKE_BEST}" if low <= 0 <= high else ""
         points = _points(answer["wer_difference"])
         facts.append(f"{points} points{_bracketed(_interval_of_points(answer['interval']))}{told}")
-    alike = answer["alike"]
     what = "speed" if answer["question"] == across.FASTEST else "errors"
-    told = f"; cannot be told apart in {what} from {', '.join(alike)}" if alike else ""
-    return ", ".join(facts) + told
+    alike = f"; cannot be told apart in {what} from {_few(run, answer['alike'])}" if answer["alike"] else ""
+    return ", ".join(facts) + alike
+
+
+def _few(run: Run, variants: Sequence[str]) -> str:
+    """Name the fastest of some rows, and count the others."""
+    rows = [result for result in run["results"] if result["variant"] in variants]
+    rows.sort(key=registry.of(run).order.sort_key)
+    more = len(rows) - ALIKE_SHOWN
+    named = ", ".join(result["variant"] for result in rows[:ALIKE_SHOWN])
+    return f"{named} and {more} more" if more > 0 else named
 
 
 def _speed(run: Run, result: Result) -> str:

@@ -125,6 +125,17 @@ def test_two_that_cannot_be_told_apart_are_said_to_be_so() -> None:
     assert "cannot be told apart in errors from" in told and "not told apart from the most accurate" in told
 
 
+def test_of_many_rows_that_cannot_be_told_apart_the_fastest_are_named() -> None:
+    models = [f"model{number}.en" for number in range(6)]
+    seconds = {model: 0.5 - 0.05 * number for number, model in enumerate(models)}
+    run = settled(dict.fromkeys(models, 1), seconds)
+    best = run["across"]["answers"][0]
+    assert len(best["alike"]) > 4
+    told = dict(answers.lines(run))["most accurate"]
+    fastest = [f"{OTHER}:{model}" for model in reversed(models) if f"{OTHER}:{model}" in best["alike"]]
+    assert told.endswith(f"errors from {', '.join(fastest[:3])} and {len(best['alike']) - 3} more")
+
+
 def test_a_row_is_not_beaten_where_the_rounds_cannot_tell_the_speeds_apart() -> None:
     run = settled({"good.en": 1, "bad.en": 4}, {"good.en": 0.2, "bad.en": 0.2025})
     good, bad = (result_of(run, f"{OTHER}:{model}") for model in ("good.en", "bad.en"))
