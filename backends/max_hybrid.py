@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from asrgate.backends.base import Checkpoint, Settings
 from asrgate.backends.max_graph.engine import MaxBackend, MaxEngine
 from asrgate.backends.whisper_common.greedy import Window, WindowRules
+from asrgate.backends.whisper_common.streams import StreamBackend
 
 
 class _Engine(MaxEngine):
@@ -31,16 +32,22 @@ class _Engine(MaxEngine):
         keys, values = encoded
         return self._decoder.decode_projected(keys, values, rules)
 
+    def decode_batch(self, encoded: Any, rules: WindowRules) -> list[Window]:
+        """See asrgate.backends.whisper_common.batches.BatchEngine."""
+        keys, values = encoded
+        return self._decoder.decode_projected_batch(keys, values, rules)
+
     def applied(self) -> Mapping[str, Any]:
         """See asrgate.backends.whisper_common.greedy.Engine."""
         return {**super().applied(), "decoder": "PyTorch"}
 
 
-class MaxHybrid(MaxBackend):
+class MaxHybrid(MaxBackend, StreamBackend):
     """Keys and values of the audio go to the decoder of `torch-fast` through DLPack, without copying."""
 
     devices: ClassVar[Mapping[str, Sequence[str]]] = {
         "cpu": ("float32",),
         "cuda": ("float16", "bfloat16"),  # MAX's own float32 products may round to TF32 there
     }
+    has_beams: ClassVar[bool] = True
     engine_class = _Engine

@@ -26,6 +26,11 @@ class _Engine(MaxEngine):
         keys, values = encoded
         return self._loop.decode(keys, values, self._masks(rules.for_any_prompt()), rules)
 
+    def decode_batch(self, encoded: Any, rules: WindowRules) -> list[Window]:
+        """See asrgate.backends.whisper_common.batches.BatchEngine."""
+        keys, values = encoded
+        return self._loop.decode_batch(keys, values, self._masks(rules.for_any_prompt()), rules)
+
     def _make_masks(self, rules: WindowRules) -> Any:
         return self._to_device(self._torch.from_numpy(rules.logit_biases(self.dims.n_vocab)))
 

@@ -63,24 +63,27 @@ def linear(
     )[0].tensor
 
 
-def cross_attention(query: TensorValue, keys: TensorValue, values: TensorValue, layer: int) -> TensorValue:
-    """softmax(q kT / sqrt(head size)) v of one new position over the audio's positions.
+def cross_attention(
+    query: TensorValue, keys: TensorValue, values: TensorValue, state: BufferValue, layer: int
+) -> TensorValue:
+    """softmax(q kT / sqrt(head size)) v of one new position of each window over its audio's positions.
 
     Args:
-        query: float32 (1, n_state).
-        keys, values: float32 or bfloat16 (layers, heads, positions, head size).
+        query: float32 (windows, n_state).
+        keys, values: float32 or bfloat16 (windows, layers, heads, positions, head size).
+        state: a decoder.WindowState for each window, of which only `done` is used.
         layer: the layer's number.
 
     Returns:
-        float32 (1, n_state).
+        float32 (windows, n_state); what it holds for a window that is done is not defined.
     """
     cpu = DeviceRef.CPU()
-    return ops.custom(
+    return ops.inplace_custom(
         "asr_step_cross_attention",
         cpu,
-        [query, keys, values],
+        [query, keys, values, state],
         [TensorType(DType.float32, query.shape, cpu)],
-        {"size": int(keys.shape[3]), "layer": layer},
+        {"size": int(keys.shape[4]), "layer": layer},
     )[0].tensor
 
 
@@ -93,17 +96,17 @@ def self_attention(
     layer: int,
     n_head: int,
 ) -> TensorValue:
-    """Put a new position's key and value into the cache, and attend to this position and all before it.
+    """Put a new position's key and value into each window's cache; attend to this position and all before it.
 
     Args:
-        query, key, value: float32 (1, n_state).
-        state: the decoder.WindowState, of which only the position is used.
-        cache: float32 (layers, 2, n_text_ctx, n_state), changed in place.
+        query, key, value: float32 (windows, n_state).
+        state: a decoder.WindowState for each window, of which the position and `done` are used.
+        cache: float32 (windows, layers, 2, n_text_ctx, n_state), changed in place.
         layer: the layer's number.
         n_head: the number of heads, which lie side by side in n_state.
 
     Returns:
-        float32 (1, n_state).
+        float32 (windows, n_state); what it holds for a window that is done is not defined.
     """
     cpu = DeviceRef.CPU()
     return ops.inplace_custom(
@@ -134,16 +137,16 @@ def layer_norm(
 def embedded(
     weight: TensorValue, scale: TensorValue | None, positions: TensorValue, state: BufferValue
 ) -> TensorValue:
-    """The first layer's input for the state's token and position.
+    """The first layer's input for each window's token and position.
 
     Args:
         weight: float32, float16, bfloat16 or int8 (n_vocab, n_state).
         scale: float32 (n_vocab,), one factor per row of an int8 matrix; see `quantize_rows`.
         positions: float32 (n_text_ctx, n_state).
-        state: the decoder.WindowState.
+        state: a decoder.WindowState for each window.
 
     Returns:
-        float32 (1, n_state). The graph stops with an error if there is no such token or position.
+        float32 (windows, n_state). The graph stops with an error if there is no such token or position.
     """
     cpu = DeviceRef.CPU()
     factors = ops.constant(np.zeros(1, np.float32), DType.float32, cpu) if scale is None else scale
@@ -151,7 +154,7 @@ def embedded(
         "asr_embedded",
         cpu,
         [weight, factors, positions, state],
-        [TensorType(DType.float32, (1, weight.shape[1]), cpu)],
+        [TensorType(DType.float32, (state.shape[0], weight.shape[1]), cpu)],
         {"scaled": scale is not None},
     )[0].tensor
 
@@ -189,59 +192,63 @@ def log_mel(
 def select(
     logits: TensorValue, masks: TensorValue, rules: TensorValue
 ) -> tuple[TensorValue, TensorValue, TensorValue]:
-    """Select the likeliest token that whisper.decoding's suppression and timestamp rules allow.
+    """Select each window's likeliest token that whisper.decoding's suppression and timestamp rules allow.
 
     If the rules ask for it, text is forbidden when all timestamps together are likelier than the likeliest
     text token. Of equally likely tokens, the first one wins.
 
     Args:
-        logits: float32 (n_vocab,).
+        logits: float32 (windows, n_vocab).
         masks: float32 (masks, n_vocab), one of which is added to the logits: minus infinity forbids a token,
             0 allows it.
-        rules: int64 (6,): the first allowed text token, the first timestamp token, the first allowed
+        rules: int64 (windows, 6): the first allowed text token, the first timestamp token, the first allowed
             timestamp, whether to weigh timestamps against text (1 or 0), the no-speech token or -1, and the
-            mask's number.
+            mask's number, or -1 if nothing is to be selected.
 
     Returns:
-        The token, int64 (1,); its log-probability among the allowed tokens, float32 (1,); and the probability
-        of the no-speech token among all tokens, unmasked, float32 (1,), or 0 if it was not requested. The
-        graph stops with an error if no token is allowed or a rule is out of range.
+        The tokens, int64 (windows,); their log-probabilities among the allowed tokens, float32 (windows,);
+        and the probability of the no-speech token among all tokens, unmasked, float32 (windows,), or 0 if it
+        was not requested. The graph stops with an error if no token is allowed or a rule is out of range.
     """
     cpu = DeviceRef.CPU()
-    one = TensorType(DType.float32, (1,), cpu)
+    windows = logits.shape[0]
+    one = TensorType(DType.float32, (windows,), cpu)
     chosen, logprob, quiet = ops.custom(
         "asr_select",
         cpu,
         [logits, masks, rules],
-        [TensorType(DType.int64, (1,), cpu), one, one],
+        [TensorType(DType.int64, (windows,), cpu), one, one],
         {},
     )
     return chosen.tensor, logprob.tensor, quiet.tensor
 
 
 def rules(window: list[BufferValue | TensorValue], n_vocab: int) -> TensorValue:
-    """Return what `select` takes, int64 (6,): the rules for the next token of a window.
+    """Return what `select` takes, int64 (windows, 6): the rules for the next token of each window.
 
     Args:
-        window: the state, sums, sampled, prompt and numbers of device_ops.choose.
+        window: the state, sums, sampled, prompt and numbers of device_ops.choose, each of all windows.
         n_vocab: the number of tokens.
     """
     cpu = DeviceRef.CPU()
-    kind = TensorType(DType.int64, (6,), cpu)
+    kind = TensorType(DType.int64, (window[0].shape[0], 6), cpu)
     return ops.inplace_custom("asr_rules", cpu, window, [kind], {"size": n_vocab})[0].tensor
 
 
 def advance(
     window: list[BufferValue | TensorValue], token: TensorValue, logprob: TensorValue, quiet: TensorValue
 ) -> TensorValue:
-    """Go to a window's next position, with the token selected there unless the prompt has one.
+    """Go to each window's next position, with the token selected there unless the prompt has one.
+
+    Nothing changes in a window that is done.
 
     Args:
-        window: the state, sums and sampled of device_ops.choose, changed in place; its prompt and numbers.
+        window: the state, sums and sampled of device_ops.choose, changed in place; its prompt and numbers;
+            each of all windows.
         token, logprob, quiet: as `select` returns them.
 
     Returns:
-        bool (), whether the window goes on.
+        bool (), whether more than half of the windows go on.
     """
     cpu = DeviceRef.CPU()
     kind = TensorType(DType.bool, (1,), cpu)

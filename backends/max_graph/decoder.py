@@ -42,13 +42,13 @@ def logits(
 
     Args:
         decoder: the layers.
-        x: the first layer's input, (1, n_state).
+        x: the first layer's input, (windows, n_state).
         self_attention: called with the layer's attention, its normalised input and the layer's number;
             returns the values weighted by attention.
         cross_attention: called with the query and the layer's number; returns the same.
 
     Returns:
-        (n_vocab,).
+        (windows, n_vocab).
     """
     for index, block in enumerate(decoder.blocks):
         x = block.attn.out(self_attention(block.attn, block.attn_ln(x), index), added=x)
@@ -57,44 +57,43 @@ def logits(
     return decoder.token_embedding.logits(decoder.ln(x))
 
 
+WINDOWS = "windows"  # the first dimension of what each window has, in the graph that takes several
+
+
 def new_buffer(kind: TensorType | BufferType, driver: Any) -> Buffer:
-    """Allocate memory for a graph's input, uninitialised."""
-    return Buffer(kind.dtype, [int(n) for n in kind.shape], device=driver)
-
-
-def cross_type(dims: Any, place: Place) -> TensorType:
-    """The type of the audio's keys or values: (layers, heads, n_audio_ctx, head size)."""
-    size = dims.n_text_state // dims.n_text_head
-    shape = (dims.n_text_layer, dims.n_text_head, dims.n_audio_ctx, size)
-    return TensorType(place.cross_dtype, shape, device=place.device)
-
-
-def cache_type(dims: Any, place: Place) -> BufferType:
-    """The type of one sequence's self-attention keys and values: (layers, 2, n_text_ctx, n_state)."""
-    shape = (dims.n_text_layer, 2, dims.n_text_ctx, dims.n_text_state)
-    return BufferType(place.dtype, shape, device=place.device)
+    """Allocate memory for a graph's input, uninitialised, for one window."""
+    return Buffer(kind.dtype, [1 if n == WINDOWS else int(n) for n in kind.shape], device=driver)
 
 
 def window_types(dims: Any, place: Place) -> list:
-    """The types of a window's inputs of both loops, in order; device_ops.choose describes the last six."""
-    device = place.device
+    """The types of a window's inputs of both loops, in order; device_ops.choose describes the last six.
+
+    They are the audio's keys and values, (layers, heads, n_audio_ctx, head size); the cache for those of the
+    text, (layers, 2, n_text_ctx, n_state); masks, which all windows share; and the rest. On the CPU all but
+    the masks have a first dimension of windows.
+    """
+    device, many = place.device, (WINDOWS,) if place.has_kernels else ()
+    size = dims.n_text_state // dims.n_text_head
+    cross = (*many, dims.n_text_layer, dims.n_text_head, dims.n_audio_ctx, size)
+    text = (*many, dims.n_text_layer, 2, dims.n_text_ctx, dims.n_text_state)
     return [
-        cross_type(dims, place),
-        cross_type(dims, place),
-        cache_type(dims, place),
+        TensorType(place.cross_dtype, cross, device=device),
+        TensorType(place.cross_dtype, cross, device=device),
+        BufferType(place.dtype, text, device=device),
         TensorType(DType.float32, (2, dims.n_vocab), device=device),
-        BufferType(DType.int64, (8,), device=device),
-        BufferType(DType.float32, (2,), device=device),
-        BufferType(DType.int64, (dims.n_text_ctx,), device=device),
-        TensorType(DType.int64, (dims.n_text_ctx,), device=device),
-        TensorType(DType.int64, (8,), device=device),
+        BufferType(DType.int64, (*many, 8), device=device),
+        BufferType(DType.float32, (*many, 2), device=device),
+        BufferType(DType.int64, (*many, dims.n_text_ctx), device=device),
+        TensorType(DType.int64, (*many, dims.n_text_ctx), device=device),
+        TensorType(DType.int64, (*many, 8), device=device),
     ]
 
 
 def greedy(decoder: TextDecoder, dims: Any) -> Callable[..., Any]:
-    """Return the graph's function, whose inputs `window_types` describes: it decodes the window to its end.
+    """Return the graph's function, whose inputs `window_types` describes: it decodes windows together.
 
-    Every step feeds the state's token, samples the next one and advances the state. The graph returns a bool,
+    Every step feeds each state's token, samples the next one and advances the state. The graph ends when half
+    of the windows are done, so that those that are not can be decoded without them. It returns a bool,
     false, only because it must have an output.
     """
 
@@ -108,7 +107,7 @@ def greedy(decoder: TextDecoder, dims: Any) -> Callable[..., Any]:
             return custom_ops.self_attention(*qkv, state, cache, layer, dims.n_text_head)
 
         def cross_attention(query: TensorValue, layer: int) -> TensorValue:
-            return custom_ops.cross_attention(query, cross_key.tensor, cross_value.tensor, layer)
+            return custom_ops.cross_attention(query, cross_key.tensor, cross_value.tensor, state, layer)
 
         def step(running: TensorValue) -> TensorValue:
             embedding = decoder.token_embedding
@@ -150,23 +149,12 @@ class Loop:
         Raises:
             BackendError: no token was allowed, or the logits were not numbers.
         """
-        prompt = np.zeros(self._n_text_ctx)
-        prompt[: len(rules.prompt)] = rules.prompt
-        start = WindowState(
-            position=0,
-            token=rules.prompt[0],
-            written=0,
-            last_is_stamp=0,
-            before_is_stamp=1,
-            stamp=rules.timestamp_begin - 1,
-            done=0,
-            failed=0,
-        )
+        start = first_state(rules)
         self._fill(
             (self._state, start),
             (self._sums, [0, 0]),
-            (self._prompt, prompt),
-            (self._numbers, [*rule_numbers(rules), len(rules.prompt)]),
+            (self._prompt, padded_prompt(rules)),
+            (self._numbers, rule_numbers(rules)),
         )
         state = self._run(cross_key, cross_value, masks, len(rules.prompt))
         if state.failed:
@@ -174,12 +162,29 @@ class Loop:
         sum_logprob, no_speech = self._read(self._sums).tolist()
         return Window(self._read(self._sampled)[: state.written].tolist(), sum_logprob, no_speech)
 
+    def decode_batch(self, keys: Any, values: Any, masks: Any, rules: WindowRules) -> list[Window]:
+        """Decode several windows, one after another.
+
+        Args:
+            keys, values: torch.Tensor (windows, layers, heads, n_audio_ctx, head size). They may be changed.
+            masks: a buffer, as in `decode`.
+            rules: what may be sampled; the same for all windows.
+
+        Raises:
+            BackendError: no token was allowed, or the logits were not numbers.
+        """
+        pairs = zip(map(Buffer.from_dlpack, keys), map(Buffer.from_dlpack, values), strict=True)
+        return [self.decode(key, value, masks, rules) for key, value in pairs]
+
     def _run(self, cross_key: Any, cross_value: Any, masks: Any, n_prompt: int) -> WindowState:
         """Decode until the window is done."""
         raise NotImplementedError
 
     def _fill(self, *pairs: tuple[Buffer, Any]) -> None:
-        sources = [Buffer.from_numpy(np.array(values, kind.dtype.to_numpy())) for kind, values in pairs]
+        sources = [
+            Buffer.from_numpy(np.array(values, kind.dtype.to_numpy()).reshape(kind.shape))
+            for kind, values in pairs
+        ]
         for (target, _), source in zip(pairs, sources, strict=True):
             target.inplace_copy_from(source)
         # MAX 26.7 copies while Python goes on; a source could be freed, or a step begin, before it is done
@@ -187,11 +192,11 @@ class Loop:
 
     @staticmethod
     def _read(buffer: Any) -> np.ndarray:
-        return buffer.to(CPU()).to_numpy()
+        return buffer.to(CPU()).to_numpy().reshape(-1)
 
 
 class GraphLoop(Loop):
-    """Runs `greedy` on one window after another."""
+    """Runs `greedy` on one window after another, or on several at once."""
 
     how = "in the graph"
 
@@ -201,12 +206,67 @@ class GraphLoop(Loop):
         self._model = models["greedy"]
 
     def _run(self, cross_key: Any, cross_value: Any, masks: Any, n_prompt: int) -> WindowState:
-        self._model.execute(cross_key, cross_value, self._buffers[2], masks, *self._buffers[4:])
-        return WindowState(*self._state.to_numpy().tolist())
+        keys, values = (x.view(x.dtype, [1, *x.shape]) for x in (cross_key, cross_value))
+        self._model.execute(keys, values, self._buffers[2], masks, *self._buffers[4:])
+        return WindowState(*self._read(self._state).tolist())
+
+    def decode_batch(self, keys: Any, values: Any, masks: Any, rules: WindowRules) -> list[Window]:
+        """See Loop: together. Those that are done drop out when they are half of those left."""
+        import torch
+
+        count = len(keys)
+
+        def each(values: Any) -> Any:
+            return torch.from_numpy(np.tile(np.asarray(values), (count, 1)))
+
+        caches = torch.empty(count, *self._buffers[2].shape[1:])
+        state, sums = each(np.array(first_state(rules))), each(np.zeros(2, np.float32))
+        sampled = torch.zeros(count, self._n_text_ctx, dtype=torch.int64)
+        prompt, numbers = each(padded_prompt(rules)), each(rule_numbers(rules))
+        moving = [keys, values, caches, state, sums, sampled]
+        found: dict[int, Window] = {}
+        rows = list(range(count))  # the window in each row
+        while rows:
+            given = [x[: len(rows)] for x in (keys, values, caches, state, sums, sampled, prompt, numbers)]
+            buffers = [Buffer.from_dlpack(x) for x in given]
+            self._model.execute(*buffers[:3], masks, *buffers[3:])
+            states = [WindowState(*row) for row in given[3].tolist()]
+            for row, now in enumerate(states):
+                if now.done:
+                    tokens = sampled[row, : now.written].tolist()
+                    found[rows[row]] = Window(tokens, *sums[row].tolist())
+            running = [row for row, now in enumerate(states) if not now.done]
+            for target, source in enumerate(running):
+                if target != source:
+                    for tensor in moving:
+                        tensor[target] = tensor[source]
+            rows = [rows[row] for row in running]
+        return [found[index] for index in range(count)]
+
+
+def first_state(rules: WindowRules) -> WindowState:
+    """Return a window's state before its first token is fed."""
+    return WindowState(
+        position=0,
+        token=rules.prompt[0],
+        written=0,
+        last_is_stamp=0,
+        before_is_stamp=1,
+        stamp=rules.timestamp_begin - 1,
+        done=0,
+        failed=0,
+    )
+
+
+def padded_prompt(rules: WindowRules) -> np.ndarray:
+    """Return the prompt's tokens and zeros behind them, int64 (n_text_ctx,)."""
+    prompt = np.zeros(rules.n_text_ctx, np.int64)
+    prompt[: len(rules.prompt)] = rules.prompt
+    return prompt
 
 
 def rule_numbers(rules: WindowRules) -> np.ndarray:
-    """Return the first seven of the numbers of device_ops.choose, int64 (7,)."""
+    """Return the numbers of device_ops.choose, int64 (8,)."""
     return np.array(
         [
             rules.sot_index,
@@ -216,6 +276,7 @@ def rule_numbers(rules: WindowRules) -> np.ndarray:
             rules.sample_limit,
             rules.timestamps,
             rules.n_text_ctx,
+            len(rules.prompt),
         ],
         np.int64,
     )

@@ -43,7 +43,7 @@ def step(decoder: TextDecoder, dims: Any) -> Callable[..., TensorValue]:
             lambda q, layer: device_ops.cross_attention(q, cross_key.tensor, cross_value.tensor, layer),
         )
         device_ops.choose(
-            step_logits, masks.tensor, state, sums.buffer, sampled.buffer, prompt.tensor, numbers.tensor
+            step_logits[0], masks.tensor, state, sums.buffer, sampled.buffer, prompt.tensor, numbers.tensor
         )
         return x
 

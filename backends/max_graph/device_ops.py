@@ -94,7 +94,7 @@ def choose(
         sums: float32 (2,): the sum of log-probabilities and the no-speech probability.
         sampled: int64 (n_text_ctx,), to which the tokens are written.
         prompt: int64 (n_text_ctx,), the tokens fed before any token is sampled.
-        numbers: int64 (8,), asrgate.backends.max_graph.decoder.rule_numbers and the prompt's length.
+        numbers: int64 (8,), asrgate.backends.max_graph.decoder.rule_numbers.
     """
     ops.inplace_custom(
         "asr_device_choice",

@@ -11,15 +11,9 @@ from asrgate.backends.base import BackendError, BackendUnavailable, Checkpoint, 
 from asrgate.backends.checkpoints.catalog import load_state_dict
 from asrgate.backends.devices import require_package, require_torch
 from asrgate.backends.max_graph import session as sessions
+from asrgate.backends.whisper_common.batches import BatchBackend
 from asrgate.backends.whisper_common.constants import HOP_LENGTH, N_FRAMES
-from asrgate.backends.whisper_common.greedy import (
-    TRIM,
-    TRIMMED,
-    GreedyBackend,
-    Window,
-    WindowRules,
-    frames_to_encode,
-)
+from asrgate.backends.whisper_common.greedy import TRIM, TRIMMED, Window, WindowRules, frames_to_encode
 
 if TYPE_CHECKING:
     from asrgate.backends.max_graph.weights import Kinds
@@ -44,7 +38,7 @@ def check(device: str) -> None:
     require_torch(device)
 
 
-class MaxBackend(GreedyBackend):
+class MaxBackend(BatchBackend):
     """A backend made of a MaxEngine; a subclass defines it with `devices` and `engine_class`."""
 
     imports: ClassVar[Sequence[str]] = ("torch", "whisper", "max.engine")  # max.nn only if it compiles
@@ -67,7 +61,7 @@ class MaxBackend(GreedyBackend):
 
 
 class MaxEngine:
-    """The first two stages of asrgate.backends.whisper_common.greedy.Engine; a subclass adds the decoder.
+    """The first stages of asrgate.backends.whisper_common.batches.BatchEngine; a subclass adds the decoder.
 
     torch and MAX exchange tensors through DLPack, without copies. On a GPU each has its own stream, so one
     waits before the other reads or frees memory that both use.
@@ -174,8 +168,27 @@ class MaxEngine:
             whole[:, :, positions:] = silence[:, :, positions:]
         return [self._buffer.from_dlpack(whole) for whole in self._whole]
 
+    def encode_batch(self, mels: Sequence[Any]) -> tuple[Any, Any]:
+        """Encode windows, one after another because each keeps all cores busy.
+
+        Returns:
+            Their keys and values, torch.Tensor (windows, layers, heads, n_audio_ctx, head size).
+        """
+        batch: list[Any] = []
+        for index, mel in enumerate(mels):
+            parts = self._to_torch(MaxEngine.encode(self, mel))
+            if not batch:
+                batch = [part.new_empty((len(mels), *part.shape)) for part in parts]
+            for whole, part in zip(batch, parts, strict=True):
+                whole[index] = part
+        return batch[0], batch[1]
+
     def decode(self, encoded: Any, rules: WindowRules) -> Window:
         """See asrgate.backends.whisper_common.greedy.Engine; a subclass defines it."""
+        raise NotImplementedError
+
+    def decode_batch(self, encoded: Any, rules: WindowRules) -> list[Window]:
+        """See asrgate.backends.whisper_common.batches.BatchEngine; a subclass defines it."""
         raise NotImplementedError
 
     def _encoded(self, mel: Any) -> Sequence[Any]:
@@ -228,6 +241,7 @@ class MaxEngine:
             "threads": self._torch.get_num_threads(),
             "max_version": version("max"),
             "log_mel": self._method,
+            "long_form": "sequential; in batches chunked",
             **({"audio_context": TRIMMED} if self._trims else {}),
             **({} if self.device.type == "cpu" else {"encoder_launched": self._encoder.how}),
             "activations_dtype": self.place.dtype.name,

@@ -124,6 +124,6 @@ def cut(audio: np.ndarray) -> np.ndarray:
     body = padded[N_FFT // 2 :][: len(audio)]
     body[:] = audio[: len(body)]
     mirror = np.zeros(N_FFT // 2, np.float32)
-    mirror[: len(audio) - 1] = audio[1 : N_FFT // 2 + 1]
+    mirror[: max(len(audio) - 1, 0)] = audio[1 : N_FFT // 2 + 1]
     padded[: N_FFT // 2] = mirror[::-1]
     return padded.reshape(-1, HOP_LENGTH)

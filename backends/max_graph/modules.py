@@ -116,12 +116,10 @@ class TokenEmbedding(Module):
         return x if self.scale is None else x * ops.reshape(ops.gather(self.scale, token, axis=0), (1, 1))
 
     def logits(self, x: TensorValue) -> TensorValue:
-        """(1, n_state) to float32 (n_vocab,)."""
+        """(rows, n_state) to float32 (rows, n_vocab)."""
         if self.place.has_kernels:
-            y = custom_ops.linear(x, self.weight, scale=self.scale)
-        else:
-            y = ops.cast(x @ self.weight.transpose(0, 1), DType.float32)
-        return ops.reshape(y, (self.weight.shape[0],))
+            return custom_ops.linear(x, self.weight, scale=self.scale)
+        return ops.cast(x @ self.weight.transpose(0, 1), DType.float32)
 
 
 class Conv1d(Module):

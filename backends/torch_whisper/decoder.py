@@ -112,6 +112,22 @@ class TorchDecoder:
                     self._cross[part].copy_(projected)
             return self._search(rules) if rules.beam_size > 1 else self._decode(1, rules)[0]
 
+    def decode_projected_batch(self, keys: Any, values: Any, rules: WindowRules) -> list[Window]:
+        """Decode windows together from cross-attention keys and values, biases included.
+
+        Args:
+            keys, values: torch.Tensor (windows, n_text_layer, n_head, n_audio_ctx, head size).
+            rules: as `decode_batch` takes them.
+        """
+        if rules.beam_size > 1:
+            return [self.decode_projected(*window, rules) for window in zip(keys, values, strict=True)]
+        with self._torch.inference_mode():
+            self._reserve(len(keys), keys.shape[3])
+            self._cross = list(self._cross_cache.unbind(1))  # `decode_projected` puts its own tensors there
+            for part, projected in zip(self._cross, (keys, values), strict=True):
+                part[:, : len(keys)].copy_(projected.mT.transpose(0, 1))
+            return self._decode(len(keys), rules)
+
     def decode_batch(self, features: Sequence[Any], rules: WindowRules) -> list[Window]:
         """Decode windows together, until the last of them has ended.
 

@@ -154,7 +154,7 @@ class GreedyBackend(OpenAiTranscription):
         model = _Model(engine, checkpoint.is_multilingual)
         super().__init__(
             model,
-            lambda audio, n_mels, padding: engine.log_mel(audio),
+            lambda audio, n_mels, padding: model.ready[0] if model.ready else engine.log_mel(audio),
             checkpoint,
             device,
             precision,
@@ -193,7 +193,11 @@ class GreedyBackend(OpenAiTranscription):
 
 
 class _Model:
-    """The parts of a whisper.model.Whisper that whisper.transcribe.transcribe uses."""
+    """The parts of a whisper.model.Whisper that whisper.transcribe.transcribe uses.
+
+    Attributes:
+        ready: log-mel and first window of the next clip, if they are computed already: see batches.py.
+    """
 
     def __init__(self, engine: Engine, is_multilingual: bool):
         self.dims = engine.dims
@@ -202,6 +206,7 @@ class _Model:
         self.num_languages = num_languages(engine.dims.n_vocab)
         self.decoder = SimpleNamespace(blocks=())  # DecodingTask looks here for modules to cache
         self.encode = engine.encode
+        self.ready: tuple[Any, Window] | None = None
         self._engine = engine
 
     def detect_language(self, mel: Any) -> tuple[int, dict[str, float]]:
@@ -243,7 +248,8 @@ class _Model:
         from whisper.utils import compression_ratio
 
         rules, tokenizer = window_rules(self, options)
-        window = self._engine.decode(self.encode(mel), rules)
+        ready, self.ready = self.ready, None
+        window = ready[1] if ready else self._engine.decode(self.encode(mel), rules)
         tokens = list(window.tokens)
         text = tokenizer.decode(tokens).strip()
         return DecodingResult(

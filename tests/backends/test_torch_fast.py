@@ -103,13 +103,13 @@ def test_a_batch_is_its_clips_one_by_one(fast: Any) -> None:
 def test_a_gpu_encodes_the_windows_of_a_batch_together(fast: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = fast._engine
     windows = list(torch.randn(5, 80, 3000, generator=torch.Generator().manual_seed(0)))
-    one_by_one = engine._features(windows)
+    one_by_one = engine.encode_batch(windows)
     calls: list[int] = []
     encode = engine._encoder.encode
     monkeypatch.setattr(torch_fast, "WINDOWS_AT_ONCE", 2)
     monkeypatch.setattr(engine, "device", SimpleNamespace(type="cuda"))
     monkeypatch.setattr(engine._encoder, "encode", lambda mel: calls.append(len(mel)) or encode(mel))
-    together = engine._features(windows)
+    together = engine.encode_batch(windows)
     assert calls == [2, 2, 1]
     for found, wanted in zip(together, one_by_one, strict=True):
         torch.testing.assert_close(found, wanted)

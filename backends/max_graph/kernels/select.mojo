@@ -4,14 +4,30 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from extensibility.managed_tensor_slice import _MutableInputTensor as MutableInputTensor
 from std.math import exp, log
+from std.memory.alloc import unsafe_alloc
 
+from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 
 from .linear import LANES, Floats, floats
-from .window import BEGIN, COUNT, DONE, NO_SPEECH, POSITION, SOT_INDEX, TIMESTAMPS, Window
+from .window import (
+    BEGIN,
+    COUNT,
+    DONE,
+    NO_SPEECH,
+    NUMBERS_SIZE,
+    POSITION,
+    SOT_INDEX,
+    STATE_SIZE,
+    TIMESTAMPS,
+    Integers,
+    Window,
+)
 
 comptime Lanes = SIMD[DType.float32, LANES]
 comptime NEVER = Float32.MIN  # minus infinity
+comptime RULES_SIZE = 6
+comptime NO_SELECTION = -1  # in place of a mask's number
 
 
 @fieldwise_init
@@ -47,7 +63,8 @@ struct Choice(Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
             total += exp(self.at[1](i) - top)
         return total
 
-    def first(self, start: Int, end: Int, value: Float32) raises -> Int:
+    def first(self, start: Int, end: Int, value: Float32) -> Int:
+        """Return the first token of a range with that value, or -1."""
         var whole = start + max(end - start, 0) // LANES * LANES
         for i in range(start, whole, LANES):
             var same = self.at[LANES](i).eq(Lanes(value))
@@ -58,62 +75,73 @@ struct Choice(Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
         for i in range(whole, end):
             if self.at[1](i) == value:
                 return i
-        raise Error("asr_select: the logits are not numbers")
+        return -1
 
 
-@extensibility.register("asr_select")
-struct AsrSelect:
-    """Registered as asr_select: see custom_ops.select for its meaning."""
+# what may be wrong with a window's selection
+comptime NOTHING = 0
+comptime NO_TOKEN = 1
+comptime OUTSIDE = 2
+comptime NO_MASK = 3
 
-    @staticmethod
-    def execute[target: StaticString](
-        token: OutputTensor[dtype=DType.int64, rank=1, ...],
-        logprob: OutputTensor[dtype=DType.float32, rank=1, ...],
-        quiet: OutputTensor[dtype=DType.float32, rank=1, ...],
-        logits: InputTensor[dtype=DType.float32, rank=1, ...],
-        masks: InputTensor[dtype=DType.float32, rank=2, ...],
-        rules: InputTensor[dtype=DType.int64, rank=1, ...],
-        ctx: DeviceContext,
-    ) raises:
-        comptime assert target == "cpu", "asr_select runs on the CPU only"
-        var size = logits.dim_size(0)
-        if rules.dim_size(0) != 6 or masks.dim_size(1) != size:
-            raise Error("asr_select: needs six rules and masks as long as the logits")
-        var numbers = rules.unsafe_ptr()
+
+@fieldwise_init
+struct Selection(Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
+    """The operands of the selection for each window; `wrong` is what is wrong with each."""
+
+    var token: Integers
+    var logprob: Floats
+    var quiet: Floats
+    var logits: Floats
+    var masks: Floats
+    var rules: Integers
+    var wrong: Integers
+    var size: Int
+    var masks_there: Int
+
+    def select(self, index: Int) -> Int:
+        var numbers = self.rules.unsafe_offset(index * RULES_SIZE)
         var text_start = Int(numbers.unsafe_load(0))
         var begin = Int(numbers.unsafe_load(1))
         var stamp_start = Int(numbers.unsafe_load(2))
         var weighed = numbers.unsafe_load(3) != 0
         var no_speech = Int(numbers.unsafe_load(4))
-        if text_start < 0 or begin < 0 or begin > size or stamp_start < begin or no_speech >= size:
-            raise Error("asr_select: a rule names a token outside the vocabulary")
         var row = Int(numbers.unsafe_load(5))
-        if row < 0 or row >= masks.dim_size(0):
-            raise Error("asr_select: there is no such mask")
-        var choice = Choice(floats(logits), floats(masks).unsafe_offset(row * size))
+        var size = self.size
+        self.token.unsafe_store(index, 0)
+        self.logprob.unsafe_store(index, 0)
+        self.quiet.unsafe_store(index, 0)
+        if row == NO_SELECTION:
+            return NOTHING
+        if text_start < 0 or begin < 0 or begin > size or stamp_start < begin or no_speech >= size:
+            return OUTSIDE
+        if row < 0 or row >= self.masks_there:
+            return NO_MASK
+        var raw = self.logits.unsafe_offset(index * size)
+        var choice = Choice(raw, self.masks.unsafe_offset(row * size))
         var text_top = choice.top(text_start, begin)
         var stamp_top = choice.top(stamp_start, size)
         var top = max(text_top, stamp_top)
         var stamps = choice.weight(stamp_start, size, top)
         if not top > NEVER or stamps != stamps:
-            raise Error("asr_select: no token is allowed, or the logits are not numbers")
+            return NO_TOKEN
+        var chosen: Int
         if weighed and stamps > exp(text_top - top):
-            token.unsafe_ptr().unsafe_store(0, Int64(choice.first(stamp_start, size, stamp_top)))
-            logprob.unsafe_ptr().unsafe_store(0, stamp_top - top - log(stamps))
+            chosen = choice.first(stamp_start, size, stamp_top)
+            self.logprob.unsafe_store(index, stamp_top - top - log(stamps))
         else:
             var total = stamps + choice.weight(text_start, begin, top)
-            var chosen = (
-                choice.first(text_start, begin, top) if text_top >= stamp_top else choice.first(
-                    stamp_start, size, top
-                )
-            )
-            token.unsafe_ptr().unsafe_store(0, Int64(chosen))
-            logprob.unsafe_ptr().unsafe_store(0, -log(total))
-        var chance = Float32(0)
+            if text_top >= stamp_top:
+                chosen = choice.first(text_start, begin, top)
+            else:
+                chosen = choice.first(stamp_start, size, top)
+            self.logprob.unsafe_store(index, -log(total))
+        if chosen < 0:
+            return NO_TOKEN
+        self.token.unsafe_store(index, Int64(chosen))
         if no_speech >= 0:
             var all = Lanes(NEVER)
             var whole = size // LANES * LANES
-            var raw = floats(logits)
             for i in range(0, whole, LANES):
                 all = max(all, raw.unsafe_load[width=LANES](i))
             var highest = all.reduce_max()
@@ -125,24 +153,80 @@ struct AsrSelect:
             var sum = sums.reduce_add()
             for i in range(whole, size):
                 sum += exp(raw.unsafe_load(i) - highest)
-            chance = exp(raw.unsafe_load(no_speech) - highest) / sum
-        quiet.unsafe_ptr().unsafe_store(0, chance)
+            self.quiet.unsafe_store(index, exp(raw.unsafe_load(no_speech) - highest) / sum)
+        return NOTHING
+
+    def run(self, windows: Int):
+        if windows == 1:
+            self.wrong.unsafe_store(0, Int64(self.select(0)))
+            return
+        var job = self
+
+        def work(index: Int) {var job}:
+            job.wrong.unsafe_store(index, Int64(job.select(index)))
+
+        sync_parallelize(work, windows)
+
+
+@extensibility.register("asr_select")
+struct AsrSelect:
+    """Registered as asr_select: see custom_ops.select for its meaning."""
+
+    @staticmethod
+    def execute[target: StaticString](
+        token: OutputTensor[dtype=DType.int64, rank=1, ...],
+        logprob: OutputTensor[dtype=DType.float32, rank=1, ...],
+        quiet: OutputTensor[dtype=DType.float32, rank=1, ...],
+        logits: InputTensor[dtype=DType.float32, rank=2, ...],
+        masks: InputTensor[dtype=DType.float32, rank=2, ...],
+        rules: InputTensor[dtype=DType.int64, rank=2, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target == "cpu", "asr_select runs on the CPU only"
+        var windows = logits.dim_size(0)
+        var size = logits.dim_size(1)
+        if rules.dim_size(0) != windows or rules.dim_size(1) != RULES_SIZE or masks.dim_size(1) != size:
+            raise Error("asr_select: needs six rules for each window and masks as long as the logits")
+        var wrong = unsafe_alloc[Int64](windows)
+        var job = Selection(
+            token.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            floats(logprob),
+            floats(quiet),
+            floats(logits),
+            floats(masks),
+            rules.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            wrong.unsafe_origin_cast[MutUntrackedOrigin](),
+            size,
+            masks.dim_size(0),
+        )
+        job.run(windows)
+        var worst = NOTHING
+        for index in range(windows):
+            worst = max(worst, Int(wrong.unsafe_load(index)))
+        wrong.unsafe_free()
+        if worst == OUTSIDE:
+            raise Error("asr_select: a rule names a token outside the vocabulary")
+        if worst == NO_MASK:
+            raise Error("asr_select: there is no such mask")
+        if worst == NO_TOKEN:
+            raise Error("asr_select: no token is allowed, or the logits are not numbers")
 
 
 @always_inline
 def window_of(
-    state: MutableInputTensor[dtype=DType.int64, rank=1, ...],
-    sums: MutableInputTensor[dtype=DType.float32, rank=1, ...],
-    sampled: MutableInputTensor[dtype=DType.int64, rank=1, ...],
-    prompt: InputTensor[dtype=DType.int64, rank=1, ...],
-    numbers: InputTensor[dtype=DType.int64, rank=1, ...],
+    index: Int,
+    state: MutableInputTensor[dtype=DType.int64, rank=2, ...],
+    sums: MutableInputTensor[dtype=DType.float32, rank=2, ...],
+    sampled: MutableInputTensor[dtype=DType.int64, rank=2, ...],
+    prompt: InputTensor[dtype=DType.int64, rank=2, ...],
+    numbers: InputTensor[dtype=DType.int64, rank=2, ...],
 ) -> Window:
     return Window(
-        state.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-        sums.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-        sampled.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-        prompt.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-        numbers.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        state.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]().unsafe_offset(index * STATE_SIZE),
+        sums.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]().unsafe_offset(index * 2),
+        sampled.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]().unsafe_offset(index * sampled.dim_size(1)),
+        prompt.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]().unsafe_offset(index * prompt.dim_size(1)),
+        numbers.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]().unsafe_offset(index * NUMBERS_SIZE),
     )
 
 
@@ -152,24 +236,26 @@ struct AsrRules:
 
     @staticmethod
     def execute[size: Int, target: StaticString](
-        rules: OutputTensor[dtype=DType.int64, rank=1, ...],
-        state: MutableInputTensor[dtype=DType.int64, rank=1, ...],
-        sums: MutableInputTensor[dtype=DType.float32, rank=1, ...],
-        sampled: MutableInputTensor[dtype=DType.int64, rank=1, ...],
-        prompt: InputTensor[dtype=DType.int64, rank=1, ...],
-        numbers: InputTensor[dtype=DType.int64, rank=1, ...],
+        rules: OutputTensor[dtype=DType.int64, rank=2, ...],
+        state: MutableInputTensor[dtype=DType.int64, rank=2, ...],
+        sums: MutableInputTensor[dtype=DType.float32, rank=2, ...],
+        sampled: MutableInputTensor[dtype=DType.int64, rank=2, ...],
+        prompt: InputTensor[dtype=DType.int64, rank=2, ...],
+        numbers: InputTensor[dtype=DType.int64, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "asr_rules runs on the CPU only"
-        var window = window_of(state, sums, sampled, prompt, numbers)
-        var at_start = window.now(POSITION) == window.rule(SOT_INDEX)
-        var found = rules.unsafe_ptr()
-        found.unsafe_store(0, Int64(window.text_start()))
-        found.unsafe_store(1, Int64(window.rule(BEGIN)))
-        found.unsafe_store(2, Int64(window.stamp_start(size)))
-        found.unsafe_store(3, Int64(window.rule(TIMESTAMPS)))
-        found.unsafe_store(4, Int64(window.rule(NO_SPEECH) if at_start else -1))
-        found.unsafe_store(5, Int64(1 if window.now(COUNT) == 0 else 0))
+        for index in range(rules.dim_size(0)):
+            var window = window_of(index, state, sums, sampled, prompt, numbers)
+            var at_start = window.now(POSITION) == window.rule(SOT_INDEX)
+            var mask = Int64(1 if window.now(COUNT) == 0 else 0)
+            var found = rules.unsafe_ptr().unsafe_offset(index * RULES_SIZE)
+            found.unsafe_store(0, Int64(window.text_start()))
+            found.unsafe_store(1, Int64(window.rule(BEGIN)))
+            found.unsafe_store(2, Int64(window.stamp_start(size)))
+            found.unsafe_store(3, Int64(window.rule(TIMESTAMPS)))
+            found.unsafe_store(4, Int64(window.rule(NO_SPEECH) if at_start else -1))
+            found.unsafe_store(5, mask if window.now(DONE) == 0 else Int64(NO_SELECTION))
 
 
 @extensibility.register("asr_advance")
@@ -179,20 +265,27 @@ struct AsrAdvance:
     @staticmethod
     def execute[target: StaticString](
         running: OutputTensor[dtype=DType.bool, rank=1, ...],
-        state: MutableInputTensor[dtype=DType.int64, rank=1, ...],
-        sums: MutableInputTensor[dtype=DType.float32, rank=1, ...],
-        sampled: MutableInputTensor[dtype=DType.int64, rank=1, ...],
-        prompt: InputTensor[dtype=DType.int64, rank=1, ...],
-        numbers: InputTensor[dtype=DType.int64, rank=1, ...],
+        state: MutableInputTensor[dtype=DType.int64, rank=2, ...],
+        sums: MutableInputTensor[dtype=DType.float32, rank=2, ...],
+        sampled: MutableInputTensor[dtype=DType.int64, rank=2, ...],
+        prompt: InputTensor[dtype=DType.int64, rank=2, ...],
+        numbers: InputTensor[dtype=DType.int64, rank=2, ...],
         token: InputTensor[dtype=DType.int64, rank=1, ...],
         logprob: InputTensor[dtype=DType.float32, rank=1, ...],
         quiet: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "asr_advance runs on the CPU only"
-        var window = window_of(state, sums, sampled, prompt, numbers)
-        if window.now(POSITION) == window.rule(SOT_INDEX):
-            window.sums.unsafe_store(1, quiet.unsafe_ptr().unsafe_load(0))
-        if not window.feed_prompt():
-            window.take(Int(token.unsafe_ptr().unsafe_load(0)), logprob.unsafe_ptr().unsafe_load(0))
-        running.unsafe_ptr().unsafe_store(0, Scalar[DType.bool](window.now(DONE) == 0))
+        var windows = token.dim_size(0)
+        var count = 0
+        for index in range(windows):
+            var window = window_of(index, state, sums, sampled, prompt, numbers)
+            if window.now(DONE) != 0:
+                continue
+            if window.now(POSITION) == window.rule(SOT_INDEX):
+                window.sums.unsafe_store(1, quiet.unsafe_ptr().unsafe_load(index))
+            if not window.feed_prompt():
+                window.take(Int(token.unsafe_ptr().unsafe_load(index)), logprob.unsafe_ptr().unsafe_load(index))
+            if window.now(DONE) == 0:
+                count += 1
+        running.unsafe_ptr().unsafe_store(0, Scalar[DType.bool](2 * count > windows))

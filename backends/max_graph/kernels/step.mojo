@@ -7,9 +7,10 @@ from std.math import exp
 from std.memory.alloc import unsafe_alloc
 from std.sys import simd_width_of
 
+from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 
-from .window import POSITION, TOKEN, Floats, Numbers
+from .window import DONE, POSITION, STATE_SIZE, TOKEN, Floats, Integers, Numbers
 
 comptime LANES = simd_width_of[DType.float32]()
 
@@ -65,6 +66,54 @@ struct Glance[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialRegi
         scores.unsafe_free()
 
 
+@fieldwise_init
+struct Glances[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
+    """One query of each window; keys and values of a window lie `window` apart, the rest is as in Glance.
+
+    A window that is done has none.
+    """
+
+    var y: Floats
+    var q: Floats
+    var keys: Numbers[Self.dtype]
+    var values: Numbers[Self.dtype]
+    var state: Integers
+    var count: Int  # of positions; 0 for the window's own up to the one that is fed
+    var heads: Int
+    var window: Int
+    var head: Int
+    var row: Int
+
+    def attend(self, index: Int):
+        var state = self.state.unsafe_offset(index * STATE_SIZE)
+        if state.unsafe_load(DONE) != 0:
+            return
+        var count = self.count if self.count > 0 else Int(state.unsafe_load(POSITION)) + 1
+        var glance = Glance[Self.dtype, Self.size](
+            self.y.unsafe_offset(index * self.heads * Self.size),
+            self.q.unsafe_offset(index * self.heads * Self.size),
+            self.keys.unsafe_offset(index * self.window),
+            self.values.unsafe_offset(index * self.window),
+            count,
+            self.head,
+            self.row,
+            Float32(Self.size) ** -0.5,
+        )
+        for head in range(self.heads):
+            glance.attend(head)
+
+    def run(self, windows: Int):
+        if windows == 1:  # all of it takes less time than waking another thread
+            self.attend(0)
+            return
+        var job = self
+
+        def work(index: Int) {var job}:
+            job.attend(index)
+
+        sync_parallelize(work, windows)
+
+
 @extensibility.register("asr_step_cross_attention")
 struct AsrStepCrossAttention:
     """Registered as asr_step_cross_attention: see custom_ops.cross_attention for its meaning."""
@@ -75,27 +124,27 @@ struct AsrStepCrossAttention:
     ](
         y: OutputTensor[dtype=DType.float32, rank=2, ...],
         q: InputTensor[dtype=DType.float32, rank=2, ...],
-        keys: InputTensor[dtype=dtype, rank=4, ...],
-        values: InputTensor[dtype=dtype, rank=4, ...],
+        keys: InputTensor[dtype=dtype, rank=5, ...],
+        values: InputTensor[dtype=dtype, rank=5, ...],
+        state: MutableInputTensor[dtype=DType.int64, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "asr_step_cross_attention runs on the CPU only"
-        var heads = keys.dim_size(1)
-        var positions = keys.dim_size(2)
-        var start = layer * heads * positions * size
-        var job = Glance[dtype, size](
+        var heads = keys.dim_size(2)
+        var positions = keys.dim_size(3)
+        var of_layer = heads * positions * size
+        Glances[dtype, size](
             y.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
             q.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-            keys.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]().unsafe_offset(start),
-            values.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]().unsafe_offset(start),
+            keys.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]().unsafe_offset(layer * of_layer),
+            values.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]().unsafe_offset(layer * of_layer),
+            state.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
             positions,
+            heads,
+            keys.dim_size(1) * of_layer,
             positions * size,
             size,
-            Float32(size) ** -0.5,
-        )
-        # all of it takes less time than waking another thread
-        for head in range(heads):
-            job.attend(head)
+        ).run(q.dim_size(0))
 
 
 @extensibility.register("asr_step_self_attention")
@@ -110,35 +159,41 @@ struct AsrStepSelfAttention:
         q: InputTensor[dtype=DType.float32, rank=2, ...],
         k: InputTensor[dtype=DType.float32, rank=2, ...],
         v: InputTensor[dtype=DType.float32, rank=2, ...],
-        state: MutableInputTensor[dtype=DType.int64, rank=1, ...],
-        cache: MutableInputTensor[dtype=DType.float32, rank=4, ...],
+        state: MutableInputTensor[dtype=DType.int64, rank=2, ...],
+        cache: MutableInputTensor[dtype=DType.float32, rank=5, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "asr_step_self_attention runs on the CPU only"
         var n = q.dim_size(1)
-        var positions = cache.dim_size(2)
-        var at = Int(state.unsafe_ptr().unsafe_load(POSITION))
-        if at < 0 or at >= positions:
-            raise Error("asr_step_self_attention: there is no such position")
+        var positions = cache.dim_size(3)
+        var window = cache.dim_size(1) * 2 * positions * n
+        var states = state.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
         var keys = cache.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]().unsafe_offset(
             layer * 2 * positions * n
         )
         var values = keys.unsafe_offset(positions * n)
-        for i in range(n):
-            keys.unsafe_store(at * n + i, k.unsafe_ptr().unsafe_load(i))
-            values.unsafe_store(at * n + i, v.unsafe_ptr().unsafe_load(i))
-        var job = Glance[DType.float32, size](
+        for index in range(q.dim_size(0)):
+            if states.unsafe_load(index * STATE_SIZE + DONE) != 0:
+                continue
+            var at = Int(states.unsafe_load(index * STATE_SIZE + POSITION))
+            if at < 0 or at >= positions:
+                raise Error("asr_step_self_attention: there is no such position")
+            var to = index * window + at * n
+            for i in range(n):
+                keys.unsafe_store(to + i, k.unsafe_ptr().unsafe_load(index * n + i))
+                values.unsafe_store(to + i, v.unsafe_ptr().unsafe_load(index * n + i))
+        Glances[DType.float32, size](
             y.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
             q.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
             keys,
             values,
-            at + 1,
+            states,
+            0,
+            n // size,
+            window,
             size,
             n,
-            Float32(size) ** -0.5,
-        )
-        for head in range(n // size):
-            job.attend(head)
+        ).run(q.dim_size(0))
 
 
 @extensibility.register("asr_embedded")
@@ -153,18 +208,25 @@ struct AsrEmbedded:
         weight: InputTensor[dtype=dtype, rank=2, ...],
         scale: InputTensor[dtype=DType.float32, rank=1, ...],
         positions: InputTensor[dtype=DType.float32, rank=2, ...],
-        state: MutableInputTensor[dtype=DType.int64, rank=1, ...],
+        state: MutableInputTensor[dtype=DType.int64, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "asr_embedded runs on the CPU only"
-        var token = Int(state.unsafe_ptr().unsafe_load(TOKEN))
-        var position = Int(state.unsafe_ptr().unsafe_load(POSITION))
-        if token < 0 or token >= weight.dim_size(0) or position < 0 or position >= positions.dim_size(0):
-            raise Error("asr_embedded: there is no such token or position")
         var n = weight.dim_size(1)
-        var factor = Float32(1)
-        comptime if scaled:
-            factor = scale.unsafe_ptr().unsafe_load(token)
-        for i in range(n):
-            var value = weight.unsafe_ptr().unsafe_load(token * n + i).cast[DType.float32]() * factor
-            y.unsafe_ptr().unsafe_store(i, value + positions.unsafe_ptr().unsafe_load(position * n + i))
+        for index in range(y.dim_size(0)):
+            var now = state.unsafe_ptr().unsafe_offset(index * STATE_SIZE)
+            var token = Int(now.unsafe_load(TOKEN))
+            var position = Int(now.unsafe_load(POSITION))
+            var to = y.unsafe_ptr().unsafe_offset(index * n)
+            if now.unsafe_load(DONE) != 0:
+                for i in range(n):
+                    to.unsafe_store(i, 0)
+                continue
+            if token < 0 or token >= weight.dim_size(0) or position < 0 or position >= positions.dim_size(0):
+                raise Error("asr_embedded: there is no such token or position")
+            var factor = Float32(1)
+            comptime if scaled:
+                factor = scale.unsafe_ptr().unsafe_load(token)
+            for i in range(n):
+                var value = weight.unsafe_ptr().unsafe_load(token * n + i).cast[DType.float32]() * factor
+                to.unsafe_store(i, value + positions.unsafe_ptr().unsafe_load(position * n + i))

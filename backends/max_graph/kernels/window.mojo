@@ -4,7 +4,10 @@ comptime Numbers[dtype: DType] = Pointer[Scalar[dtype], MutUntrackedOrigin]
 comptime Floats = Numbers[DType.float32]
 comptime Integers = Numbers[DType.int64]
 
-# indices in `state`; asrgate.backends.max_graph.window.WindowState has the same order
+comptime STATE_SIZE = 8
+comptime NUMBERS_SIZE = 8
+
+# indices in `state`; asrgate.backends.max_graph.decoder.WindowState has the same order
 comptime POSITION = 0  # of the next token to feed
 comptime TOKEN = 1  # the next token to feed
 comptime COUNT = 2  # the number of tokens sampled, without the end of the text

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,14 +68,22 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
             half=loaded(MaxWhisper, "bfloat16"),
             int8=loaded(MaxWhisper, "int8"),
             trimmed=loaded(MaxWhisper, "bfloat16+trim"),
+            hybrid=loaded(MaxHybrid),  # which takes what was compiled for `max`
         )
         patch.setenv("ASRGATE_MAX_LOG_MEL", "matmul")
-        engines.hybrid = loaded(MaxHybrid)
+        engines.products = SimpleNamespace(_engine=OnlyLogMel(checkpoint, "cpu", "float32", SETTINGS))
         patch.delenv("ASRGATE_MAX_LOG_MEL")
         with pytest.MonkeyPatch.context() as gpu:
             gpu.setattr(places, "place", without_kernels)
             engines.device = loaded(MaxWhisper)
         yield engines
+
+
+class OnlyLogMel(engine.MaxEngine):
+    """The first stage, so that no other is compiled."""
+
+    def _compiled_graphs(self) -> tuple[str, ...]:
+        return ("log_mel",)
 
 
 def without_kernels(device: Any, precision: str, halves: bool) -> Any:
@@ -104,6 +113,37 @@ def test_prompted_windows_decode_the_reference_tokens(engines: SimpleNamespace) 
             texts.append(backend.transcribe(noise(65), "en").tokens)
     assert texts[0] == texts[1] == texts[2]
     assert texts[2] != engines.reference.transcribe(noise(65), "en").tokens, "the prompt made no difference"
+
+
+@pytest.mark.parametrize("name", ["max", "half", "int8", "trimmed", "hybrid", "device"])
+def test_a_batch_is_its_clips_one_by_one(engines: SimpleNamespace, name: str) -> None:
+    """They do not all end at the same step, so that some drop out before the last one ends."""
+    backend = getattr(engines, name)
+    clips = [noise(seconds) for seconds in (4, 0, 9, 0.05, 29, 2, 17, 1, 12, 31)]
+    alone = [backend.transcribe(clip, "en") for clip in clips[:-1]]
+    together = backend.transcribe_batch(clips, "en")
+    assert [found.tokens for found in together[:-1]] == [found.tokens for found in alone]
+    assert len({len(found.tokens) for found in alone}) > 1
+    parts = [backend.transcribe(part, "en").tokens for part in (clips[-1][:480_000], clips[-1][480_000:])]
+    assert together[-1].tokens == parts[0] + parts[1]
+    assert backend.transcribe(clips[0], "en").tokens == alone[0].tokens, "nothing is left over"
+    assert "chunked" in backend.applied_settings["long_form"]
+
+
+def test_beams_of_max_hybrid_are_openai_whispers(
+    engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASRGATE_CACHE", engines.cache)
+    settings = replace(SETTINGS, beam_size=5)
+    ours, theirs = (
+        engine.load(engines.checkpoint, "cpu", "float32", settings) for engine in (MaxHybrid, WhisperCpu)
+    )
+    for seconds in (4.0, 31.0):
+        found = ours.transcribe(noise(seconds), "en").tokens
+        assert found == theirs.transcribe(noise(seconds), "en").tokens
+        assert found != engines.hybrid.transcribe(noise(seconds), "en").tokens
+    together = ours.transcribe_batch([noise(4.0), noise(9.0)], "en")
+    assert together[0].tokens == theirs.transcribe(noise(4.0), "en").tokens
 
 
 @pytest.mark.parametrize(
@@ -174,15 +214,15 @@ def test_a_trimmed_window_is_the_clip_and_behind_it_silence(engines: SimpleNames
     assert engines.half.applied_settings["audio_context"] == "30 s"
 
 
-@pytest.mark.parametrize(("name", "method"), [("max", "mojo"), ("hybrid", "matmul"), ("device", "mojo")])
+@pytest.mark.parametrize(("name", "method"), [("max", "mojo"), ("products", "matmul"), ("device", "mojo")])
 @pytest.mark.parametrize("samples", [1, 159, 160, 201, 16_000, 100_001])
 def test_log_mel_is_whispers(engines: SimpleNamespace, name: str, method: str, samples: int) -> None:
     from whisper.audio import N_SAMPLES, log_mel_spectrogram
 
     audio = noise(samples / 16_000)
-    backend = getattr(engines, name)
-    assert backend.applied_settings["log_mel"] == method
-    ours = backend._engine.log_mel(audio)
+    stages = getattr(engines, name)._engine
+    assert stages.applied()["log_mel"] == method
+    ours = stages.log_mel(audio)
     theirs = log_mel_spectrogram(torch.from_numpy(audio), 80, padding=N_SAMPLES)
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() < 1e-4

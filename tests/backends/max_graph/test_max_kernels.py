@@ -66,26 +66,26 @@ INPUTS: dict[str, Any] = {
     "q": matrix("positions", STATE),
     "k": matrix("positions", STATE),
     "v": matrix("positions", STATE),
-    "step": matrix(1, STATE),
-    "cross_keys": matrix(LAYERS, HEADS, "audio", SIZE),
-    "cross_values": matrix(LAYERS, HEADS, "audio", SIZE),
+    "step": matrix("windows", STATE),
+    "cross_keys": matrix("windows", LAYERS, HEADS, "audio", SIZE),
+    "cross_values": matrix("windows", LAYERS, HEADS, "audio", SIZE),
     "far_keys": matrix(LAYERS, HEADS, FAR, SIZE),
     "far_values": matrix(LAYERS, HEADS, FAR, SIZE),
-    "cache": BufferType(_F32, (LAYERS, 2, ROOM, STATE), device=_CPU),
-    "state": BufferType(DType.int64, (8,), device=_CPU),
-    "sums": BufferType(_F32, (2,), device=_CPU),
-    "sampled": BufferType(DType.int64, (ROOM,), device=_CPU),
-    "prompt": matrix(ROOM, dtype=DType.int64),
-    "numbers": matrix(8, dtype=DType.int64),
+    "cache": BufferType(_F32, ("windows", LAYERS, 2, ROOM, STATE), device=_CPU),
+    "state": BufferType(DType.int64, ("windows", 8), device=_CPU),
+    "sums": BufferType(_F32, ("windows", 2), device=_CPU),
+    "sampled": BufferType(DType.int64, ("windows", ROOM), device=_CPU),
+    "prompt": matrix("windows", ROOM, dtype=DType.int64),
+    "numbers": matrix("windows", 8, dtype=DType.int64),
     "norm_weight": matrix(K),
     "norm_bias": matrix(K),
     "w_positions": matrix(ROOM, K),
     "both": matrix("audio", 2 * LAYERS * STATE),
     "audio": matrix("samples"),
     "filters": matrix(MELS, 201),
-    "logits": matrix(VOCABULARY),
+    "logits": matrix("windows", VOCABULARY),
     "masks": matrix(2, VOCABULARY),
-    "rules": matrix(6, dtype=DType.int64),
+    "rules": matrix("windows", 6, dtype=DType.int64),
 }
 
 WINDOW = "state", "sums", "sampled", "prompt", "numbers"
@@ -121,7 +121,7 @@ def everything(*values: Any) -> tuple[Any, ...]:
         *(in_parts(at) if HAS_TILES else ()),
         bfloat16_ops.attention(at["q"], at["k"], at["v"], HEADS),
         encoder_ops.attention(at["q"], at["k"], at["v"], HEADS),
-        custom_ops.cross_attention(step, at["cross_keys"], at["cross_values"], 1),
+        custom_ops.cross_attention(step, at["cross_keys"], at["cross_values"], at["state"], 1),
         mixed,
         *custom_ops.log_mel(at["audio"], at["filters"], Dim("samples") // 160),
         custom_ops.layer_norm(at["x"], at["norm_weight"], at["norm_bias"]),
@@ -135,7 +135,7 @@ def everything(*values: Any) -> tuple[Any, ...]:
         *(
             ops.cast(
                 device_ops.cross_attention(
-                    *(ops.cast(at[name], dtype) for name in ("step", "far_keys", "far_values")), 1
+                    *(ops.cast(x, dtype) for x in (step[:1], at["far_keys"], at["far_values"])), 1
                 ),
                 _F32,
             )
@@ -210,11 +210,22 @@ class Kernels:
         self.model = InferenceSession(devices=[CPU()]).load(graph)
 
     def __call__(
-        self, *, rows: int = 3, positions: int = 33, audio: int = 20, samples: int = 3210, **given: Any
+        self,
+        *,
+        rows: int = 3,
+        positions: int = 33,
+        audio: int = 20,
+        samples: int = 3210,
+        windows: int = 1,
+        **given: Any,
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Inputs and outputs by name; inputs of 8 and 16 bits are as the kernel sees them."""
+        """Inputs and outputs by name; inputs of 8 and 16 bits are as the kernel sees them.
+
+        What is given for one window is that of all.
+        """
         rng = np.random.default_rng(SEED)
-        sizes = {"rows": rows, "positions": positions, "audio": audio, "samples": samples}
+        sizes = {"rows": rows, "positions": positions, "audio": audio}
+        sizes |= {"samples": samples, "windows": windows}
         held: dict[str, np.ndarray] = {}
         for name, kind in INPUTS.items():
             shape = [sizes[d.name] if hasattr(d, "name") else int(d) for d in kind.shape]
@@ -224,6 +235,9 @@ class Kernels:
         held |= {"prompt": np.arange(ROOM), "numbers": np.array([0, 0, BEGIN, 17, ROOM, 1, ROOM, 1])}
         held |= {"masks": np.zeros((2, VOCABULARY), np.float32), "filters": triangles()}
         held |= {name: np.asarray(value) for name, value in given.items()}
+        for name, kind in INPUTS.items():
+            if held[name].ndim < len(kind.shape):
+                held[name] = np.repeat(held[name][None], windows, axis=0)
         held["w8"], held["scale"] = custom_ops.quantize_rows(held["w32"])
         held["w16"] = held["w32"].astype(np.float16)
         held["wb16"] = bfloat16_bits(held["w32"])
@@ -232,7 +246,7 @@ class Kernels:
         held["planes"] = split_ops.planes(held["w16"])
         buffers = []
         for name, kind in INPUTS.items():
-            buffer = Buffer.from_numpy(np.ascontiguousarray(held[name]))
+            buffer = Buffer.from_numpy(np.array(held[name], order="C"))  # which a graph may change
             buffers.append(buffer.view(_BF16, list(held[name].shape)) if kind.dtype == _BF16 else buffer)
         results = self.model.execute(*buffers)
         for name in ("cache", *WINDOW[:3]):
@@ -403,7 +417,7 @@ def test_attention_over_silence_adds_up_no_rounding(kernels: Kernels) -> None:
 def test_attention_of_one_position_over_audio(kernels: Kernels, audio: int) -> None:
     held, found = kernels(audio=audio)
     keys, values = (
-        held[name][1].transpose(1, 0, 2).reshape(audio, STATE) for name in ("cross_keys", "cross_values")
+        held[name][0, 1].transpose(1, 0, 2).reshape(audio, STATE) for name in ("cross_keys", "cross_values")
     )
     close(found["cross"], attend(held["step"], keys, values), 1e-6)
 
@@ -429,12 +443,12 @@ def test_attention_of_one_position_as_a_gpu_computes_it(
 def test_attention_of_one_position_over_itself_and_before(kernels: Kernels, position: int) -> None:
     held, found = kernels(state=at(position))
     before, _ = kernels(state=at((position + 1) % ROOM))  # which leaves this position's part as drawn
-    after = held["cache_after"]
+    after, earlier = held["cache_after"][0], before["cache_after"][0]
     assert (after[1, 0, position] == held["step"][0] * 2).all()
     assert (after[1, 1, position] == held["step"][0] * 3).all()
     others = [i for i in range(ROOM) if i not in (position, (position + 1) % ROOM)]
-    assert (after[:, :, others] == before["cache_after"][:, :, others]).all()
-    assert (after[0] == before["cache_after"][0]).all()
+    assert (after[:, :, others] == earlier[:, :, others]).all()
+    assert (after[0] == earlier[0]).all()
     seen = slice(0, position + 1)
     close(found["self"], attend(held["step"], after[1, 0, seen], after[1, 1, seen]), 1e-6)
 
@@ -512,9 +526,9 @@ def test_rules_follow_the_last_two_tokens(
 ) -> None:
     state = at(5, written=2, last_is_stamp=last, before_is_stamp=before, stamp=STAMP)
     _, found = kernels(state=state, numbers=np.array([5, 60, BEGIN, 17, ROOM, timestamps, ROOM, 1]))
-    assert list(found["next_rules"]) == [text_from, BEGIN, stamps_from, timestamps, 17, 0]
+    assert list(found["next_rules"][0]) == [text_from, BEGIN, stamps_from, timestamps, 17, 0]
     _, found = kernels(state=at(5), numbers=np.array([4, 60, BEGIN, 17, ROOM, timestamps, ROOM, 1]))
-    assert list(found["next_rules"])[4:] == [-1, 1]
+    assert list(found["next_rules"][0])[4:] == [-1, 1]
 
 
 TEXT, END = 20, 60
@@ -547,13 +561,45 @@ def test_a_selected_token_advances_the_window(
     held, found = kernels(
         state=start, logits=logits, sums=np.array([-2, 9], np.float32), numbers=np.array(rules)
     )
-    assert list(held["state_after"]) == list(wanted)
+    assert list(held["state_after"][0]) == list(wanted)
     assert found["running"] == (not wanted[6])
     sampled = given["prompt"] == 1
-    assert held["sums_after"][0] == pytest.approx(-2 + (found["logprob"][0] if sampled else 0))
-    assert held["sums_after"][1] == found["quiet"][0], "this position is the start of the transcript"
+    assert held["sums_after"][0, 0] == pytest.approx(-2 + (found["logprob"][0] if sampled else 0))
+    assert held["sums_after"][0, 1] == found["quiet"][0], "this position is the start of the transcript"
     written = [token] if wanted[2] > start[2] else []
-    assert list(held["sampled_after"][start[2] : start[2] + 1]) == (written or [0])
+    assert list(held["sampled_after"][0, start[2] : start[2] + 1]) == (written or [0])
+
+
+OF_WINDOWS = "cross", "self", "embedded16", "embedded8", "next_rules", "token", "logprob", "quiet"
+
+
+def test_windows_together_are_each_by_itself(kernels: Kernels) -> None:
+    """But for those that are done, which nothing changes any more."""
+    states = np.stack([at(4, token=9), at(2, token=1, written=2), at(7, done=1), at(0)])
+    together, found = kernels(windows=len(states), state=states)
+    many = [name for name, kind in INPUTS.items() if kind.shape[0] == Dim("windows")]
+    changed = "cache", "state", "sums", "sampled"
+    shared = {name: together[name] for name in ("w32", "w_positions")}
+    drawn, _ = kernels(windows=len(states), state=np.stack([at(0, done=1)] * len(states)))
+    for index, state in enumerate(states):
+        one = slice(index, index + 1)
+        mine = {name: together[name][one] for name in many if name not in changed}
+        alone, single = kernels(state=state, cache=drawn["cache_after"][one], **mine, **shared)
+        if index == 2:
+            assert (together["state_after"][index] == state).all()
+            assert (together["cache_after"][index] == drawn["cache_after"][index]).all()
+            continue
+        for name in OF_WINDOWS:
+            assert (found[name][index] == single[name][0]).all(), (index, name)
+        for name in changed:
+            assert (together[f"{name}_after"][index] == alone[f"{name}_after"][0]).all(), (index, name)
+    assert found["running"] == 1, "three of four go on"
+
+
+@pytest.mark.parametrize(("done", "running"), [(0, 1), (1, 1), (2, 0), (4, 0)])
+def test_windows_go_on_together_while_most_of_them_do(kernels: Kernels, done: int, running: int) -> None:
+    _, found = kernels(windows=4, state=np.stack([at(3, done=int(n < done)) for n in range(4)]))
+    assert found["running"] == running
 
 
 def test_log_mel_refuses_audio_shorter_than_its_mirror(kernels: Kernels) -> None:
