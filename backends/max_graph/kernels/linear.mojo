@@ -15,8 +15,6 @@ comptime LANES = simd_width_of[DType.float32]()
 # Smaller matrices stay on the calling thread. From 4 MiB on, more threads may be faster. But threads that are woken at
 # every step keep spinning after the last one, for up to a fifth of a small model's time on a long recording.
 comptime ONE_THREAD_BYTES = 16 * 1024 * 1024
-# In a batch arithmetic limits the speed, and the other steps of it keep the threads awake.
-comptime ONE_THREAD_PRODUCTS = 512 * 1024
 comptime PART_BYTES = 4 * 1024 * 1024
 # More than one part per thread, so that a thread that other programs delay does not delay the others.
 comptime PARTS_PER_THREAD = 4
@@ -120,8 +118,6 @@ struct Linear[dtype: DType, scaled: Bool, biased: Bool, residual: Bool, gelu: Bo
         var parts = 1
         if size > ONE_THREAD_BYTES:
             parts = min(parallelism_level(None) * PARTS_PER_THREAD, ceildiv(size, PART_BYTES))
-        elif batch > 1 and self.n * self.k * batch > ONE_THREAD_PRODUCTS:
-            parts = parallelism_level(None)
         # whole blocks of rows, so that only the last part has a remainder
         var rows = ceildiv(ceildiv(self.n, parts), 8) * 8
         var job = self
