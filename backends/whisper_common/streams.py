@@ -1,15 +1,14 @@
-"""Clips transcribed while they are spoken, by LocalAgreement: what two texts in a row begin with is kept.
+"""Clips transcribed while they are spoken, by LocalAgreement: what two texts in a row begin with is shown.
 
-Macháček et al. 2023, "Turning Whisper into Real-Time Transcription System", https://arxiv.org/abs/2307.14743,
-do so with the texts of whole calls. Here the tokens that are kept also are the beginning of every later text,
-so that they are not decoded again: when the clip ends, only what was not agreed on is left to decode.
+Macháček et al. 2023, "Turning Whisper into Real-Time Transcription System", https://arxiv.org/abs/2307.14743.
+There, what was agreed on is never decoded again. That is quicker, but costs words, so here every pass decodes
+the whole window, and the last one has the text of `transcribe`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,99 +29,66 @@ class StreamBackend(BatchBackend):
     def stream(self, chunks: Iterator[np.ndarray], language: str) -> Iterator[Transcript]:
         """Transcribe a clip while it is being spoken; see asrgate.backends.base.Streams.
 
-        What is shown is what is agreed on, in whole words. A pass over the window begins when as much audio
-        has come as the last pass took time. A clip of more than 30 s is divided in its pauses.
+        A pass over the window begins when as much audio has come as the last pass took time. A clip of more
+        than 30 s is divided in its pauses.
 
         Raises:
             BackendError: the model has no such language.
         """
         require_language(self._checkpoint, language, self._languages)
-        agreement = Agreement(*self._rules(language))
+        rules, tokenizer = self._rules(language)
         finished: list[Transcript] = []
         audio, shown = np.zeros(0, np.float32), ""
         waiting = pass_seconds = 0.0
+        before: Sequence[int] = ()
         heard = None
         for chunk in chunks:
             audio, heard = np.concatenate([audio, chunk]), None
             waiting += len(chunk) / SAMPLE_RATE_HZ
             while len(audio) > N_SAMPLES:
                 end = pause(audio[:N_SAMPLES])
-                agreement.forget()  # some of it may be said after the pause
-                finished.append(self._said(audio[:end], None, agreement, language))
-                agreement.forget()
-                audio = audio[end:]
+                finished.append(self.transcribe(audio[:end], language))
+                audio, before = audio[end:], ()
             if waiting < pass_seconds or len(audio) < HOP_LENGTH:
                 continue
             began = time.perf_counter()
-            heard = self._heard(audio, agreement)
-            so_far = agreement.keep(heard[1].tokens)
+            heard = self._heard(audio, rules)
+            tokens = heard[1].tokens
+            agreed = agreed_words(before, tokens, tokenizer)
+            before = tokens
             waiting, pass_seconds = 0.0, time.perf_counter() - began
-            if (text := joined([*finished, Transcript(so_far)]).text) != shown:
+            if (text := joined([*finished, Transcript(agreed)]).text) != shown:
                 shown = text
                 yield Transcript(text)
         # only now is it known that there is no more; mostly the last pass has heard all of it
-        yield joined([*finished, self._said(audio, heard, agreement, language)])
+        self._model.ready = heard
+        yield joined([*finished, self.transcribe(audio, language)])
 
-    def _heard(self, audio: np.ndarray, agreement: Agreement) -> tuple[Any, Window]:
-        """Return log-mel and window of up to 30 s, which begins with the tokens that are kept."""
+    def _heard(self, audio: np.ndarray, rules: WindowRules) -> tuple[Any, Window]:
+        """Return log-mel and window of up to 30 s."""
         from whisper.audio import pad_or_trim
 
         mel = self._engine.log_mel(audio)
         encoded = self._engine.encode(pad_or_trim(mel[:, :-N_FRAMES], N_FRAMES))
-        found = self._engine.decode(encoded, agreement.rules())
-        return mel, replace(found, tokens=(*agreement.kept, *found.tokens))
-
-    def _said(
-        self, audio: np.ndarray, heard: tuple[Any, Window] | None, agreement: Agreement, language: str
-    ) -> Transcript:
-        """Return what `transcribe` makes of a window's tokens, by its rules for silence.
-
-        Args:
-            heard: what `_heard` returned for this audio, or None if it was not called.
-        """
-        if len(audio) >= HOP_LENGTH:
-            self._model.ready = heard or self._heard(audio, agreement)
-        return self.transcribe(audio, language)
+        return mel, self._engine.decode(encoded, rules)
 
 
-class Agreement:
-    """What is agreed on of the window that is being spoken.
+def agreed_words(before: Sequence[int], tokens: Sequence[int], tokenizer: Any) -> str:
+    """Return the text of the whole words with which both begin.
 
-    Attributes:
-        kept: its first tokens.
+    Args:
+        before, tokens: the last pass's tokens and this one's.
+        tokenizer: a whisper.tokenizer.Tokenizer.
     """
-
-    def __init__(self, rules: WindowRules, tokenizer: Any):
-        """Take the rules of a window, and a whisper.tokenizer.Tokenizer."""
-        self._rules, self._tokenizer = rules, tokenizer
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin a window."""
-        self.kept: tuple[int, ...] = ()
-        self._last: tuple[int, ...] = ()
-
-    def rules(self) -> WindowRules:
-        """Return the rules for what follows the tokens that are kept; an end may follow them."""
-        if not self.kept:
-            return self._rules
-        left = max(self._rules.sample_limit - len(self.kept), 1)
-        prompt = (*self._rules.prompt, *self.kept)
-        return replace(self._rules, prompt=prompt, sample_limit=left, suppressed_first=())
-
-    def keep(self, tokens: Sequence[int]) -> str:
-        """Keep the whole words that these tokens and the last ones have in common; return their text."""
-        same = 0
-        while same < min(len(tokens), len(self._last)) and tokens[same] == self._last[same]:
-            same += 1
-        whole = len(self.kept)
-        position = 0
-        for word in self._tokenizer.split_to_word_tokens(list(tokens))[1]:
-            position += len(word)
-            if position <= same:
-                whole = max(whole, position)
-        self.kept, self._last = tuple(tokens[:whole]), tuple(tokens)
-        return str(self._tokenizer.decode(list(self.kept))).strip()
+    same = 0
+    while same < min(len(tokens), len(before)) and tokens[same] == before[same]:
+        same += 1
+    whole = position = 0
+    for word in tokenizer.split_to_word_tokens(list(tokens))[1]:
+        position += len(word)
+        if position <= same:
+            whole = position
+    return str(tokenizer.decode(list(tokens[:whole]))).strip()
 
 
 def pause(audio: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""A stream shows what two passes agree on, decodes nothing twice, and ends with the whole text."""
+"""A stream shows what two passes agree on, and ends with the text of the whole."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from asrgate.backends.checkpoints.catalog import resolve
 from asrgate.backends.torch_fast import TorchFast
 from asrgate.backends.whisper_common import streams
 from asrgate.backends.whisper_common.greedy import Window, WindowRules
-from asrgate.backends.whisper_common.streams import Agreement, StreamBackend, pause
+from asrgate.backends.whisper_common.streams import StreamBackend, agreed_words, pause
 
 RATE_HZ = 16_000
 SETTINGS = Settings(threads=2, no_speech_threshold=2.0)
@@ -37,7 +37,7 @@ class Hearing:
     def __init__(self, checkpoint: Checkpoint):
         self.dims = SimpleNamespace(**checkpoint.dimensions)
         self.device = torch.device("cpu")
-        self.decoded: list[tuple[float, str]] = []  # seconds of the window, and what was given of its text
+        self.decoded: list[float] = []  # seconds of each window
 
     def log_mel(self, audio: np.ndarray) -> torch.Tensor:
         mel = torch.zeros(self.dims.n_mels, len(audio) // 160 + 3000)
@@ -53,11 +53,8 @@ class Hearing:
         said = [WORDS[number - 1] for number in spoken]
         if said and spoken[-1] < len(WORDS):
             said[-1] = "hm"
-        given = rules.prompt[rules.prompt.index(TOKENIZER.no_timestamps) + 1 :]
-        tokens = TOKENIZER.encode("".join(f" {word}" for word in said))
-        assert tuple(tokens[: len(given)]) == given, "what was kept is no longer the text's beginning"
-        self.decoded.append((float((mel[0] > 0).sum()) / 100, TOKENIZER.decode(list(given))))
-        return Window(tokens[len(given) :], -1.0, 0.0)
+        self.decoded.append(float((mel[0] > 0).sum()) / 100)
+        return Window(TOKENIZER.encode("".join(f" {word}" for word in said)), -1.0, 0.0)
 
 
 def chunks(count: int) -> Iterator[np.ndarray]:
@@ -70,14 +67,10 @@ def hearing(checkpoint: Checkpoint) -> StreamBackend:
     return StreamBackend(Hearing(checkpoint), checkpoint, "cpu", "float32", SETTINGS)
 
 
-def test_what_two_passes_agree_on_is_shown_and_not_decoded_again(hearing: StreamBackend) -> None:
+def test_what_two_passes_agree_on_is_shown(hearing: StreamBackend) -> None:
     said = [found.text for found in hearing.stream(chunks(10), "de")]
     assert said == ["eins", *(" ".join(WORDS[:n]) for n in range(2, 9)), " ".join(WORDS)]
-    given = [text.strip() for _, text in hearing._engine.decoded]
-    assert given[:2] == ["", ""]
-    assert given[3:5] == ["eins", "eins zwei"]
-    assert given[-1] == " ".join(WORDS[:7]), "the last pass decoded what was agreed on"
-    assert len(given) == 10, "after the last chunk there was another pass"
+    assert len(hearing._engine.decoded) == 10, "after the last chunk there was another pass"
 
 
 def test_passes_wait_for_as_much_audio_as_the_last_one_took(
@@ -87,7 +80,7 @@ def test_passes_wait_for_as_much_audio_as_the_last_one_took(
     monkeypatch.setattr(streams.time, "perf_counter", lambda: float(next(clock)))
     *_, last = hearing.stream(chunks(10), "de")
     assert last.text == " ".join(WORDS)
-    assert [seconds for seconds, _ in hearing._engine.decoded] == [1, 4, 7, 10]
+    assert hearing._engine.decoded == [1, 4, 7, 10]
     *_, last = hearing.stream(chunks(9), "de")
     assert last.text == " ".join([*WORDS[:8], "hm"]), "what came while a pass went on was not heard"
 
@@ -117,35 +110,16 @@ def test_the_quietest_moment_of_the_last_seconds_is_the_pause() -> None:
     assert 27 <= pause(audio) / RATE_HZ <= 27.2
 
 
-def test_words_are_kept_whole_and_never_given_up() -> None:
-    agreement = Agreement(rules(), TOKENIZER)
-    short, long = (TOKENIZER.encode(text) for text in (" ein Haustür", " ein Haustürschlüssel"))
-    assert long[: len(short)] == short
-    assert agreement.keep(short) == ""
-    assert agreement.keep(long) == "ein", "of a longer word its beginning was kept"
-    assert agreement.keep(long) == "ein Haustürschlüssel"
-    assert agreement.keep([*long, *TOKENIZER.encode("! ja")]) == "ein Haustürschlüssel"
-    assert agreement.rules().prompt == (*rules().prompt, *long)
-    assert agreement.rules().sample_limit == 50 - len(long)
-    agreement.forget()
-    assert agreement.rules() == rules()
-
-
-def rules() -> WindowRules:
-    return WindowRules(
-        prompt=(1, 2),
-        sot_index=0,
-        suppressed=(),
-        suppressed_first=(220,),
-        timestamps=False,
-        max_initial_timestamp_index=None,
-        eot=TOKENIZER.eot,
-        no_timestamps=TOKENIZER.no_timestamps,
-        timestamp_begin=TOKENIZER.timestamp_begin,
-        no_speech=TOKENIZER.no_speech,
-        sample_limit=50,
-        n_text_ctx=96,
+def test_words_are_shown_whole() -> None:
+    short, long, more = map(
+        TOKENIZER.encode, (" ein Haustür", " ein Haustürschlüssel", " ein Haustürschlüssel! ja")
     )
+    assert long[: len(short)] == short
+    assert agreed_words((), short, TOKENIZER) == ""
+    assert agreed_words(short, long, TOKENIZER) == "ein", "of a longer word its beginning was shown"
+    assert agreed_words(long, long, TOKENIZER) == "ein Haustürschlüssel"
+    assert agreed_words(TOKENIZER.encode(" kein"), long, TOKENIZER) == ""
+    assert agreed_words(more, more, TOKENIZER) == "ein Haustürschlüssel! ja"
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.005, 4.0])
