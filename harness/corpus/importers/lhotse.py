@@ -1,7 +1,7 @@
 """Lhotse's cuts: a JSON object per line with a recording, a part of it and its supervisions, mostly gzipped.
 
-The fields: https://lhotse.readthedocs.io/en/latest/cuts.html. Paths may be absolute or relative to the folder
-of the file or to one above it, because Lhotse writes them relative to where a recipe ran.
+The fields: https://lhotse.readthedocs.io/en/latest/cuts.html. Paths may be absolute, or relative to the file's
+folder, to one above it or to the current one, because Lhotse writes them relative to where a recipe ran.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from asrgate.harness.metrics import word_times
 
 ENDINGS = (".jsonl", ".jsonl.gz")
 _WRITE = "write the cuts' audio with CutSet.save_audios first"
+SLACK_SECONDS = 0.2  # that a text may begin before its cut or end after it
 _TAGS = ("speaker", "gender")  # of a supervision
 
 
@@ -101,10 +102,9 @@ def _cut(line: str, where: str) -> tuple[dict[str, Any], str]:
 
 
 def _file(folder: Path, name: str) -> Path:
-    """Return where a recording lies: in the folder of the cuts or one above it."""
-    places = [
-        as_stored(Path(os.path.abspath(above / name))) for above in (folder, *folder.absolute().parents)
-    ]
+    """Return where a recording lies: in the folder of the cuts, one above it or the current one."""
+    folders = folder, *folder.absolute().parents, Path.cwd()
+    places = [as_stored(Path(os.path.abspath(place / name))) for place in folders]
     return next((place for place in places if place.is_file()), places[0])
 
 
@@ -114,7 +114,15 @@ def _supervisions(cut: Mapping[str, Any], where: str) -> Sequence[Mapping[str, A
     if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
         raise CorpusImportError(f"{where}: supervisions must be a list of objects")
     said = [one for one in given if isinstance(one.get("text"), str)]
-    return sorted(said, key=lambda one: _number(one, "start", where, least=-math.inf))
+    starts = [_number(one, "start", where, least=-math.inf) for one in said]
+    seconds = _number(cut, "duration", where)
+    for one, start in zip(said, starts, strict=True):
+        if start < -SLACK_SECONDS or start + _number(one, "duration", where) > seconds + SLACK_SECONDS:
+            raise CorpusImportError(
+                f"{where}: its text begins before the cut or ends after it, so it is not what the cut says; "
+                "make cuts of whole supervisions with CutSet.trim_to_supervisions"
+            )
+    return [said[index] for index in sorted(range(len(said)), key=starts.__getitem__)]
 
 
 def _tags(cut: Mapping[str, Any], spoken: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:

@@ -78,15 +78,20 @@ def cut(path: str, text: str, seconds: float = 0.5, **fields: Any) -> dict[str, 
     }
 
 
-def test_lhotses_gzipped_cuts(tmp_path: Path, imported: Import) -> None:
-    store(tmp_path / "download" / "a.wav")
+@pytest.mark.parametrize("ran", [".", "elsewhere"])
+def test_lhotses_gzipped_cuts(
+    tmp_path: Path, imported: Import, ran: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths are relative to where its recipe ran: above the file, or where the import runs too."""
+    store(tmp_path / ran / "download" / "a.wav")
+    monkeypatch.chdir(tmp_path / ran)
     long = store(tmp_path / "download" / "b.flac", seconds=3)
     part = cut(str(long), "x", seconds=1.0, start=1.5)
     part["recording"]["duration"] = 3.0
     words = {"word": [["zwei", 0.5, 0.25, None]]}
     part["supervisions"] = [
-        {"start": 0.5, "text": "zwei", "language": "de", "alignment": words, "speaker": "b"},
-        {"start": -0.5, "text": "eins", "language": "de", "speaker": "a"},
+        {"start": 0.5, "duration": 0.6, "text": "zwei", "language": "de", "alignment": words, "speaker": "b"},
+        {"start": -0.1, "duration": 0.4, "text": "eins", "language": "de", "speaker": "a"},
         {"start": 0.7},
     ]
     manifest = tmp_path / "data" / "cuts.jsonl.gz"
@@ -112,6 +117,8 @@ def test_lhotses_gzipped_cuts(tmp_path: Path, imported: Import) -> None:
         (cut("a.wav", "yes", start=-1), "start must be a number of seconds, not -1"),
         (cut("a.wav", "yes", duration=None), "duration must be a number of seconds, not None"),
         (cut("a.wav", "yes", supervisions=3), "supervisions must be a list"),
+        (cut("a.wav", "yes", duration=0.2), "ends after it"),
+        (cut("a.wav", "", supervisions=[{"start": -1, "duration": 1, "text": "x"}]), "begins before the cut"),
         (cut("a.wav", "yes", recording={"sources": 3}), "no list of sources"),
         (
             cut("a.wav", "yes", recording={"sources": [{"type": "url", "channels": [0]}]}),
