@@ -1,7 +1,7 @@
 """Lhotse's cuts: a JSON object per line with a recording, a part of it and its supervisions, mostly gzipped.
 
-The fields: https://lhotse.readthedocs.io/en/latest/cuts.html. Paths may be absolute, or relative to the file's
-folder, to one above it or to the current one, because Lhotse writes them relative to where a recipe ran.
+The fields: https://lhotse.readthedocs.io/en/latest/cuts.html. Paths are absolute, or relative to the folder
+of the file, one above it or the current one, because Lhotse writes them relative to where a recipe ran.
 """
 
 from __future__ import annotations
