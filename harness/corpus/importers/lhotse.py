@@ -17,6 +17,8 @@ from asrgate.harness.corpus.importers.utterance import (
     CorpusImportError,
     Options,
     Utterance,
+    json_lines,
+    part_name,
     plain,
     read_text,
 )
@@ -46,9 +48,7 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
     Raises:
         CorpusImportError: a line is no cut of one channel of one file.
     """
-    lines = [line for line in read_text(path).split("\n") if line.strip()]
-    cuts = [(f"{path}:{number}", line) for number, line in enumerate(lines, start=1)]
-    found = [(where, *_cut(line, where)) for where, line in cuts]
+    found = [(where, *_cut(value, where)) for where, value in json_lines(path)]
     if not found:
         raise CorpusImportError(f"{path} has no cuts; it is empty")
     files = [_file(path.parent, source) for _, _, source in found]
@@ -57,11 +57,9 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
         start, seconds = _number(cut, "start", where), _number(cut, "duration", where)
         is_part = start > 0 or abs(seconds - _number(cut["recording"], "duration", where)) > 1e-3
         name = file.relative_to(root).as_posix()
-        if is_part:
-            name = f"{os.path.splitext(name)[0]}-{start:.3f}{os.path.splitext(name)[1]}"
         spoken = _supervisions(cut, where)
         yield Utterance(
-            name=name,
+            name=part_name(name, start) if is_part else name,
             where=where,
             path=file,
             text=" ".join(str(one["text"]).strip() for one in spoken) if spoken else None,
@@ -73,12 +71,8 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
         )
 
 
-def _cut(line: str, where: str) -> tuple[dict[str, Any], str]:
+def _cut(cut: Any, where: str) -> tuple[dict[str, Any], str]:
     """Return a line's cut and the path in it."""
-    try:
-        cut = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CorpusImportError(f"{where}: not JSON: {error}") from error
     if not isinstance(cut, dict):
         raise CorpusImportError(f"{where}: not a cut")
     if "tracks" in cut:

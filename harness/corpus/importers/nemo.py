@@ -7,7 +7,6 @@ Hugging Face's audio folders is read too: its names for the same are file_name a
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +17,9 @@ from asrgate.harness.corpus.importers.utterance import (
     CorpusImportError,
     Options,
     Utterance,
+    json_lines,
+    part_name,
     plain,
-    read_text,
 )
 from asrgate.harness.corpus.manifests import MANIFEST_EXTENSIONS, folder_manifest, with_our_names
 from asrgate.harness.corpus.stored import as_stored
@@ -43,11 +43,7 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
     """
     if path.is_dir():
         path = folder_manifest(path) or path
-    lines = [
-        (f"{path}:{number}", line)
-        for number, line in enumerate(read_text(path).split("\n"), start=1)
-        if line.strip()
-    ]
+    lines = json_lines(path)
     if not lines:
         raise CorpusImportError(f"{path} names no clips; a manifest has one JSON object per line")
     items = [(where, _fields(line, where)) for where, line in lines]
@@ -57,7 +53,7 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
         start, seconds = _number(fields, "offset", where), _number(fields, "duration", where)
         name = file.relative_to(root).as_posix()
         if start is not None:
-            name = f"{os.path.splitext(name)[0]}-{start:.3f}{os.path.splitext(name)[1]}"
+            name = part_name(name, start)
         yield Utterance(
             name=name,
             where=where,
@@ -71,11 +67,7 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
         )
 
 
-def _fields(line: str, where: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CorpusImportError(f"{where}: not JSON: {error}") from error
+def _fields(fields: Any, where: str) -> dict[str, Any]:
     fields = with_our_names(fields) if isinstance(fields, dict) else {}
     name = fields.get("audio_filepath")
     if not isinstance(name, str) or not name.strip() or "\0" in name:

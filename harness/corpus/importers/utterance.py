@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import math
+import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -148,6 +150,28 @@ def read_text(path: Path) -> str:
         raise CorpusImportError(f"{path} cannot be read: {why}") from error
     except UnicodeDecodeError as error:
         raise CorpusImportError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def json_lines(path: Path) -> list[tuple[str, Any]]:
+    """Return (place, value) for each line of JSON that is not blank.
+
+    Raises:
+        CorpusImportError: as `read_text`, or a line is no JSON.
+    """
+    found = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                found.append((f"{path}:{number}", json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                raise CorpusImportError(f"{path}:{number}: not JSON: {error}") from error
+    return found
+
+
+def part_name(name: str, start_seconds: float) -> str:
+    """Return the name of the part of a recording that begins there."""
+    stem, ending = os.path.splitext(name)
+    return f"{stem}-{start_seconds:.3f}{ending}"
 
 
 def choose_column(
