@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from max.dtype import DType
 from max.graph import Graph, TensorValue, Weight, ops
-from max.nn import LayerList, Module, Sequential
-from max.nn import LayerNorm as PlainNorm
 
 from asrgate.backends.max_graph import custom_ops, encoder_ops, int8_ops
 from asrgate.backends.max_graph.place import Place
-from asrgate.backends.max_graph.session import restore_environment
+from asrgate.backends.max_graph.session import import_max_nn
 from asrgate.backends.max_graph.weights import Kinds
 
-restore_environment()  # importing max.nn sets up Mojo's Python
+import_max_nn()
+from max.nn import LayerList, Module, Sequential  # noqa: E402
+from max.nn import LayerNorm as PlainNorm  # noqa: E402
 
 WHOLE = 32  # MAX's products on a GPU are fast if the length of a row is a multiple of this
 PANELS, ROWS = "panels", "rows"  # layouts of a matrix on the CPU: for many rows at once, and for a few

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import importlib
 import itertools
 import json
 import logging
@@ -10,8 +12,10 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,6 +219,36 @@ def compiled(session: Any, graphs: Mapping[str, Callable[..., Any]]) -> Any:
     except RuntimeError as error:
         raise BackendError(f"MAX {version('max')} cannot compile {', '.join(graphs)}: {error}") from error
     finally:
+        restore_environment()
+
+
+def import_max_nn() -> None:
+    """Import max.nn, and leave child processes this Python.
+
+    At its first import after an installation, MAX 26.7 compiles a part of it into its own folder, in place.
+    So one process at a time imports it: another would read half a file. A process that was stopped meanwhile
+    leaves half a file behind, with which no later import works; it is removed and compiled again.
+
+    Raises:
+        ImportError: MAX is not installed, or cannot compile the part.
+    """
+    package = find_spec("max")
+    if package is None:
+        raise ImportError("the package max is not installed")
+    folder = os.open(next(iter(package.submodule_search_locations or ())), os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no such locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        try:
+            importlib.import_module("max.nn")
+        except ImportError as error:
+            half = Path(error.path or "")
+            if half.parent.name != "__mojocache__":
+                raise
+            half.unlink()
+            importlib.import_module("max.nn")
+    finally:
+        os.close(folder)
         restore_environment()
 
 
