@@ -10,9 +10,16 @@ from std.sys import simd_width_of
 from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 
+from .linear import STREAMS, ask_ahead
 from .window import DONE, POSITION, STATE_SIZE, TOKEN, Floats, Integers, Numbers
 
 comptime LANES = simd_width_of[DType.float32]()
+
+
+@always_inline
+def place(n: Int, each: Int) -> Int:
+    """The position read as number `n`: STREAMS runs of `each` positions in turn, then those left over."""
+    return n % STREAMS * each + n // STREAMS if n < STREAMS * each else n
 
 
 @fieldwise_init
@@ -36,7 +43,10 @@ struct Glance[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialRegi
             query[v] = self.q.unsafe_load[width=LANES](index * Self.size + v * LANES) * self.scale
         var key = self.keys.unsafe_offset(index * self.head)
         var top = Float32.MIN
-        for i in range(self.count):
+        var each = self.count // STREAMS
+        for n in range(self.count):
+            var i = place(n, each)
+            ask_ahead[Self.dtype, Self.size](key.unsafe_offset(i * self.row))
             var sum = SIMD[DType.float32, LANES](0)
             comptime for v in range(vectors):
                 sum = key.unsafe_load[width=LANES](i * self.row + v * LANES).cast[DType.float32]().fma(
@@ -54,7 +64,9 @@ struct Glance[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialRegi
             sums += weight
         var mixed = Array[SIMD[DType.float32, LANES], vectors](fill=0)
         var value = self.values.unsafe_offset(index * self.head)
-        for i in range(self.count):
+        for n in range(self.count):
+            var i = place(n, each)
+            ask_ahead[Self.dtype, Self.size](value.unsafe_offset(i * self.row))
             var weight = SIMD[DType.float32, LANES](scores.unsafe_load(i))
             comptime for v in range(vectors):
                 mixed[v] = value.unsafe_load[width=LANES](i * self.row + v * LANES).cast[DType.float32]().fma(
