@@ -22,11 +22,12 @@ def linear(
     bias: TensorValue | None = None,
     added: TensorValue | None = None,
     gelu: bool = False,
+    shared: bool = False,
 ) -> TensorValue:
     """act(scale * (x weightT) + bias) + added, for a few rows of x: the decoder's products.
 
     It reads each row of the matrix once for up to eight rows of x, and sums in float32 whatever the matrix's
-    type. For a matrix of up to 16 MiB it stays on the calling thread: see ONE_THREAD_BYTES in linear.mojo.
+    type.
 
     Args:
         x: float32 (batch, k); up to 8 rows are best.
@@ -35,6 +36,7 @@ def linear(
         bias: float32 (n,), added before the activation.
         added: float32 (batch, n), the residual, added after the activation.
         gelu: whether the activation is the exact, erf-based GELU; without it there is none.
+        shared: whether threads share the matrix: see place.Place.shares_steps.
 
     Returns:
         float32 (batch, n).
@@ -59,12 +61,19 @@ def linear(
             "biased": bias is not None,
             "residual": added is not None,
             "gelu": gelu,
+            "shared": shared,
         },
     )[0].tensor
 
 
 def cross_attention(
-    query: TensorValue, keys: TensorValue, values: TensorValue, state: BufferValue, layer: int
+    query: TensorValue,
+    keys: TensorValue,
+    values: TensorValue,
+    state: BufferValue,
+    layer: int,
+    *,
+    shared: bool = False,
 ) -> TensorValue:
     """softmax(q kT / sqrt(head size)) v of one new position of each window over its audio's positions.
 
@@ -73,6 +82,7 @@ def cross_attention(
         keys, values: float32 or bfloat16 (windows, layers, heads, positions, head size).
         state: a decoder.WindowState for each window, of which only `done` is used.
         layer: the layer's number.
+        shared: whether threads share the heads: see place.Place.shares_steps.
 
     Returns:
         float32 (windows, n_state); what it holds for a window that is done is not defined.
@@ -83,7 +93,7 @@ def cross_attention(
         cpu,
         [query, keys, values, state],
         [TensorType(DType.float32, query.shape, cpu)],
-        {"size": int(keys.shape[4]), "layer": layer},
+        {"size": int(keys.shape[4]), "layer": layer, "shared": shared},
     )[0].tensor
 
 

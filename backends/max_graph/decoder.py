@@ -107,7 +107,8 @@ def greedy(decoder: TextDecoder, dims: Any) -> Callable[..., Any]:
             return custom_ops.self_attention(*qkv, state, cache, layer, dims.n_text_head)
 
         def cross_attention(query: TensorValue, layer: int) -> TensorValue:
-            return custom_ops.cross_attention(query, cross_key.tensor, cross_value.tensor, state, layer)
+            heard, shared = (cross_key.tensor, cross_value.tensor), decoder.place.shares_steps
+            return custom_ops.cross_attention(query, *heard, state, layer, shared=shared)
 
         def step(running: TensorValue) -> TensorValue:
             embedding = decoder.token_embedding

@@ -75,7 +75,15 @@ class Linear(Module):
                 product, factors = int8_ops.product, [x, self.weight, self.scale]
             return product(*factors, bias=self.bias, added=added, gelu=gelu, out_dtype=out_dtype)
         if self.place.has_kernels:
-            return custom_ops.linear(x, self.weight, scale=self.scale, bias=self.bias, added=added, gelu=gelu)
+            return custom_ops.linear(
+                x,
+                self.weight,
+                scale=self.scale,
+                bias=self.bias,
+                added=added,
+                gelu=gelu,
+                shared=self.place.shares_steps,
+            )
         y = x @ self.weight.transpose(0, 1)
         if self.bias is not None:
             y = y + self.bias
@@ -118,7 +126,7 @@ class TokenEmbedding(Module):
     def logits(self, x: TensorValue) -> TensorValue:
         """(rows, n_state) to float32 (rows, n_vocab)."""
         if self.place.has_kernels:
-            return custom_ops.linear(x, self.weight, scale=self.scale)
+            return custom_ops.linear(x, self.weight, scale=self.scale, shared=self.place.shares_steps)
         return ops.cast(x @ self.weight.transpose(0, 1), DType.float32)
 
 
@@ -319,7 +327,8 @@ class TextDecoder(Module):
     def __init__(self, dims: Any, place: Place):
         super().__init__()
         n_state = dims.n_text_state
-        self.n_state = n_state
+        place = place.sharing_steps(dims.n_vocab * n_state)
+        self.n_state, self.place = n_state, place
         self.cross: Linear | None = None
         if place.has_kernels:
             self.cross = Linear(dims.n_audio_state, 2 * dims.n_text_layer * n_state, place, may_be_int8=False)

@@ -13,10 +13,9 @@ from max.runtime.asyncrt import parallelism_level
 comptime Floats = Pointer[Float32, MutUntrackedOrigin]
 comptime Weights[dtype: DType] = Pointer[Scalar[dtype], MutUntrackedOrigin]
 comptime LANES = simd_width_of[DType.float32]()
-# Smaller matrices stay on the calling thread. From 4 MiB on, more threads may be faster. But threads that are woken at
-# every step keep spinning after the last one, for up to a fifth of a small model's time on a long recording.
-comptime ONE_THREAD_BYTES = 16 * 1024 * 1024
+# What a thread takes at a time of a matrix that threads share, and the least that is worth another thread.
 comptime PART_BYTES = 4 * 1024 * 1024
+comptime LEAST_BYTES = 64 * 1024
 # A core reads faster if it reads at several places in turn, and asks for what comes next at each of them.
 comptime STREAMS = 4
 comptime AHEAD_BYTES = 1536
@@ -74,7 +73,7 @@ def dot_products[
 
 
 @fieldwise_init
-struct Linear[dtype: DType, scaled: Bool, biased: Bool, residual: Bool, gelu: Bool](
+struct Linear[dtype: DType, scaled: Bool, biased: Bool, residual: Bool, gelu: Bool, shared: Bool](
     Copyable, ImplicitlyCopyable, TrivialRegisterPassable
 ):
     """The operands of one product: y[b, n] = act(scale[n] x[b] . w[n] + bias[n]) + residual[b, n]."""
@@ -102,11 +101,17 @@ struct Linear[dtype: DType, scaled: Bool, biased: Bool, residual: Bool, gelu: Bo
                     value *= self.scale.unsafe_load(row)
                 comptime if Self.biased:
                     value += self.bias.unsafe_load(row)
-                comptime if Self.gelu:
-                    value = 0.5 * value * (1 + erf(value * Float32(0.7071067811865476)))
-                comptime if Self.residual:
+                comptime if Self.residual and not Self.gelu:
                     value += self.added.unsafe_load(at)
                 self.y.unsafe_store(at, value)
+
+    @always_inline
+    def activate[width: Int](self, at: Int):
+        var value = self.y.unsafe_load[width=width](at)
+        value = 0.5 * value * (1 + erf(value * Float32(0.7071067811865476)))
+        comptime if Self.residual:
+            value += self.added.unsafe_load[width=width](at)
+        self.y.unsafe_store(at, value)
 
     @always_inline
     def rows_of[batch: Int](self, start: Int, end: Int, first_batch: Int):
@@ -131,12 +136,20 @@ struct Linear[dtype: DType, scaled: Bool, biased: Bool, residual: Bool, gelu: Bo
             done += 2
         if batch - done >= 1:
             self.rows_of[1](start, end, done)
+        comptime if Self.gelu:
+            var whole = start + (end - start) // LANES * LANES
+            for row in range(batch):
+                for i in range(start, whole, LANES):
+                    self.activate[LANES](row * self.n + i)
+                for i in range(whole, end):
+                    self.activate[1](row * self.n + i)
 
     def run(self, batch: Int):
         var size = self.n * self.k * size_of[Self.dtype]()
         var parts = 1
-        if size > ONE_THREAD_BYTES:
-            parts = min(parallelism_level(None) * PARTS_PER_THREAD, ceildiv(size, PART_BYTES))
+        comptime if Self.shared:
+            var threads = parallelism_level(None)
+            parts = max(min(threads * PARTS_PER_THREAD, size // PART_BYTES), min(threads, size // LEAST_BYTES), 1)
         # whole blocks of rows, so that only the last part has a remainder
         var rows = ceildiv(ceildiv(self.n, parts), 8) * 8
         var job = self
@@ -159,7 +172,7 @@ struct AsrLinear:
 
     @staticmethod
     def execute[
-        dtype: DType, //, scaled: Bool, biased: Bool, residual: Bool, gelu: Bool, target: StaticString
+        dtype: DType, //, scaled: Bool, biased: Bool, residual: Bool, gelu: Bool, shared: Bool, target: StaticString
     ](
         y: OutputTensor[dtype=DType.float32, rank=2, ...],
         x: InputTensor[dtype=DType.float32, rank=2, ...],
@@ -170,7 +183,7 @@ struct AsrLinear:
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "asr_linear runs on the CPU only"
-        var job = Linear[dtype, scaled, biased, residual, gelu](
+        var job = Linear[dtype, scaled, biased, residual, gelu, shared](
             floats(y), floats(x), w.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
             floats(scale), floats(bias), floats(added), w.dim_size(0), w.dim_size(1),
         )

@@ -96,7 +96,7 @@ struct Glances[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialReg
     var head: Int
     var row: Int
 
-    def attend(self, index: Int):
+    def attend(self, index: Int, head: Int):
         var state = self.state.unsafe_offset(index * STATE_SIZE)
         if state.unsafe_load(DONE) != 0:
             return
@@ -111,19 +111,25 @@ struct Glances[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialReg
             self.row,
             Float32(Self.size) ** -0.5,
         )
-        for head in range(self.heads):
-            glance.attend(head)
+        glance.attend(head)
 
-    def run(self, windows: Int):
-        if windows == 1:  # all of it takes less time than waking another thread
-            self.attend(0)
-            return
+    def run(self, windows: Int, shared: Bool):
+        """Attend with all heads, each on a thread of its own if they are shared, else window by window."""
         var job = self
 
         def work(index: Int) {var job}:
-            job.attend(index)
+            job.attend(index // job.heads, index % job.heads)
 
-        sync_parallelize(work, windows)
+        def window(index: Int) {var job}:
+            for head in range(job.heads):
+                job.attend(index, head)
+
+        if shared:
+            sync_parallelize(work, windows * self.heads)
+        elif windows == 1:  # all of it takes less time than waking another thread
+            window(0)
+        else:
+            sync_parallelize(window, windows)
 
 
 @extensibility.register("asr_step_cross_attention")
@@ -132,7 +138,7 @@ struct AsrStepCrossAttention:
 
     @staticmethod
     def execute[
-        dtype: DType, //, size: Int, layer: Int, target: StaticString
+        dtype: DType, //, size: Int, layer: Int, shared: Bool, target: StaticString
     ](
         y: OutputTensor[dtype=DType.float32, rank=2, ...],
         q: InputTensor[dtype=DType.float32, rank=2, ...],
@@ -156,7 +162,7 @@ struct AsrStepCrossAttention:
             keys.dim_size(1) * of_layer,
             positions * size,
             size,
-        ).run(q.dim_size(0))
+        ).run(q.dim_size(0), shared)
 
 
 @extensibility.register("asr_step_self_attention")
@@ -205,7 +211,7 @@ struct AsrStepSelfAttention:
             window,
             size,
             n,
-        ).run(q.dim_size(0))
+        ).run(q.dim_size(0), False)
 
 
 @extensibility.register("asr_embedded")

@@ -33,6 +33,7 @@ SEED = 7
 SIZE, HEADS, LAYERS, ROOM = 64, 2, 2, 9
 STATE = SIZE * HEADS
 K, N = 66, 37  # neither a multiple of what a register holds
+WIDE = 1009  # rows of a matrix that threads share
 MELS = 3
 FAR = 600  # positions: more than the threads of a GPU's block
 VOCABULARY, BEGIN = 101, 70
@@ -54,6 +55,7 @@ INPUTS: dict[str, Any] = {
     "w16": matrix(N, K, dtype=DType.float16),
     "wb16": matrix(N, K, dtype=_BF16),
     "w8": matrix(N, K, dtype=DType.int8),
+    "wide": matrix(WIDE, K),
     "scale": matrix(N),
     "bias": matrix(N),
     "added": matrix("rows", N),
@@ -112,6 +114,7 @@ def everything(*values: Any) -> tuple[Any, ...]:
         linear(at["x"], at["w16"]),
         linear(at["x"], at["wb16"]),
         linear(at["x"], at["w8"], scale=at["scale"]),
+        linear(at["x"], at["wide"], shared=True),
         bfloat16_ops.product(at["x"], at["pairs"], bias=at["bias64"], gelu=True, added=at["added64"]),
         ops.cast(
             bfloat16_ops.product(at["x"], at["pairs"], rows=Dim("rows") - 1, step=K // 2, out_dtype=_BF16),
@@ -122,6 +125,7 @@ def everything(*values: Any) -> tuple[Any, ...]:
         bfloat16_ops.attention(at["q"], at["k"], at["v"], HEADS),
         encoder_ops.attention(at["q"], at["k"], at["v"], HEADS),
         custom_ops.cross_attention(step, at["cross_keys"], at["cross_values"], at["state"], 1),
+        custom_ops.cross_attention(step, at["cross_keys"], at["cross_values"], at["state"], 1, shared=True),
         mixed,
         *custom_ops.log_mel(at["audio"], at["filters"], Dim("samples") // 160),
         custom_ops.layer_norm(at["x"], at["norm_weight"], at["norm_bias"]),
@@ -170,6 +174,7 @@ OUTPUTS = (
     "float16",
     "bfloat16",
     "int8",
+    "shared",
     "product",
     "overlapping",
     *INT8,
@@ -177,6 +182,7 @@ OUTPUTS = (
     "attention_bf16",
     "attention",
     "cross",
+    "cross_shared",
     "self",
     "log_mel",
     "silence",
@@ -311,6 +317,7 @@ def test_linear_in_every_type_of_weight(kernels: Kernels, rows: int) -> None:
     close(found["float16"], x @ held["w16"].astype(float).T, 1e-6)
     close(found["bfloat16"], x @ bfloat16(held["w32"]).T, 1e-6)
     close(found["int8"], x @ (held["w8"].astype(float) * held["scale"][:, None]).T, 1e-6)
+    close(found["shared"], x @ held["wide"].astype(float).T, 1e-6)
 
 
 def test_quantized_rows_are_within_half_a_step() -> None:
@@ -420,6 +427,7 @@ def test_attention_of_one_position_over_audio(kernels: Kernels, audio: int) -> N
         held[name][0, 1].transpose(1, 0, 2).reshape(audio, STATE) for name in ("cross_keys", "cross_values")
     )
     close(found["cross"], attend(held["step"], keys, values), 1e-6)
+    assert np.array_equal(found["cross_shared"], found["cross"])
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [("float32", 1e-6), ("float16", 1e-3), ("bfloat16", 1e-2)])
@@ -570,7 +578,7 @@ def test_a_selected_token_advances_the_window(
     assert list(held["sampled_after"][0, start[2] : start[2] + 1]) == (written or [0])
 
 
-OF_WINDOWS = "cross", "self", "embedded16", "embedded8", "next_rules", "token", "logprob", "quiet"
+OF_WINDOWS = "cross", "cross_shared", "self", "embedded16", "embedded8", "next_rules", "token", "logprob", "quiet"
 
 
 def test_windows_together_are_each_by_itself(kernels: Kernels) -> None:
