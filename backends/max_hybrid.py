@@ -49,5 +49,5 @@ class MaxHybrid(MaxBackend, StreamBackend):
         "cpu": ("float32",),
         "cuda": ("float16", "bfloat16"),  # MAX's own float32 products may round to TF32 there
     }
-    has_beams: ClassVar[bool] = True
+    beam_devices: ClassVar[Sequence[str]] = ("cpu", "cuda")
     engine_class = _Engine

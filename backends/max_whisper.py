@@ -1,4 +1,4 @@
-"""`max`: all of Whisper as MAX graphs, log-mel, encoder and the greedy loop itself."""
+"""`max`: all of Whisper as MAX graphs, log-mel, encoder and the greedy loop itself; with beams, each step."""
 
 from __future__ import annotations
 
@@ -46,4 +46,5 @@ class MaxWhisper(MaxBackend):
         "cpu": ("float32", "bfloat16", "int8", "bfloat16" + TRIM, "int8" + TRIM),
         "cuda": ("float16", "bfloat16"),  # MAX's own float32 products may round to TF32 there
     }
+    beam_devices: ClassVar[Sequence[str]] = ("cpu",)
     engine_class = _Engine

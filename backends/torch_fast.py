@@ -30,7 +30,7 @@ class TorchFast(StreamBackend):
         "cpu": ("float32", "bfloat16", "bfloat16" + TRIM),
         "cuda": ("float16", "bfloat16", "float32"),
     }
-    has_beams: ClassVar[bool] = True
+    beam_devices: ClassVar[Sequence[str]] = ("cpu", "cuda")
     _engine: TorchEngine
 
     @classmethod

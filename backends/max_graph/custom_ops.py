@@ -22,12 +22,11 @@ def linear(
     bias: TensorValue | None = None,
     added: TensorValue | None = None,
     gelu: bool = False,
-    shared: bool = False,
 ) -> TensorValue:
     """act(scale * (x weightT) + bias) + added, for a few rows of x: the decoder's products.
 
     It reads each row of the matrix once for up to eight rows of x, and sums in float32 whatever the matrix's
-    type.
+    type. For a matrix of up to 16 MiB it stays on the calling thread: see ONE_THREAD_BYTES in linear.mojo.
 
     Args:
         x: float32 (batch, k); up to 8 rows are best.
@@ -36,7 +35,6 @@ def linear(
         bias: float32 (n,), added before the activation.
         added: float32 (batch, n), the residual, added after the activation.
         gelu: whether the activation is the exact, erf-based GELU; without it there is none.
-        shared: whether threads share the matrix: see place.Place.shares_steps.
 
     Returns:
         float32 (batch, n).
@@ -61,7 +59,6 @@ def linear(
             "biased": bias is not None,
             "residual": added is not None,
             "gelu": gelu,
-            "shared": shared,
         },
     )[0].tensor
 
@@ -72,17 +69,15 @@ def cross_attention(
     values: TensorValue,
     state: BufferValue,
     layer: int,
-    *,
-    shared: bool = False,
 ) -> TensorValue:
     """softmax(q kT / sqrt(head size)) v of one new position of each window over its audio's positions.
 
     Args:
         query: float32 (windows, n_state).
-        keys, values: float32 or bfloat16 (windows, layers, heads, positions, head size).
+        keys, values: float32 or bfloat16 (windows, layers, heads, positions, head size), or (1, ...) if all
+            windows have the same audio.
         state: a decoder.WindowState for each window, of which only `done` is used.
         layer: the layer's number.
-        shared: whether threads share the heads: see place.Place.shares_steps.
 
     Returns:
         float32 (windows, n_state); what it holds for a window that is done is not defined.
@@ -93,23 +88,17 @@ def cross_attention(
         cpu,
         [query, keys, values, state],
         [TensorType(DType.float32, query.shape, cpu)],
-        {"size": int(keys.shape[4]), "layer": layer, "shared": shared},
+        {"size": int(keys.shape[4]), "layer": layer},
     )[0].tensor
 
 
 def self_attention(
-    query: TensorValue,
-    key: TensorValue,
-    value: TensorValue,
-    state: BufferValue,
-    cache: BufferValue,
-    layer: int,
-    n_head: int,
+    qkv: TensorValue, state: BufferValue, cache: BufferValue, layer: int, n_head: int
 ) -> TensorValue:
     """Put a new position's key and value into each window's cache; attend to this position and all before it.
 
     Args:
-        query, key, value: float32 (windows, n_state).
+        qkv: query, key and value side by side, float32 (windows, 3 n_state).
         state: a decoder.WindowState for each window, of which the position and `done` are used.
         cache: float32 (windows, layers, 2, n_text_ctx, n_state), changed in place.
         layer: the layer's number.
@@ -119,12 +108,13 @@ def self_attention(
         float32 (windows, n_state); what it holds for a window that is done is not defined.
     """
     cpu = DeviceRef.CPU()
+    n_state = int(qkv.shape[1]) // 3
     return ops.inplace_custom(
         "asr_step_self_attention",
         cpu,
-        [query, key, value, state, cache],
-        [TensorType(DType.float32, query.shape, cpu)],
-        {"size": int(query.shape[1]) // n_head, "layer": layer},
+        [qkv, state, cache],
+        [TensorType(DType.float32, (qkv.shape[0], n_state), cpu)],
+        {"size": n_state // n_head, "layer": layer},
     )[0].tensor
 
 
@@ -200,7 +190,11 @@ def log_mel(
 
 
 def select(
-    logits: TensorValue, masks: TensorValue, rules: TensorValue
+    logits: TensorValue,
+    masks: TensorValue,
+    rules: TensorValue,
+    candidates: BufferValue,
+    chances: BufferValue,
 ) -> tuple[TensorValue, TensorValue, TensorValue]:
     """Select each window's likeliest token that whisper.decoding's suppression and timestamp rules allow.
 
@@ -214,6 +208,9 @@ def select(
         rules: int64 (windows, 6): the first allowed text token, the first timestamp token, the first allowed
             timestamp, whether to weigh timestamps against text (1 or 0), the no-speech token or -1, and the
             mask's number, or -1 if nothing is to be selected.
+        candidates: int64 (windows, n). If n is above 1, the likeliest allowed tokens are put there, in
+            descending order.
+        chances: float32 (windows, n): their log-probabilities, minus infinity where there are fewer.
 
     Returns:
         The tokens, int64 (windows,); their log-probabilities among the allowed tokens, float32 (windows,);
@@ -223,10 +220,10 @@ def select(
     cpu = DeviceRef.CPU()
     windows = logits.shape[0]
     one = TensorType(DType.float32, (windows,), cpu)
-    chosen, logprob, quiet = ops.custom(
+    chosen, logprob, quiet = ops.inplace_custom(
         "asr_select",
         cpu,
-        [logits, masks, rules],
+        [logits, masks, rules, candidates, chances],
         [TensorType(DType.int64, (windows,), cpu), one, one],
         {},
     )
@@ -246,15 +243,20 @@ def rules(window: list[BufferValue | TensorValue], n_vocab: int) -> TensorValue:
 
 
 def advance(
-    window: list[BufferValue | TensorValue], token: TensorValue, logprob: TensorValue, quiet: TensorValue
+    window: list[BufferValue | TensorValue],
+    candidates: BufferValue,
+    token: TensorValue,
+    logprob: TensorValue,
+    quiet: TensorValue,
 ) -> TensorValue:
     """Go to each window's next position, with the token selected there unless the prompt has one.
 
-    Nothing changes in a window that is done.
+    Nothing changes in a window that is done. With several candidates, a window is done after its prompt.
 
     Args:
         window: the state, sums and sampled of device_ops.choose, changed in place; its prompt and numbers;
             each of all windows.
+        candidates: as `select` takes them; only their number counts.
         token, logprob, quiet: as `select` returns them.
 
     Returns:
@@ -262,5 +264,5 @@ def advance(
     """
     cpu = DeviceRef.CPU()
     kind = TensorType(DType.bool, (1,), cpu)
-    running = ops.inplace_custom("asr_advance", cpu, [*window, token, logprob, quiet], [kind])[0]
+    running = ops.inplace_custom("asr_advance", cpu, [*window, candidates, token, logprob, quiet], [kind])[0]
     return ops.reshape(running.tensor, ())

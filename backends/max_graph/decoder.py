@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from max.graph import BufferType, DeviceRef, TensorType, TensorValue, ops
 from asrgate.backends.base import BackendError
 from asrgate.backends.max_graph import custom_ops
 from asrgate.backends.max_graph.place import Place
+from asrgate.backends.whisper_common.beams import BeamSearch
 from asrgate.backends.whisper_common.greedy import Window, WindowRules
 
 if TYPE_CHECKING:
@@ -57,24 +58,32 @@ def logits(
     return decoder.token_embedding.logits(decoder.ln(x))
 
 
-WINDOWS = "windows"  # the first dimension of what each window has, in the graph that takes several
+# the first dimension of what each window has, in the graph that takes several; of the audio, which may be the
+# same for all; and how many tokens to choose from
+WINDOWS, HEARD, CANDIDATES = "windows", "heard", "candidates"
 
 
 def new_buffer(kind: TensorType | BufferType, driver: Any) -> Buffer:
-    """Allocate memory for a graph's input, uninitialised, for one window."""
-    return Buffer(kind.dtype, [1 if n == WINDOWS else int(n) for n in kind.shape], device=driver)
+    """Allocate memory for a graph's input, uninitialised, for one window that is decoded greedily."""
+    named = WINDOWS, HEARD, CANDIDATES
+    return Buffer(kind.dtype, [1 if n in named else int(n) for n in kind.shape], device=driver)
 
 
 def window_types(dims: Any, place: Place) -> list:
-    """The types of a window's inputs of both loops, in order; device_ops.choose describes the last six.
+    """The types of a window's inputs of both loops, in order.
 
     They are the audio's keys and values, (layers, heads, n_audio_ctx, head size); the cache for those of the
-    text, (layers, 2, n_text_ctx, n_state); masks, which all windows share; and the rest. On the CPU all but
-    the masks have a first dimension of windows.
+    text, (layers, 2, n_text_ctx, n_state); masks, which all windows share; and five that device_ops.choose
+    describes. On the CPU all but the masks have a first dimension of windows, and there are the candidates of
+    custom_ops.select.
     """
     device, many = place.device, (WINDOWS,) if place.has_kernels else ()
     size = dims.n_text_state // dims.n_text_head
-    cross = (*many, dims.n_text_layer, dims.n_text_head, dims.n_audio_ctx, size)
+    heard = (HEARD,) if place.has_kernels else ()
+    cross = (*heard, dims.n_text_layer, dims.n_text_head, dims.n_audio_ctx, size)
+    candidates = [
+        BufferType(dtype, (WINDOWS, CANDIDATES), device=device) for dtype in (DType.int64, DType.float32)
+    ]
     text = (*many, dims.n_text_layer, 2, dims.n_text_ctx, dims.n_text_state)
     return [
         TensorType(place.cross_dtype, cross, device=device),
@@ -86,6 +95,7 @@ def window_types(dims: Any, place: Place) -> list:
         BufferType(DType.int64, (*many, dims.n_text_ctx), device=device),
         TensorType(DType.int64, (*many, dims.n_text_ctx), device=device),
         TensorType(DType.int64, (*many, 8), device=device),
+        *(candidates if place.has_kernels else ()),
     ]
 
 
@@ -93,29 +103,30 @@ def greedy(decoder: TextDecoder, dims: Any) -> Callable[..., Any]:
     """Return the graph's function, whose inputs `window_types` describes: it decodes windows together.
 
     Every step feeds each state's token, samples the next one and advances the state. The graph ends when half
-    of the windows are done, so that those that are not can be decoded without them. It returns a bool,
-    false, only because it must have an output.
+    of the windows are done, so that those that are not can be decoded without them. With several candidates
+    it selects them once, after the prompt, and ends. It returns a bool, false, only because it must have an
+    output.
     """
 
     def forward(*inputs: Any) -> TensorValue:
-        cross_key, cross_value, cache, masks, state, sums, sampled, prompt, numbers = inputs
+        cross_key, cross_value, cache, masks, state, sums, sampled, prompt, numbers, *ranked = inputs
         cache, state = cache.buffer, state.buffer
+        candidates, chances = (x.buffer for x in ranked)
         window = [state, sums.buffer, sampled.buffer, prompt.tensor, numbers.tensor]
 
         def self_attention(attn: MultiHeadAttention, x: TensorValue, layer: int) -> TensorValue:
-            qkv = attn.query(x), attn.key(x), attn.value(x)
-            return custom_ops.self_attention(*qkv, state, cache, layer, dims.n_text_head)
+            return custom_ops.self_attention(attn.qkv(x), state, cache, layer, dims.n_text_head)
 
         def cross_attention(query: TensorValue, layer: int) -> TensorValue:
-            heard, shared = (cross_key.tensor, cross_value.tensor), decoder.place.shares_steps
-            return custom_ops.cross_attention(query, *heard, state, layer, shared=shared)
+            return custom_ops.cross_attention(query, cross_key.tensor, cross_value.tensor, state, layer)
 
         def step(running: TensorValue) -> TensorValue:
             embedding = decoder.token_embedding
             x = custom_ops.embedded(embedding.weight, embedding.scale, decoder.positional_embedding, state)
             step_logits = logits(decoder, x, self_attention, cross_attention)
             rules = custom_ops.rules(window, dims.n_vocab)
-            return custom_ops.advance(window, *custom_ops.select(step_logits, masks.tensor, rules))
+            selected = custom_ops.select(step_logits, masks.tensor, rules, candidates, chances)
+            return custom_ops.advance(window, candidates, *selected)
 
         begins = ops.constant(True, DType.bool, device=DeviceRef.CPU())
         return ops.while_loop([begins], lambda running: running, lambda running: [step(running)])[0]
@@ -138,7 +149,7 @@ class Loop:
         """
         self._n_text_ctx, self._driver = dims.n_text_ctx, driver
         self._buffers = [new_buffer(kind, driver) for kind in window_types(dims, place)]
-        self._state, self._sums, self._sampled, self._prompt, self._numbers = self._buffers[4:]
+        self._state, self._sums, self._sampled, self._prompt, self._numbers = self._buffers[4:9]
 
     def decode(self, cross_key: Any, cross_value: Any, masks: Any, rules: WindowRules) -> Window:
         """Decode one window.
@@ -197,14 +208,52 @@ class Loop:
 
 
 class GraphLoop(Loop):
-    """Runs `greedy` on one window after another, or on several at once."""
+    """Runs `greedy` on one window after another, on several at once, or on the beams of one."""
 
-    how = "in the graph"
+    how = "in the graph; with beams, a step at a time"
 
     def __init__(self, models: Mapping[str, Any], dims: Any, place: Place, driver: Any):
         """See Loop; `models` are the compiled graphs by name."""
         super().__init__(dims, place, driver)
         self._model = models["greedy"]
+        self._beam_caches: Any = None
+
+    def decode(self, cross_key: Any, cross_value: Any, masks: Any, rules: WindowRules) -> Window:
+        """See Loop; with the beams that the rules ask for."""
+        if rules.beam_size == 1:
+            return super().decode(cross_key, cross_value, masks, rules)
+        import torch
+
+        search = BeamSearch(rules)
+        width = search.width
+        if self._beam_caches is None or len(self._beam_caches) != width:
+            self._beam_caches = torch.empty(width, *self._buffers[2].shape[1:])
+        rows = _Rows.of(rules, width, candidates=width + 1)
+        heard = [x.view(x.dtype, [1, *x.shape]) for x in (cross_key, cross_value)]
+
+        def step(count: int) -> list[int]:
+            given = [self._beam_caches[:count], *(x[:count] for x in rows)]
+            cache, *others = map(Buffer.from_dlpack, given)
+            self._model.execute(*heard, cache, masks, *others)
+            tokens, chances = (x[:count].expand(width, -1) for x in (rows.candidates, rows.chances))
+            return search.take(tokens.tolist(), chances.numpy())
+
+        step(1)  # the prompt, and the first token, before which all beams are alike
+        no_speech_prob = float(rows.sums[0, 1])
+        length = len(rules.prompt)
+        self._beam_caches[1:, :, :, :length] = self._beam_caches[:1, :, :, :length]
+        # as in whisper.decoding._main_loop: the last token, which is not fed back, may exceed the context
+        for _ in range(1, min(rules.sample_limit, rules.n_text_ctx - length + 1)):
+            if search.ended():
+                break
+            rows.state.copy_(torch.tensor([state_after(text, rules) for text in search.texts]))
+            continued = step(width)
+            length += 1
+            moved = [beam for beam, source in enumerate(continued) if beam != source]
+            if moved:
+                so_far = self._beam_caches[:, :, :, :length]
+                so_far[moved] = so_far[[continued[beam] for beam in moved]]
+        return search.window(no_speech_prob)
 
     def _run(self, cross_key: Any, cross_value: Any, masks: Any, n_prompt: int) -> WindowState:
         keys, values = (x.view(x.dtype, [1, *x.shape]) for x in (cross_key, cross_value))
@@ -212,30 +261,26 @@ class GraphLoop(Loop):
         return WindowState(*self._read(self._state).tolist())
 
     def decode_batch(self, keys: Any, values: Any, masks: Any, rules: WindowRules) -> list[Window]:
-        """See Loop: together. Those that are done drop out when they are half of those left."""
+        """See Loop: together, unless with beams. Those done drop out when they are half of those left."""
+        if rules.beam_size > 1:
+            return super().decode_batch(keys, values, masks, rules)
         import torch
 
         count = len(keys)
-
-        def each(values: Any) -> Any:
-            return torch.from_numpy(np.tile(np.asarray(values), (count, 1)))
-
         caches = torch.empty(count, *self._buffers[2].shape[1:])
-        state, sums = each(np.array(first_state(rules))), each(np.zeros(2, np.float32))
-        sampled = torch.zeros(count, self._n_text_ctx, dtype=torch.int64)
-        prompt, numbers = each(padded_prompt(rules)), each(rule_numbers(rules))
-        moving = [keys, values, caches, state, sums, sampled]
+        each = _Rows.of(rules, count, candidates=1)
+        moving = [keys, values, caches, each.state, each.sums, each.sampled]
         found: dict[int, Window] = {}
         rows = list(range(count))  # the window in each row
         while rows:
-            given = [x[: len(rows)] for x in (keys, values, caches, state, sums, sampled, prompt, numbers)]
+            given = [x[: len(rows)] for x in (keys, values, caches, *each)]
             buffers = [Buffer.from_dlpack(x) for x in given]
             self._model.execute(*buffers[:3], masks, *buffers[3:])
             states = [WindowState(*row) for row in given[3].tolist()]
             for row, now in enumerate(states):
                 if now.done:
-                    tokens = sampled[row, : now.written].tolist()
-                    found[rows[row]] = Window(tokens, *sums[row].tolist())
+                    tokens = each.sampled[row, : now.written].tolist()
+                    found[rows[row]] = Window(tokens, *each.sums[row].tolist())
             running = [row for row, now in enumerate(states) if not now.done]
             for target, source in enumerate(running):
                 if target != source:
@@ -243,6 +288,36 @@ class GraphLoop(Loop):
                         tensor[target] = tensor[source]
             rows = [rows[row] for row in running]
         return [found[index] for index in range(count)]
+
+
+class _Rows(NamedTuple):
+    """What `greedy` takes for each of several rows after the masks, as torch.Tensor, in order."""
+
+    state: Any
+    sums: Any
+    sampled: Any
+    prompt: Any
+    numbers: Any
+    candidates: Any
+    chances: Any
+
+    @classmethod
+    def of(cls, rules: WindowRules, count: int, candidates: int) -> _Rows:
+        """Return those of windows before their first token is fed, all under the same rules."""
+        import torch
+
+        def each(values: Any) -> Any:
+            return torch.from_numpy(np.tile(np.asarray(values), (count, 1)))
+
+        return cls(
+            state=each(np.array(first_state(rules))),
+            sums=torch.zeros(count, 2),
+            sampled=torch.zeros(count, rules.n_text_ctx, dtype=torch.int64),
+            prompt=each(padded_prompt(rules)),
+            numbers=each(rule_numbers(rules)),
+            candidates=torch.zeros(count, candidates, dtype=torch.int64),
+            chances=torch.zeros(count, candidates),
+        )
 
 
 def first_state(rules: WindowRules) -> WindowState:
@@ -254,6 +329,21 @@ def first_state(rules: WindowRules) -> WindowState:
         last_is_stamp=0,
         before_is_stamp=1,
         stamp=rules.timestamp_begin - 1,
+        done=0,
+        failed=0,
+    )
+
+
+def state_after(text: Sequence[int], rules: WindowRules) -> WindowState:
+    """Return a window's state before the last token of what was sampled is fed."""
+    stamps = [token for token in text if token >= rules.timestamp_begin]
+    return WindowState(
+        position=len(rules.prompt) + len(text) - 1,
+        token=text[-1],
+        written=len(text),
+        last_is_stamp=int(text[-1] >= rules.timestamp_begin),
+        before_is_stamp=int(len(text) == 1 or text[-2] >= rules.timestamp_begin),
+        stamp=stamps[-1] if stamps else rules.timestamp_begin - 1,
         done=0,
         failed=0,
     )

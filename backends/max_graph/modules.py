@@ -75,15 +75,7 @@ class Linear(Module):
                 product, factors = int8_ops.product, [x, self.weight, self.scale]
             return product(*factors, bias=self.bias, added=added, gelu=gelu, out_dtype=out_dtype)
         if self.place.has_kernels:
-            return custom_ops.linear(
-                x,
-                self.weight,
-                scale=self.scale,
-                bias=self.bias,
-                added=added,
-                gelu=gelu,
-                shared=self.place.shares_steps,
-            )
+            return custom_ops.linear(x, self.weight, scale=self.scale, bias=self.bias, added=added, gelu=gelu)
         y = x @ self.weight.transpose(0, 1)
         if self.bias is not None:
             y = y + self.bias
@@ -126,7 +118,7 @@ class TokenEmbedding(Module):
     def logits(self, x: TensorValue) -> TensorValue:
         """(rows, n_state) to float32 (rows, n_vocab)."""
         if self.place.has_kernels:
-            return custom_ops.linear(x, self.weight, scale=self.scale, shared=self.place.shares_steps)
+            return custom_ops.linear(x, self.weight, scale=self.scale)
         return ops.cast(x @ self.weight.transpose(0, 1), DType.float32)
 
 
@@ -246,8 +238,7 @@ class ResidualAttentionBlock(Module):
         def norm() -> LayerNorm:
             return LayerNorm(n_state, place)
 
-        fused = cross and not place.has_kernels
-        self.attn = MultiHeadAttention(n_state, n_head, place, layout=layout, source=layout, fused=fused)
+        self.attn = MultiHeadAttention(n_state, n_head, place, layout=layout, fused=cross)
         self.attn_ln = norm()
         if cross:
             # the CPU's graphs compute the keys and values of all layers at once: see TextDecoder.cross
@@ -327,8 +318,7 @@ class TextDecoder(Module):
     def __init__(self, dims: Any, place: Place):
         super().__init__()
         n_state = dims.n_text_state
-        place = place.sharing_steps(dims.n_vocab * n_state)
-        self.n_state, self.place = n_state, place
+        self.n_state = n_state
         self.cross: Linear | None = None
         if place.has_kernels:
             self.cross = Linear(dims.n_audio_state, 2 * dims.n_text_layer * n_state, place, may_be_int8=False)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from max.dtype import DType
 from max.graph import DeviceRef, Weight
 
 from asrgate.backends.max_graph import bfloat16_ops, encoder_ops, int8_ops, processor, split_ops
-
-
-ONE_THREAD_BYTES = 16 * 1024 * 1024  # of the largest matrix of a step that one thread does alone
 
 
 @dataclass(frozen=True)
@@ -32,9 +29,6 @@ class Place:
             int8: see int8_ops. The rest of the encoder stays in `encoder_dtype`.
         has_kernels: whether the products are our Mojo kernels for the CPU. If they are MAX's own, as on a
             GPU, the decoder keeps its state on the device: see asrgate.backends.max_graph.device_decoder.
-        shares_steps: whether threads share the work of a decoder step on the CPU. Threads that are woken at
-            every step spin until the next one, and a while after the last, so a step that one thread is done
-            with in the time of a few such waits is not shared: see `sharing_steps`.
     """
 
     device: DeviceRef
@@ -45,12 +39,6 @@ class Place:
     has_kernels: bool
     splits: bool = False
     multiplies_int8: bool = False
-    shares_steps: bool = False
-
-    def sharing_steps(self, vocabulary: int) -> Place:
-        """Return this place for a decoder whose vocabulary's matrix has so many numbers, its largest one."""
-        shares = self.has_kernels and vocabulary * self.step_dtype.size_in_bytes > ONE_THREAD_BYTES
-        return replace(self, shares_steps=shares)
 
     @property
     def panel_ops(self) -> Any:

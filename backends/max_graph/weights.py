@@ -62,7 +62,7 @@ def _parts(name: str, state_dict: Mapping[str, Any]) -> list[str]:
     openai-whisper's keys have no bias; the one named here stands for zeros.
     """
     attention, fused, kind = name.rpartition(".qkv.")
-    if fused:
+    if fused and kind != "scale":  # which `_laid_out` adds
         return [f"{attention}.{part}.{kind}" for part in ("query", "key", "value")]
     whole, fused, kind = name.rpartition("decoder.cross.")
     if not fused:

@@ -1,20 +1,16 @@
-"""The beam search of whisper.decoding (BeamSearchDecoder, MaximumLikelihoodRanker), for one window."""
+"""Beam search on logits in PyTorch, for one window."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from asrgate.backends.torch_whisper.selection import Selection
+from asrgate.backends.whisper_common.beams import BeamSearch
 from asrgate.backends.whisper_common.greedy import Window, WindowRules
 
 
 class Beams:
-    """The likeliest beginnings of a window's text, and those of them that have ended.
-
-    As with openai-whisper's defaults (no patience, no length penalty), the search ends when as many texts
-    have ended as there are beams, and the best of them has the highest log-probability per token.
+    """The beams of a window as rows of tensors.
 
     Attributes:
         bias, first_bias: what to add to the logits, as Selection has it.
@@ -25,13 +21,10 @@ class Beams:
         import torch
 
         self._torch = torch
-        self._width, self._eot = rules.beam_size, rules.eot
-        self._selection = Selection(rules, self._width, n_vocab, device)
+        self._search = BeamSearch(rules)
+        self._selection = Selection(rules, rules.beam_size, n_vocab, device)
         self.bias, self.first_bias = self._selection.bias, self._selection.first_bias
         self.token = self._selection.token
-        self._texts: list[tuple[int, ...]] = [()] * self._width
-        self._sums = torch.zeros(self._width, device=device)
-        self._finished: dict[tuple[int, ...], float] = {}
 
     def choose(self, logits: Any, first: bool = False) -> list[int]:
         """Take one more token in every beam.
@@ -41,44 +34,20 @@ class Beams:
             first: whether this is the window's first token; then all beams are alike.
 
         Returns:
-            For each beam the one that it continues, whose keys and values it needs.
+            For each beam the one that it continues, whose keys and values it needs; none if every text has
+            ended.
         """
         self._selection.restrict(logits, first)
-        chances, tokens = logits.log_softmax(1).topk(self._width + 1)
-        scores: dict[tuple[int, ...], float] = {}
-        sources: dict[tuple[int, ...], int] = {}
-        sums = (self._sums[:, None] + chances).tolist()
-        for beam, (text, found) in enumerate(zip(self._texts, tokens.tolist(), strict=True)):
-            for token, total in zip(found, sums[beam], strict=True):
-                # equal beams give equal texts, of which one is left
-                longer = (*text, token)
-                scores[longer], sources[longer] = total, beam
-        kept: list[tuple[int, ...]] = []
-        for text in sorted(scores, key=lambda text: scores[text], reverse=True):
-            if len(kept) == self._width:
-                break
-            if text[-1] != self._eot:
-                kept.append(text)
-            elif len(self._finished) < self._width:
-                self._finished[text] = scores[text]
-        self._texts = kept
-        self._sums.copy_(self._torch.tensor([scores[text] for text in kept]))
-        continued = [sources[text] for text in kept]
-        self._selection.follow(continued, self._torch.tensor([text[-1] for text in kept]))
+        chances, tokens = logits.log_softmax(1).topk(self._search.width + 1)
+        continued = self._search.take(tokens.tolist(), chances.cpu().numpy())
+        if continued:
+            self._selection.follow(continued, self._torch.tensor([text[-1] for text in self._search.texts]))
         return continued
 
     def ended(self) -> bool:
         """Return whether enough texts have ended."""
-        return len(self._finished) >= self._width
+        return self._search.ended()
 
     def window(self, no_speech_prob: float) -> Window:
-        """Return the best text; if too few have ended, those that have not are candidates too."""
-        found = dict(self._finished)
-        sums = self._sums.cpu().numpy()
-        for beam in np.argsort(sums)[::-1]:
-            if len(found) >= self._width:
-                break
-            text = (*self._texts[beam], self._eot)
-            found[text] = float(sums[beam])
-        best = max(found, key=lambda text: found[text] / max(len(text) - 1, 1))
-        return Window(best[:-1], found[best], no_speech_prob)
+        """Return the best text; see BeamSearch."""
+        return self._search.window(no_speech_prob)

@@ -141,10 +141,10 @@ class GreedyBackend(OpenAiTranscription):
     """A backend made of an Engine; a subclass defines it with `devices`, `check` and `build`.
 
     Attributes:
-        has_beams: whether the engine decodes with beams too.
+        beam_devices: where the engine decodes with beams too.
     """
 
-    has_beams: ClassVar[bool] = False
+    beam_devices: ClassVar[Sequence[str]] = ()
     devices: ClassVar[Mapping[str, Sequence[str]]]
     imports: ClassVar[Sequence[str]] = ("torch", "whisper")
 
@@ -172,10 +172,10 @@ class GreedyBackend(OpenAiTranscription):
             BackendError: the weights do not fit, or a setting cannot be honoured, such as beams.
         """
         require_honourable(checkpoint, settings, detects_language=True)
-        if settings.beam_size != 1 and not cls.has_beams:
+        if settings.beam_size != 1 and device not in cls.beam_devices:
             raise BackendError(
-                f"it only decodes greedily, so beam_size {settings.beam_size} cannot be honoured; use "
-                "beam_size 1, or torch-fast, whisper-cpu or faster-whisper"
+                f"on {device} it only decodes greedily, so beam_size {settings.beam_size} cannot be "
+                "honoured; use beam_size 1, or torch-fast, max-hybrid or faster-whisper"
             )
         return cls(
             cls.build(checkpoint, device, precision, settings), checkpoint, device, precision, settings

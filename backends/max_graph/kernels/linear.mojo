@@ -13,9 +13,10 @@ from max.runtime.asyncrt import parallelism_level
 comptime Floats = Pointer[Float32, MutUntrackedOrigin]
 comptime Weights[dtype: DType] = Pointer[Scalar[dtype], MutUntrackedOrigin]
 comptime LANES = simd_width_of[DType.float32]()
-# What a thread takes at a time of a matrix that threads share, and the least that is worth another thread.
+# Smaller matrices stay on the calling thread. More threads would be faster from less than 1 MiB on. But the more often
+# threads are woken in a step, the longer they keep spinning after the last one.
+comptime ONE_THREAD_BYTES = 16 * 1024 * 1024
 comptime PART_BYTES = 4 * 1024 * 1024
-comptime LEAST_BYTES = 64 * 1024
 # A core reads faster if it reads at several places in turn, and asks for what comes next at each of them.
 comptime STREAMS = 4
 comptime AHEAD_BYTES = 1536
@@ -73,7 +74,7 @@ def dot_products[
 
 
 @fieldwise_init
-struct Linear[dtype: DType, scaled: Bool, biased: Bool, residual: Bool, gelu: Bool, shared: Bool](
+struct Linear[dtype: DType, scaled: Bool, biased: Bool, residual: Bool, gelu: Bool](
     Copyable, ImplicitlyCopyable, TrivialRegisterPassable
 ):
     """The operands of one product: y[b, n] = act(scale[n] x[b] . w[n] + bias[n]) + residual[b, n]."""
@@ -147,9 +148,8 @@ struct Linear[dtype: DType, scaled: Bool, biased: Bool, residual: Bool, gelu: Bo
     def run(self, batch: Int):
         var size = self.n * self.k * size_of[Self.dtype]()
         var parts = 1
-        comptime if Self.shared:
-            var threads = parallelism_level(None)
-            parts = max(min(threads * PARTS_PER_THREAD, size // PART_BYTES), min(threads, size // LEAST_BYTES), 1)
+        if size > ONE_THREAD_BYTES:
+            parts = min(parallelism_level(None) * PARTS_PER_THREAD, ceildiv(size, PART_BYTES))
         # whole blocks of rows, so that only the last part has a remainder
         var rows = ceildiv(ceildiv(self.n, parts), 8) * 8
         var job = self
@@ -172,7 +172,7 @@ struct AsrLinear:
 
     @staticmethod
     def execute[
-        dtype: DType, //, scaled: Bool, biased: Bool, residual: Bool, gelu: Bool, shared: Bool, target: StaticString
+        dtype: DType, //, scaled: Bool, biased: Bool, residual: Bool, gelu: Bool, target: StaticString
     ](
         y: OutputTensor[dtype=DType.float32, rank=2, ...],
         x: InputTensor[dtype=DType.float32, rank=2, ...],
@@ -183,7 +183,7 @@ struct AsrLinear:
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "asr_linear runs on the CPU only"
-        var job = Linear[dtype, scaled, biased, residual, gelu, shared](
+        var job = Linear[dtype, scaled, biased, residual, gelu](
             floats(y), floats(x), w.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
             floats(scale), floats(bias), floats(added), w.dim_size(0), w.dim_size(1),
         )

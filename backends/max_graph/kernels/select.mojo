@@ -1,4 +1,4 @@
-"""Greedy selection of a token under Whisper's timestamp rules, without copying or masking the logits."""
+"""Selection of tokens under Whisper's timestamp rules, without copying or masking the logits."""
 
 import extensibility
 from extensibility import InputTensor, OutputTensor
@@ -78,6 +78,42 @@ struct Choice(Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
         return -1
 
 
+@fieldwise_init
+struct Ranking(Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
+    """The highest numbers so far and their tokens, in descending order; the first of equals comes first."""
+
+    var tokens: Integers
+    var values: Floats
+    var count: Int
+
+    def begin(self):
+        for i in range(self.count):
+            self.tokens.unsafe_store(i, 0)
+            self.values.unsafe_store(i, NEVER)
+
+    def put(self, token: Int, value: Float32):
+        var at = self.count - 1
+        if not value > self.values.unsafe_load(at):
+            return
+        while at > 0 and value > self.values.unsafe_load(at - 1):
+            self.values.unsafe_store(at, self.values.unsafe_load(at - 1))
+            self.tokens.unsafe_store(at, self.tokens.unsafe_load(at - 1))
+            at -= 1
+        self.values.unsafe_store(at, value)
+        self.tokens.unsafe_store(at, Int64(token))
+
+    def add(self, choice: Choice, start: Int, end: Int):
+        """Put what is high enough of a range of tokens."""
+        var whole = start + max(end - start, 0) // LANES * LANES
+        for i in range(start, whole, LANES):
+            var found = choice.at[LANES](i)
+            if found.gt(Lanes(self.values.unsafe_load(self.count - 1))).reduce_or():
+                for lane in range(LANES):
+                    self.put(i + lane, found[lane])
+        for i in range(whole, end):
+            self.put(i, choice.at[1](i))
+
+
 # what may be wrong with a window's selection
 comptime NOTHING = 0
 comptime NO_TOKEN = 1
@@ -96,8 +132,11 @@ struct Selection(Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
     var masks: Floats
     var rules: Integers
     var wrong: Integers
+    var candidates: Integers
+    var chances: Floats
     var size: Int
     var masks_there: Int
+    var wanted: Int  # candidates of each window
 
     def select(self, index: Int) -> Int:
         var numbers = self.rules.unsafe_offset(index * RULES_SIZE)
@@ -126,16 +165,30 @@ struct Selection(Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
         if not top > NEVER or stamps != stamps:
             return NO_TOKEN
         var chosen: Int
+        var total = stamps
+        var text_end = text_start
         if weighed and stamps > exp(text_top - top):
             chosen = choice.first(stamp_start, size, stamp_top)
             self.logprob.unsafe_store(index, stamp_top - top - log(stamps))
         else:
-            var total = stamps + choice.weight(text_start, begin, top)
+            text_end = begin
+            total += choice.weight(text_start, begin, top)
             if text_top >= stamp_top:
                 chosen = choice.first(text_start, begin, top)
             else:
                 chosen = choice.first(stamp_start, size, top)
             self.logprob.unsafe_store(index, -log(total))
+        if self.wanted > 1:
+            var ranking = Ranking(
+                self.candidates.unsafe_offset(index * self.wanted),
+                self.chances.unsafe_offset(index * self.wanted),
+                self.wanted,
+            )
+            ranking.begin()
+            ranking.add(choice, text_start, text_end)
+            ranking.add(choice, stamp_start, size)
+            for i in range(self.wanted):
+                ranking.values.unsafe_store(i, ranking.values.unsafe_load(i) - top - log(total))
         if chosen < 0:
             return NO_TOKEN
         self.token.unsafe_store(index, Int64(chosen))
@@ -180,6 +233,8 @@ struct AsrSelect:
         logits: InputTensor[dtype=DType.float32, rank=2, ...],
         masks: InputTensor[dtype=DType.float32, rank=2, ...],
         rules: InputTensor[dtype=DType.int64, rank=2, ...],
+        candidates: MutableInputTensor[dtype=DType.int64, rank=2, ...],
+        chances: MutableInputTensor[dtype=DType.float32, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "asr_select runs on the CPU only"
@@ -187,6 +242,10 @@ struct AsrSelect:
         var size = logits.dim_size(1)
         if rules.dim_size(0) != windows or rules.dim_size(1) != RULES_SIZE or masks.dim_size(1) != size:
             raise Error("asr_select: needs six rules for each window and masks as long as the logits")
+        if candidates.dim_size(0) != windows or chances.dim_size(0) != windows:
+            raise Error("asr_select: needs candidates for each window")
+        if candidates.dim_size(1) != chances.dim_size(1):
+            raise Error("asr_select: needs a chance for each candidate")
         var wrong = unsafe_alloc[Int64](windows)
         var job = Selection(
             token.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
@@ -196,8 +255,11 @@ struct AsrSelect:
             floats(masks),
             rules.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
             wrong.unsafe_origin_cast[MutUntrackedOrigin](),
+            candidates.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            chances.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
             size,
             masks.dim_size(0),
+            candidates.dim_size(1),
         )
         job.run(windows)
         var worst = NOTHING
@@ -270,6 +332,7 @@ struct AsrAdvance:
         sampled: MutableInputTensor[dtype=DType.int64, rank=2, ...],
         prompt: InputTensor[dtype=DType.int64, rank=2, ...],
         numbers: InputTensor[dtype=DType.int64, rank=2, ...],
+        candidates: MutableInputTensor[dtype=DType.int64, rank=2, ...],
         token: InputTensor[dtype=DType.int64, rank=1, ...],
         logprob: InputTensor[dtype=DType.float32, rank=1, ...],
         quiet: InputTensor[dtype=DType.float32, rank=1, ...],
@@ -285,6 +348,9 @@ struct AsrAdvance:
             if window.now(POSITION) == window.rule(SOT_INDEX):
                 window.sums.unsafe_store(1, quiet.unsafe_ptr().unsafe_load(index))
             if not window.feed_prompt():
+                if candidates.dim_size(1) > 1:  # which the caller chooses from
+                    window.state.unsafe_store(DONE, 1)
+                    continue
                 window.take(Int(token.unsafe_ptr().unsafe_load(index)), logprob.unsafe_ptr().unsafe_load(index))
             if window.now(DONE) == 0:
                 count += 1

@@ -80,9 +80,9 @@ struct Glance[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialRegi
 
 @fieldwise_init
 struct Glances[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialRegisterPassable):
-    """One query of each window; keys and values of a window lie `window` apart, the rest is as in Glance.
+    """One query of each window; a window that is done has none.
 
-    A window that is done has none.
+    Queries lie `query` apart, keys and values of a window `window` (0: all have the same). The rest is as in Glance.
     """
 
     var y: Floats
@@ -92,18 +92,19 @@ struct Glances[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialReg
     var state: Integers
     var count: Int  # of positions; 0 for the window's own up to the one that is fed
     var heads: Int
+    var query: Int
     var window: Int
     var head: Int
     var row: Int
 
-    def attend(self, index: Int, head: Int):
+    def attend(self, index: Int):
         var state = self.state.unsafe_offset(index * STATE_SIZE)
         if state.unsafe_load(DONE) != 0:
             return
         var count = self.count if self.count > 0 else Int(state.unsafe_load(POSITION)) + 1
         var glance = Glance[Self.dtype, Self.size](
             self.y.unsafe_offset(index * self.heads * Self.size),
-            self.q.unsafe_offset(index * self.heads * Self.size),
+            self.q.unsafe_offset(index * self.query),
             self.keys.unsafe_offset(index * self.window),
             self.values.unsafe_offset(index * self.window),
             count,
@@ -111,25 +112,19 @@ struct Glances[dtype: DType, size: Int](Copyable, ImplicitlyCopyable, TrivialReg
             self.row,
             Float32(Self.size) ** -0.5,
         )
-        glance.attend(head)
+        for head in range(self.heads):
+            glance.attend(head)
 
-    def run(self, windows: Int, shared: Bool):
-        """Attend with all heads, each on a thread of its own if they are shared, else window by window."""
+    def run(self, windows: Int):
+        if windows == 1:  # threads that are woken in every layer would spin long after the last step
+            self.attend(0)
+            return
         var job = self
 
         def work(index: Int) {var job}:
-            job.attend(index // job.heads, index % job.heads)
+            job.attend(index)
 
-        def window(index: Int) {var job}:
-            for head in range(job.heads):
-                job.attend(index, head)
-
-        if shared:
-            sync_parallelize(work, windows * self.heads)
-        elif windows == 1:  # all of it takes less time than waking another thread
-            window(0)
-        else:
-            sync_parallelize(window, windows)
+        sync_parallelize(work, windows)
 
 
 @extensibility.register("asr_step_cross_attention")
@@ -138,7 +133,7 @@ struct AsrStepCrossAttention:
 
     @staticmethod
     def execute[
-        dtype: DType, //, size: Int, layer: Int, shared: Bool, target: StaticString
+        dtype: DType, //, size: Int, layer: Int, target: StaticString
     ](
         y: OutputTensor[dtype=DType.float32, rank=2, ...],
         q: InputTensor[dtype=DType.float32, rank=2, ...],
@@ -159,10 +154,11 @@ struct AsrStepCrossAttention:
             state.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
             positions,
             heads,
-            keys.dim_size(1) * of_layer,
+            heads * size,
+            keys.dim_size(1) * of_layer if keys.dim_size(0) > 1 else 0,
             positions * size,
             size,
-        ).run(q.dim_size(0), shared)
+        ).run(q.dim_size(0))
 
 
 @extensibility.register("asr_step_self_attention")
@@ -174,15 +170,14 @@ struct AsrStepSelfAttention:
         size: Int, layer: Int, target: StaticString
     ](
         y: OutputTensor[dtype=DType.float32, rank=2, ...],
-        q: InputTensor[dtype=DType.float32, rank=2, ...],
-        k: InputTensor[dtype=DType.float32, rank=2, ...],
-        v: InputTensor[dtype=DType.float32, rank=2, ...],
+        qkv: InputTensor[dtype=DType.float32, rank=2, ...],
         state: MutableInputTensor[dtype=DType.int64, rank=2, ...],
         cache: MutableInputTensor[dtype=DType.float32, rank=5, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "asr_step_self_attention runs on the CPU only"
-        var n = q.dim_size(1)
+        var n = y.dim_size(1)
+        var query = qkv.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
         var positions = cache.dim_size(3)
         var window = cache.dim_size(1) * 2 * positions * n
         var states = state.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
@@ -190,28 +185,30 @@ struct AsrStepSelfAttention:
             layer * 2 * positions * n
         )
         var values = keys.unsafe_offset(positions * n)
-        for index in range(q.dim_size(0)):
+        for index in range(y.dim_size(0)):
             if states.unsafe_load(index * STATE_SIZE + DONE) != 0:
                 continue
             var at = Int(states.unsafe_load(index * STATE_SIZE + POSITION))
             if at < 0 or at >= positions:
                 raise Error("asr_step_self_attention: there is no such position")
             var to = index * window + at * n
+            var source = query.unsafe_offset(index * 3 * n + n)
             for i in range(n):
-                keys.unsafe_store(to + i, k.unsafe_ptr().unsafe_load(index * n + i))
-                values.unsafe_store(to + i, v.unsafe_ptr().unsafe_load(index * n + i))
+                keys.unsafe_store(to + i, source.unsafe_load(i))
+                values.unsafe_store(to + i, source.unsafe_load(n + i))
         Glances[DType.float32, size](
             y.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-            q.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            query,
             keys,
             values,
             states,
             0,
             n // size,
+            3 * n,
             window,
             size,
             n,
-        ).run(q.dim_size(0), False)
+        ).run(y.dim_size(0))
 
 
 @extensibility.register("asr_embedded")

@@ -130,13 +130,14 @@ def test_a_batch_is_its_clips_one_by_one(engines: SimpleNamespace, name: str) ->
     assert "chunked" in backend.applied_settings["long_form"]
 
 
-def test_beams_of_max_hybrid_are_openai_whispers(
-    engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("backend", [MaxHybrid, MaxWhisper])
+def test_beams_are_openai_whispers(
+    engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, backend: Any
 ) -> None:
     monkeypatch.setenv("ASRGATE_CACHE", engines.cache)
     settings = replace(SETTINGS, beam_size=5)
     ours, theirs = (
-        engine.load(engines.checkpoint, "cpu", "float32", settings) for engine in (MaxHybrid, WhisperCpu)
+        engine.load(engines.checkpoint, "cpu", "float32", settings) for engine in (backend, WhisperCpu)
     )
     for seconds in (4.0, 31.0):
         found = ours.transcribe(noise(seconds), "en").tokens
@@ -241,9 +242,9 @@ def test_children_run_this_python_still(engines: SimpleNamespace) -> None:
     assert done.stdout.strip() == sys.prefix
 
 
-def test_beams_are_refused(engines: SimpleNamespace) -> None:
-    with pytest.raises(BackendError, match="only decodes greedily"):
-        MaxWhisper.load(engines.checkpoint, "cpu", "float32", Settings(beam_size=2))
+def test_beams_are_refused_on_a_gpu(engines: SimpleNamespace) -> None:
+    with pytest.raises(BackendError, match="on cuda it only decodes greedily"):
+        MaxWhisper.load(engines.checkpoint, "cuda", "float16", Settings(beam_size=2))
 
 
 def test_missing_and_misshapen_tensors_are_named(engines: SimpleNamespace) -> None:

@@ -33,7 +33,6 @@ SEED = 7
 SIZE, HEADS, LAYERS, ROOM = 64, 2, 2, 9
 STATE = SIZE * HEADS
 K, N = 66, 37  # neither a multiple of what a register holds
-WIDE = 1009  # rows of a matrix that threads share
 MELS = 3
 FAR = 600  # positions: more than the threads of a GPU's block
 VOCABULARY, BEGIN = 101, 70
@@ -55,7 +54,6 @@ INPUTS: dict[str, Any] = {
     "w16": matrix(N, K, dtype=DType.float16),
     "wb16": matrix(N, K, dtype=_BF16),
     "w8": matrix(N, K, dtype=DType.int8),
-    "wide": matrix(WIDE, K),
     "scale": matrix(N),
     "bias": matrix(N),
     "added": matrix("rows", N),
@@ -69,8 +67,9 @@ INPUTS: dict[str, Any] = {
     "k": matrix("positions", STATE),
     "v": matrix("positions", STATE),
     "step": matrix("windows", STATE),
-    "cross_keys": matrix("windows", LAYERS, HEADS, "audio", SIZE),
-    "cross_values": matrix("windows", LAYERS, HEADS, "audio", SIZE),
+    "qkv": matrix("windows", 3 * STATE),
+    "cross_keys": matrix("heard", LAYERS, HEADS, "audio", SIZE),
+    "cross_values": matrix("heard", LAYERS, HEADS, "audio", SIZE),
     "far_keys": matrix(LAYERS, HEADS, FAR, SIZE),
     "far_values": matrix(LAYERS, HEADS, FAR, SIZE),
     "cache": BufferType(_F32, ("windows", LAYERS, 2, ROOM, STATE), device=_CPU),
@@ -88,6 +87,8 @@ INPUTS: dict[str, Any] = {
     "logits": matrix("windows", VOCABULARY),
     "masks": matrix(2, VOCABULARY),
     "rules": matrix("windows", 6, dtype=DType.int64),
+    "candidates": BufferType(DType.int64, ("windows", "candidates"), device=_CPU),
+    "chances": BufferType(_F32, ("windows", "candidates"), device=_CPU),
 }
 
 WINDOW = "state", "sums", "sampled", "prompt", "numbers"
@@ -101,20 +102,19 @@ def everything(*values: Any) -> tuple[Any, ...]:
     }
     linear, step = custom_ops.linear, at["step"]
     window = [at[name] for name in WINDOW]
-    mixed = custom_ops.self_attention(step, step * 2, step * 3, at["state"], at["cache"], 1, HEADS)
+    mixed = custom_ops.self_attention(at["qkv"], at["state"], at["cache"], 1, HEADS)
     vectors = [
         custom_ops.embedded(at["w16"], None, at["w_positions"], at["state"]),
         custom_ops.embedded(at["w8"], at["scale"], at["w_positions"], at["state"]),
     ]
     next_rules = custom_ops.rules(window, VOCABULARY)
-    selected = custom_ops.select(at["logits"], at["masks"], at["rules"])
-    running = custom_ops.advance(window, *selected)
+    selected = custom_ops.select(at["logits"], at["masks"], at["rules"], at["candidates"], at["chances"])
+    running = custom_ops.advance(window, at["candidates"], *selected)
     return (
         linear(at["x"], at["w32"], bias=at["bias"], gelu=True, added=at["added"]),
         linear(at["x"], at["w16"]),
         linear(at["x"], at["wb16"]),
         linear(at["x"], at["w8"], scale=at["scale"]),
-        linear(at["x"], at["wide"], shared=True),
         bfloat16_ops.product(at["x"], at["pairs"], bias=at["bias64"], gelu=True, added=at["added64"]),
         ops.cast(
             bfloat16_ops.product(at["x"], at["pairs"], rows=Dim("rows") - 1, step=K // 2, out_dtype=_BF16),
@@ -125,7 +125,6 @@ def everything(*values: Any) -> tuple[Any, ...]:
         bfloat16_ops.attention(at["q"], at["k"], at["v"], HEADS),
         encoder_ops.attention(at["q"], at["k"], at["v"], HEADS),
         custom_ops.cross_attention(step, at["cross_keys"], at["cross_values"], at["state"], 1),
-        custom_ops.cross_attention(step, at["cross_keys"], at["cross_values"], at["state"], 1, shared=True),
         mixed,
         *custom_ops.log_mel(at["audio"], at["filters"], Dim("samples") // 160),
         custom_ops.layer_norm(at["x"], at["norm_weight"], at["norm_bias"]),
@@ -174,7 +173,6 @@ OUTPUTS = (
     "float16",
     "bfloat16",
     "int8",
-    "shared",
     "product",
     "overlapping",
     *INT8,
@@ -182,7 +180,6 @@ OUTPUTS = (
     "attention_bf16",
     "attention",
     "cross",
-    "cross_shared",
     "self",
     "log_mel",
     "silence",
@@ -223,6 +220,8 @@ class Kernels:
         audio: int = 20,
         samples: int = 3210,
         windows: int = 1,
+        heard: int | None = None,
+        wanted: int = 1,
         **given: Any,
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Inputs and outputs by name; inputs of 8 and 16 bits are as the kernel sees them.
@@ -231,7 +230,8 @@ class Kernels:
         """
         rng = np.random.default_rng(SEED)
         sizes = {"rows": rows, "positions": positions, "audio": audio}
-        sizes |= {"samples": samples, "windows": windows}
+        sizes |= {"samples": samples, "windows": windows, "candidates": wanted}
+        sizes["heard"] = windows if heard is None else heard
         held: dict[str, np.ndarray] = {}
         for name, kind in INPUTS.items():
             shape = [sizes[d.name] if hasattr(d, "name") else int(d) for d in kind.shape]
@@ -239,12 +239,14 @@ class Kernels:
         held |= {"state": np.array([5, 3, 0, 0, 0, 0, 0, 0]), "rules": np.array([0, BEGIN, BEGIN, 0, -1, 0])}
         held |= {"sums": np.zeros(2, np.float32), "sampled": np.zeros(ROOM, int)}
         held |= {"prompt": np.arange(ROOM), "numbers": np.array([0, 0, BEGIN, 17, ROOM, 1, ROOM, 1])}
+        held |= {"candidates": np.zeros(wanted, int)}
         held |= {"masks": np.zeros((2, VOCABULARY), np.float32), "filters": triangles()}
         held |= {name: np.asarray(value) for name, value in given.items()}
         for name, kind in INPUTS.items():
             if held[name].ndim < len(kind.shape):
                 held[name] = np.repeat(held[name][None], windows, axis=0)
         held["w8"], held["scale"] = custom_ops.quantize_rows(held["w32"])
+        held["qkv"] = np.concatenate([held["step"] * n for n in (1, 2, 3)], axis=1)
         held["w16"] = held["w32"].astype(np.float16)
         held["wb16"] = bfloat16_bits(held["w32"])
         held["pairs"] = bfloat16_ops.pairs(held["w32"])
@@ -255,7 +257,7 @@ class Kernels:
             buffer = Buffer.from_numpy(np.array(held[name], order="C"))  # which a graph may change
             buffers.append(buffer.view(_BF16, list(held[name].shape)) if kind.dtype == _BF16 else buffer)
         results = self.model.execute(*buffers)
-        for name in ("cache", *WINDOW[:3]):
+        for name in ("cache", *WINDOW[:3], "candidates", "chances"):
             held[f"{name}_after"] = buffers[list(INPUTS).index(name)].to_numpy()
         return held, {name: value.to_numpy() for name, value in zip(OUTPUTS, results, strict=True)}
 
@@ -317,7 +319,6 @@ def test_linear_in_every_type_of_weight(kernels: Kernels, rows: int) -> None:
     close(found["float16"], x @ held["w16"].astype(float).T, 1e-6)
     close(found["bfloat16"], x @ bfloat16(held["w32"]).T, 1e-6)
     close(found["int8"], x @ (held["w8"].astype(float) * held["scale"][:, None]).T, 1e-6)
-    close(found["shared"], x @ held["wide"].astype(float).T, 1e-6)
 
 
 def test_quantized_rows_are_within_half_a_step() -> None:
@@ -427,7 +428,6 @@ def test_attention_of_one_position_over_audio(kernels: Kernels, audio: int) -> N
         held[name][0, 1].transpose(1, 0, 2).reshape(audio, STATE) for name in ("cross_keys", "cross_values")
     )
     close(found["cross"], attend(held["step"], keys, values), 1e-6)
-    assert np.array_equal(found["cross_shared"], found["cross"])
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [("float32", 1e-6), ("float16", 1e-3), ("bfloat16", 1e-2)])
@@ -578,14 +578,42 @@ def test_a_selected_token_advances_the_window(
     assert list(held["sampled_after"][0, start[2] : start[2] + 1]) == (written or [0])
 
 
-OF_WINDOWS = "cross", "cross_shared", "self", "embedded16", "embedded8", "next_rules", "token", "logprob", "quiet"
+OF_WINDOWS = (
+    *("cross", "self", "embedded16", "embedded8"),
+    *("next_rules", "token", "logprob", "quiet"),
+)
+
+
+@pytest.mark.parametrize(("start", "prompt"), [(at(5, written=2, stamp=STAMP), 1), (at(1), 4)])
+def test_what_is_chosen_from_candidates_is_not_sampled(
+    kernels: Kernels, start: np.ndarray, prompt: int
+) -> None:
+    """After its prompt, a window waits for the caller's choice."""
+    numbers = np.array([int(start[0]), END, BEGIN, 17, ROOM, 0, ROOM, prompt])
+    held, found = kernels(state=start, numbers=numbers, wanted=3, sums=np.array([-2, 9], np.float32))
+    waits = prompt == 1
+    wanted = at(
+        int(start[0]) + 1, written=start[2], stamp=start[5], done=int(waits), token=start[1] if waits else 2
+    )
+    assert list(held["state_after"][0]) == list(wanted)
+    assert found["running"] == (not waits)
+    assert list(held["sums_after"][0]) == [-2, found["quiet"][0]]
+    assert not held["sampled_after"].any()
+
+
+def test_windows_hear_the_same_audio(kernels: Kernels) -> None:
+    held, found = kernels(windows=3, heard=1)
+    keys, values = (
+        held[name][0, 1].transpose(1, 0, 2).reshape(20, STATE) for name in ("cross_keys", "cross_values")
+    )
+    close(found["cross"], attend(held["step"], keys, values), 1e-6)
 
 
 def test_windows_together_are_each_by_itself(kernels: Kernels) -> None:
     """But for those that are done, which nothing changes any more."""
     states = np.stack([at(4, token=9), at(2, token=1, written=2), at(7, done=1), at(0)])
     together, found = kernels(windows=len(states), state=states)
-    many = [name for name, kind in INPUTS.items() if kind.shape[0] == Dim("windows")]
+    many = [name for name, kind in INPUTS.items() if kind.shape[0] in (Dim("windows"), Dim("heard"))]
     changed = "cache", "state", "sums", "sampled"
     shared = {name: together[name] for name in ("w32", "w_positions")}
     drawn, _ = kernels(windows=len(states), state=np.stack([at(0, done=1)] * len(states)))
@@ -615,14 +643,15 @@ def test_log_mel_refuses_audio_shorter_than_its_mirror(kernels: Kernels) -> None
         kernels(samples=200)
 
 
-def chosen(logits: np.ndarray, allowed: np.ndarray, weigh: bool) -> tuple[int, float]:
-    """The token and log-probability that whisper.decoding's rules and log-softmax give, in float64."""
+def ranked(logits: np.ndarray, allowed: np.ndarray, weigh: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The allowed tokens, the likeliest first, and whisper.decoding's log-softmax of them in float64."""
     left = np.where(allowed, logits.astype(float), -np.inf)
     chances = np.exp(left - left.max())
     if weigh and chances[BEGIN:].sum() > chances[:BEGIN].max():
         left[:BEGIN] = -np.inf
-    token = int(np.argmax(left))
-    return token, left[token] - left.max() - math.log(np.exp(left - left.max()).sum())
+    chances = left - left.max() - math.log(np.exp(left - left.max()).sum())
+    order = np.argsort(-chances, kind="stable")[: np.isfinite(chances).sum()]
+    return order, chances[order]
 
 
 @pytest.mark.parametrize("weigh", [0, 1])
@@ -643,10 +672,14 @@ def test_select(kernels: Kernels, weigh: int, text_from: int, stamps_from: int, 
         with pytest.raises(Exception, match="asr_select"):
             kernels(logits=logits, masks=masks, rules=rules)
         return
-    _, found = kernels(logits=logits, masks=masks, rules=rules)
-    token, logprob = chosen(logits, allowed, bool(weigh))
-    assert int(found["token"][0]) == token
-    assert found["logprob"][0] == pytest.approx(logprob, abs=1e-5)
+    held, found = kernels(logits=logits, masks=masks, rules=rules, wanted=20)
+    tokens, chances = ranked(logits, allowed, bool(weigh))
+    assert int(found["token"][0]) == tokens[0]
+    assert found["logprob"][0] == pytest.approx(chances[0], abs=1e-5)
+    there = min(20, len(tokens))
+    assert list(held["candidates_after"][0, :there]) == list(tokens[:20])
+    assert held["chances_after"][0, :there] == pytest.approx(chances[:20], abs=1e-5)
+    assert (held["chances_after"][0, there:] == -np.inf).all()
     raw = np.exp(logits.astype(float))
     assert found["quiet"][0] == pytest.approx(raw[17] / raw.sum(), rel=1e-5)
 

@@ -27,7 +27,7 @@ def test_only_as_many_texts_end_as_there_are_beams() -> None:
     assert not beams.ended()
     assert beams.choose(logits([0.01, 0.01, 0.01, 0.07, 0.9], [0.01, 0.01, 0.01, 0.01, 0.96]))[0] == 0
     assert beams.ended()
-    assert set(beams._finished) == {(0, EOT), (1, 3, EOT)}
+    assert set(beams._search._finished) == {(0, EOT), (1, 3, EOT)}
     best = beams.window(0.25)
     assert (best.tokens, best.no_speech_prob) == ((1, 3), 0.25)
     assert best.sum_logprob == pytest.approx(np.log(0.3 * 0.6 * 0.9))
