@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +37,7 @@ pytest.importorskip("max.engine", reason="needs the package max")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),  # the graphs are compiled once for this module
+    pytest.mark.timeout(900),  # a test may have to compile an engine's graphs
 ]
 
 WIDE = {"n_audio_state": 64, "n_text_state": 64}  # two heads of 32, the narrowest the kernels take
@@ -48,34 +49,58 @@ def noise(seconds: float) -> np.ndarray:
     return (0.1 * np.random.default_rng(0).standard_normal(int(seconds * 16_000))).astype(np.float32)
 
 
+class Engines:
+    """All engines on one fake checkpoint; each is loaded, its graphs compiled, when it is first wanted."""
+
+    def __init__(self, folder: Path):
+        self.cache = str(folder / "graphs")
+        self.checkpoint = resolve(str(write_fake_checkpoint(folder / "fake.pt", **WIDE)))
+
+    def loaded(self, backend: Any, precision: str = "float32") -> Any:
+        return backend.load(self.checkpoint, "cpu", precision, SETTINGS)
+
+    @cached_property
+    def reference(self) -> Any:
+        return self.loaded(WhisperCpu)
+
+    @cached_property
+    def max(self) -> Any:
+        return self.loaded(MaxWhisper)
+
+    @cached_property
+    def half(self) -> Any:
+        return self.loaded(MaxWhisper, "bfloat16")
+
+    @cached_property
+    def int8(self) -> Any:
+        return self.loaded(MaxWhisper, "int8")
+
+    @cached_property
+    def trimmed(self) -> Any:
+        return self.loaded(MaxWhisper, "bfloat16+trim")
+
+    @cached_property
+    def hybrid(self) -> Any:
+        return self.loaded(MaxHybrid)  # which takes what was compiled for `max`
+
+    @cached_property
+    def products(self) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ASRGATE_MAX_LOG_MEL", "matmul")
+            return SimpleNamespace(_engine=OnlyLogMel(self.checkpoint, "cpu", "float32", SETTINGS))
+
+    @cached_property
+    def device(self) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(places, "place", without_kernels)
+            return self.loaded(MaxWhisper)
+
+
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """All engines on one fake checkpoint, their graphs compiled once."""
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     with pytest.MonkeyPatch.context() as patch:
-        cache = str(tmp_path_factory.mktemp("graphs"))
-        patch.setenv("ASRGATE_CACHE", cache)
-        folder = tmp_path_factory.mktemp("fake")
-        checkpoint = resolve(str(write_fake_checkpoint(folder / "fake.pt", **WIDE)))
-
-        def loaded(backend: Any, precision: str = "float32") -> Any:
-            return backend.load(checkpoint, "cpu", precision, SETTINGS)
-
-        engines = SimpleNamespace(
-            checkpoint=checkpoint,
-            cache=cache,
-            reference=loaded(WhisperCpu),
-            max=loaded(MaxWhisper),
-            half=loaded(MaxWhisper, "bfloat16"),
-            int8=loaded(MaxWhisper, "int8"),
-            trimmed=loaded(MaxWhisper, "bfloat16+trim"),
-            hybrid=loaded(MaxHybrid),  # which takes what was compiled for `max`
-        )
-        patch.setenv("ASRGATE_MAX_LOG_MEL", "matmul")
-        engines.products = SimpleNamespace(_engine=OnlyLogMel(checkpoint, "cpu", "float32", SETTINGS))
-        patch.delenv("ASRGATE_MAX_LOG_MEL")
-        with pytest.MonkeyPatch.context() as gpu:
-            gpu.setattr(places, "place", without_kernels)
-            engines.device = loaded(MaxWhisper)
+        engines = Engines(tmp_path_factory.mktemp("engines"))
+        patch.setenv("ASRGATE_CACHE", engines.cache)
         yield engines
 
 
@@ -95,7 +120,7 @@ def without_kernels(device: Any, precision: str, halves: bool) -> Any:
 
 @pytest.mark.parametrize("name", ["max", "hybrid", "device"])
 @pytest.mark.parametrize("seconds", [0.05, 4.0, 31.0, 65.0])
-def test_float32_decodes_the_reference_tokens(engines: SimpleNamespace, name: str, seconds: float) -> None:
+def test_float32_decodes_the_reference_tokens(engines: Engines, name: str, seconds: float) -> None:
     """Short and sequential long-form, without and with timestamps."""
     ours = getattr(engines, name).transcribe(noise(seconds), "en")
     theirs = engines.reference.transcribe(noise(seconds), "en")
@@ -105,7 +130,7 @@ def test_float32_decodes_the_reference_tokens(engines: SimpleNamespace, name: st
     assert set(ours.stage_seconds) == {"log_mel", "encode", "decode"}
 
 
-def test_prompted_windows_decode_the_reference_tokens(engines: SimpleNamespace) -> None:
+def test_prompted_windows_decode_the_reference_tokens(engines: Engines) -> None:
     texts = []
     for backend in (engines.max, engines.device, engines.reference):
         with pytest.MonkeyPatch.context() as patch:
@@ -116,7 +141,7 @@ def test_prompted_windows_decode_the_reference_tokens(engines: SimpleNamespace) 
 
 
 @pytest.mark.parametrize("name", ["max", "half", "int8", "trimmed", "hybrid", "device"])
-def test_a_batch_is_its_clips_one_by_one(engines: SimpleNamespace, name: str) -> None:
+def test_a_batch_is_its_clips_one_by_one(engines: Engines, name: str) -> None:
     """They do not all end at the same step, so that some drop out before the last one ends."""
     backend = getattr(engines, name)
     clips = [noise(seconds) for seconds in (4, 0, 9, 0.05, 29, 2, 17, 1, 12, 31)]
@@ -131,9 +156,7 @@ def test_a_batch_is_its_clips_one_by_one(engines: SimpleNamespace, name: str) ->
 
 
 @pytest.mark.parametrize("backend", [MaxHybrid, MaxWhisper])
-def test_beams_are_openai_whispers(
-    engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, backend: Any
-) -> None:
+def test_beams_are_openai_whispers(engines: Engines, monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
     monkeypatch.setenv("ASRGATE_CACHE", engines.cache)
     settings = replace(SETTINGS, beam_size=5)
     ours, theirs = (
@@ -151,7 +174,7 @@ def test_beams_are_openai_whispers(
     ("name", "precision"),
     [("max", "float32"), ("hybrid", "float32"), ("half", "bfloat16"), ("int8", "int8")],
 )
-def test_each_layer_is_the_reference(engines: SimpleNamespace, name: str, precision: str) -> None:
+def test_each_layer_is_the_reference(engines: Engines, name: str, precision: str) -> None:
     ours = getattr(engines, name).encoder_trace(noise(4))
     theirs = engines.reference.encoder_trace(noise(4))
     assert list(ours) == list(layer_shapes(engines.checkpoint.dimensions))
@@ -163,7 +186,7 @@ def test_each_layer_is_the_reference(engines: SimpleNamespace, name: str, precis
     assert (rounding > 1e-4) == (precision != "float32"), "the precision asked for is not the one computed in"
 
 
-def test_a_gpus_graphs_encode_the_same(engines: SimpleNamespace) -> None:
+def test_a_gpus_graphs_encode_the_same(engines: Engines) -> None:
     from whisper.audio import pad_or_trim
 
     ours, theirs = engines.device._engine, engines.max._engine
@@ -175,7 +198,7 @@ def test_a_gpus_graphs_encode_the_same(engines: SimpleNamespace) -> None:
         assert (found - wanted).norm() / wanted.norm() < TOLERANCE["float32"]
 
 
-def test_logits_that_are_no_numbers_end_a_gpus_loop(engines: SimpleNamespace) -> None:
+def test_logits_that_are_no_numbers_end_a_gpus_loop(engines: Engines) -> None:
     from max.driver import Buffer
 
     ours = engines.device._engine
@@ -191,7 +214,7 @@ def encoded(engine: Any, mel: torch.Tensor) -> list[torch.Tensor]:
     return [torch.from_dlpack(x).float().clone() for x in engine.encode(mel)]
 
 
-def test_a_trimmed_window_is_the_clip_and_behind_it_silence(engines: SimpleNamespace) -> None:
+def test_a_trimmed_window_is_the_clip_and_behind_it_silence(engines: Engines) -> None:
     from whisper.audio import pad_or_trim
 
     ours, whole = engines.trimmed._engine, engines.half._engine
@@ -217,7 +240,7 @@ def test_a_trimmed_window_is_the_clip_and_behind_it_silence(engines: SimpleNames
 
 @pytest.mark.parametrize(("name", "method"), [("max", "mojo"), ("products", "matmul"), ("device", "mojo")])
 @pytest.mark.parametrize("samples", [1, 159, 160, 201, 16_000, 100_001])
-def test_log_mel_is_whispers(engines: SimpleNamespace, name: str, method: str, samples: int) -> None:
+def test_log_mel_is_whispers(engines: Engines, name: str, method: str, samples: int) -> None:
     from whisper.audio import N_SAMPLES, log_mel_spectrogram
 
     audio = noise(samples / 16_000)
@@ -229,25 +252,25 @@ def test_log_mel_is_whispers(engines: SimpleNamespace, name: str, method: str, s
     assert (ours - theirs).abs().max() < 1e-4
 
 
-def test_unknown_log_mel_is_refused(engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_log_mel_is_refused(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASRGATE_MAX_LOG_MEL", "librosa")
     with pytest.raises(BackendError, match=r"'librosa'; on cpu .* mojo or matmul"):
         MaxWhisper.load(engines.checkpoint, "cpu", "float32", SETTINGS)
 
 
-def test_children_run_this_python_still(engines: SimpleNamespace) -> None:
+def test_children_run_this_python_still(engines: Engines) -> None:
     """A compilation writes another Python into the environment that child processes are given."""
     code = "import sys; print(sys.prefix)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == sys.prefix
 
 
-def test_beams_are_refused_on_a_gpu(engines: SimpleNamespace) -> None:
+def test_beams_are_refused_on_a_gpu(engines: Engines) -> None:
     with pytest.raises(BackendError, match="on cuda it only decodes greedily"):
         MaxWhisper.load(engines.checkpoint, "cuda", "float16", Settings(beam_size=2))
 
 
-def test_missing_and_misshapen_tensors_are_named(engines: SimpleNamespace) -> None:
+def test_missing_and_misshapen_tensors_are_named(engines: Engines) -> None:
     from asrgate.backends.max_graph.modules import Whisper
 
     place, dims = engines.max._engine.place, engines.max._engine.dims
@@ -271,9 +294,10 @@ def test_missing_and_misshapen_tensors_are_named(engines: SimpleNamespace) -> No
 
 
 def test_both_backends_take_one_artefact_and_none_imports_what_only_compiling_needs(
-    engines: SimpleNamespace,
+    engines: Engines,
 ) -> None:
     """A process of its own loads `max-hybrid` from what `max` compiled, and compiles nothing."""
+    assert engines.max
     code = f"""
 import sys
 from asrgate.backends.base import Settings
