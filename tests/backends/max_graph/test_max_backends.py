@@ -56,8 +56,11 @@ class Engines:
         self.cache = str(folder / "graphs")
         self.checkpoint = resolve(str(write_fake_checkpoint(folder / "fake.pt", **WIDE)))
 
-    def loaded(self, backend: Any, precision: str = "float32") -> Any:
-        return backend.load(self.checkpoint, "cpu", precision, SETTINGS)
+    def loaded(self, backend: Any, precision: str = "float32", settings: Settings = SETTINGS) -> Any:
+        """Load with graphs from the engines' cache, which outlives the test's own."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ASRGATE_CACHE", self.cache)
+            return backend.load(self.checkpoint, "cpu", precision, settings)
 
     @cached_property
     def reference(self) -> Any:
@@ -97,11 +100,8 @@ class Engines:
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
-    with pytest.MonkeyPatch.context() as patch:
-        engines = Engines(tmp_path_factory.mktemp("engines"))
-        patch.setenv("ASRGATE_CACHE", engines.cache)
-        yield engines
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
+    return Engines(tmp_path_factory.mktemp("engines"))
 
 
 class OnlyLogMel(engine.MaxEngine):
@@ -156,12 +156,9 @@ def test_a_batch_is_its_clips_one_by_one(engines: Engines, name: str) -> None:
 
 
 @pytest.mark.parametrize("backend", [MaxHybrid, MaxWhisper])
-def test_beams_are_openai_whispers(engines: Engines, monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
-    monkeypatch.setenv("ASRGATE_CACHE", engines.cache)
+def test_beams_are_openai_whispers(engines: Engines, backend: Any) -> None:
     settings = replace(SETTINGS, beam_size=5)
-    ours, theirs = (
-        engine.load(engines.checkpoint, "cpu", "float32", settings) for engine in (backend, WhisperCpu)
-    )
+    ours, theirs = (engines.loaded(engine, settings=settings) for engine in (backend, WhisperCpu))
     for seconds in (4.0, 31.0):
         found = ours.transcribe(noise(seconds), "en").tokens
         assert found == theirs.transcribe(noise(seconds), "en").tokens
