@@ -64,11 +64,7 @@ def linear(
 
 
 def cross_attention(
-    query: TensorValue,
-    keys: TensorValue,
-    values: TensorValue,
-    state: BufferValue,
-    layer: int,
+    query: TensorValue, keys: TensorValue, values: TensorValue, state: BufferValue, layer: int
 ) -> TensorValue:
     """softmax(q kT / sqrt(head size)) v of one new position of each window over its audio's positions.
 

@@ -77,13 +77,13 @@ def window_types(dims: Any, place: Place) -> list:
     describes. On the CPU all but the masks have a first dimension of windows, and there are the candidates of
     custom_ops.select.
     """
-    device, many = place.device, (WINDOWS,) if place.has_kernels else ()
-    size = dims.n_text_state // dims.n_text_head
-    heard = (HEARD,) if place.has_kernels else ()
-    cross = (*heard, dims.n_text_layer, dims.n_text_head, dims.n_audio_ctx, size)
+    device = place.device
+    many, heard = ((WINDOWS,), (HEARD,)) if place.has_kernels else ((), ())
     candidates = [
         BufferType(dtype, (WINDOWS, CANDIDATES), device=device) for dtype in (DType.int64, DType.float32)
     ]
+    size = dims.n_text_state // dims.n_text_head
+    cross = (*heard, dims.n_text_layer, dims.n_text_head, dims.n_audio_ctx, size)
     text = (*many, dims.n_text_layer, 2, dims.n_text_ctx, dims.n_text_state)
     return [
         TensorType(place.cross_dtype, cross, device=device),
@@ -242,8 +242,7 @@ class GraphLoop(Loop):
         no_speech_prob = float(rows.sums[0, 1])
         length = len(rules.prompt)
         self._beam_caches[1:, :, :, :length] = self._beam_caches[:1, :, :, :length]
-        # as in whisper.decoding._main_loop: the last token, which is not fed back, may exceed the context
-        for _ in range(1, min(rules.sample_limit, rules.n_text_ctx - length + 1)):
+        for _ in range(1, rules.most_tokens):
             if search.ended():
                 break
             rows.state.copy_(torch.tensor([state_after(text, rules) for text in search.texts]))

@@ -161,8 +161,7 @@ class TorchDecoder:
         beams.choose(logits.repeat(rules.beam_size, 1), first=True)
         length = prompt.shape[1]
         self._self_cache[:, :, 1 : rules.beam_size, :, :length] = self._self_cache[:, :, :1, :, :length]
-        # as in `_decode`
-        for _ in range(1, min(rules.sample_limit, rules.n_text_ctx - prompt.shape[1] + 1)):
+        for _ in range(1, rules.most_tokens):
             if beams.ended():
                 break
             states = self._states(beams.token[:, None], length, one_window=True)
@@ -183,8 +182,7 @@ class TorchDecoder:
         selection.choose(self._logits(states[:, -1]).float() + selection.first_bias, first=True)
         sampled = [selection.sampled()]
         every = STEPS_BETWEEN_STOP_CHECKS[self._device.type]
-        # as in whisper.decoding._main_loop: the last token, which is not fed back, may exceed the context
-        for count in range(1, min(rules.sample_limit, rules.n_text_ctx - prompt.shape[1] + 1)):
+        for count in range(1, rules.most_tokens):
             if count % every == 0 and selection.ended():
                 break
             step(prompt.shape[1] + count - 1)

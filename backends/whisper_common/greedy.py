@@ -59,6 +59,14 @@ class WindowRules:
     n_text_ctx: int
     beam_size: int = 1
 
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens are sampled at most.
+
+        As in whisper.decoding._main_loop: the last one, which is not fed back, may exceed the context.
+        """
+        return min(self.sample_limit, self.n_text_ctx - len(self.prompt) + 1)
+
     def for_any_prompt(self) -> WindowRules:
         """Return the rules without the prompt and what depends on it: a key for windows of the same kind."""
         return replace(self, prompt=(), sot_index=0, sample_limit=0)

@@ -578,10 +578,7 @@ def test_a_selected_token_advances_the_window(
     assert list(held["sampled_after"][0, start[2] : start[2] + 1]) == (written or [0])
 
 
-OF_WINDOWS = (
-    *("cross", "self", "embedded16", "embedded8"),
-    *("next_rules", "token", "logprob", "quiet"),
-)
+OF_WINDOWS = "cross", "self", "embedded16", "embedded8", "next_rules", "token", "logprob", "quiet"
 
 
 @pytest.mark.parametrize(("start", "prompt"), [(at(5, written=2, stamp=STAMP), 1), (at(1), 4)])
